@@ -1,0 +1,103 @@
+"""What a run leaves behind: the best weights as one file, predictions, the submission CSV and pictures."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from cls import checkpoint, report
+from cls.config import Run, from_yaml, to_yaml
+from cls.data.sources import Splits
+from cls.folder import Folder
+from cls.journal import Journal
+from cls.metrics import Predictions, summary
+from cls.models import normalization
+from cls.parallel.cluster import Cluster
+from cls.state import State
+
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+
+def input_statistics(run: Run) -> Statistics:
+    """Mean and std of the input, in units of [0, 1]: what the weights want unless data.normalize says else."""
+    if run.data.normalize == "auto":
+        return normalization(run.model)
+    if run.data.normalize == "half":
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def fallback_class(splits: Splits) -> int:
+    """The most frequent training class: the prediction for an image that cannot be read."""
+    return int(np.bincount(splits.train["label"]).argmax())
+
+
+def keep_best(folder: Path, state: State, run: Run, splits: Splits, statistics: Statistics, best: bool) -> None:
+    """If ``best``, or if there is none yet, make the evaluated weights best/model.safetensors.
+
+    Its header holds all that prediction needs. Written before the checkpoint that remembers it as the best: a kill in
+    between repeats the epoch and writes the same file again.
+    """
+    path = folder / "best" / "model.safetensors"
+    if path.exists() and not best:
+        return
+    header = {
+        "config": to_yaml(run),
+        "classes": json.dumps(splits.classes),
+        "statistics": json.dumps(statistics),
+        "fallback": str(fallback_class(splits)),
+    }
+    checkpoint.save_weights(path, state.evaluated, header)
+
+
+def read_header(path: Path) -> tuple[Run, tuple[str, ...], Statistics, int]:
+    """Run, classes, input statistics and fallback class of :func:`keep_best`'s file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+        mean, std = json.loads(header["statistics"])
+        return (
+            from_yaml(header["config"]),
+            tuple(json.loads(header["classes"])),
+            (tuple(mean), tuple(std)),
+            int(header["fallback"]),
+        )
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{path} is not a model written by train.py ({error}): name a run directory with best/"
+        ) from error
+    except Exception as error:  # safetensors raises its own SafetensorError, an Exception
+        raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
+
+
+def write_results(
+    folder: Folder, state: State, splits: Splits, look: Callable[..., Predictions], cluster: Cluster, journal: Journal
+) -> str:
+    """Predict validation and test with the best weights, write all files, and give the run's last line."""
+    run, out, fallback = folder.run, folder.path, fallback_class(splits)
+    cluster.on_main(lambda: None)  # rank 0 has written the best weights when this returns
+    checkpoint.load_weights(out / "best" / "model.safetensors", state.evaluated)
+    val = look(state.evaluated, splits.val)
+    figures = {f"best/{name}": value for name, value in summary(val).items()}
+    text = f"best validation accuracy {figures['best/accuracy']:.4f} (step {state.history.best_accuracy_step})"
+    if run.augment.tta:
+        figures["best/accuracy_tta"] = summary(look(state.evaluated, splits.val, views=run.augment.tta))["accuracy"]
+        text += f", with test-time views {figures['best/accuracy_tta']:.4f}"
+    test = look(state.evaluated, splits.test, views=run.augment.tta or ("identity",)) if splits.test else None
+    if not cluster.main:
+        return text
+    (out / "predictions").mkdir(exist_ok=True)
+    report.write_parquet(out / "predictions" / "val.parquet", val)
+    if test is not None:
+        report.write_parquet(out / "predictions" / "test.parquet", test)
+        report.write_csv(out, test, fallback)
+        text += f"; {len(test.ids)} test predictions in {out / 'prediction.csv'}"
+        if (test.labels >= 0).any():
+            figures["test/accuracy"] = summary(test)["accuracy"]
+            text += f" (accuracy {figures['test/accuracy']:.4f})"
+    pictures = report.write_report(out, val, journal.rows())
+    text += f"; pictures: {', '.join(path.name for path in pictures.values())} in {out}"
+    journal.result(text, figures, pictures)
+    return text

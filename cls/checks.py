@@ -1,0 +1,63 @@
+"""Values and combinations that cannot train: refused before anything is built, by the field's name."""
+
+from cls.config import Run, flat
+
+POSITIVE = ("data.size", "train.epochs", "train.batch", "train.micro_batch", "train.eval_batch", "train.keep",
+            "optim.lr", "optim.lr_batch", "optim.head_lr")  # fmt: skip
+NOT_NEGATIVE = ("seed", "data.limit", "augment.rotate", "augment.brightness", "augment.contrast", "augment.saturation",
+                "augment.randaugment", "augment.blur", "augment.mixup", "augment.cutmix", "model.gate",
+                "optim.weight_decay", "optim.clip", "optim.class_weight", "optim.t_max", "optim.min_lr",
+                "optim.patience", "optim.warmup", "train.max_steps", "train.early_stop")  # fmt: skip
+SHARES = ("data.val_fraction", "data.max_bad", "augment.hflip", "augment.vflip", "augment.translate", "augment.erase",
+          "augment.mix_probability", "optim.label_smoothing")  # fmt: skip
+BELOW_ONE = ("model.dropout3", "optim.ema", "optim.factor")
+
+
+def check(run: Run) -> None:
+    """ValueError naming the field, what it is and what it may be."""
+    values = flat(run)
+    for name in POSITIVE:
+        _need(values[name] > 0, name, values[name], "must be greater than 0")
+    for name in NOT_NEGATIVE:
+        _need(values[name] >= 0, name, values[name], "must be 0 or more")
+    for name in SHARES:
+        _need(0 <= values[name] <= 1, name, values[name], "must be from 0 to 1")
+    for name in BELOW_ONE:
+        _need(0 <= values[name] < 1, name, values[name], "must be from 0 to below 1")
+    for name in ("augment.crop_scale", "augment.erase_scale"):
+        low, high = values[name]
+        _need(0 < low <= high <= 1, name, values[name], "must be two shares of the area, 0 < from <= to <= 1")
+    _need(0 < run.augment.zoom[0] <= run.augment.zoom[1], "augment.zoom", run.augment.zoom, "must be 0 < from <= to")
+    _need(0 <= run.augment.hue <= 0.5, "augment.hue", run.augment.hue, "must be from 0 to 0.5")
+    _need(run.augment.blur == 0 or run.augment.blur % 2 == 1, "augment.blur", run.augment.blur, "must be 0 or odd")
+    _need(run.augment.randaugment_magnitude in range(31), "augment.randaugment_magnitude",
+          run.augment.randaugment_magnitude, "must be from 0 to 30")  # fmt: skip
+    _need(0 < run.data.crop_pct <= 1, "data.crop_pct", run.data.crop_pct, "must be above 0 and at most 1")
+    _need(0 < run.data.val_fraction < 1, "data.val_fraction", run.data.val_fraction, "must be between 0 and 1")
+    _need(all(0 <= b < 1 for b in run.optim.betas), "optim.betas", run.optim.betas, "must both be from 0 to below 1")
+    _need(run.data.workers >= -1, "data.workers", run.data.workers, "must be -1 (automatic), 0 or more")
+    _combinations(run)
+
+
+def _combinations(run: Run) -> None:
+    train = run.train
+    if train.batch % train.micro_batch:
+        raise ValueError(
+            f"train.micro_batch is {train.micro_batch}, which does not divide train.batch {train.batch}: "
+            f"use --train.micro-batch {_divisor(train.batch, train.micro_batch)}"
+        )
+    if train.compile and train.reduce == "exact":
+        raise ValueError("train.compile is not proven to give the same bits: add --train.reduce fast")
+    if run.optim.schedule == "warmup-cosine" and run.optim.warmup >= train.epochs:
+        raise ValueError(f"optim.warmup is {run.optim.warmup} epochs, not fewer than train.epochs {train.epochs}")
+    if run.optim.loss == "mse" and run.optim.label_smoothing:
+        raise ValueError("optim.label_smoothing applies to cross entropy: set it to 0 with optim.loss mse")
+
+
+def _need(good: bool, name: str, value: object, rule: str) -> None:
+    if not good:
+        raise ValueError(f"{name} is {value}: it {rule}")
+
+
+def _divisor(batch: int, near: int) -> int:
+    return max(d for d in range(1, min(batch, max(1, near)) + 1) if batch % d == 0)

@@ -1,0 +1,312 @@
+"""One run is one frozen value: everything that decides its result, and nothing else.
+
+Every field is reachable from the command line as ``--section.field value``; the text under a field is its help.
+A feature is off at its zero (``mixup=0.0``, ``cbam=()``), never ``None``.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+
+Op = Literal["frame", "hflip", "vflip", "rotate", "affine", "jitter", "randaugment", "blur", "erase"]
+View = Literal["identity", "hflip", "rotate", "crop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which images, and how they are framed when nothing is random."""
+
+    path: str = "digits"
+    """A folder of images, a parquet, arrow or webdataset file or folder, a hub name, or 'digits' (embedded)."""
+    size: int = 224
+    """Side of the square image the model sees, pixels."""
+    eval_frame: Literal["center", "squash"] = "center"
+    """Validation and test: resize the short side and crop the centre, or squash the whole image to a square."""
+    crop_pct: float = 0.875
+    """Centre framing: the crop as a fraction of the resized short side (224 / 256 = 0.875)."""
+    normalize: Literal["auto", "imagenet", "half"] = "auto"
+    """Mean and std of the input: auto follows the pretrained weights; half is mean = std = 0.5."""
+    image_column: str = ""
+    """Column with the images in parquet, arrow or hub data; empty: found by type, then by name."""
+    label_column: str = ""
+    """Column with the labels in parquet, arrow or hub data; empty: found by type, then by name."""
+    val_fraction: float = 0.1
+    """Share of the training images held out (seeded, stratified) when the data has no validation split."""
+    limit: int = 0
+    """Smoke run: use at most this many images of each split (seeded, stratified); 0 uses all."""
+    balanced: bool = False
+    """Draw every class equally often instead of every image exactly once per epoch."""
+    max_bad: float = 0.01
+    """Stop when more than this share of the training images (and more than one) turn out to be broken."""
+    workers: int = -1
+    """Loader processes per rank; -1 takes one per core this rank really has; 0 decodes in the main process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Random changes of training images, in the given order; every number is drawn from (seed, draw)."""
+
+    order: tuple[Op, ...] = (
+        "frame", "hflip", "vflip", "rotate", "affine", "jitter", "randaugment", "blur", "erase",
+    )  # fmt: skip
+    """The order in which the operations are applied; those at zero do nothing."""
+    frame: Literal["crop", "center", "squash"] = "crop"
+    """How a training image becomes a square: random resized crop, centre crop, or squashed whole."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Random resized crop: share of the image's area, from and to (aspect ratio 3/4 to 4/3)."""
+    hflip: float = 0.0
+    """Probability of a left-right flip."""
+    vflip: float = 0.0
+    """Probability of an upside-down flip."""
+    rotate: float = 0.0
+    """Rotation by an angle uniform in plus or minus this many degrees."""
+    translate: float = 0.0
+    """Affine: largest shift as a fraction of width and height."""
+    zoom: tuple[float, float] = (1.0, 1.0)
+    """Affine: range of the scale factor."""
+    brightness: float = 0.0
+    """Colour jitter: factor uniform in 1 plus or minus this."""
+    contrast: float = 0.0
+    """Colour jitter: factor uniform in 1 plus or minus this."""
+    saturation: float = 0.0
+    """Colour jitter: factor uniform in 1 plus or minus this."""
+    hue: float = 0.0
+    """Colour jitter: hue shift uniform in plus or minus this, in turns of the colour circle (at most 0.5)."""
+    randaugment: int = 0
+    """RandAugment: number of operations per image (Cubuk et al. 2019); 0 is off."""
+    randaugment_magnitude: int = 10
+    """RandAugment: magnitude, 0 to 30."""
+    blur: int = 0
+    """Gaussian blur kernel, odd pixels, sigma uniform in 0.1 to 2; 0 is off."""
+    erase: float = 0.0
+    """Probability of replacing a random box by noise (Zhong et al. 2017)."""
+    erase_scale: tuple[float, float] = (0.02, 0.33)
+    """Random erasing: share of the image's area, from and to (aspect ratio 0.3 to 3.3)."""
+    fill: Literal["black", "mean"] = "black"
+    """Colour of corners exposed by rotation and shift: black, or the normalisation mean."""
+    mixup: float = 0.0
+    """Mixup: alpha of the Beta distribution (Zhang et al. 2017); 0 is off."""
+    cutmix: float = 0.0
+    """CutMix: alpha of the Beta distribution (Yun et al. 2019); 0 is off; with mixup, one of the two by a fair coin."""
+    mix_probability: float = 1.0
+    """Share of steps that are mixed at all; one coin per step ('random mixup' at 0.5)."""
+    tta: tuple[View, ...] = ()
+    """Test-time views whose softmax is averaged for the test prediction; empty: one plain view."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The network: a backbone with pretrained weights, optional attention, and a head."""
+
+    backbone: str = "resnext101_32x8d"
+    """A torchvision ResNet or ResNeXt name, 'timm/NAME' for a timm model, or 'resnext14_8x8d' (small, for digits)."""
+    weights: str = "DEFAULT"
+    """'none', a torchvision name such as IMAGENET1K_V2 or DEFAULT, 'timm' (that model's own), or a local file."""
+    head: str = ""
+    """Layers before the output layer, in words: a number is a linear layer of that width; bn, relu, silu, dropout:P."""
+    gate: int = 0
+    """Width of the attention gate on the backbone's own logits, which are then kept (report 1 uses 500); 0 is off."""
+    cbam: tuple[int, ...] = ()
+    """Stages (1 to 4) that are followed by a convolutional block attention module (Woo et al. 2018)."""
+    cbam_chained: bool = False
+    """CBAM as report 2's program has it: the max-pool branch is fed the average branch's output."""
+    dropout3: float = 0.0
+    """Dropout between the third and the fourth stage."""
+    freeze: tuple[str, ...] = ()
+    """Parts kept at their pretrained values, BatchNorm statistics included: stem, layer1, ... or a module's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """Loss, optimizer and schedule."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """Optimizer: AdamW, or SGD with momentum 0.9."""
+    lr: float = 1e-4
+    """Learning rate at the batch given by lr_batch."""
+    lr_batch: int = 64
+    """The global batch for which lr was stated; only used by scale_lr."""
+    scale_lr: Literal["none", "sqrt", "linear"] = "none"
+    """How the rate follows train.batch / lr_batch; none keeps lr whatever the batch."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay (AdamW) or L2 penalty (SGD)."""
+    decay_norms: bool = True
+    """Also decay norms and biases, as all five published programs do."""
+    head_lr: float = 1.0
+    """Factor on the rate of the head and of other fresh parts."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's two decay rates."""
+    clip: float = 0.0
+    """Largest gradient norm; 0 does not clip."""
+    ema: float = 0.0
+    """Decay of the exponential moving average of the weights, which is then what is evaluated; 0 is off."""
+    loss: Literal["ce", "mse"] = "ce"
+    """Cross entropy, or the mean squared error between logits and one-hot targets, mean over classes."""
+    label_smoothing: float = 0.0
+    """Share of each training target spread evenly over all classes."""
+    class_weight: float = 0.0
+    """Weight each class by frequency to the power of minus this (1: inverse frequency); 0 is off."""
+    schedule: Literal["fixed", "cosine", "plateau", "warmup-cosine"] = "fixed"
+    """Rate: fixed; cosine or plateau stepped per epoch; warm-up then cosine stepped per step."""
+    t_max: int = 0
+    """Cosine: epochs from lr down to min_lr (the rate rises again after them); 0 is all epochs."""
+    min_lr: float = 0.0
+    """Lowest rate of cosine and plateau."""
+    factor: float = 0.1
+    """Plateau: factor on the rate."""
+    patience: int = 10
+    """Plateau: bad epochs that are tolerated; the next one lowers the rate."""
+    plateau_on: Literal["loss", "accuracy", "either"] = "loss"
+    """Plateau: the validation figure that must improve; either: an epoch is bad when neither improved."""
+    warmup: float = 0.0
+    """Warm-up + cosine: epochs of linear warm-up from zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How long, in which pieces, with which arithmetic."""
+
+    epochs: int = 100
+    """Passes over the training images."""
+    batch: int = 64
+    """Global batch: images per optimizer step over all processes."""
+    micro_batch: int = 16
+    """Images per forward pass, which BatchNorm statistics, mixing partners and dropout masks share; divides batch."""
+    max_steps: int = 0
+    """Smoke run: stop after this many optimizer steps; 0 runs all epochs."""
+    eval_batch: int = 32
+    """Images per forward pass of validation and test."""
+    early_stop: int = 0
+    """Stop after this many epochs in a row without a lower validation loss; 0 never stops early."""
+    reduce: Literal["exact", "fast"] = "exact"
+    """exact: gradients are added in one fixed tree, so any number of processes gives the same bits; fast: any order."""
+    deterministic: bool = True
+    """Use only kernels that give the same bits every time."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 autocast where the GPU has it natively, else fp32; resolved at the first start and then kept."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU if there is one that works, else the CPU."""
+    channels_last: bool = True
+    """Keep images and convolutions in the channels-last memory format."""
+    compile: bool = False
+    """Compile the model with torch.compile (not together with reduce=exact)."""
+    keep: int = 2
+    """Number of latest checkpoints kept, besides the best by accuracy and the best by loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Track:
+    """Where the numbers go besides metrics.jsonl; none of it changes the result."""
+
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """W&B: auto is online when an API key is known, else offline."""
+    project: str = "cls"
+    """W&B project."""
+    name: str = ""
+    """W&B run name; empty: the run directory's name."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files (needs the extra 'tensorboard')."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run."""
+
+    recipe: str = "digits"
+    """Name of the recipe this run started from (set by the first word of the command)."""
+    seed: int = 0
+    """Decides order, augmentation, mixing, dropout, and the initial values of fresh layers."""
+    out: str = ""
+    """Run directory; the same directory again continues the run; empty: runs/<recipe>-<date>-<time>."""
+    data: Data = field(default_factory=Data)
+    augment: Augment = field(default_factory=Augment)
+    model: Model = field(default_factory=Model)
+    optim: Optim = field(default_factory=Optim)
+    train: Train = field(default_factory=Train)
+    track: Track = field(default_factory=Track)
+
+
+# Fields of the moment: a continued run may have other values without being another run.
+MOMENT = ("out", "data.workers", "train.device", "train.keep", "train.max_steps", "track.")
+
+
+def change(run: Run, *, recipe: str = "", seed: int | None = None, **sections: dict[str, Any]) -> Run:
+    """A variant of a run: ``change(run, train=dict(batch=32), model=dict(head=""))``."""
+    top: dict[str, Any] = {} if seed is None else {"seed": seed}
+    if recipe:
+        top["recipe"] = recipe
+    parts = {name: dataclasses.replace(getattr(run, name), **values) for name, values in sections.items()}
+    return dataclasses.replace(run, **top, **parts)
+
+
+def flat(run: Run) -> dict[str, Any]:
+    """All fields as one level of dotted names, in the order of definition."""
+    out: dict[str, Any] = {}
+    for item in dataclasses.fields(run):
+        value = getattr(run, item.name)
+        if dataclasses.is_dataclass(value):
+            out |= {f"{item.name}.{inner.name}": getattr(value, inner.name) for inner in dataclasses.fields(value)}
+        else:
+            out[item.name] = value
+    return out
+
+
+def to_yaml(run: Run) -> str:
+    plain = {
+        key: {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()} if isinstance(value, dict) else value
+        for key, value in dataclasses.asdict(run).items()
+    }
+    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+
+
+def from_yaml(text: str) -> Run:
+    """Rebuild a run from :func:`to_yaml`'s text; an unknown or ill-typed field is a ValueError that names it."""
+    loaded = yaml.safe_load(text)
+    if not isinstance(loaded, dict):
+        raise ValueError(f"config: expected a mapping of sections, found {type(loaded).__name__}")
+    return typing.cast(Run, _build(Run, loaded, ""))
+
+
+def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, 1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            raise ValueError(f"config: unknown field {prefix}{key}{hint}")
+    built = {}
+    for key, value in values.items():
+        if dataclasses.is_dataclass(hints[key]):
+            built[key] = _build(typing.cast(type, hints[key]), value, f"{prefix}{key}.")
+        else:
+            built[key] = _coerce(hints[key], value, prefix + key)
+    return kind(**built)
+
+
+def _coerce(hint: Any, value: Any, name: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and isinstance(value, list):
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(kinds) == len(value):
+            return tuple(_coerce(kind, item, name) for kind, item in zip(kinds, value, strict=True))
+    elif (origin is Literal and value in args) or (isinstance(hint, type) and type(value) is hint):
+        return value
+    elif hint is float and isinstance(value, int | str) and not isinstance(value, bool):
+        return float(value)  # YAML 1.1 reads 1e-4 (no dot) as a string
+    shown = hint if isinstance(hint, types.GenericAlias) or origin else hint.__name__
+    raise ValueError(f"config: {name} must be {shown}, found {value!r}")
+
+
+def diff(old: Run, new: Run) -> list[str]:
+    """One line for each field that differs and is not of the moment."""
+    before, after = flat(old), flat(new)
+    return [
+        f"{name}: {before[name]!r} -> {after[name]!r}"
+        for name in before
+        if before[name] != after[name] and not name.startswith(MOMENT)
+    ]

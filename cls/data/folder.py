@@ -1,0 +1,148 @@
+"""A folder of image files as a Hugging Face dataset.
+
+An own walk: 0.3 s for 30,000 files, where ``load_dataset("imagefolder")`` takes 14 to 18 s at every launch and drops
+the label column when one file lies deeper than the others.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import Dataset, Features, Image, Value
+
+from cls.images.decode import EXTENSIONS
+
+log = logging.getLogger("cls")
+
+TABLES = (".parquet", ".arrow", ".tar", ".tgz", ".tar.gz")
+"""File name endings that tables.py reads."""
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+COLUMNS = {"image": Image(decode=False), "id": Value("string")}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One split before its labels are numbered."""
+
+    images: Dataset  # columns image (undecoded) and id
+    names: Sequence[str | None]  # class name of each row; None where unknown
+    columns: tuple[str, ...] = ()  # of the table it was read from, for messages
+
+
+def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key with numbers as numbers: "2" before "10"; the text itself breaks ties ("1" and "01")."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts], name
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Relative paths with "/" below one root, naturally sorted; hidden files are not listed."""
+
+    images: list[str]
+    tables: list[str]
+    others: int
+
+
+def scan(root: Path) -> Listing:
+    """Walk a folder and, through symbolic links, its subfolders. A folder that cannot be read is a ValueError."""
+    images: list[str] = []
+    tables: list[str] = []
+    others = 0
+    root = Path(os.path.realpath(root))
+    pending = [(root, "", frozenset((str(root),)))]
+    while pending:
+        folder, prefix, above = pending.pop()
+        try:
+            for entry in os.scandir(folder):
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                    if real not in above:  # a link to a folder above would be walked for ever
+                        pending.append((Path(real), f"{prefix}{entry.name}/", above | {real}))
+                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
+                    images.append(prefix + entry.name)
+                elif entry.name.lower().endswith(TABLES):
+                    tables.append(prefix + entry.name)
+                else:
+                    others += 1
+        except OSError as error:
+            raise ValueError(f"data.path: cannot read folder {folder}: {error.strerror}") from None
+    for name in (*images, *tables):
+        if not name.isprintable() and any(0xD800 <= ord(letter) < 0xE000 for letter in name):  # surrogates
+            raise ValueError(f"data.path: the file name {name!r} in {root} is not UTF-8; rename it")
+    return Listing(sorted(images, key=natural), sorted(tables, key=natural), others)
+
+
+def files(root: Path, names: list[str], labels: Sequence[str | None]) -> Part:
+    """Image files by their paths relative to ``root``, which become their ids."""
+    top = root.absolute()
+    images = [{"bytes": None, "path": f"{top}/{name}"} for name in names]
+    return Part(Dataset.from_dict({"image": images, "id": names}, features=Features(COLUMNS)), labels)
+
+
+def read(root: Path, listing: Listing) -> dict[str, Part]:
+    """The splits of a folder: ``train/ val|valid|validation/ test/``, or only class folders (all of it is train).
+
+    Labels are the names of the class folders; files may lie deeper inside them. The test folder may be flat, or have
+    subfolders that are no classes: its images are then unlabelled. Everything else is a ValueError.
+    """
+    if listing.others:
+        log.info("%s: %d files that are no images ignored", root, listing.others)
+    # A class may be called "train": it is the split only if it has folders (classes) inside.
+    split_layout = any(name.lower().startswith("train/") and name.count("/") > 1 for name in listing.images)
+    if not split_layout:
+        only = {name.split("/")[0] for name in listing.images if "/" in name}
+        if only and all(name.lower() in SPLITS for name in only):
+            raise ValueError(
+                f"data.path: {root} has {', '.join(sorted(only))} but no train/ with class folders; "
+                "expected train/<class>/..., or class folders only"
+            )
+        return {"train": _class_folders(root, listing.images, depth=0)}
+    groups: dict[str, list[str]] = {}
+    folders: dict[str, set[str]] = {}
+    for name in listing.images:
+        top = name.split("/")[0]
+        split = SPLITS.get(top.lower()) if "/" in name else None
+        groups.setdefault(split or "", []).append(name)
+        folders.setdefault(split or "", set()).add(top)
+    if stray := groups.pop("", []):
+        log.warning("%s: %d images outside train/, val/ and test/ ignored, e.g. %s", root, len(stray), stray[0])
+    for split, tops in folders.items():
+        if split and len(tops) > 1:
+            raise ValueError(f"data.path: {root} has {' and '.join(sorted(tops))}; keep one folder for {split}")
+    _refuse_empty(root, groups)
+    parts = {split: _class_folders(root, names, depth=1) for split, names in groups.items() if split != "test"}
+    if "test" in groups:
+        classes = {name for name in parts["train"].names if name}
+        parts["test"] = _test_folder(root, groups["test"], classes)
+    return parts
+
+
+def _refuse_empty(root: Path, groups: dict[str, list[str]]) -> None:
+    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+        split = SPLITS.get(entry.name.lower())
+        if split and entry.is_dir() and split not in groups:
+            raise ValueError(f"data.path: {entry.path} holds no images; fill it or remove it")
+
+
+def _class_folders(root: Path, names: list[str], depth: int) -> Part:
+    inside = [name for name in names if name.count("/") > depth]
+    where = f"{root}/{names[0].rsplit('/', 1)[0]}" if depth and names else f"{root}"
+    if not inside:
+        raise ValueError(f"data.path: {where} has no class folders with images; expected <class>/<image> inside it")
+    if len(inside) < len(names):
+        log.warning("%s: %d images outside the class folders ignored", where, len(names) - len(inside))
+    return files(root, inside, [name.split("/")[depth] for name in inside])
+
+
+def _test_folder(root: Path, names: list[str], classes: set[str]) -> Part:
+    """Labelled if any subfolder is a class; then a subfolder that is none is an unknown class, found later."""
+    labels = [name.split("/")[1] if name.count("/") > 1 else None for name in names]
+    if not classes.intersection(label for label in labels if label):
+        labels = [None] * len(names)
+    return files(root, names, labels)

@@ -1,0 +1,222 @@
+"""Images inside other files: parquet, arrow, save_to_disk, webdataset tars, the Hugging Face hub.
+
+Parquet and tars are copied once to the datasets cache (HF_HOME) as memory-mapped Arrow, keyed by path, size and time
+of change; arrow and save_to_disk are mapped where they lie.
+"""
+
+import json
+import logging
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, Features, Image, Value
+
+from cls import config
+from cls.data.folder import COLUMNS, SPLITS, TABLES, Part
+from cls.images.decode import EXTENSIONS
+
+log = logging.getLogger("cls")
+
+IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
+LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label", "category")
+
+
+def is_saved(root: Path) -> bool:
+    """Whether a folder was written by ``save_to_disk``."""
+    return (root / "dataset_dict.json").is_file() or (root / "state.json").is_file()
+
+
+def read_saved(root: Path, data: config.Data) -> dict[str, Part]:
+    try:
+        loaded = datasets.load_from_disk(str(root))
+    except Exception as error:  # missing shards, another format version: OSError, ValueError, ArrowInvalid, KeyError
+        raise ValueError(f"data.path: cannot read the saved dataset {root}: {_reason(error)}") from None
+    return _parts(loaded, data)
+
+
+def read_hub(name: str, data: config.Data) -> dict[str, Part]:
+    try:
+        loaded = datasets.load_dataset(name)
+    except Exception as error:  # the hub client raises OSError, ValueError, RuntimeError and httpx's own family
+        raise ValueError(
+            f"data.path: {name!r} is no file or folder here, and as a hub dataset it could not be loaded "
+            f"({_reason(error)}); without internet, run 'cls fetch' where there is some, or give a local path"
+        ) from None
+    return _parts(loaded, data)
+
+
+def read_files(root: Path, names: list[str], data: config.Data) -> dict[str, Part]:
+    """Parquet, arrow or tar files; the split is read from the start of a folder's or file's name (``val-0001.tar``)."""
+    kinds = {next(kind for kind in TABLES if name.lower().endswith(kind)) for name in names}
+    if len(kinds) > 1:
+        raise ValueError(f"data.path: {root} mixes {' and '.join(sorted(kinds))} files; point at one kind")
+    groups: dict[str | None, list[str]] = {}
+    for name in names:
+        groups.setdefault(_split_of(name), []).append(str(root / name))
+    if unnamed := groups.pop(None, []):
+        if groups:
+            raise ValueError(f"data.path: cannot tell the split of {unnamed[0]}; name it train-, val- or test-...")
+        groups["train"] = unnamed
+    kind, parts = kinds.pop(), {}
+    for split, paths in groups.items():
+        assert split
+        try:
+            table = _load(kind, paths)
+        except Exception as error:  # pyarrow, tarfile and datasets each have their own family
+            raise ValueError(f"data.path: cannot read {paths[0]}: {_reason(error)}") from None
+        parts[split] = _part(table, split, data)
+    return parts
+
+
+def _split_of(name: str) -> str | None:
+    for piece in PurePosixPath(name.lower()).parts:
+        if match := re.match(r"(train|validation|valid|val|test)(?![a-z])", piece):
+            return SPLITS[match[1]]
+    return None
+
+
+def _load(kind: str, paths: list[str]) -> Dataset:
+    if kind == ".parquet":
+        return datasets.load_dataset("parquet", data_files=paths, split="train")
+    if kind == ".arrow":
+        return datasets.concatenate_datasets([_arrow(path) for path in paths])
+    stamps = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
+    features = Features({"image": Image(decode=False), "label": Value("string"), "__key__": Value("string")})
+    return Dataset.from_generator(_samples, features=features, gen_kwargs={"stamps": stamps})
+
+
+def _arrow(path: str) -> Dataset:
+    try:
+        return Dataset.from_file(path)
+    except pa.ArrowInvalid:  # not the stream format that datasets writes but the file format (feather)
+        return Dataset(pa.ipc.open_file(pa.memory_map(path)).read_all())
+
+
+def _samples(stamps: list[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
+    """Neighbouring members of a tar that share the name up to the first dot are one sample (webdataset).
+
+    Size and time of change are not used here: they are part of the cache's key.
+    """
+    empty = {"image": None, "label": None}
+    for path, _, _ in stamps:
+        with tarfile.open(path) as tar:
+            sample: dict[str, Any] = {}
+            for member in tar:
+                folder, base = os.path.split(member.name)
+                if not member.isfile() or base.startswith("."):
+                    continue
+                stem, _, suffix = base.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                if sample.get("__key__") != key:
+                    if sample.get("image"):
+                        yield sample
+                    sample = {**empty, "__key__": key}
+                stream = tar.extractfile(member)
+                assert stream is not None  # isfile
+                last = suffix.rpartition(".")[2].lower()
+                if "." + last in EXTENSIONS:
+                    sample["image"] = {"bytes": stream.read(), "path": base}
+                elif last == "cls":
+                    sample["label"] = stream.read().decode().strip()
+                elif last == "json":
+                    label = json.loads(stream.read()).get("label")
+                    sample["label"] = sample["label"] if label is None else str(label)
+            if sample.get("image"):
+                yield sample
+
+
+def _parts(loaded: Any, data: config.Data) -> dict[str, Part]:
+    """Splits of a Dataset or a DatasetDict; other splits than train, validation and test are left out."""
+    tables = {"train": loaded} if isinstance(loaded, Dataset) else dict(loaded)
+    if extra := [name for name in tables if name.lower() not in SPLITS]:
+        log.info("splits left out: %s", ", ".join(map(str, extra)))
+    return {
+        SPLITS[name.lower()]: _part(table, SPLITS[name.lower()], data)
+        for name, table in tables.items()
+        if name.lower() in SPLITS
+    }
+
+
+def _part(table: Dataset, split: str, data: config.Data) -> Part:
+    image, label = _image_column(table.features, data), _label_column(table.features, data, split)
+    names: list[str | None] = _names(table, label) if label else [None] * len(table)
+    keys = table["__key__"][:] if "__key__" in table.features else None
+    images = table.select_columns([image])
+    if image != "image":
+        images = images.rename_column(image, "image")
+    try:
+        images = images.cast_column("image", Image(decode=False))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, ValueError) as error:
+        raise ValueError(f"data.image_column: column {image!r} does not hold images: {_reason(error)}") from None
+    ids = _ids(images, keys, split)
+    return Part(images.add_column("id", ids, feature=COLUMNS["id"]), names, tuple(table.features))
+
+
+def _ids(images: Dataset, keys: list[str] | None, split: str) -> list[str]:
+    """``<split>/<name>`` where the rows have distinct keys or file names, else ``<split>-<row>``."""
+    if keys is None:
+        paths = pc.struct_field(images.data.column("image"), "path").to_pylist()
+        keys = [PurePosixPath(path).name for path in paths if path]
+    if len(set(keys)) == len(images):
+        return [f"{split}/{key}" for key in keys]
+    return [f"{split}-{row}" for row in range(len(images))]
+
+
+def _image_column(features: Features, data: config.Data) -> str:
+    if data.image_column:
+        return _named(features, data.image_column, "data.image_column")
+    kinds = {name: _image_kind(feature) for name, feature in features.items()}
+    for rank in (1, 2, 3):
+        found = [name for name, kind in kinds.items() if kind == rank]
+        chosen = found if len(found) == 1 else [name for name in IMAGE_NAMES if name in found]
+        if chosen:
+            return chosen[0]
+    raise ValueError(f"data.image_column: cannot tell the image column; name one of {', '.join(features)}")
+
+
+def _image_kind(feature: Any) -> int:
+    if isinstance(feature, Image):
+        return 1
+    if isinstance(feature, dict) and "bytes" in feature:
+        return 2
+    return 3 if isinstance(feature, Value) and feature.dtype in ("binary", "large_binary") else 0
+
+
+def _label_column(features: Features, data: config.Data, split: str) -> str:
+    """The name of the label column, empty if there is none; only a test split may lack the configured one."""
+    if data.label_column and (split != "test" or data.label_column in features):
+        return _named(features, data.label_column, "data.label_column")
+    named: list[str] = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if len(named) == 1:
+        return named[0]
+    return next((name for name in LABEL_NAMES if name in features), "")
+
+
+def _named(features: Features, column: str, field: str) -> str:
+    if column not in features:
+        raise ValueError(f"{field}: there is no column {column!r}; the columns are {', '.join(features)}")
+    return column
+
+
+def _names(table: Dataset, column: str) -> list[str | None]:
+    """Class names: of a ClassLabel its names, strings themselves, integers as text; -1 and null are unknown."""
+    feature, values = table.features[column], table[column][:]
+    if isinstance(feature, ClassLabel):
+        return [None if value is None or value < 0 else feature.names[value] for value in values]
+    kind = feature.dtype if isinstance(feature, Value) else str(feature)
+    if kind in ("string", "large_string"):
+        return [value or None for value in values]
+    if kind == "bool" or re.fullmatch(r"u?int\d+", kind):
+        return [None if value is None or value < 0 else str(int(value)) for value in values]
+    raise ValueError(f"data.label_column: column {column!r} holds {kind}; expected class names or integers")
+
+
+def _reason(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]

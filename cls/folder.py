@@ -1,0 +1,169 @@
+"""The run directory: one writer at a time, one configuration for life, and the record of images that were broken."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+
+from cls.config import Run, change, diff, from_yaml, to_yaml
+from cls.files import write_whole
+from cls.outcome import DataError
+from cls.parallel.cluster import Cluster, resolve_precision
+
+log = logging.getLogger("cls")
+
+HEARTBEAT_SECONDS = 30
+DEAD_AFTER_SECONDS = 600  # a writer on another host that has not touched its lock for so long is gone
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A claimed run directory and the run as it is to be continued."""
+
+    path: Path
+    run: Run  # precision resolved, out filled in
+    finished: bool
+
+    def beat(self) -> None:
+        """Show other hosts that this writer lives; cheap enough for every step."""
+        lock = self.path / "lock"
+        with contextlib.suppress(FileNotFoundError):  # deleted by hand: no reason to die
+            if time.time() - lock.stat().st_mtime > HEARTBEAT_SECONDS:
+                os.utime(lock)
+
+    def release(self) -> None:
+        (self.path / "lock").unlink(missing_ok=True)
+
+
+def open_folder(run: Run, cluster: Cluster) -> Folder:
+    """Create or continue ``run.out`` (called on rank 0 only).
+
+    Raises ValueError when the directory cannot be written, is in use, or belongs to a run with another configuration.
+    """
+    path = Path(run.out or f"runs/{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not (path / "config.yaml").exists() and set(os.listdir(path)) - {"exit.json", "lock"}:
+            raise ValueError(f"out: {path} holds other files and no config.yaml: name an empty or a run directory")
+        claim(path / "lock")
+    except OSError as error:
+        raise ValueError(f"out: {path} cannot be written ({error.strerror}): choose another --out") from error
+    try:
+        return _agree(path, run, cluster)
+    except BaseException:
+        (path / "lock").unlink(missing_ok=True)
+        raise
+
+
+def _agree(path: Path, run: Run, cluster: Cluster) -> Folder:
+    run = dataclasses.replace(run, out=str(path))
+    stored_text = (path / "config.yaml").read_text() if (path / "config.yaml").exists() else ""
+    finished = False
+    if stored_text:
+        stored = from_yaml(stored_text)
+        if run.train.precision == "auto":
+            run = change(run, train={"precision": stored.train.precision})
+        lines = diff(stored, run)
+        if lines:
+            changes = "\n  ".join(lines)
+            raise ValueError(f"out: {path} holds a run with another configuration; use another --out:\n  {changes}")
+        finished = _outcome(path) == "done" and stored.train.max_steps == run.train.max_steps
+    else:
+        run = change(run, train={"precision": resolve_precision(run.train.precision, cluster.device)})
+    if not finished:
+        (path / "exit.json").unlink(missing_ok=True)
+        write_whole(path / "config.yaml", to_yaml(run).encode())
+    return Folder(path, run, finished)
+
+
+def _outcome(path: Path) -> str:
+    try:
+        return str(json.loads((path / "exit.json").read_text())["outcome"])
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+def claim(lock: Path) -> None:
+    """Take the lock or raise ValueError naming its owner; a dead owner's lock is taken over."""
+    mine = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID", "")}
+    mine["birth"] = _birth(os.getpid())
+    for _ in range(2):
+        try:
+            handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            owner = _owner(lock)
+            if owner and _alive(owner, lock):
+                raise ValueError(
+                    f"out: {lock.parent} is being written by process {owner['pid']} on {owner['host']} "
+                    f"(job {owner['job'] or '-'}): wait for it, or delete {lock} if it is gone"
+                ) from None
+            lock.unlink(missing_ok=True)
+            continue
+        with os.fdopen(handle, "w") as file:
+            json.dump(mine, file)
+        return
+    raise ValueError(f"out: {lock} was taken by another process just now: try again")
+
+
+def _owner(lock: Path) -> dict[str, str | int]:
+    try:
+        found = json.loads(lock.read_text())
+        return found if isinstance(found, dict) and {"host", "pid", "job", "birth"} <= found.keys() else {}
+    except (OSError, ValueError):
+        # being written this very moment by somebody else, unless it is old
+        fresh = lock.exists() and time.time() - lock.stat().st_mtime < 5
+        return {"host": "?", "pid": "?", "job": "", "birth": ""} if fresh else {}
+
+
+def _alive(owner: dict[str, str | int], lock: Path) -> bool:
+    if owner["host"] == socket.gethostname():
+        return _birth(int(owner["pid"])) == owner["birth"]
+    return lock.exists() and time.time() - lock.stat().st_mtime < DEAD_AFTER_SECONDS
+
+
+def _birth(pid: int) -> str:
+    """Start time of a process in clock ticks since boot, '' if there is none: tells a reused pid from the old one."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+class BrokenImages:
+    """Distinct broken training images over all lives and ranks, named in bad_images.csv."""
+
+    def __init__(self, path: Path, ids: list[str], max_bad: float) -> None:
+        self.path, self.ids = path, ids
+        self.quota = max(1.0, max_bad * len(ids))
+        self.reasons: dict[str, str] = {}
+        self._new: dict[str, str] = {}
+        if path.exists():
+            with path.open(newline="") as file:
+                self.reasons = {row["id"]: row["reason"] for row in csv.DictReader(file)}
+
+    def note(self, broken: list[tuple[int, str]]) -> None:
+        self._new |= {self.ids[row]: reason for row, reason in broken}
+
+    def agree(self, cluster: Cluster) -> None:
+        """Exchange what the ranks found; DataError on all of them when there are too many."""
+        known = len(self.reasons)
+        for found in cluster.gather(self._new):
+            self.reasons |= found
+        self._new = {}
+        if len(self.reasons) > known and cluster.main:
+            text = io.StringIO()
+            csv.writer(text).writerows([("id", "reason"), *sorted(self.reasons.items())])
+            write_whole(self.path, text.getvalue().encode())
+            log.warning("%d broken training images so far, replaced; see %s", len(self.reasons), self.path)
+        if len(self.reasons) > self.quota:
+            raise DataError(
+                f"{len(self.reasons)} of {len(self.ids)} training images are broken, more than data.max_bad allows "
+                f"({self.quota:.0f}); they are named in {self.path}: mend or delete them, then run the same command"
+            )

@@ -1,0 +1,216 @@
+"""All random numbers of one image, drawn before any pixel is touched.
+
+``draw`` turns operations into parameters with concrete numbers. Both executors (reference.py and the fused path) read
+the same parameters, so they apply the same augmentation. The distributions are torchvision's (0.29, transforms.v2).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from cls.images import ops
+from cls.images.ops import Fill, Op
+
+LONGEST = 16
+"""Aspect ratio above which only the centre is kept: a 1 x 60,000 strip resized to a short side of 256 is 12 GB."""
+BINS = 30
+"""RandAugment: magnitudes run from 0 to this (31 bins)."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Cut a box, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Resize to this many pixels, bilinear with antialiasing."""
+
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Flip:
+    axis: Literal["horizontal", "vertical"]
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Counter-clockwise about the centre, degrees."""
+
+    angle: float
+    fill: Fill
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Move right and down by whole pixels after scaling about the centre."""
+
+    right: int
+    down: int
+    scale: float
+    fill: Fill
+
+
+@dataclass(frozen=True)
+class Colour:
+    """Factors in the order of application; names are brightness, contrast, saturation, hue (turns)."""
+
+    factors: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class RandOp:
+    """One operation of RandAugment: torchvision's name and signed magnitude (pixels for Translate, bits, 0..255)."""
+
+    name: str
+    magnitude: float
+    fill: Fill
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    kernel: int
+    sigma: float
+
+
+@dataclass(frozen=True)
+class Box:
+    """The box to be erased, pixels of the final image."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+Param = Crop | Resize | Flip | Rotation | Shift | Colour | RandOp | Gaussian | Box
+
+
+def draw(operations: tuple[Op, ...], width: int, height: int, rng: np.random.Generator) -> tuple[Param, ...]:
+    """The parameters for one upright image of this size, in order; what does not happen (no flip) is left out."""
+    params: list[Param] = []
+    for op in operations:
+        drawn = _draw(op, width, height, rng)
+        for param in drawn:
+            if isinstance(param, Crop | Resize):
+                width, height = param.width, param.height
+        params += drawn
+    return tuple(params)
+
+
+def _draw(op: Op, width: int, height: int, rng: np.random.Generator) -> list[Param]:
+    match op:
+        case ops.RandomResizedCrop(size=size):
+            return [_random_box(op, width, height, rng), Resize(size, size)]
+        case ops.ResizeShort(size=size):
+            return _resize_short(size, width, height)
+        case ops.CenterCrop(size=size):
+            return [Crop(round((width - size) / 2), round((height - size) / 2), size, size)]
+        case ops.Squash(size=size):
+            return [Resize(size, size)]
+        case ops.HFlip(p=p):
+            return [Flip("horizontal")] if rng.random() < p else []
+        case ops.VFlip(p=p):
+            return [Flip("vertical")] if rng.random() < p else []
+        case ops.Rotate(degrees=degrees, fill=fill):
+            return [Rotation(rng.uniform(-degrees, degrees), fill)]
+        case ops.Affine(translate=share, zoom=zoom, fill=fill):
+            right, down = (round(rng.uniform(-share * side, share * side)) for side in (width, height))
+            return [Shift(right, down, rng.uniform(*zoom), fill)]
+        case ops.Jitter():
+            return [_colour(op, rng)]
+        case ops.RandAugment(n=n):
+            return [_rand_op(op, width, height, rng) for _ in range(n)]
+        case ops.Blur(kernel=kernel):
+            # Reflected edges need more pixels than half a kernel; a sliver of an image stays sharp.
+            return [Gaussian(kernel, rng.uniform(0.1, 2.0))] if min(width, height) > kernel // 2 else []
+        case ops.Erase():
+            return _erase_box(op, width, height, rng)
+
+
+def _random_box(op: ops.RandomResizedCrop, width: int, height: int, rng: np.random.Generator) -> Crop:
+    low, high = op.ratio
+    for _ in range(10):
+        area = width * height * rng.uniform(*op.scale)
+        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top = int(rng.integers(height - h + 1))
+            return Crop(int(rng.integers(width - w + 1)), top, w, h)
+    # The image is too elongated for the ratios (or the scale too near 1): the largest central box within them.
+    w = round(height * high) if width / height > high else width
+    h = round(width / low) if width / height < low else height
+    return Crop((width - w) // 2, (height - h) // 2, w, h)
+
+
+def _resize_short(size: int, width: int, height: int) -> list[Param]:
+    params: list[Param] = []
+    short = min(width, height)
+    if max(width, height) > LONGEST * short:
+        w, h = min(width, LONGEST * short), min(height, LONGEST * short)
+        params.append(Crop((width - w) // 2, (height - h) // 2, w, h))
+        width, height = w, h
+    return [*params, Resize(size * width // short, size * height // short)]
+
+
+def _colour(op: ops.Jitter, rng: np.random.Generator) -> Colour:
+    order = rng.permutation(4)
+    factors = [
+        ("brightness", rng.uniform(max(0.0, 1 - op.brightness), 1 + op.brightness), op.brightness),
+        ("contrast", rng.uniform(max(0.0, 1 - op.contrast), 1 + op.contrast), op.contrast),
+        ("saturation", rng.uniform(max(0.0, 1 - op.saturation), 1 + op.saturation), op.saturation),
+        ("hue", rng.uniform(-op.hue, op.hue), op.hue),
+    ]
+    return Colour(tuple(factors[i][:2] for i in order if factors[i][2]))
+
+
+RAND_OPS = (
+    "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
+    "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize",
+)  # fmt: skip
+"""torchvision's RandAugment space, in its order."""
+
+
+def _rand_op(op: ops.RandAugment, width: int, height: int, rng: np.random.Generator) -> RandOp:
+    name = RAND_OPS[rng.integers(len(RAND_OPS))]
+    share = op.magnitude / BINS
+    match name:
+        case "ShearX" | "ShearY":
+            magnitude = 0.3 * share
+        case "TranslateX":
+            magnitude = float(5 * width * op.magnitude // 331)  # 150 / 331 of the side at 30, whole pixels
+        case "TranslateY":
+            magnitude = float(5 * height * op.magnitude // 331)
+        case "Rotate":
+            magnitude = 30.0 * share
+        case "Brightness" | "Color" | "Contrast" | "Sharpness":
+            magnitude = 0.9 * share
+        case "Posterize":
+            return RandOp(name, float(round(8 - 4 * share)), op.fill)
+        case "Solarize":
+            return RandOp(name, 8.5 * (BINS - op.magnitude), op.fill)
+        case _:
+            return RandOp(name, 0.0, op.fill)
+    return RandOp(name, magnitude if rng.random() < 0.5 else -magnitude, op.fill)
+
+
+def _erase_box(op: ops.Erase, width: int, height: int, rng: np.random.Generator) -> list[Param]:
+    if rng.random() >= op.p:
+        return []
+    for _ in range(10):
+        area = width * height * rng.uniform(*op.scale)
+        ratio = math.exp(rng.uniform(math.log(op.ratio[0]), math.log(op.ratio[1])))
+        h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if h < height and w < width:
+            top = int(rng.integers(height - h + 1))
+            return [Box(top, int(rng.integers(width - w + 1)), h, w)]
+    return []

@@ -1,0 +1,93 @@
+"""What rank 0 writes and shows while a run goes on; the other ranks' journals do nothing."""
+
+import platform
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from cls import __version__
+from cls.folder import Folder
+from cls.history import History
+from cls.parallel.cluster import Cluster
+from cls.parallel.watch import Finished
+from cls.progress import Progress
+from cls.steps import Steps
+from cls.track import Tracker, read_rows
+
+
+class Journal:
+    """metrics.jsonl with its mirrors, the progress display, and the sign of life for the lock."""
+
+    def __init__(self, folder: Folder, cluster: Cluster, steps: Steps, first: int, model: nn.Module) -> None:
+        self.folder, self.count = folder, steps
+        self.tracker: Tracker | None = None
+        self.figures: dict[str, float] = {}
+        if cluster.main:
+            info = describe(cluster, model)
+            self.tracker = Tracker(folder.run, folder.path, step=first, info=info)
+            self.progress = Progress(steps.total, first, epochs=folder.run.train.epochs, quiet=False)
+            print(
+                f"{folder.run.recipe}: {info['parameters']:,} parameters ({info['trainable']:,} trainable), "
+                f"{steps.images:,} training images, {cluster.world} process(es) on {info['device']}, "
+                f"{folder.run.train.precision}, step {first} of {steps.total} -> {folder.path}",
+                flush=True,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self.tracker:
+            self.progress.close()
+            hint = self.tracker.finish(self.figures)
+            if hint and kind is None:
+                print(hint, flush=True)
+            self.folder.release()
+
+    def steps(self, finished: list[Finished]) -> None:
+        """Steps whose loss has reached the host."""
+        if not self.tracker:
+            return
+        for done in finished:
+            row = {
+                "step": done.step,
+                "epoch": self.count.epochs_done(done.step - 1) + 1,
+                "train/loss": done.loss,
+                "train/lr": done.lr,
+                "train/images_per_second": self.count.train.batch / done.seconds,
+            }
+            self.tracker.log(row)
+            self.progress.step(done.step, row)
+        self.folder.beat()
+
+    def epoch(self, step: int, figures: dict[str, float], history: History) -> None:
+        """A validation: its figures go to the record, one line to the screen."""
+        if not self.tracker:
+            return
+        row = {"step": step, "epoch": self.count.epochs_done(step), **{f"val/{k}": v for k, v in figures.items()}}
+        self.tracker.log(row)
+        self.progress.epoch(row, best=max(history.best_accuracy, figures["accuracy"]))
+
+    def result(self, text: str, figures: dict[str, float], pictures: dict[str, Path]) -> None:
+        if self.tracker:
+            self.tracker.pictures(pictures)
+            self.figures = figures
+            self.progress.line(text)
+
+    def rows(self) -> list[dict[str, Any]]:
+        return read_rows(self.folder.path)
+
+
+def describe(cluster: Cluster, model: nn.Module) -> dict[str, Any]:
+    """Facts of this life of the run that its configuration does not hold."""
+    device = torch.cuda.get_device_name(cluster.device) if cluster.device.type == "cuda" else "CPU"
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "processes": cluster.world,
+        "device": device,
+        "versions": {"cls": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }

@@ -1,0 +1,130 @@
+"""What the predictions of one set of images are worth.
+
+A *broken* image is one that could not be read, or whose probabilities are not finite: it has no prediction, counts as
+wrong everywhere, and is nobody's false positive. Images without a label are left out of every figure.
+Letters of the shapes: n images, c classes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """The result of one inference pass, one row per image, in row order of the set."""
+
+    ids: list[str]
+    """n stable names of the images."""
+    labels: Ints
+    """n true classes, -1 where unknown."""
+    probs: Floats
+    """n c softmax, averaged over the test-time views; zeros for an image that could not be read."""
+    errors: list[str]
+    """n texts: empty, or why the image could not be read."""
+    classes: tuple[str, ...]
+    """c names."""
+    loss: float
+    """Mean criterion over the readable labelled images; nan when there are none."""
+
+    def __post_init__(self) -> None:
+        n, c = len(self.ids), len(self.classes)
+        assert self.labels.shape == (n,) and self.probs.shape == (n, c) and len(self.errors) == n, (
+            f"rows disagree: {n} ids, labels {self.labels.shape}, probs {self.probs.shape}, {len(self.errors)} errors"
+        )
+        assert ((self.labels >= -1) & (self.labels < c)).all(), f"labels outside -1..{c - 1}"
+
+
+def readable(p: Predictions) -> NDArray[np.bool_]:
+    """n: whether the image has a prediction at all."""
+    unbroken = np.array([not error for error in p.errors], dtype=bool)
+    return unbroken & np.isfinite(p.probs).all(axis=1)
+
+
+def predicted(p: Predictions, fallback: int) -> Ints:
+    """n predicted classes; a broken image gets the fallback (the most frequent class of the training set)."""
+    assert 0 <= fallback < len(p.classes), f"fallback class {fallback} of {len(p.classes)}"
+    return np.where(readable(p), p.probs.argmax(axis=1), fallback).astype(np.int64)
+
+
+def top_k(p: Predictions, k: int) -> float:
+    """Share of labelled images whose true class is among the k most probable; nan without labels.
+
+    Equal probabilities rank by class number, so k = 1 is the accuracy; k above c is c.
+    """
+    assert k >= 1, f"top-{k}"
+    rows = np.flatnonzero(p.labels >= 0)
+    if not len(rows):
+        return float("nan")
+    probs, labels = p.probs[rows], p.labels[rows, None]  # n c, n 1
+    own = np.take_along_axis(probs, labels, axis=1)  # n 1
+    ahead = (probs > own) | ((probs == own) & (np.arange(len(p.classes)) < labels))  # n c
+    hit = (ahead.sum(axis=1) < k) & readable(p)[rows]
+    return float(hit.mean())
+
+
+def accuracy(p: Predictions) -> float:
+    """Share of labelled images whose most probable class is the true one; nan without labels."""
+    return top_k(p, 1)
+
+
+def confusion(p: Predictions) -> Ints:
+    """c c counts, rows true, columns predicted; broken images have no column and are left out."""
+    c = len(p.classes)
+    rows = (p.labels >= 0) & readable(p)
+    cells = p.labels[rows] * c + p.probs[rows].argmax(axis=1)
+    return np.bincount(cells, minlength=c * c).reshape(c, c)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerClass:
+    """One figure per class, each of shape c."""
+
+    support: Ints
+    """Labelled images of the class, broken ones included."""
+    precision: Floats
+    """Right among those predicted as the class; 0 when it is never predicted."""
+    recall: Floats
+    """Right among the support; nan without support."""
+    f1: Floats
+    """Harmonic mean of both, 2 right / (predicted + support); nan without support."""
+
+
+def per_class(p: Predictions) -> PerClass:
+    """Support, precision, recall and F1 of every class."""
+    counts = confusion(p)
+    right, guessed = counts.diagonal(), counts.sum(axis=0)
+    support = np.bincount(p.labels[p.labels >= 0], minlength=len(p.classes))
+    present = np.where(support > 0, support, np.nan)  # nan: a class that is not there has no recall
+    return PerClass(
+        support=support,
+        precision=right / np.maximum(guessed, 1),
+        recall=right / present,
+        f1=2 * right / (guessed + present),
+    )
+
+
+def macro_f1(p: Predictions) -> float:
+    """Mean F1 over the classes that occur among the labels (scikit-learn's macro average with those as ``labels``).
+
+    A class that does not occur has no F1 of its own; images wrongly given to it still cost their true class recall.
+    """
+    scores = per_class(p).f1
+    present = ~np.isnan(scores)
+    return float(scores[present].mean()) if present.any() else float("nan")
+
+
+def summary(p: Predictions) -> dict[str, float]:
+    """The figures that go to the log: accuracy, top5, macro_f1, loss, images, broken."""
+    return {
+        "accuracy": accuracy(p),
+        "top5": top_k(p, 5),
+        "macro_f1": macro_f1(p),
+        "loss": p.loss,
+        "images": len(p.ids),
+        "broken": int((~readable(p)).sum()),
+    }

@@ -1,0 +1,55 @@
+"""From a config to a network: a backbone with pretrained weights, optional attention, a head, frozen parts."""
+
+import torch
+from torch import nn
+
+from cls.config import Model
+from cls.models.attention import CBAM, add_attention
+from cls.models.backbones import classifier_name, normalization, plain
+from cls.models.freeze import freeze_parts, train_mode
+from cls.models.heads import replace_classifier
+from cls.models.weights import check_weights, load_exact, load_pretrained, weight_file
+from cls.seed import torch_seed
+
+__all__ = ["build_model", "check_weights", "fresh_parameters", "load_exact", "normalization", "train_mode"]
+
+
+def build_model(config: Model, classes: int, seed: int) -> nn.Module:
+    """The network for images b 3 h w -> logits b classes, on the CPU in fp32, in train mode but see :func:`train_mode`.
+
+    Keys of the state dict are torchvision's or timm's own; added parts only add keys. Fresh layers are drawn from
+    (seed, "init") alone: neither the global generator nor the backbone changes them, and the global generator is left
+    as it was. Bad fields and weights are a ValueError that names the field or the file.
+
+    For sizes only: ``with torch.device("meta"): build_model(replace(config, weights="none"), classes, seed)``.
+    """
+    if classes < 1:
+        raise ValueError(f"expected at least one class, found {classes}")
+    file = weight_file(config)
+    classifier = classifier_name(config.backbone)
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also re-seed the GPU's generators, which the fork does not restore
+        torch.default_generator.manual_seed(torch_seed(seed, "init", "backbone"))
+        model = plain(config.backbone)
+        pretrained = set(model.state_dict())
+        torch.default_generator.manual_seed(torch_seed(seed, "init"))
+        add_attention(model, config.cbam, chained=config.cbam_chained, dropout3=config.dropout3)
+        replace_classifier(model, classifier, words=config.head, gate=config.gate, classes=classes)
+    if file:
+        local = "." in config.weights or "/" in config.weights
+        added = set(model.state_dict()) - pretrained
+        added -= {name for name in added if config.gate and name.startswith(f"{classifier}.0.")}
+        load_pretrained(model, file, classifier=classifier, gate=config.gate, added=added, whole=local)
+    freeze_parts(model, config.freeze)
+    return model
+
+
+def fresh_parameters(model: nn.Module, config: Model) -> set[str]:
+    """Names of the parameters without pretrained values: head, gate and CBAM (for ``optim.head_lr``)."""
+    classifier = classifier_name(config.backbone)
+    added = [f"{name}." for name, module in model.named_modules() if isinstance(module, CBAM)]
+    return {
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith((f"{classifier}.", *added)) and not (config.gate and name.startswith(f"{classifier}.0."))
+    }

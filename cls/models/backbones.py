@@ -1,0 +1,79 @@
+"""Which backbones there are, what they are called, and how their input is normalised."""
+
+import difflib
+from collections.abc import Sequence
+from functools import cache
+
+import timm
+import torchvision
+from torch import nn
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from cls.config import Model
+
+SMALL = "resnext14_8x8d"  # one block per stage: trains on a CPU in seconds
+
+TORCHVISION = tuple(torchvision.models.list_models(include=["resnet*", "resnext*", "wide_resnet*"]))
+
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
+IMAGENET: Statistics = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF: Statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@cache
+def _timm_names() -> frozenset[str]:
+    return frozenset(timm.list_models()) | frozenset(timm.list_pretrained())
+
+
+def check_backbone(name: str) -> None:
+    """ValueError with the nearest names unless ``name`` is in TORCHVISION, SMALL, or ``timm/`` and a timm model."""
+    if name in (*TORCHVISION, SMALL) or (name.startswith("timm/") and name.removeprefix("timm/") in _timm_names()):
+        return
+    known = [*TORCHVISION, SMALL, *(f"timm/{item}" for item in sorted(_timm_names()))]
+    near = [f"timm/{name}"] if name in _timm_names() else difflib.get_close_matches(name, known, 3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(f"model.backbone: unknown backbone {name!r}{hint} (torchvision: {', '.join(TORCHVISION)}; {SMALL};"
+                     " timm/NAME with a name from timm.list_models())")  # fmt: skip
+
+
+def plain(name: str) -> nn.Module:
+    """The backbone as its library builds it, with its own output layer and random values."""
+    check_backbone(name)
+    if name == SMALL:
+        net = ResNet(Bottleneck, [1, 1, 1, 1], groups=8, width_per_group=8)
+    elif name.startswith("timm/"):
+        net = timm.create_model(name.removeprefix("timm/"))
+    else:
+        net = torchvision.models.get_model(name)
+    assert isinstance(net, nn.Module)
+    return net
+
+
+def classifier_name(name: str) -> str:
+    """The dotted name of the backbone's output layer, "fc" in every ResNet."""
+    if not name.startswith("timm/"):
+        return "fc"
+    config = timm.get_pretrained_cfg(name.removeprefix("timm/"))
+    classifier = config.classifier if config else None
+    if not isinstance(classifier, str):
+        raise ValueError(
+            f"model.backbone: {name} has no single output layer (timm says {classifier!r}); use another one"
+        )
+    return classifier
+
+
+def normalization(config: Model) -> Statistics:
+    """Mean and std (of RGB in 0 to 1) that the backbone's weights were trained with; needs no model and no network.
+
+    timm states them per model, and a local file for a timm backbone follows them; torchvision has ImageNet's.
+    """
+    check_backbone(config.backbone)
+    if config.backbone == SMALL:
+        return HALF
+    stated = timm.get_pretrained_cfg(config.backbone.removeprefix("timm/")) if "/" in config.backbone else None
+    return (_rgb(stated.mean), _rgb(stated.std)) if stated else IMAGENET
+
+
+def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return red, green, blue

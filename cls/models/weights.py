@@ -1,0 +1,196 @@
+"""Pretrained weights: found or fetched before anything is built, read without unpickling, loaded without guessing."""
+
+import difflib
+import logging
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+from urllib.request import Request, urlopen
+
+import timm
+import torch
+import torchvision
+from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from cls.config import Model
+from cls.models.backbones import TORCHVISION, check_backbone
+
+CONNECT_SECONDS = 10.0  # a firewall that drops packets would otherwise hold the job for minutes
+
+log = logging.getLogger("cls")
+
+
+def check_weights(config: Model) -> None:
+    """Make sure, before any set-up, that the backbone exists and its weights are on this machine; may download them.
+
+    ValueError: an unknown backbone or weights name (with the nearest ones), a missing file, or weights that are not in
+    the cache and cannot be fetched (with the file and the command that fetches it). No download is tried when
+    HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set. Several processes: call it on one of them first.
+    """
+    weight_file(config)
+
+
+def weight_file(config: Model) -> Path | None:
+    """The local file with ``config.weights``, fetched into the library's own cache when it is not there yet."""
+    check_backbone(config.backbone)
+    if config.weights == "none":
+        return None
+    if "." in config.weights or "/" in config.weights:
+        path = Path(config.weights).expanduser()
+        if not path.is_file():
+            found = "a folder; name the file in it" if path.is_dir() else "no such file"
+            raise ValueError(f"model.weights: {config.weights}: {found}")
+        return path
+    names = ["none"]
+    if config.backbone.startswith("timm/"):
+        names += ["timm"]
+    elif config.backbone in TORCHVISION:
+        names += ["DEFAULT", *torchvision.models.get_model_weights(config.backbone).__members__]
+    if config.weights not in names:
+        near = difflib.get_close_matches(config.weights, names, 1, cutoff=0.3)
+        hint = f"did you mean {near[0]}? " if near and near != ["none"] else ""
+        raise ValueError(f"model.weights: {config.backbone} has no weights {config.weights!r}; {hint}it takes"
+                         f" {', '.join(names)}, or a local .safetensors or .pth file")  # fmt: skip
+    if config.weights == "timm":
+        return _timm_file(config.backbone.removeprefix("timm/"))
+    return _torch_file(torchvision.models.get_model_weights(config.backbone)[config.weights].url)
+
+
+def _timm_file(name: str) -> Path:
+    stated = timm.get_pretrained_cfg(name)
+    if stated and stated.hf_hub_id:
+        return _hub_file(stated.hf_hub_id, stated.hf_hub_filename or "model.safetensors")
+    if stated and isinstance(stated.url, str) and stated.url:
+        return _torch_file(stated.url)
+    others = [item for item in timm.list_pretrained() if item.split(".")[0] == name.split(".")[0]]
+    hint = f"use timm/{others[0]}" if others else "use --model.weights none or a file"
+    raise ValueError(f"model.weights: timm has no pretrained weights for {name}; {hint}")
+
+
+def _torch_file(url: str) -> Path:
+    file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
+    if not file.is_file():
+        command = f"curl -L --create-dirs -o {file} {url}"
+        _require_network(file, command)
+        try:
+            download(url, file)
+        except (OSError, RuntimeError) as error:
+            raise _unfetched(file, command, str(error)) from error
+    return file
+
+
+def download(url: str, file: Path) -> None:
+    """Fetch ``url`` to ``file``, whole or not at all; ``resnet50-0676ba61.pth`` states how its SHA-256 starts.
+
+    OSError when the server does not answer within 10 s, RuntimeError for a wrong hash.
+    """
+    with urlopen(Request(url, method="HEAD"), timeout=CONNECT_SECONDS):
+        pass
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sha256 = re.search(r"-([a-f0-9]{8,})\.", file.name)
+    torch.hub.download_url_to_file(url, str(file), sha256[1] if sha256 else None)
+
+
+def _hub_file(repo: str, name: str) -> Path:
+    repo, _, revision = repo.partition("@")
+    cached = try_to_load_from_cache(repo, name, revision=revision or None)
+    if isinstance(cached, str):
+        return Path(cached)
+    file = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "snapshots", revision or "*", name)
+    command = f"hf download {repo} {name}" + (f" --revision {revision}" if revision else "")
+    _require_network(file, command)
+    try:
+        with urlopen(Request(hf_hub_url(repo, name), method="HEAD"), timeout=CONNECT_SECONDS):
+            pass  # hf_hub_download would try five times with growing pauses
+        return Path(hf_hub_download(repo, name, revision=revision or None))
+    except Exception as error:  # the hub raises its own errors, httpx's and OSError; the way out is the same for all
+        raise _unfetched(file, command, str(error)) from error
+
+
+def _require_network(file: Path, command: str) -> None:
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if os.environ.get(variable, "").lower() in ("1", "true", "yes", "on"):
+            raise _unfetched(file, command, f"{variable} is set")
+
+
+def _unfetched(file: Path, command: str, reason: str) -> ValueError:
+    return ValueError(
+        f"model.weights: {file} is not there and was not fetched ({reason}). Where there is internet, run:\n  {command}"
+    )
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors or torch file, by name; nothing in it is executed.
+
+    A state dict nested under "state_dict" or "model" is found, the prefixes "module." and "_orig_mod." are removed.
+    """
+    loaded: Any
+    try:
+        safe = path.suffix == ".safetensors"
+        loaded = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: is no torch file, or holds other Python objects than tensors (which could run code; nothing was "
+            "run). If you trust it, save its state dict alone: torch.save(model.state_dict(), FILE)"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path}: cannot be read as weights ({error}); fetch it again") from error
+    while isinstance(loaded, dict) and (inner := next((k for k in ("state_dict", "model") if k in loaded), None)):
+        loaded = loaded[inner]
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError(f"{path}: expected a state dict (names and tensors), found {type(loaded).__name__}")
+    return {re.sub(r"^((module|_orig_mod)\.)+", "", name): tensor for name, tensor in loaded.items()}
+
+
+def load_exact(model: nn.Module, path: Path) -> None:
+    """Load a checkpoint of this very model; ValueError unless all names and shapes agree."""
+    state = read_state(path)
+    _require(path, _misfits(model.state_dict(), state, optional=set()))
+    model.load_state_dict(state)
+
+
+def load_pretrained(model: nn.Module, path: Path, *, classifier: str, gate: int, added: set[str], whole: bool) -> None:
+    """Load a backbone's file into the finished model: everything but the head, which stays fresh.
+
+    ``added`` are the keys that the pretrained backbone does not have. With a gate the file's own output layer is loaded
+    too, since the gate works on its logits. ``whole`` allows a file with exactly this model's names and shapes (a
+    checkpoint of an earlier run) to be loaded head and all. ValueError names what is missing or left over.
+    """
+    state, target = read_state(path), model.state_dict()
+    if whole and not _misfits(target, state, optional=set()):
+        model.load_state_dict(state)
+        log.info("weights: %s: all of it loaded, the head included", path)
+        return
+    head = {name for name in state if name.startswith(f"{classifier}.")}
+    body = {name: tensor for name, tensor in state.items() if name not in head}
+    wanted = {name: tensor for name, tensor in target.items() if not name.startswith(f"{classifier}.")}
+    if gate:
+        body |= {name.replace(classifier, f"{classifier}.0", 1): state[name] for name in head}
+        wanted |= {name: tensor for name, tensor in target.items() if name.startswith(f"{classifier}.0.")}
+    _require(path, _misfits(wanted, body, optional=added))
+    model.load_state_dict(body, strict=False)
+    if not gate:
+        outputs = state[f"{classifier}.weight"].shape[0] if f"{classifier}.weight" in head else "unknown"
+        log.info("weights: %s: backbone loaded, the file's head (%s classes) replaced by a fresh one", path, outputs)
+
+
+def _misfits(target: dict[str, Tensor], state: dict[str, Tensor], *, optional: set[str]) -> list[str]:
+    """What keeps ``state`` from filling ``target``, in words; files older than torch 0.4.1 count no BatchNorm steps."""
+    missing = [k for k in target if k not in state and k not in optional and not k.endswith("num_batches_tracked")]
+    left_over = [k for k in state if k not in target]
+    shapes = [f"{k} {list(state[k].shape)} instead of {list(target[k].shape)}" for k in target
+              if k in state and state[k].shape != target[k].shape]  # fmt: skip
+    found = {"missing": missing, "left over": left_over, "of another shape": shapes}
+    return [f"{len(names)} {what}: {', '.join(names[:4])}{', ...' * (len(names) > 4)}"
+            for what, names in found.items() if names]  # fmt: skip
+
+
+def _require(path: Path, misfits: list[str]) -> None:
+    if misfits:
+        raise ValueError(f"{path}: does not fit the model; {'; '.join(misfits)}. Use the backbone it was trained with")

@@ -1,0 +1,108 @@
+"""Parameter groups, optimizers, schedules and the moving average; torch's own, given the recipe's numbers."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, ReduceLROnPlateau
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cls.config import Optim
+
+
+def learning_rate(config: Optim, batch: int) -> float:
+    """The rate for this global batch: stated for ``lr_batch``, scaled by the ratio or its root if asked to."""
+    ratio = batch / config.lr_batch
+    return config.lr * {"none": 1.0, "sqrt": math.sqrt(ratio), "linear": ratio}[config.scale_lr]
+
+
+def parameter_groups(model: nn.Module, config: Optim, fresh: set[str], lr: float) -> list[dict[str, Any]]:
+    """Trainable parameters by rate (backbone, fresh parts) and by decay (norms and biases without it if asked)."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = lr * config.head_lr if name in fresh else lr
+        decay = config.weight_decay if config.decay_norms or parameter.ndim > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: Optim, device: torch.device) -> Optimizer:
+    fused = device.type == "cuda"
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, fused=fused)
+    return torch.optim.AdamW(groups, betas=config.betas, fused=fused)
+
+
+class Schedule:
+    """The learning rate as a function of steps, epochs and validation figures.
+
+    Never passed to ``Accelerator.prepare``: a prepared scheduler steps once per process (PITFALLS 18, 19).
+    """
+
+    def __init__(self, optimizer: Optimizer, config: Optim, epochs: int, steps: int) -> None:
+        """``steps``: optimizer steps of the whole run (for the per-step schedule)."""
+        self.optimizer, self.config = optimizer, config
+        self.improved, self.best_loss, self.best_accuracy = 0, math.inf, -math.inf
+        self.torch: CosineAnnealingLR | ReduceLROnPlateau | LambdaLR | None = None
+        if config.schedule == "cosine":
+            self.torch = CosineAnnealingLR(optimizer, config.t_max or epochs, config.min_lr)
+        elif config.schedule == "plateau":
+            self.torch = ReduceLROnPlateau(
+                optimizer,
+                mode="min" if config.plateau_on == "loss" else "max",
+                factor=config.factor,
+                patience=config.patience,
+                threshold_mode="abs" if config.plateau_on == "either" else "rel",  # a count of improvements
+                min_lr=config.min_lr,
+            )
+        elif config.schedule == "warmup-cosine":
+            warm, low = config.warmup * steps / epochs, config.min_lr / config.lr
+            self.torch = LambdaLR(optimizer, lambda step: _warmup_cosine(step, warm, steps, low))
+
+    @property
+    def lr(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def step(self) -> None:
+        """After an optimizer step."""
+        if isinstance(self.torch, LambdaLR):
+            self.torch.step()
+
+    def epoch(self, loss: float, accuracy: float) -> None:
+        """After an epoch, with its validation figures (ignored by schedules that do not look at them)."""
+        if isinstance(self.torch, CosineAnnealingLR):
+            self.torch.step()
+        elif isinstance(self.torch, ReduceLROnPlateau):
+            self.improved += loss < self.best_loss or accuracy > self.best_accuracy
+            self.best_loss, self.best_accuracy = min(loss, self.best_loss), max(accuracy, self.best_accuracy)
+            self.torch.step({"loss": loss, "accuracy": accuracy, "either": self.improved}[self.config.plateau_on])
+
+    def state_dict(self) -> dict[str, Any]:
+        inner = {k: v for k, v in self.torch.state_dict().items() if k != "lr_lambdas"} if self.torch else {}
+        return {"torch": inner, "best": [self.improved, self.best_loss, self.best_accuracy]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The rates themselves are in the optimizer's state."""
+        if self.torch:
+            functions = {"lr_lambdas": [None]} if isinstance(self.torch, LambdaLR) else {}
+            self.torch.load_state_dict(state["torch"] | functions)
+        self.improved, self.best_loss, self.best_accuracy = state["best"]
+
+
+def _warmup_cosine(step: int, warm: float, steps: int, low: float) -> float:
+    if step < warm:
+        return (step + 1) / (math.floor(warm) + 1)
+    progress = min(1.0, (step - warm) / max(1.0, steps - warm))
+    return low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:
+    """Exponential moving average of parameters and buffers by position in the unwrapped model; None when off."""
+    if not decay:
+        return None
+    update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

@@ -1,0 +1,103 @@
+"""One sum over all micro-batches with one result, whoever carried them.
+
+Floating-point addition is not associative, so the order is fixed: micro-batches are the leaves of one binary tree
+(a binary counter: equal neighbours merge; at the end the remainders merge, smallest first). A rank adds the maximal
+aligned subtrees of its own range; ranks exchange those partial sums and finish the same tree on a slice each.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cls.parallel.cluster import Cluster
+
+
+@dataclass
+class Block:
+    """The sum of ``size`` consecutive micro-batches from ``start`` on; ``size`` is a power of two that divides it."""
+
+    start: int
+    size: int
+    values: list[Tensor]
+
+
+def shares(micro_batches: int, world: int) -> list[range]:
+    """Contiguous micro-batches of each rank, the first ones carrying one more where it does not divide."""
+    each, more = divmod(micro_batches, world)
+    starts = [rank * each + min(rank, more) for rank in range(world + 1)]
+    return [range(a, b) for a, b in pairwise(starts)]
+
+
+def push(stack: list[Block], index: int, values: list[Tensor]) -> None:
+    """Add micro-batch ``index``'s values; merges in place, so ``values`` must be the caller's to give away."""
+    stack.append(Block(index, 1, values))
+    _merge_siblings(stack)
+
+
+def _merge_siblings(stack: list[Block]) -> None:
+    while len(stack) > 1 and stack[-2].size == stack[-1].size and stack[-2].start % (2 * stack[-1].size) == 0:
+        right = stack.pop()
+        torch._foreach_add_(stack[-1].values, right.values)
+        stack[-1].size *= 2
+
+
+def _merge_rest(stack: list[Block]) -> list[Tensor]:
+    total = stack.pop().values
+    while stack:
+        left = stack.pop().values
+        torch._foreach_add_(left, total)
+        total = left
+    return total
+
+
+def block_sizes(share: range) -> list[tuple[int, int]]:
+    """(start, size) of the maximal aligned subtrees in a rank's range: what is left on its stack."""
+    sizes: list[tuple[int, int]] = []
+    start = share.start
+    while start < share.stop:
+        size = start & -start or 1 << (share.stop - 1).bit_length()
+        while start + size > share.stop:
+            size //= 2
+        sizes.append((start, size))
+        start += size
+    return sizes
+
+
+def total(stack: list[Block], micro_batches: int, cluster: Cluster) -> list[Tensor]:
+    """The sum over all micro-batches of the run, the same bits on every rank and for every number of ranks."""
+    if cluster.world == 1:
+        return _merge_rest(stack)
+    ranges = shares(micro_batches, cluster.world)
+    assert [(b.start, b.size) for b in stack] == block_sizes(ranges[cluster.rank])
+    shapes = [(value.shape, value.stride()) for value in stack[0].values]
+    sizes = [value.numel() for value in stack[0].values]
+    piece = -(-sum(sizes) // cluster.world)
+    sent = stack[0].values[0].new_zeros(cluster.world, len(stack), piece)
+    for k, block in enumerate(stack):
+        flat = sent.new_zeros(cluster.world * piece)
+        torch._foreach_copy_(_views(flat, shapes, sizes), block.values)
+        sent[:, k] = flat.view(cluster.world, piece)
+    stack.clear()
+    blocks = [block for share in ranges for block in block_sizes(share)]
+    counts = [len(block_sizes(share)) * piece for share in ranges]
+    received = sent.new_empty(len(blocks), piece)
+    dist.all_to_all_single(received.view(-1), sent.view(-1), counts, [sent[0].numel()] * cluster.world)
+    tree: list[Block] = []
+    for (start, size), part in zip(blocks, received, strict=True):
+        tree.append(Block(start, size, [part]))
+        _merge_siblings(tree)
+    whole = sent.new_empty(cluster.world * piece)
+    dist.all_gather_into_tensor(whole, _merge_rest(tree)[0])
+    return _views(whole, shapes, sizes)
+
+
+def _views(flat: Tensor, shapes: list[tuple[torch.Size, tuple[int, ...]]], sizes: list[int]) -> list[Tensor]:
+    """Windows of a flat buffer with the shapes and strides of the originals (channels-last convolutions stay so)."""
+    windows, offset = [], 0
+    for (shape, stride), size in zip(shapes, sizes, strict=True):
+        windows.append(flat.as_strided(shape, stride, offset))
+        offset += size
+    return windows

@@ -1,0 +1,110 @@
+"""One optimizer step as a sum over micro-batches: gradients, BatchNorm statistics and the loss."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
+
+from cls.config import Run
+from cls.parallel import reduce
+from cls.parallel.cluster import Cluster
+from cls.seed import torch_seed
+
+
+class MicroBatches:
+    """The micro-batches that this rank carries, and the sums over all of them.
+
+    Each micro-batch sees the step's BatchNorm buffers and its own dropout masks, seeded by (seed, step, micro-batch):
+    what it computes does not depend on who carries it or on what was computed before. ``exact`` adds gradients in the
+    fixed tree of :mod:`cls.parallel.reduce`; ``fast`` lets autograd accumulate and DDP all-reduce while it goes back.
+    Buffers and the loss are a few hundred kilobytes and take the tree in both modes.
+    """
+
+    def __init__(self, cluster: Cluster, model: nn.Module, run: Run) -> None:
+        self.cluster, self.model = cluster, model
+        self.count = run.train.batch // run.train.micro_batch
+        if cluster.world > self.count:
+            raise ValueError(
+                f"{cluster.world} processes but only {self.count} micro-batches (train.batch {run.train.batch} / "
+                f"train.micro_batch {run.train.micro_batch}): use accelerate launch --num_processes {self.count}, or "
+                f"--train.batch {cluster.world * run.train.micro_batch} --optim.scale-lr sqrt"
+            )
+        self.share = reduce.shares(self.count, cluster.world)[cluster.rank]
+        self.exact = run.train.reduce == "exact"
+        self.batch, self.seed = run.train.batch, run.seed
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.norms: list[_NormBase] = []
+        if isinstance(model, DistributedDataParallel) and not self.exact:
+            model.register_comm_hook(None, _sum_over_ranks)
+
+    def begin(self) -> None:
+        """Start a step: remember the BatchNorm buffers that every micro-batch starts from."""
+        self.norms = [
+            m for m in self.model.modules() if isinstance(m, _NormBase) and m.training and m.running_mean is not None
+        ]
+        self.start = [buffer.clone() for buffer in self._buffers()]
+        self.stack: list[reduce.Block] = []
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @contextmanager
+    def micro_batch(self, step: int, index: int) -> Iterator[None]:
+        """Forward and backward of one micro-batch go inside."""
+        torch._foreach_copy_(self._buffers(), self.start) if self.start else None
+        self._seed_dropout(step, index)
+        last = index == self.share[-1]
+        quiet = self.model.no_sync() if self.cluster.world > 1 and (self.exact or not last) else nullcontext()  # type: ignore[operator]  # DDP's
+        with quiet:
+            yield
+
+    def collect(self, index: int, loss: Tensor) -> None:
+        """Take one micro-batch's summed loss (scalar), buffers and, in exact mode, gradients."""
+        values = [loss.detach().float().reshape(1), *(buffer.clone() for buffer in self._buffers())]
+        if self.exact:
+            for parameter in self.parameters:
+                grad = parameter.grad
+                values.append(torch.zeros_like(parameter) if grad is None else grad)
+                parameter.grad = None
+        reduce.push(self.stack, index, values)
+
+    def finish(self) -> Tensor:
+        """Set every ``.grad`` to the gradient of the batch's mean loss, the buffers to their mean; gives the loss."""
+        loss, *values = reduce.total(self.stack, self.count, self.cluster)
+        buffers, gradients = values[: len(self.start)], values[len(self.start) :]
+        if buffers:
+            torch._foreach_div_(buffers, self.count)
+            torch._foreach_copy_(self._buffers(), buffers)
+        for norm in self.norms:
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked -= len(self.share) - 1  # each forward added one; a step counts once
+        if self.exact:
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                parameter.grad = gradient
+        else:
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+        torch._foreach_div_(gradients, self.batch)
+        return loss[0] / self.batch
+
+    def _buffers(self) -> list[Tensor]:
+        return [
+            buffer
+            for norm in self.norms
+            for buffer in (cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var))
+        ]
+
+    def _seed_dropout(self, step: int, index: int) -> None:
+        device = self.cluster.device
+        drawing = torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+        drawing.manual_seed(torch_seed(self.seed, "dropout", step, index))  # 1 us; torch.manual_seed costs 85
+
+
+def _sum_over_ranks(_: None, bucket: Any) -> torch.futures.Future[Tensor]:
+    """DDP's default hook averages; the batch is divided by once, in :meth:`MicroBatches.finish`."""
+    work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
+    future: torch.futures.Future[Any] = work.get_future()
+    return future.then(lambda done: done.value()[0])

@@ -1,0 +1,59 @@
+"""Losses on their way to the host: read one step later, so that no step waits for the device."""
+
+import math
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cls.outcome import NonFiniteError
+
+
+class Finished(NamedTuple):
+    step: int  # optimizer steps done
+    loss: float
+    lr: float
+    seconds: float  # since the step before finished
+
+
+class Losses:
+    """A queue of one: ``put`` starts the copy of this step's loss and gives the step before, whose copy has ended."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self._waiting: tuple[int, Tensor, float, torch.cuda.Event | None] | None = None
+        self._last = time.perf_counter()
+
+    def put(self, step: int, loss: Tensor, lr: float) -> list[Finished]:
+        host = torch.empty((), pin_memory=loss.is_cuda)
+        host.copy_(loss.detach(), non_blocking=True)
+        event = torch.cuda.Event() if loss.is_cuda else None  # type: ignore[no-untyped-call]  # torch's
+        if event:
+            event.record()
+        done = self.drain()
+        self._waiting = (step, host, lr, event)
+        return done
+
+    def drain(self) -> list[Finished]:
+        """The step still on its way, if any. NonFiniteError names the draws of a step whose loss is not a number."""
+        if self._waiting is None:
+            return []
+        step, host, lr, event = self._waiting
+        self._waiting = None
+        if event:
+            event.synchronize()
+        value = float(host)
+        if not math.isfinite(value):
+            first = (step - 1) * self.batch
+            raise NonFiniteError(
+                f"the loss of step {step} is {value} (draws {first} to {first + self.batch - 1}); that step may have "
+                "been applied: the last checkpoint is the state to continue from. Try a lower --optim.lr or --optim.clip 1"
+            )
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return [Finished(step, value, lr, seconds)]
+
+    def restart(self) -> None:
+        """Forget the time that passed outside the loop (validation, saving)."""
+        self._last = time.perf_counter()

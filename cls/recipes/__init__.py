@@ -1,0 +1,31 @@
+"""All recipes by name: the five published systems with their ablations, and the embedded digits."""
+
+import difflib
+from collections.abc import Callable
+
+from cls.config import Run
+from cls.recipes import attention_gate, cbam_mixup, digits, mlp_head, resnet50_mlp, se_resnext
+
+_SYSTEMS = (digits, attention_gate, cbam_mixup, mlp_head, se_resnext, resnet50_mlp)
+
+# each system, then its variants
+RECIPES: dict[str, Callable[[], Run]] = {name: make for system in _SYSTEMS for name, make in system.RECIPES.items()}
+
+
+def get(name: str) -> Run:
+    """The run of a recipe; ValueError with the nearest names for an unknown one."""
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, 3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"unknown recipe {name!r}{hint} (`cls recipes` lists all)")
+    return RECIPES[name]()
+
+
+def describe() -> dict[str, tuple[str, str]]:
+    """Each recipe's report and what it is, one line: a base's from its docstring, a variant's from its table."""
+    described = {}
+    for system in _SYSTEMS:
+        for name, make in system.RECIPES.items():
+            text = system.VARIANTS[name][0] if name in system.VARIANTS else (make.__doc__ or "").splitlines()[0]
+            described[name] = (system.REPORT, text)
+    return described

@@ -1,0 +1,43 @@
+"""All that changes while a run goes on, built from its configuration."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from cls.config import Run
+from cls.history import History
+from cls.models import build_model, fresh_parameters
+from cls.optim import Schedule, build_optimizer, learning_rate, moving_average, parameter_groups
+from cls.steps import Steps
+
+
+@dataclass
+class State:
+    model: nn.Module  # unwrapped: its keys are torchvision's or timm's own
+    optimizer: Optimizer
+    schedule: Schedule
+    average: AveragedModel | None
+    history: History
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that are validated, kept as best and used for prediction."""
+        if self.average is None:
+            return self.model
+        module: nn.Module = self.average.module
+        return module
+
+
+def build_state(run: Run, classes: int, steps: Steps, device: torch.device) -> State:
+    """Model, optimizer, schedule and moving average at step 0, the same on every rank."""
+    model = build_model(run.model, classes, run.seed).to(device)
+    if run.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    lr = learning_rate(run.optim, run.train.batch)
+    groups = parameter_groups(model, run.optim, fresh_parameters(model, run.model), lr)
+    optimizer = build_optimizer(groups, run.optim, device)
+    schedule = Schedule(optimizer, run.optim, run.train.epochs, steps.whole)
+    return State(model, optimizer, schedule, moving_average(model, run.optim.ema), History())

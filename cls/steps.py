@@ -1,0 +1,39 @@
+"""Time is one integer, the optimizer step; epochs are places on it."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+
+from cls.config import Train
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps of a run over ``images`` training images; step s (from 0) consumes draws [s·batch, (s+1)·batch)."""
+
+    images: int
+    train: Train
+
+    def __post_init__(self) -> None:
+        if self.train.batch > self.images:
+            raise ValueError(
+                f"train.batch is {self.train.batch} but there are only {self.images} training images: "
+                f"use --train.batch {self.images} or less, with a --train.micro-batch that divides it"
+            )
+
+    @property
+    def whole(self) -> int:
+        """Steps of all epochs, the last one filled up from the next permutation."""
+        return ceil(Fraction(self.train.epochs * self.images, self.train.batch))
+
+    @property
+    def total(self) -> int:
+        """Steps until this command ends."""
+        return min(self.whole, self.train.max_steps or self.whole)
+
+    def epochs_done(self, step: int) -> int:
+        """Epochs that are over once ``step`` steps are done: epoch e ends after step ceil((e+1)·images / batch)."""
+        return step * self.train.batch // self.images
+
+    def ends_epoch(self, step: int) -> bool:
+        return self.epochs_done(step) > self.epochs_done(step - 1)
