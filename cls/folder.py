@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cls.config import Run, change, diff, from_yaml, to_yaml
 from cls.files import write_whole
-from cls.outcome import DataError
+from cls.outcome import DataError, ForeignFolderError
 from cls.parallel.cluster import Cluster, resolve_precision
 
 log = logging.getLogger("cls")
@@ -50,7 +50,7 @@ def open_folder(run: Run, cluster: Cluster) -> Folder:
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not (path / "config.yaml").exists() and set(os.listdir(path)) - {"exit.json", "lock"}:
-            raise ValueError(f"out: {path} holds other files and no config.yaml: name an empty or a run directory")
+            raise ForeignFolderError(f"out: {path} holds other files and no config.yaml: name an empty or a run directory")
         claim(path / "lock")
     except OSError as error:
         raise ValueError(f"out: {path} cannot be written ({error.strerror}): choose another --out") from error
@@ -99,7 +99,7 @@ def claim(lock: Path) -> None:
         except FileExistsError:
             owner = _owner(lock)
             if owner and _alive(owner, lock):
-                raise ValueError(
+                raise ForeignFolderError(
                     f"out: {lock.parent} is being written by process {owner['pid']} on {owner['host']} "
                     f"(job {owner['job'] or '-'}): wait for it, or delete {lock} if it is gone"
                 ) from None
@@ -108,7 +108,7 @@ def claim(lock: Path) -> None:
         with os.fdopen(handle, "w") as file:
             json.dump(mine, file)
         return
-    raise ValueError(f"out: {lock} was taken by another process just now: try again")
+    raise ForeignFolderError(f"out: {lock} was taken by another process just now: try again")
 
 
 def _owner(lock: Path) -> dict[str, str | int]:

@@ -13,9 +13,8 @@ from cls.folder import Folder
 from cls.history import History
 from cls.parallel.cluster import Cluster
 from cls.parallel.watch import Finished
-from cls.progress import Progress
 from cls.steps import Steps
-from cls.track import Tracker, read_rows
+from cls.track import Progress, Tracker, read_rows
 
 
 class Journal:
@@ -28,7 +27,7 @@ class Journal:
         if cluster.main:
             info = describe(cluster, model)
             self.tracker = Tracker(folder.run, folder.path, step=first, info=info)
-            self.progress = Progress(steps.total, first, epochs=folder.run.train.epochs, quiet=False)
+            self.progress = Progress(steps.total, first, epochs=folder.run.train.epochs)
             print(
                 f"{folder.run.recipe}: {info['parameters']:,} parameters ({info['trainable']:,} trainable), "
                 f"{steps.images:,} training images, {cluster.world} process(es) on {info['device']}, "
@@ -67,9 +66,12 @@ class Journal:
         """A validation: its figures go to the record, one line to the screen."""
         if not self.tracker:
             return
-        row = {"step": step, "epoch": self.count.epochs_done(step), **{f"val/{k}": v for k, v in figures.items()}}
-        self.tracker.log(row)
-        self.progress.epoch(row, best=max(history.best_accuracy, figures["accuracy"]))
+        epoch, best = self.count.epochs_done(step), max(history.best_accuracy, figures["accuracy"])
+        self.tracker.log({"step": step, "epoch": epoch, **{f"val/{name}": value for name, value in figures.items()}})
+        self.progress.line(
+            f"epoch {epoch}/{self.count.train.epochs}  val accuracy {figures['accuracy']:.4f} (best {best:.4f})  "
+            f"val loss {figures['loss']:.4f}"
+        )
 
     def result(self, text: str, figures: dict[str, float], pictures: dict[str, Path]) -> None:
         if self.tracker:

@@ -28,6 +28,10 @@ class NonFiniteError(Exception):
     """The loss became infinite or not a number."""
 
 
+class ForeignFolderError(ValueError):
+    """The run directory belongs to something else: not even exit.json may be written there."""
+
+
 class Stopped(BaseException):
     """A signal asked the process to leave."""
 
@@ -61,7 +65,7 @@ class Ending:
             outcome, code, reason = "user_error", CODES["user_error"], "the command line could not be understood"
         elif error is not None:
             self._say(outcome, reason, error)
-        self._write(outcome, code, reason)
+        self._write(outcome, code, reason, error)
         sys.stdout.flush()
         sys.stderr.flush()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -76,7 +80,7 @@ class Ending:
             if outcome == "stopped":
                 print("the same command continues from the last checkpoint", file=sys.stderr)
 
-    def _write(self, outcome: str, code: int, reason: str) -> None:
+    def _write(self, outcome: str, code: int, reason: str, error: BaseException | None) -> None:
         """Rank 0 writes; another rank only its own failure, which rank 0, stopped from outside, leaves in place."""
         if (
             self.out is None
@@ -90,8 +94,8 @@ class Ending:
         record = {"outcome": outcome, "code": code, "reason": reason, "step": self.step}
         try:
             write_whole(path, (json.dumps(record) + "\n").encode())
-        except OSError as error:
-            print(f"{path} could not be written: {error}", file=sys.stderr)
+        except OSError as problem:
+            print(f"{path} could not be written: {problem}", file=sys.stderr)
 
 
 def classify(error: BaseException | None) -> str:

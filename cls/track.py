@@ -104,11 +104,11 @@ def wandb_mode(track: Track) -> Mode:
 def _wandb_key() -> bool:
     import wandb  # here and below: 1 s that only rank 0 of a tracked run has to pay
 
-    wandb.setup(wandb.Settings(silent=True))
     try:
+        wandb.setup(wandb.Settings(silent=True))
         return wandb.login(prompt=False, verify=False)
-    except wandb.errors.AuthenticationError as error:
-        raise ValueError(f"W&B: {error}; correct it, or use --track.wandb offline") from error
+    except (wandb.errors.AuthenticationError, ValueError) as error:  # a malformed key; a WANDB_* value it refuses
+        raise ValueError(f"W&B: {error}; correct it, or use --track.wandb disabled") from error
 
 
 class Tracker:
@@ -315,7 +315,7 @@ class Progress:
         row, parts = self._row, [f"step {step}/{self._total}"]
         parts += [f"epoch {row['epoch']:g}/{self._epochs}"] if "epoch" in row else []
         parts += [f"loss {row['train/loss']:.3f}"] if "train/loss" in row else []
-        parts += [f"lr {row['train/lr']:.2g}"] if "train/lr" in row else []
+        parts += [f"lr {row['train/lr']:.3g}"] if "train/lr" in row else []
         parts += [f"{row['train/images_per_second']:.0f} img/s"] if "train/images_per_second" in row else []
         assert self._first is not None
         first, since = self._first

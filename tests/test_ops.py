@@ -193,9 +193,9 @@ def test_rotation_is_uniform() -> None:
 
 
 def test_affine_has_torchvisions_distribution() -> None:
-    ours = [param for (param,) in many(ops.Affine(translate=0.1, zoom=(0.9, 1.1), fill=BLACK), n=6000)]
+    ours = [param for (param,) in many(ops.Affine(translate=0.1, zoom=(0.9, 1.1), fill=BLACK), n=4000)]
     torch.manual_seed(0)
-    params = [v1.RandomAffine.get_params([0, 0], (0.1, 0.1), (0.9, 1.1), None, [300, 200]) for _ in range(6000)]
+    params = [v1.RandomAffine.get_params([0, 0], (0.1, 0.1), (0.9, 1.1), None, [300, 200]) for _ in range(4000)]
     for axis, side in ((0, 300), (1, 200)):
         mine = [(p.right, p.down)[axis] for p in ours]
         assert {min(mine), max(mine)} == {-side // 10, side // 10}
@@ -229,7 +229,7 @@ def test_blur_sigma_is_uniform_and_slivers_stay_sharp() -> None:
 @pytest.mark.parametrize(("width", "height"), [(300, 200), (100, 900), (31, 30)])
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.8, 1.0)])
 def test_random_resized_crop_has_torchvisions_distribution(width: int, height: int, scale: tuple) -> None:
-    n = 4000
+    n = 2500
     drawn = many(ops.RandomResizedCrop(size=224, scale=scale), width, height, n)
     assert {resize for _, resize in drawn} == {d.Resize(224, 224)}
     ours = [(box.top, box.left, box.height, box.width) for box, _ in drawn]
@@ -256,7 +256,7 @@ def test_random_resized_crop_falls_back_to_the_centre() -> None:
 def test_erasing_has_torchvisions_distribution() -> None:
     op = ops.Erase(p=0.3, scale=(0.02, 0.33))
     share(sum(map(bool, many(op))), DRAWS, 0.3)  # 224-like images always find a box
-    n = 4000
+    n = 2500
     for width, height in ((224, 224), (40, 200)):
         ours = [p for p in many(replace(op, p=1.0), width, height, n) if p]
         torch.manual_seed(0)
@@ -419,7 +419,7 @@ def test_recipes_on_a_photo(photo: Image.Image, recipe: str) -> None:
     augment, data, _ = RECIPES[recipe]
     chain = training_ops(augment, data, MEAN)
     results, boxes = set(), 0
-    for k in range(12):
+    for k in range(8):
         params = draw(chain, *photo.size, generator(0, "augment", k))
         pixels, box = apply(photo, params)
         assert pixels.shape == (3, data.size, data.size) and pixels.dtype == torch.uint8
@@ -429,7 +429,7 @@ def test_recipes_on_a_photo(photo: Image.Image, recipe: str) -> None:
         assert 0 <= box[0] <= data.size - box[2] and 0 <= box[1] <= data.size - box[3]
         boxes += box[2] > 0
         results.add(pixels.numpy().tobytes())
-    assert len(results) == (2 if recipe == "attention-gate" else 12)  # report 1 only flips
+    assert len(results) == (2 if recipe == "attention-gate" else 8)  # report 1 only flips
     assert (boxes > 0) == (augment.erase > 0)
 
 

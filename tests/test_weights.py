@@ -7,8 +7,6 @@ import io
 import logging
 import os
 import pickle
-import subprocess
-import sys
 import threading
 from collections import OrderedDict
 from dataclasses import replace
@@ -22,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from cls.config import Model
 from cls.models import build_model, check_weights, load_exact
-from cls.models.weights import download, read_state
+from cls.models.weights import download, read_state, weight_file
 
 SHARED = Path(__file__).parents[2] / "shared"
 FRESH = Model(backbone="resnet18", weights="none")
@@ -87,7 +85,7 @@ def test_wrapped_prefixed_old_and_headless_files_are_understood(tmp_path, wrap):
         (lambda s: s.update(extra=torch.zeros(1)), "1 left over: extra"),
         (lambda s: s.update({"conv1.weight": torch.zeros(64, 1, 7, 7)}),
          r"1 of another shape: conv1.weight \[64, 1, 7, 7\] instead of \[64, 3, 7, 7\]"),
-        (lambda s: [s.pop(k) for k in list(s) if k.startswith("layer2.")], r"30 missing: layer2.0.conv1.weight, .*, \.\.\."),
+        (lambda s: [s.pop(k) for k in list(s) if "layer2." in k], r"25 missing: layer2.0.conv1.weight, .*, \.\.\."),
     ],
 )  # fmt: skip
 def test_a_file_that_does_not_fit_is_refused_by_key(tmp_path, spoil, message):
@@ -108,7 +106,7 @@ def test_the_gate_takes_the_files_own_logits(tmp_path):
 
     headless = {name: value for name, value in state.items() if not name.startswith("fc.")}
     save_file(headless, tmp_path / "weights.safetensors")
-    with pytest.raises(ValueError, match="2 missing: fc.0.weight, fc.0.bias"):
+    with pytest.raises(ValueError, match=r"2 missing: fc.0.weight, fc.0.bias"):
         build_model(config, 10, 0)
     save_file(library_state(classes=12), tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match=r"2 of another shape: fc.0.weight \[12, 512\] instead of \[1000, 512\]"):
@@ -138,7 +136,7 @@ def test_load_exact_is_strict(tmp_path):
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
     with pytest.raises(ValueError, match=r"fc.2.weight \[10, 16\] instead of \[11, 16\]"):
         load_exact(build_model(replace(FRESH, head="16 relu"), 11, 2), tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="missing: fc.weight, fc.bias; 4 left over: fc.0.bias"):
+    with pytest.raises(ValueError, match=r"missing: fc.weight, fc.bias; 4 left over: fc.0.bias"):
         load_exact(build_model(FRESH, 10, 2), tmp_path / "model.safetensors")
 
 
@@ -156,7 +154,7 @@ def test_a_pickled_object_is_refused_and_not_executed(tmp_path, container):
     if container == "torch":
         torch.save({"state_dict": library_state(), "args": Payload(marker)}, file)
     else:
-        file.write_bytes(pickle.dumps(Payload(marker)))
+        file.write_bytes(pickle.dumps(Payload(marker), protocol=2))
     with pytest.raises(ValueError, match=r"weights.pth: .*other Python objects than tensors.*nothing was run"):
         build_model(replace(FRESH, weights=str(file)), 10, 0)
     assert not marker.exists()
@@ -185,7 +183,7 @@ def test_a_file_without_a_state_dict_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"list.pth: expected a state dict \(names and tensors\), found list"):
         read_state(tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="other.pth: expected a state dict"):
+    with pytest.raises(ValueError, match=r"other.pth: expected a state dict"):
         read_state(tmp_path / "other.pth")
 
 
@@ -226,30 +224,31 @@ def test_no_network_is_told_like_offline(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.pth*"))
 
 
-@pytest.mark.parametrize("offline", [{"TRANSFORMERS_OFFLINE": "1"}, {"https_proxy": "http://127.0.0.1:9"}])
-def test_timm_weights_come_from_the_hub_cache_or_the_command_is_named(tmp_path, offline):
-    """In a process of its own: huggingface_hub reads its variables when it is imported."""
-    unset = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE", "no_proxy", "NO_PROXY")
-    environment = {k: v for k, v in os.environ.items() if k not in unset} | {"HF_HOME": str(tmp_path)} | offline
-    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
-    program = (
-        "from cls.config import Model; from cls.models import check_weights\n"
-        "try: check_weights(Model(backbone='timm/resnetrs50', weights='timm')); print('found')\n"
-        "except ValueError as error: print(error)\n"
+def test_timm_weights_come_from_the_hub_cache_or_the_command_is_named(tmp_path, monkeypatch):
+    config = Model(backbone="timm/resnetrs50", weights="timm")
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # read from HF_HOME when imported
+    repo = tmp_path / "models--timm--resnetrs50.tf_in1k"
+    wanted = (
+        f"model.weights: {repo}/snapshots/*/model.safetensors is not there and was not fetched (%s). "
+        "Where there is internet, run:\n  hf download timm/resnetrs50.tf_in1k model.safetensors"
     )
-    run = functools.partial(
-        subprocess.run, [sys.executable, "-c", program], env=environment, text=True, capture_output=True, timeout=60
-    )
-    first = run().stdout
-    assert f"{tmp_path}/hub/models--timm--resnetrs50.tf_in1k/snapshots/*/model.safetensors is not there" in first
-    assert first.endswith("run:\n  hf download timm/resnetrs50.tf_in1k model.safetensors\n")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # the discard port: refused at once
+    with pytest.raises(ValueError) as caught:
+        check_weights(config)
+    assert str(caught.value) == wanted % "<urlopen error [Errno 111] Connection refused>"
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
+    with pytest.raises(ValueError) as caught:
+        check_weights(config)
+    assert str(caught.value) == wanted % "TRANSFORMERS_OFFLINE is set"
 
-    repo = tmp_path / "hub" / "models--timm--resnetrs50.tf_in1k"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text("0" * 40)
     (repo / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    (repo / "snapshots" / ("0" * 40) / "model.safetensors").write_bytes(b"")
-    assert run().stdout == "found\n"
+    file = repo / "snapshots" / ("0" * 40) / "model.safetensors"
+    file.write_bytes(b"")
+    assert weight_file(config) == file
 
 
 def test_a_download_is_whole_and_has_the_stated_hash(tmp_path):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 
 from cls.images import ops
 from cls.images.ops import Fill, Op
@@ -179,23 +180,25 @@ RAND_OPS = (
 )  # fmt: skip
 """torchvision's RandAugment space, in its order."""
 
+# float32 as torchvision has them: the last bit decides the rounding of some pixels
+_SHEAR, _DEGREES, _FACTOR = (torch.linspace(0.0, top, BINS + 1).tolist() for top in (0.3, 30.0, 0.9))
+
 
 def _rand_op(op: ops.RandAugment, width: int, height: int, rng: np.random.Generator) -> RandOp:
     name = RAND_OPS[rng.integers(len(RAND_OPS))]
-    share = op.magnitude / BINS
     match name:
         case "ShearX" | "ShearY":
-            magnitude = 0.3 * share
+            magnitude = _SHEAR[op.magnitude]
         case "TranslateX":
             magnitude = float(5 * width * op.magnitude // 331)  # 150 / 331 of the side at 30, whole pixels
         case "TranslateY":
             magnitude = float(5 * height * op.magnitude // 331)
         case "Rotate":
-            magnitude = 30.0 * share
+            magnitude = _DEGREES[op.magnitude]
         case "Brightness" | "Color" | "Contrast" | "Sharpness":
-            magnitude = 0.9 * share
+            magnitude = _FACTOR[op.magnitude]
         case "Posterize":
-            return RandOp(name, float(round(8 - 4 * share)), op.fill)
+            return RandOp(name, float(round(8 - 4 * op.magnitude / BINS)), op.fill)
         case "Solarize":
             return RandOp(name, 8.5 * (BINS - op.magnitude), op.fill)
         case _:

@@ -20,7 +20,7 @@ def frozen_parts(model: nn.Module, freeze: tuple[str, ...]) -> list[nn.Module]:
             raise ValueError(f"model.freeze: no part named {name!r}; this backbone has {', '.join(known)}")
         if name == "stem":
             parts += list(children.values())[: list(children).index("layer1")]
-        elif name.startswith("layer"):
+        elif name in ("layer1", "layer2", "layer3", "layer4"):
             parts += [block for block in children[name].children() if not isinstance(block, CBAM | nn.Dropout)]
         else:
             parts.append(children[name])

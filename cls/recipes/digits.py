@@ -18,12 +18,12 @@ def digits() -> Run:
     return Run(
         recipe="digits",
         data=Data(path="digits", size=32, eval_frame="squash"),
-        augment=Augment(order=("frame", "rotate", "affine"), frame="squash", rotate=10.0, translate=0.08),
+        augment=Augment(frame="squash", rotate=10.0, translate=0.08),
         model=Model(backbone="resnext14_8x8d", weights="none"),
         optim=Optim(
             name="adamw", lr=2e-3, lr_batch=128, weight_decay=0.05, schedule="warmup-cosine", warmup=1.0
         ),
-        train=Train(epochs=6, batch=128, micro_batch=16),
+        train=Train(epochs=5, batch=128, micro_batch=16),
     )  # fmt: skip
 
 

@@ -1,0 +1,70 @@
+"""train.py with a record of what each rank was given: ids, pixels, mixed images and targets of every micro-batch."""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import train
+from cls.data import draws
+
+trace: list[dict[str, Any]] = []
+decoded = 0
+
+
+def sha(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+
+
+def traced_batches(*args: Any) -> Iterator[Any]:
+    for batch in loader(*args):
+        trace.append({"rows": batch.rows, "draws": batch.draws, "pixels": sha(batch.pixels)})
+        yield batch
+
+
+def traced_partners(size: int, seed: int, step: int, index: int) -> torch.Tensor:
+    trace[-1] |= {"step": step, "index": index}
+    return pick(size, seed, step, index)
+
+
+def traced_mix(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    images, targets = mix(*args)
+    trace[-1] |= {"images": sha(images), "targets": sha(targets)}
+    return images, targets
+
+
+def traced_decode(data: bytes) -> Any:
+    global decoded
+    decoded += 1
+    return decode(data)
+
+
+def traced_predict(*args: Any, **kwargs: Any) -> Any:
+    before = decoded
+    result = predict(*args, **kwargs)
+    globals()["decoded"] = before  # count training images only
+    return result
+
+
+loader, pick, mix, decode, predict = train.batches, train.partners, train.mix, draws.decode, train.predict
+train.batches, train.partners, train.mix, train.predict = traced_batches, traced_partners, traced_mix, traced_predict
+draws.decode = traced_decode
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    leave = train.Cluster.close
+
+    def close(cluster: Any) -> None:
+        record = {"world": cluster.world, "rank": cluster.rank, "decoded": decoded, "trace": trace}
+        out = Path(arguments[arguments.index("--out") + 1])
+        (out / f"trace-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(record))
+        leave(cluster)
+
+    train.Cluster.close = close
+    train.main(arguments)
