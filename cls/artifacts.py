@@ -81,7 +81,7 @@ def write_results(
     checkpoint.load_weights(out / "best" / "model.safetensors", state.evaluated)
     val = look(state.evaluated, splits.val)
     figures = {f"best/{name}": value for name, value in summary(val).items()}
-    text = f"best validation accuracy {figures['best/accuracy']:.4f} (step {state.history.best_accuracy_step})"
+    text = f"best validation accuracy {figures['best/accuracy']:.4f}"
     if run.augment.tta:
         figures["best/accuracy_tta"] = summary(look(state.evaluated, splits.val, views=run.augment.tta))["accuracy"]
         text += f", with test-time views {figures['best/accuracy_tta']:.4f}"

@@ -1,12 +1,18 @@
-"""The command line: ``train.py RECIPE --section.field value`` and the verbs of the ``cls`` command."""
+"""The command line: ``train.py RECIPE --section.field value``, and the verbs of the ``cls`` command."""
 
+import dataclasses
+import json
 import sys
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
 from cls import recipes
 from cls.checks import check
-from cls.config import Run, to_yaml
+from cls.config import Run, View, to_yaml
+
+T = TypeVar("T")
 
 
 def out_of(argv: list[str]) -> str:
@@ -25,21 +31,135 @@ def parse_run(argv: list[str]) -> Run:
     A misspelt field or a wrong type exits with the nearest field named; a bad value is a ValueError naming its field.
     """
     name, rest = ("digits", argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
-    run = recipes.get(name)
-    show = "--show" in rest
-    run = tyro.cli(
-        Run,
-        default=run,
-        args=[word for word in rest if word != "--show"],
-        prog=f"train.py {name}",
-        description=f"Train recipe {name!r}. Others: train.py RECIPE (`cls recipes` lists them). "
-        "--show prints the final configuration and exits.",
-        config=(tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff),
+    text = (
+        f"Train recipe {name!r}; others: train.py RECIPE (`cls recipes` lists them). "
+        "--show prints the final configuration and exits."
     )
-    if run.recipe != name:
-        raise ValueError(f"recipe is the first word of the command: train.py {run.recipe} …")
-    check(run)
-    if show:
+    run = _tyro(Run, recipes.get(name), [word for word in rest if word != "--show"], f"train.py {name}", text)
+    _check(run, name)
+    if "--show" in rest:
         print(to_yaml(run), end="")
         sys.exit(0)
+    _need_images(run)
     return run
+
+
+def _need_images(run: Run) -> None:
+    if not run.data.path:
+        raise ValueError(f"data.path is empty: name the images with {run.recipe} --data.path FOLDER")
+
+
+def _tyro(kind: type[T], default: T | None, argv: list[str], prog: str, text: str) -> T:
+    markers = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)  # --field True, as sweeps write it
+    if default is None:
+        return tyro.cli(kind, args=argv, prog=prog, description=text, config=markers)
+    return tyro.cli(kind, args=argv, prog=prog, description=text, config=markers, default=default)
+
+
+def _check(run: Run, name: str) -> None:
+    if run.recipe != name:
+        raise ValueError(f"recipe is {run.recipe}: the recipe is the first word of the command, not a field")
+    check(run)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipes:
+    """List the recipes: name, report, what it is, batch and micro-batch, most processes, parameters at 100 classes."""
+
+    name: tyro.conf.Positional[str] = ""
+    """Show this recipe's page instead: its command, the paper's facts, what differs from its program."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Show:
+    """Draw a contact sheet of training images as the model gets them, augmented and mixed, with their labels."""
+
+    run: Annotated[Run, tyro.conf.arg(name="")]
+    to: str = "draws.png"
+    """PNG file to write."""
+    count: int = 32
+    """Number of images."""
+    step: int = 0
+    """The first optimizer step whose images are shown."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Predict the classes of images with a run's best weights: prediction.csv, prediction.zip, predictions.parquet."""
+
+    run: tyro.conf.Positional[str]
+    """Run directory, or its best/model.safetensors."""
+    path: tyro.conf.Positional[str]
+    """Folder of images, image file, or table of images."""
+    out: str = ""
+    """Folder to write to; empty: predict-<name of path> in the run directory."""
+    tta: tuple[View, ...] = ()
+    """Views whose softmax is averaged; empty: the recipe's own."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    workers: int = -1
+    """Loader processes; -1 takes one per core."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score a run's best weights on labelled images: accuracy, top-5, macro-F1, and the worst classes."""
+
+    run: tyro.conf.Positional[str]
+    """Run directory, or its best/model.safetensors."""
+    path: tyro.conf.Positional[str] = ""
+    """Labelled images; empty: the validation split of the run's own data."""
+    tta: tuple[View, ...] = ()
+    """Views whose softmax is averaged; empty: one plain view."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    workers: int = -1
+    """Loader processes; -1 takes one per core."""
+
+
+VERBS = {"recipes": Recipes, "show": Show, "predict": Predict, "evaluate": Evaluate}
+
+
+def main() -> None:
+    """The ``cls`` command; exit codes are those of a run (0 done, 2 user error, …)."""
+    argv = sys.argv[1:]
+    if not argv or argv[0] in ("-h", "--help") or argv[0] not in VERBS:
+        lines = [f"  cls {name:<9} {(kind.__doc__ or '').strip()}" for name, kind in VERBS.items()]
+        asked = not argv or argv[0] in ("-h", "--help")
+        head = "" if asked else f"cls: there is no verb {argv[0]!r}\n"
+        usage = "usage: cls VERB …   (cls VERB --help explains a verb)\n" + "\n".join(lines)
+        print(head + usage, file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else 2)
+    from cls.outcome import Ending  # torch; the usage above must not wait for it
+
+    with Ending("") as ending:
+        document = _do(argv[0], [word for word in argv[1:] if word != "--json"])
+        ending.message = "done"
+        if "--json" in argv:
+            print(json.dumps(document, indent=1))
+
+
+def _do(verb: str, argv: list[str]) -> Any:
+    """Carry out a verb, which tells people about it on standard error; gives its JSON document."""
+    text = f"{VERBS[verb].__doc__} --json prints one JSON document on standard output."
+    if verb == "show":
+        name, rest = ("digits", argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
+        text += f" Takes every field of train.py {name}."
+        command: Any = _tyro(Show, Show(run=recipes.get(name)), rest, f"cls show {name}", text)
+        _check(command.run, name)
+        _need_images(command.run)
+    else:
+        command = _tyro(VERBS[verb], None, argv, f"cls {verb}", text)
+    from cls import verbs  # torch and datasets; --help must not wait for them
+
+    match command:
+        case Recipes():
+            return verbs.recipe_page(command.name) if command.name else verbs.recipe_table()
+        case Show():
+            return verbs.contact_sheet(command.run, Path(command.to), command.count, command.step)
+        case Predict():
+            return verbs.predict_images(
+                command.run, command.path, command.out, command.tta, command.device, command.workers
+            )
+        case _:
+            return verbs.evaluate_images(command.run, command.path, command.tta, command.device, command.workers)

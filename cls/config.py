@@ -21,7 +21,7 @@ View = Literal["identity", "hflip", "rotate", "crop"]
 class Data:
     """Which images, and how they are framed when nothing is random."""
 
-    path: str = "digits"
+    path: str = ""
     """A folder of images, a parquet, arrow or webdataset file or folder, a hub name, or 'digits' (embedded)."""
     size: int = 224
     """Side of the square image the model sees, pixels."""

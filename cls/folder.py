@@ -50,7 +50,9 @@ def open_folder(run: Run, cluster: Cluster) -> Folder:
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not (path / "config.yaml").exists() and set(os.listdir(path)) - {"exit.json", "lock"}:
-            raise ForeignFolderError(f"out: {path} holds other files and no config.yaml: name an empty or a run directory")
+            raise ForeignFolderError(
+                f"out: {path} holds other files and no config.yaml: name an empty or a run directory"
+            )
         claim(path / "lock")
     except OSError as error:
         raise ValueError(f"out: {path} cannot be written ({error.strerror}): choose another --out") from error

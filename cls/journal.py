@@ -69,7 +69,7 @@ class Journal:
         epoch, best = self.count.epochs_done(step), max(history.best_accuracy, figures["accuracy"])
         self.tracker.log({"step": step, "epoch": epoch, **{f"val/{name}": value for name, value in figures.items()}})
         self.progress.line(
-            f"epoch {epoch}/{self.count.train.epochs}  val accuracy {figures['accuracy']:.4f} (best {best:.4f})  "
+            f"epoch {epoch}/{self.count.train.epochs} done  val accuracy {figures['accuracy']:.4f} (best {best:.4f})  "
             f"val loss {figures['loss']:.4f}"
         )
 

@@ -190,7 +190,7 @@ def _mark_epochs(top: Axes, others: Sequence[Axes], rows: Sequence[Row]) -> None
     epochs.set_xlabel("epoch", fontsize=8, color=GREY)
 
 
-def _short(name: str, width: int) -> str:
+def short(name: str, width: int) -> str:
     return name if len(name) <= width else name[: width - 1] + "…"
 
 
@@ -208,7 +208,7 @@ def confusion_picture(p: Predictions, path: Path) -> None:
         image, ax=axes, format=PercentFormatter(1.0), label="share of the true class", fraction=0.04, pad=0.02
     )
     every = next(n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10**9) if c / n <= 50)
-    names = [_short(name, 18) for name in p.classes[::every]]
+    names = [short(name, 18) for name in p.classes[::every]]
     size = 9 if c <= 20 else 7
     axes.set_xticks(range(0, c, every), names, rotation=0 if max(map(len, names)) <= 2 else 90, fontsize=size)
     axes.set_yticks(range(0, c, every), names, fontsize=size)
@@ -238,7 +238,7 @@ def worst_classes(p: Predictions, path: Path) -> None:
         wrong = counts[i] * (np.arange(len(p.classes)) != i)
         text = f"{right} of {support}"
         if wrong.any():
-            text += f" · {wrong.max()} taken for “{_short(p.classes[int(wrong.argmax())], 16)}”"
+            text += f" · {wrong.max()} taken for “{short(p.classes[int(wrong.argmax())], 16)}”"
         # beside a short bar, inside a long one: the text never leaves the picture
         inside = figures.recall[i] > 0.5
         axes.text(
@@ -246,7 +246,7 @@ def worst_classes(p: Predictions, path: Path) -> None:
             ha="right" if inside else "left", color="white" if inside else "#222222",
             bbox=None if inside else {"facecolor": "white", "edgecolor": "none", "pad": 1},
         )  # fmt: skip
-    axes.set_yticks(range(len(worst)), [_short(p.classes[i], 24) for i in worst])
+    axes.set_yticks(range(len(worst)), [short(p.classes[i], 24) for i in worst])
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))

@@ -11,7 +11,7 @@ from conftest import SMALL, Result, launch
 from safetensors.torch import load_file
 
 FULL = [
-    *SMALL, "--model.head", "64 bn relu dropout:0.5", "--augment.mixup", "0.4", "--augment.mix-probability", "0.5",
+    *SMALL, "--model.backbone", "timm/test_resnet", "--model.head", "64 bn relu dropout:0.5", "--augment.mixup", "0.4", "--augment.mix-probability", "0.5",
     "--augment.erase", "0.3", "--augment.hflip", "0.5", "--optim.ema", "0.9", "--optim.clip", "1.0",
     "--optim.label-smoothing", "0.1", "--optim.schedule", "plateau", "--optim.patience", "0", "--optim.factor", "0.5",
 ]  # fmt: skip

@@ -3,8 +3,8 @@
 import difflib
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
-import timm
 import torchvision
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
@@ -22,6 +22,8 @@ HALF: Statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @cache
 def _timm_names() -> frozenset[str]:
+    import timm  # here and below: 1.5 s at every start that only its backbones need to pay
+
     return frozenset(timm.list_models()) | frozenset(timm.list_pretrained())
 
 
@@ -42,6 +44,8 @@ def plain(name: str) -> nn.Module:
     if name == SMALL:
         net = ResNet(Bottleneck, [1, 1, 1, 1], groups=8, width_per_group=8)
     elif name.startswith("timm/"):
+        import timm
+
         net = timm.create_model(name.removeprefix("timm/"))
     else:
         net = torchvision.models.get_model(name)
@@ -49,11 +53,17 @@ def plain(name: str) -> nn.Module:
     return net
 
 
+def _timm_config(name: str) -> Any:
+    import timm
+
+    return timm.get_pretrained_cfg(name.removeprefix("timm/"))
+
+
 def classifier_name(name: str) -> str:
     """The dotted name of the backbone's output layer, "fc" in every ResNet."""
     if not name.startswith("timm/"):
         return "fc"
-    config = timm.get_pretrained_cfg(name.removeprefix("timm/"))
+    config = _timm_config(name)
     classifier = config.classifier if config else None
     if not isinstance(classifier, str):
         raise ValueError(
@@ -70,7 +80,7 @@ def normalization(config: Model) -> Statistics:
     check_backbone(config.backbone)
     if config.backbone == SMALL:
         return HALF
-    stated = timm.get_pretrained_cfg(config.backbone.removeprefix("timm/")) if "/" in config.backbone else None
+    stated = _timm_config(config.backbone) if "/" in config.backbone else None
     return (_rgb(stated.mean), _rgb(stated.std)) if stated else IMAGENET
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
-import timm
 import torch
 import torchvision
 from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
@@ -63,6 +62,8 @@ def weight_file(config: Model) -> Path | None:
 
 
 def _timm_file(name: str) -> Path:
+    import timm  # 1.5 s that only its backbones need to pay
+
     stated = timm.get_pretrained_cfg(name)
     if stated and stated.hf_hub_id:
         return _hub_file(stated.hf_hub_id, stated.hf_hub_filename or "model.safetensors")

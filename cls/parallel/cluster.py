@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -84,7 +85,10 @@ class Cluster:
 
     def wrap(self, model: nn.Module, compiled: bool) -> nn.Module:
         """The model as it is called in training: in DDP when there are several processes, compiled if asked."""
-        wrapped: nn.Module = self.accelerator.prepare(model)
+        with warnings.catch_warnings():
+            # the successor of broadcast_buffers is not reachable through accelerate's settings yet
+            warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
+            wrapped: nn.Module = self.accelerator.prepare(model)
         return torch.compile(wrapped) if compiled else wrapped  # type: ignore[return-value]  # a module when given one
 
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
@@ -171,8 +175,8 @@ def choose_device(wanted: str) -> str:
     if sign:
         raise ValueError(
             f"a GPU is visible ({sign}) but torch {torch.__version__} cannot use it{problem}. Driver: {_driver()}; "
-            f"this torch was built for CUDA {torch.version.cuda}. Install a torch that fits the driver, e.g. pip install "
-            "torch torchvision --index-url https://download.pytorch.org/whl/cu126, or use --train.device cpu"
+            f"this torch was built for CUDA {torch.version.cuda}. Install a torch that fits the driver, e.g. pip "
+            "install torch torchvision --index-url https://download.pytorch.org/whl/cu126, or use --train.device cpu"
         )
     if wanted == "cuda":
         raise ValueError("train.device is cuda but this machine shows no GPU: use --train.device cpu or auto")

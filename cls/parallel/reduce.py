@@ -90,7 +90,7 @@ def total(stack: list[Block], micro_batches: int, cluster: Cluster) -> list[Tens
         tree.append(Block(start, size, [part]))
         _merge_siblings(tree)
     whole = sent.new_empty(cluster.world * piece)
-    dist.all_gather_into_tensor(whole, _merge_rest(tree)[0])
+    dist.all_gather_single(whole, _merge_rest(tree)[0])
     return _views(whole, shapes, sizes)
 
 

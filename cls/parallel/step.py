@@ -103,7 +103,7 @@ class MicroBatches:
         drawing.manual_seed(torch_seed(self.seed, "dropout", step, index))  # 1 us; torch.manual_seed costs 85
 
 
-def _sum_over_ranks(_: None, bucket: Any) -> torch.futures.Future[Tensor]:
+def _sum_over_ranks(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]  # no stub
     """DDP's default hook averages; the batch is divided by once, in :meth:`MicroBatches.finish`."""
     work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
     future: torch.futures.Future[Any] = work.get_future()

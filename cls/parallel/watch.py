@@ -47,8 +47,9 @@ class Losses:
         if not math.isfinite(value):
             first = (step - 1) * self.batch
             raise NonFiniteError(
-                f"the loss of step {step} is {value} (draws {first} to {first + self.batch - 1}); that step may have "
-                "been applied: the last checkpoint is the state to continue from. Try a lower --optim.lr or --optim.clip 1"
+                f"the loss of step {step} is {value} (draws {first} to {first + self.batch - 1}); that step may "
+                "have been applied: the last checkpoint is the state to continue from. Try a lower --optim.lr or "
+                "--optim.clip 1"
             )
         now = time.perf_counter()
         seconds, self._last = now - self._last, now

@@ -1,9 +1,10 @@
 """All recipes by name: the five published systems with their ablations, and the embedded digits."""
 
 import difflib
+import inspect
 from collections.abc import Callable
 
-from cls.config import Run
+from cls.config import Run, diff
 from cls.recipes import attention_gate, cbam_mixup, digits, mlp_head, resnet50_mlp, se_resnext
 
 _SYSTEMS = (digits, attention_gate, cbam_mixup, mlp_head, se_resnext, resnet50_mlp)
@@ -29,3 +30,18 @@ def describe() -> dict[str, tuple[str, str]]:
             text = system.VARIANTS[name][0] if name in system.VARIANTS else (make.__doc__ or "").splitlines()[0]
             described[name] = (system.REPORT, text)
     return described
+
+
+def page(name: str) -> str:
+    """The evidence of a recipe: its system's docstring, and for a variant what it changes."""
+    run = get(name)
+    for system in _SYSTEMS:
+        base = next(iter(system.RECIPES))
+        if name in system.RECIPES:
+            text = inspect.cleandoc(system.RECIPES[base].__doc__ or "")
+            return (
+                text
+                if name == base
+                else f"{base}: {text}\n\n{name} changes\n  " + "\n  ".join(diff(system.RECIPES[base](), run))
+            )
+    raise AssertionError(name)

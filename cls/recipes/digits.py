@@ -21,9 +21,9 @@ def digits() -> Run:
         augment=Augment(frame="squash", rotate=10.0, translate=0.08),
         model=Model(backbone="resnext14_8x8d", weights="none"),
         optim=Optim(
-            name="adamw", lr=2e-3, lr_batch=128, weight_decay=0.05, schedule="warmup-cosine", warmup=1.0
+            name="adamw", lr=3e-3, lr_batch=128, weight_decay=0.05, schedule="warmup-cosine", warmup=0.5
         ),
-        train=Train(epochs=5, batch=128, micro_batch=16),
+        train=Train(epochs=4, batch=128, micro_batch=16),
     )  # fmt: skip
 
 

@@ -1,0 +1,178 @@
+"""What the verbs of the ``cls`` command do; each prints for people on standard error and gives a JSON document."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cls import checkpoint, recipes, report
+from cls.artifacts import input_statistics, read_header
+from cls.config import Run, View, change
+from cls.data.draws import Draws
+from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
+from cls.data.sources import load, load_images, load_labelled
+from cls.evaluate import predict
+from cls.images.ops import training_ops
+from cls.metrics import Predictions, per_class, summary
+from cls.mix import draw_mixing, mix, partners, soft_targets
+from cls.models import build_model
+from cls.parallel.cluster import Cluster, start
+from cls.sheet import Tile, write_sheet
+from cls.steps import Steps
+
+PEOPLE = Console(stderr=True, width=None if sys.stderr.isatty() else 180)
+
+
+def recipe_table() -> list[dict[str, Any]]:
+    """All recipes, with exact parameter counts from the networks built without storage."""
+    table = Table("recipe", "report", "what it is", "batch", "micro-batch", "most processes", "parameters", box=None)
+    for column in table.columns[3:]:
+        column.justify = "right"
+    rows, counted = [], dict[Any, int]()
+    for name, (source, text) in recipes.describe().items():
+        run = recipes.get(name)
+        if run.model not in counted:
+            counted[run.model] = parameters(run, 10 if name == "digits" else 100)
+        row = {
+            "recipe": name,
+            "report": source,
+            "what": text,
+            "batch": run.train.batch,
+            "micro_batch": run.train.micro_batch,
+            "most_processes": run.train.batch // run.train.micro_batch,
+            "parameters": counted[run.model],
+        }
+        rows.append(row)
+        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
+    PEOPLE.print(table)
+    return rows
+
+
+def parameters(run: Run, classes: int) -> int:
+    with torch.device("meta"):
+        model = build_model(dataclasses.replace(run.model, weights="none"), classes, 0)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def recipe_page(name: str) -> dict[str, Any]:
+    """One recipe's evidence and its configuration."""
+    run, (source, text) = recipes.get(name), recipes.describe()[name]
+    page = recipes.page(name)
+    print(f"{name} ({source}): {text}\n\n{page}", file=sys.stderr)
+    return {"recipe": name, "report": source, "what": text, "page": page, "config": dataclasses.asdict(run)}
+
+
+def contact_sheet(run: Run, to: Path, count: int, step: int) -> dict[str, Any]:
+    """Training images of the steps from ``step`` on, as the model gets them."""
+    splits = load(run.data, run.seed)
+    mean, std = input_statistics(run)
+    draws = Draws(splits.train, training_ops(run.augment, run.data, mean), run.seed, run.data.balanced)
+    size, every = run.train.micro_batch, run.train.batch // run.train.micro_batch
+    steps = -(-count // run.train.batch)
+    Steps(len(splits.train), run.train)
+    indices = MicroBatchDraws(step, step + steps, run.train.batch, size, range(every))
+    prepare = preprocess(mean, std, run.seed, False, torch.device("cpu"))
+    tiles: list[Tile] = []
+    for i, batch in enumerate(batches(draws, indices, worker_count(run.data.workers, 1), False)):
+        at, index = step + i // every, i % every
+        mixing, partner = draw_mixing(run.augment, run.seed, at), partners(size, run.seed, at, index)
+        images, targets = mix(prepare(batch), soft_targets(batch.labels, len(splits.classes), 0.0), mixing, partner)
+        pixels = ((images * prepare.std + prepare.mean).clamp(0, 1) * 255).round().byte()
+        for image, target, draw, row in zip(pixels, targets, batch.draws, batch.rows, strict=True):
+            shares = {splits.classes[c]: float(target[c]) for c in target.nonzero().flatten().tolist()}
+            tiles.append(Tile(image, shares, draw, str(splits.train[row]["id"])))
+        if len(tiles) >= count:
+            break
+    tiles = tiles[:count]
+    write_sheet(to, tiles, f"{run.recipe}: draws from step {step} on")
+    print(f"{len(tiles)} training images in {to}", file=sys.stderr)
+    return {
+        "file": str(to),
+        "draws": [{"draw": t.draw, "id": t.id, "labels": t.shares} for t in tiles],
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run's best weights, ready to use."""
+
+    run: Run
+    folder: Path
+    classes: tuple[str, ...]
+    fallback: int
+    cluster: Cluster
+    model: torch.nn.Module
+    statistics: tuple[tuple[float, float, float], tuple[float, float, float]]
+
+    def look(self, rows: Any, views: Sequence[View]) -> Predictions:
+        prepare = preprocess(*self.statistics, self.run.seed, self.run.train.channels_last, self.cluster.device)
+        return predict(self.model, rows, self.classes, self.run, prepare, self.cluster, views or ("identity",))
+
+
+def load_trained(path: str, device: str, workers: int) -> Trained:
+    """Rebuild a run's network from best/model.safetensors; ValueError if there is none or it is damaged."""
+    file = Path(path) if path.endswith(".safetensors") else Path(path) / "best" / "model.safetensors"
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist: name a run directory in which at least one epoch is done")
+    run, classes, statistics, fallback = read_header(file)
+    run = change(run, train={"device": device}, data={"workers": workers})
+    cluster = start(run.train)
+    model = build_model(dataclasses.replace(run.model, weights="none"), len(classes), run.seed)
+    checkpoint.load_weights(file, model)
+    if run.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    folder = file.parent.parent if file.parent.name == "best" else file.parent
+    return Trained(run, folder, classes, fallback, cluster, model.to(cluster.device), statistics)
+
+
+def predict_images(
+    path: str, images: str, out: str, tta: tuple[View, ...], device: str, workers: int
+) -> dict[str, Any] | None:
+    """Predictions for images without labels, in the files that a run writes for its test split."""
+    trained = load_trained(path, device, workers)
+    rows = trained.cluster.together(lambda: load_images(images, trained.run.data))
+    found = trained.look(rows, tta or trained.run.augment.tta)
+    if not trained.cluster.main:
+        return None
+    folder = Path(out) if out else trained.folder / f"predict-{Path(images).stem or 'images'}"
+    folder.mkdir(parents=True, exist_ok=True)
+    report.write_csv(folder, found, trained.fallback)
+    report.write_parquet(folder / "predictions.parquet", found)
+    broken = sum(1 for error in found.errors if error)
+    note = f"; {broken} could not be read and got the most frequent class" if broken else ""
+    print(f"{len(found.ids)} predictions in {folder / 'prediction.csv'}{note}", file=sys.stderr)
+    return {"images": len(found.ids), "broken": broken, "folder": str(folder)}
+
+
+def evaluate_images(path: str, images: str, tta: tuple[View, ...], device: str, workers: int) -> dict[str, Any] | None:
+    """Figures on labelled images: another folder's, or the validation split of the run's own data."""
+    trained = load_trained(path, device, workers)
+    own = dataclasses.replace(trained.run.data, workers=workers)
+    rows = trained.cluster.together(
+        lambda: load_labelled(images, trained.classes, own) if images else load(own, trained.run.seed).val
+    )
+    found = trained.look(rows, tta)
+    if not trained.cluster.main:
+        return None
+    figures, classes = summary(found), per_class(found)
+    document: dict[str, Any] = dict(figures)
+    document["classes"] = {
+        name: {"images": int(n), "recall": float(r), "precision": float(p), "f1": float(f)}
+        for name, n, r, p, f in zip(
+            trained.classes, classes.support, classes.recall, classes.precision, classes.f1, strict=True
+        )
+    }
+    for name, value in figures.items():
+        print(f"{name:<10} {value:.4f}".rstrip("0").rstrip("."), file=sys.stderr)
+    table = Table("class", "images", "recall", "precision", "f1", box=None)
+    ranked = sorted(document["classes"].items(), key=lambda item: (item[1]["recall"], item[0]))
+    for name, figure in [item for item in ranked if item[1]["images"]][:10]:
+        table.add_row(name, str(figure["images"]), *(f"{figure[key]:.3f}" for key in ("recall", "precision", "f1")))
+    PEOPLE.print("worst classes:")
+    PEOPLE.print(table)
+    return document
