@@ -6,26 +6,23 @@ The whole method is on this page. Step s consumes draws [s·B, (s+1)·B), cut in
 import sys
 from functools import partial
 
-from torch import nn
-
 from cls import checkpoint
-from cls.artifacts import input_statistics, keep_best, write_results
+from cls.artifacts import Look, keep_best, write_results
 from cls.cli import out_of, parse_run
-from cls.data.draws import Draws
-from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
-from cls.data.sources import load
+from cls.data.feed import Feed
+from cls.data.loader import preprocess
+from cls.data.sources import Splits, load
 from cls.evaluate import predict
-from cls.folder import BrokenImages, Folder, open_folder
-from cls.images.ops import training_ops
+from cls.folder import Folder, open_folder
 from cls.journal import Journal
 from cls.metrics import summary
 from cls.mix import class_weights, draw_mixing, loss_per_image, mix, partners, soft_targets
-from cls.models import check_weights, train_mode
+from cls.models import check_weights, input_statistics, train_mode
 from cls.outcome import Ending
 from cls.parallel.cluster import Cluster, start
 from cls.parallel.step import MicroBatches
 from cls.parallel.watch import Losses
-from cls.state import build_state
+from cls.state import State, build_state
 from cls.steps import Steps
 from cls.track import check_tracking
 
@@ -44,39 +41,40 @@ def main(argv: list[str]) -> None:
         cluster.close()
 
 
-def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
-    run, device = folder.run, cluster.device
+def begin(folder: Folder, cluster: Cluster) -> tuple[Splits, Steps, State, int]:
+    """The images, the length of the run, its state by a checkpoint or the seed, and the steps already done."""
+    run = folder.run
     splits = cluster.together(lambda: load(run.data, run.seed))
     steps = Steps(len(splits.train), run.train)
-    state = cluster.together(lambda: build_state(run, len(splits.classes), steps, device))
-    checkpoints = folder.path / "checkpoints"
-    first = ending.step = cluster.together(lambda: checkpoint.restore(checkpoints, state))
+    state = cluster.together(lambda: build_state(run, len(splits.classes), steps, cluster.device))
+    first = cluster.together(lambda: checkpoint.restore(folder.path / "checkpoints", state))
+    return splits, steps, state, first
+
+
+def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
+    run, device = folder.run, cluster.device
+    splits, steps, state, first = begin(folder, cluster)
+    classes = len(splits.classes)
     model = cluster.wrap(state.model, run.train.compile)
     micro = MicroBatches(cluster, model, run)
-
-    statistics = mean, std = input_statistics(run)
-    prepare = preprocess(mean, std, run.seed, run.train.channels_last, device)
-    draws = Draws(splits.train, training_ops(run.augment, run.data, mean), run.seed, run.data.balanced)
-    indices = MicroBatchDraws(first, steps.total, run.train.batch, run.train.micro_batch, micro.share)
-    loader = batches(draws, indices, worker_count(run.data.workers, cluster.local_world), device.type == "cuda")
-    weights = class_weights(draws.labels, len(splits.classes), run.optim.class_weight, device)
-    broken = BrokenImages(folder.path / "bad_images.csv", list(splits.train["id"]), run.data.max_bad)
+    prepare = preprocess(input_statistics(run), run.seed, run.train.channels_last, device)
+    feed = Feed(splits.train, run, cluster, prepare, micro.share, range(first, steps.total), folder.path)
+    weights = class_weights(feed.draws.labels, classes, run.optim.class_weight, device)
     look = partial(predict, classes=splits.classes, run=run, prepare=prepare, cluster=cluster)
     losses = Losses(run.train.batch)
-
     with Journal(folder, cluster, steps, first, state.model) as journal:
         for step in range(first, steps.total):
-            if run.train.early_stop and state.history.stale >= run.train.early_stop:
+            if state.history.stale >= (run.train.early_stop or steps.whole):
                 break
+            ending.step = step
             train_mode(state.model, run.model.freeze)
             mixing = draw_mixing(run.augment, run.seed, step)
             micro.begin()
             for index in micro.share:
-                batch = next(loader)
-                broken.note(batch.broken)
-                targets = soft_targets(batch.labels.to(device), len(splits.classes), run.optim.label_smoothing)
+                images, labels = feed.next()
+                targets = soft_targets(labels, classes, run.optim.label_smoothing)
                 partner = partners(run.train.micro_batch, run.seed, step, index)
-                images, targets = mix(prepare(batch), targets, mixing, partner)
+                images, targets = mix(images, targets, mixing, partner)
                 with micro.micro_batch(step, index):
                     with cluster.autocast(run.train.precision):
                         logits = model(images)
@@ -84,29 +82,38 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
                     loss.backward()
                 micro.collect(index, loss)
             loss = micro.finish()
-            if run.optim.clip:
-                nn.utils.clip_grad_norm_(micro.parameters, run.optim.clip)
-            state.optimizer.step()
-            if state.average is not None:
-                state.average.update_parameters(state.model)
+            state.update(run.optim.clip)
             journal.steps(losses.put(step + 1, loss, state.schedule.lr))
             state.schedule.step()
-            ending.step = step + 1
             if steps.ends_epoch(step + 1) or step + 1 == steps.total:
                 journal.steps(losses.drain())
-                broken.agree(cluster)
-                figures = summary(look(state.evaluated, splits.val))
-                best = False
-                if steps.ends_epoch(step + 1):
-                    state.schedule.epoch(figures["loss"], figures["accuracy"])
-                    best = state.history.add(step + 1, figures["accuracy"], figures["loss"])
-                journal.epoch(step + 1, figures, state.history)
-                if cluster.main:
-                    keep_best(folder.path, state, run, splits, statistics, best)
-                    checkpoint.save(checkpoints, step + 1, state)
-                    checkpoint.prune(checkpoints, run.train.keep, state.history)
+                feed.broken.agree(cluster)
+                validate(step + 1, steps, folder, cluster, splits, state, look, journal)
                 losses.restart()
         return write_results(folder, state, splits, look, cluster, journal)
+
+
+def validate(
+    step: int,
+    steps: Steps,
+    folder: Folder,
+    cluster: Cluster,
+    splits: Splits,
+    state: State,
+    look: Look,
+    journal: Journal,
+) -> None:
+    """After an epoch, or where a smoke run stops: figures, schedule, best weights, checkpoint."""
+    figures = summary(look(state.evaluated, splits.val))
+    best = False
+    if steps.ends_epoch(step):
+        state.schedule.epoch(figures["loss"], figures["accuracy"])
+        best = state.history.add(step, figures["accuracy"], figures["loss"])
+    journal.epoch(step, figures, state.history)
+    if cluster.main:
+        keep_best(folder, state, splits, best)
+        checkpoint.save(folder.path / "checkpoints", step, state)
+        checkpoint.prune(folder.path / "checkpoints", folder.run.train.keep, state.history)
 
 
 if __name__ == "__main__":

@@ -13,20 +13,12 @@ from cls.data.sources import Splits
 from cls.folder import Folder
 from cls.journal import Journal
 from cls.metrics import Predictions, summary
-from cls.models import normalization
+from cls.models import Statistics, input_statistics
 from cls.parallel.cluster import Cluster
 from cls.state import State
 
-Statistics = tuple[tuple[float, float, float], tuple[float, float, float]]
-
-
-def input_statistics(run: Run) -> Statistics:
-    """Mean and std of the input, in units of [0, 1]: what the weights want unless data.normalize says else."""
-    if run.data.normalize == "auto":
-        return normalization(run.model)
-    if run.data.normalize == "half":
-        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-    return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Look = Callable[..., Predictions]
+"""``predict`` for this run: a model, rows and, if not the plain one, ``views`` -> predictions."""
 
 
 def fallback_class(splits: Splits) -> int:
@@ -34,19 +26,19 @@ def fallback_class(splits: Splits) -> int:
     return int(np.bincount(splits.train["label"]).argmax())
 
 
-def keep_best(folder: Path, state: State, run: Run, splits: Splits, statistics: Statistics, best: bool) -> None:
+def keep_best(folder: Folder, state: State, splits: Splits, best: bool) -> None:
     """If ``best``, or if there is none yet, make the evaluated weights best/model.safetensors.
 
     Its header holds all that prediction needs. Written before the checkpoint that remembers it as the best: a kill in
     between repeats the epoch and writes the same file again.
     """
-    path = folder / "best" / "model.safetensors"
+    path = folder.path / "best" / "model.safetensors"
     if path.exists() and not best:
         return
     header = {
-        "config": to_yaml(run),
+        "config": to_yaml(folder.run),
         "classes": json.dumps(splits.classes),
-        "statistics": json.dumps(statistics),
+        "statistics": json.dumps(input_statistics(folder.run)),
         "fallback": str(fallback_class(splits)),
     }
     checkpoint.save_weights(path, state.evaluated, header)
@@ -72,9 +64,7 @@ def read_header(path: Path) -> tuple[Run, tuple[str, ...], Statistics, int]:
         raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
 
 
-def write_results(
-    folder: Folder, state: State, splits: Splits, look: Callable[..., Predictions], cluster: Cluster, journal: Journal
-) -> str:
+def write_results(folder: Folder, state: State, splits: Splits, look: Look, cluster: Cluster, journal: Journal) -> str:
     """Predict validation and test with the best weights, write all files, and give the run's last line."""
     run, out, fallback = folder.run, folder.path, fallback_class(splits)
     cluster.on_main(lambda: None)  # rank 0 has written the best weights when this returns

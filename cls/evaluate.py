@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 
 from cls.config import Run, View
 from cls.data.draws import Views
 from cls.data.loader import Preprocess, batches, worker_count
+from cls.data.sources import Rows
 from cls.images.ops import view_ops
 from cls.metrics import Predictions
 from cls.mix import loss_per_image, soft_targets
@@ -17,7 +17,7 @@ from cls.parallel.cluster import Cluster
 
 def predict(
     model: nn.Module,
-    rows: Dataset,
+    rows: Rows,
     classes: tuple[str, ...],
     run: Run,
     prepare: Preprocess,
@@ -58,7 +58,7 @@ def predict(
 
 def _logits(
     model: nn.Module,
-    rows: Dataset,
+    rows: Rows,
     classes: int,
     run: Run,
     prepare: Preprocess,

@@ -28,9 +28,10 @@ class Journal:
             info = describe(cluster, model)
             self.tracker = Tracker(folder.run, folder.path, step=first, info=info)
             self.progress = Progress(steps.total, first, epochs=folder.run.train.epochs)
+            gloo = " (gloo)" if cluster.world > 1 and cluster.device.type == "cpu" else ""
             print(
                 f"{folder.run.recipe}: {info['parameters']:,} parameters ({info['trainable']:,} trainable), "
-                f"{steps.images:,} training images, {cluster.world} process(es) on {info['device']}, "
+                f"{steps.images:,} training images, {cluster.world} process(es){gloo} on {info['device']}, "
                 f"{folder.run.train.precision}, step {first} of {steps.total} -> {folder.path}",
                 flush=True,
             )

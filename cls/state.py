@@ -30,6 +30,14 @@ class State:
         module: nn.Module = self.average.module
         return module
 
+    def update(self, clip: float) -> None:
+        """One optimizer step from the gradients of the batch, and one of the moving average; clip 0 does not clip."""
+        if clip:
+            nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], clip)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
 
 def build_state(run: Run, classes: int, steps: Steps, device: torch.device) -> State:
     """Model, optimizer, schedule and moving average at step 0, the same on every rank."""

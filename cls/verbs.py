@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cls import checkpoint, recipes, report
-from cls.artifacts import input_statistics, read_header
+from cls.artifacts import read_header
 from cls.config import Run, View, change
 from cls.data.draws import Draws
 from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
@@ -20,7 +20,7 @@ from cls.evaluate import predict
 from cls.images.ops import training_ops
 from cls.metrics import Predictions, per_class, summary
 from cls.mix import draw_mixing, mix, partners, soft_targets
-from cls.models import build_model
+from cls.models import Statistics, build_model, input_statistics
 from cls.parallel.cluster import Cluster, start
 from cls.sheet import Tile, write_sheet
 from cls.steps import Steps
@@ -76,7 +76,7 @@ def contact_sheet(run: Run, to: Path, count: int, step: int) -> dict[str, Any]:
     steps = -(-count // run.train.batch)
     Steps(len(splits.train), run.train)
     indices = MicroBatchDraws(step, step + steps, run.train.batch, size, range(every))
-    prepare = preprocess(mean, std, run.seed, False, torch.device("cpu"))
+    prepare = preprocess((mean, std), run.seed, False, torch.device("cpu"))
     tiles: list[Tile] = []
     for i, batch in enumerate(batches(draws, indices, worker_count(run.data.workers, 1), False)):
         at, index = step + i // every, i % every
@@ -107,10 +107,10 @@ class Trained:
     fallback: int
     cluster: Cluster
     model: torch.nn.Module
-    statistics: tuple[tuple[float, float, float], tuple[float, float, float]]
+    statistics: Statistics
 
     def look(self, rows: Any, views: Sequence[View]) -> Predictions:
-        prepare = preprocess(*self.statistics, self.run.seed, self.run.train.channels_last, self.cluster.device)
+        prepare = preprocess(self.statistics, self.run.seed, self.run.train.channels_last, self.cluster.device)
         return predict(self.model, rows, self.classes, self.run, prepare, self.cluster, views or ("identity",))
 
 

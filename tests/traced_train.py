@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train
-from cls.data import draws
+from cls.data import draws, feed
 
 trace: list[dict[str, Any]] = []
 decoded = 0
@@ -52,9 +52,9 @@ def traced_predict(*args: Any, **kwargs: Any) -> Any:
     return result
 
 
-loader, pick, mix, decode, predict = train.batches, train.partners, train.mix, draws.decode, train.predict
-train.batches, train.partners, train.mix, train.predict = traced_batches, traced_partners, traced_mix, traced_predict
-draws.decode = traced_decode
+loader, pick, mix, decode, predict = feed.batches, train.partners, train.mix, draws.decode, train.predict
+train.partners, train.mix, train.predict = traced_partners, traced_mix, traced_predict
+feed.batches, draws.decode = traced_batches, traced_decode
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]

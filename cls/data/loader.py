@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cls.data.draws import Sample
+from cls.models import Statistics
 from cls.seed import torch_seed
 
 
@@ -90,12 +91,7 @@ class Preprocess(NamedTuple):
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
 
-def preprocess(
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-    seed: int,
-    channels_last: bool,
-    device: torch.device,
-) -> Preprocess:
-    shaped = [torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (mean, std)]
-    return Preprocess(shaped[0], shaped[1], seed, channels_last)
+def preprocess(statistics: Statistics, seed: int, channels_last: bool, device: torch.device) -> Preprocess:
+    """``statistics``: mean and std of each channel, in units of [0, 1]."""
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in statistics)
+    return Preprocess(mean, std, seed, channels_last)

@@ -22,6 +22,10 @@ from cls.seed import generator
 log = logging.getLogger("cls")
 
 
+Rows = Dataset
+"""One split: columns ``image`` (undecoded), ``label`` (index into the class list, -1 unknown), ``id``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Splits:
     """Datasets with the columns image (``{"bytes", "path"}``, undecoded), label (int64, -1: unknown) and id.

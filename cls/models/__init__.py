@@ -3,15 +3,18 @@
 import torch
 from torch import nn
 
-from cls.config import Model
+from cls.config import Model, Run
 from cls.models.attention import CBAM, add_attention
-from cls.models.backbones import classifier_name, normalization, plain
+from cls.models.backbones import HALF, IMAGENET, Statistics, classifier_name, normalization, plain
 from cls.models.freeze import freeze_parts, train_mode
 from cls.models.heads import replace_classifier
 from cls.models.weights import check_weights, load_exact, load_pretrained, weight_file
 from cls.seed import torch_seed
 
-__all__ = ["build_model", "check_weights", "fresh_parameters", "load_exact", "normalization", "train_mode"]
+__all__ = [
+    "Statistics", "build_model", "check_weights", "fresh_parameters", "input_statistics", "load_exact", "normalization",
+    "train_mode",
+]  # fmt: skip
 
 
 def build_model(config: Model, classes: int, seed: int) -> nn.Module:
@@ -53,3 +56,10 @@ def fresh_parameters(model: nn.Module, config: Model) -> set[str]:
         for name, _ in model.named_parameters()
         if name.startswith((f"{classifier}.", *added)) and not (config.gate and name.startswith(f"{classifier}.0."))
     }
+
+
+def input_statistics(run: Run) -> Statistics:
+    """Mean and std of the input, in units of [0, 1]: what the weights want unless data.normalize says else."""
+    if run.data.normalize == "auto":
+        return normalization(run.model)
+    return HALF if run.data.normalize == "half" else IMAGENET

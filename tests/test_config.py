@@ -1,0 +1,336 @@
+"""The configuration as text, on the command line, and the values that are refused before anything is built."""
+
+import dataclasses
+import math
+import re
+import typing
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cls import checks, recipes
+from cls.checks import check
+from cls.cli import out_of, parse_run
+from cls.config import MOMENT, Run, change, diff, flat, from_yaml, to_yaml
+
+SECTIONS = ("data", "augment", "model", "optim", "train", "track")
+
+
+def with_value(run: Run, name: str, value: Any) -> Run:
+    """A run with one field, by its dotted name, at another value."""
+    section, _, key = name.rpartition(".")
+    return change(run, **{section: {key: value}}) if section else dataclasses.replace(run, **{key: value})
+
+
+# --- YAML ---
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_survives_yaml_and_passes_the_checks(name: str) -> None:
+    run = recipes.get(name)
+    again = from_yaml(to_yaml(run))
+    assert again == run
+    assert [type(value) for value in flat(again).values()] == [type(value) for value in flat(run).values()]
+    assert run.recipe == name
+    check(run)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_float_survives_yaml(value: float) -> None:
+    again = from_yaml(to_yaml(change(Run(), optim={"lr": value, "betas": (value, 0.5)})))
+    assert again.optim.lr == value and math.copysign(1, again.optim.lr) == math.copysign(1, value)
+    assert again.optim.betas == (value, 0.5)
+
+
+@given(st.text())
+def test_every_text_survives_yaml(text: str) -> None:
+    assert from_yaml(to_yaml(change(Run(), model={"head": text}))).model.head == text
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1e-05", "0.0001", "1E-4", "1.0e-4", ".0001", "+1e-4"])
+def test_numbers_as_people_write_them(text: str) -> None:
+    """YAML 1.1 reads those without a dot as strings."""
+    assert from_yaml(f"optim: {{lr: {text}}}").optim.lr == float(text)
+
+
+def test_missing_fields_have_their_defaults_and_integers_do_for_floats() -> None:
+    assert from_yaml("{}") == Run()
+    run = from_yaml("seed: 3\noptim: {lr: 1, betas: [0, 0.5]}\naugment: {tta: [hflip]}\nmodel: {cbam: [3, 4]}")
+    assert run == change(Run(), seed=3, optim={"lr": 1.0, "betas": (0.0, 0.5)}, augment={"tta": ("hflip",)},
+                         model={"cbam": (3, 4)})  # fmt: skip
+    assert type(run.optim.lr) is float and type(run.optim.betas[0]) is float
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("optim: {lrr: 1.0}", ["unknown field optim.lrr", "did you mean optim.lr?"]),
+        ("optim: {shedule: fixed}", ["optim.shedule", "optim.schedule"]),
+        ("optm: {lr: 1.0}", ["unknown field optm", "did you mean optim?"]),
+        ("zzz: 1", ["unknown field zzz"]),
+        ("seed: one", ["seed must be int", "'one'"]),
+        ("seed: 1.5", ["seed must be int", "1.5"]),
+        ("seed: true", ["seed must be int", "True"]),
+        ("optim: {lr: true}", ["optim.lr must be float", "True"]),
+        ("optim: {lr: [1.0]}", ["optim.lr must be float", "[1.0]"]),
+        ("optim: {lr: null}", ["optim.lr must be float", "None"]),
+        ("optim: {lr: fast}", ["optim.lr must be float", "'fast'"]),  # expects the fix of finding COERCE
+        ("optim: {name: adam}", ["optim.name must be", "adamw", "'adam'"]),
+        ("optim: {betas: [0.9]}", ["optim.betas must be tuple[float, float]", "[0.9]"]),
+        ("optim: {betas: 0.9}", ["optim.betas must be tuple[float, float]", "0.9"]),
+        ("model: {cbam: [one]}", ["model.cbam must be int", "'one'"]),
+        ("augment: {order: [frame, flip]}", ["augment.order must be", "'flip'"]),
+        ("data: {balanced: 1}", ["data.balanced must be bool", "1"]),
+        ("data: {path: 3}", ["data.path must be str", "3"]),
+        ("data: 3", ["data must be", "3"]),  # expects the fix of finding COERCE
+        ("data:", ["data must be", "None"]),  # expects the fix of finding COERCE
+        ("data: [path]", ["data must be", "path"]),  # expects the fix of finding COERCE
+        ("1: 2", ["unknown field 1"]),  # expects the fix of finding COERCE
+        ("[1]", ["expected a mapping", "list"]),
+        ("", ["expected a mapping", "NoneType"]),
+        ("optim: {lr: 1", ["config", "line 1"]),  # expects the fix of finding COERCE
+    ],
+)
+def test_bad_text_is_a_value_error_naming_the_field(text: str, parts: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        from_yaml(text)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+# --- diff ---
+
+
+def other(value: Any, hint: Any) -> Any:
+    """Another value of the same type."""
+    if typing.get_origin(hint) is typing.Literal:
+        return next(choice for choice in typing.get_args(hint) if choice != value)
+    if isinstance(value, tuple):
+        return (*value, *value, "x") if not value or isinstance(value[0], str) else tuple(v + 1 for v in value)
+    return {bool: lambda: not value, int: lambda: value + 1, float: lambda: value + 0.5, str: lambda: value + "x"}[
+        type(value)
+    ]()
+
+
+def hint_of(name: str) -> Any:
+    kind: Any = Run
+    for part in name.split("."):
+        kind = typing.get_type_hints(kind)[part]
+    return kind
+
+
+def test_diff_ignores_exactly_the_fields_of_the_moment() -> None:
+    run, silent = Run(), set()
+    for name, value in flat(run).items():
+        new = other(value, hint_of(name))
+        lines = diff(run, with_value(run, name, new))
+        if lines:
+            assert lines == [f"{name}: {value!r} -> {new!r}"]
+        else:
+            silent.add(name)
+    assert silent == {
+        "out", "data.workers", "train.device", "train.keep", "train.max_steps",
+        "track.wandb", "track.project", "track.name", "track.tensorboard",
+    }  # fmt: skip
+    assert diff(run, run) == []
+    assert {name for name in flat(run) if name.startswith(MOMENT)} == silent
+
+
+def test_diff_names_every_change() -> None:
+    new = change(Run(), seed=1, optim={"lr": 0.5}, train={"batch": 32})
+    assert diff(Run(), new) == ["seed: 0 -> 1", "optim.lr: 0.0001 -> 0.5", "train.batch: 64 -> 32"]
+
+
+# --- checks ---
+
+BAD = [
+    *((name, 0, "must be greater than 0") for name in checks.POSITIVE),
+    *((name, -1, "must be greater than 0") for name in checks.POSITIVE),
+    *((name, -1, "must be 0 or more") for name in checks.NOT_NEGATIVE),
+    *((name, value, "must be from 0 to 1") for name in checks.SHARES for value in (-0.01, 1.01)),
+    *((name, value, "must be from 0 to below 1") for name in checks.BELOW_ONE for value in (-0.01, 1.0)),
+    *((f"augment.{name}", value, "0 < from <= to <= 1") for name in ("crop_scale", "erase_scale")
+      for value in ((0.0, 1.0), (0.5, 0.4), (0.5, 1.1))),
+    *(("augment.zoom", value, "0 < from <= to") for value in ((0.0, 1.0), (1.2, 1.1))),
+    *(("augment.hue", value, "0 to 0.5") for value in (-0.1, 0.51)),
+    *(("augment.blur", value, "must be") for value in (2, 4, -3)),
+    *(("augment.randaugment_magnitude", value, "0 to 30") for value in (-1, 31)),
+    *(("data.crop_pct", value, "above 0 and at most 1") for value in (0.0, -0.1, 1.1)),
+    *(("data.val_fraction", value, "between 0 and 1") for value in (0.0, 1.0)),
+    *(("optim.betas", value, "from 0 to below 1") for value in ((-0.1, 0.9), (0.9, 1.0))),
+    ("data.workers", -2, "-1 (automatic), 0 or more"),
+    *((name, math.nan, "must be") for name in ("optim.lr", "augment.hflip", "optim.ema", "optim.clip", "augment.hue")),
+    *((name, math.inf, "must be") for name in ("optim.lr", "optim.weight_decay")),  # expects the fix of finding INF
+    ("train.micro_batch", 24, "does not divide train.batch 64: use --train.micro-batch 16"),
+    ("train.micro_batch", 128, "does not divide train.batch 64: use --train.micro-batch 64"),
+    ("train.compile", True, "--train.reduce fast"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "message"), BAD)
+def test_bad_values_are_refused_by_name(name: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(name)) as caught:
+        check(with_value(Run(), name, value))
+    assert message in str(caught.value)
+    assert str(value) in str(caught.value) or value is True
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("augment.hflip", 0.0), ("augment.hflip", 1.0), ("optim.ema", 0.999), ("augment.crop_scale", (1.0, 1.0)),
+        ("augment.hue", 0.5), ("augment.blur", 3), ("augment.randaugment_magnitude", 30), ("data.crop_pct", 1.0),
+        ("data.workers", -1), ("data.workers", 0), ("train.micro_batch", 64), ("train.micro_batch", 1),
+        ("optim.weight_decay", 0.0), ("data.val_fraction", 0.5), ("train.max_steps", 0), ("optim.betas", (0.0, 0.0)),
+    ],
+)  # fmt: skip
+def test_values_at_the_borders_are_accepted(name: str, value: Any) -> None:
+    check(with_value(Run(), name, value))
+
+
+@pytest.mark.parametrize(
+    ("sections", "parts"),
+    [
+        ({"train": {"compile": True}}, ["train.compile", "--train.reduce fast"]),
+        ({"optim": {"schedule": "warmup-cosine", "warmup": 5.0}, "train": {"epochs": 5}},
+         ["optim.warmup is 5.0", "train.epochs 5"]),
+        ({"optim": {"loss": "mse", "label_smoothing": 0.1}}, ["optim.label_smoothing", "optim.loss mse"]),
+        ({"optim": {"schedule": "cosine", "lr": 1e-4, "min_lr": 1e-3}},
+         ["optim.min_lr", "0.001", "0.0001"]),  # expects the fix of finding MINLR
+        ({"model": {"head": "64 bn"}, "train": {"micro_batch": 1}},
+         ["train.micro_batch", "BatchNorm"]),  # expects the fix of finding BN1
+    ],
+)  # fmt: skip
+def test_combinations_that_cannot_train(sections: dict[str, dict[str, Any]], parts: list[str]) -> None:
+    with pytest.raises(ValueError) as caught:
+        check(change(Run(), **sections))
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"compile": True, "reduce": "fast"}},
+        {"optim": {"schedule": "warmup-cosine", "warmup": 4.9}, "train": {"epochs": 5}},
+        {"optim": {"schedule": "fixed", "warmup": 9.0}, "train": {"epochs": 5}},
+        {"optim": {"loss": "mse"}},
+        {"optim": {"label_smoothing": 0.1}},
+    ],
+)
+def test_their_neighbours_can(sections: dict[str, dict[str, Any]]) -> None:
+    check(change(Run(), **sections))
+
+
+def test_the_proposed_micro_batch_is_the_largest_divisor_not_above_the_wanted_one() -> None:
+    for batch in range(1, 40):
+        for wanted in range(1, 50):
+            divisors = [d for d in range(1, batch + 1) if batch % d == 0 and d <= wanted]
+            assert checks._divisor(batch, wanted) == max(divisors)
+
+
+def test_every_number_has_a_rule_or_a_reason() -> None:
+    """A new numeric field must be added to a table of checks.py, or here."""
+    elsewhere = {
+        "augment.hue", "augment.crop_scale", "augment.erase_scale", "augment.zoom", "augment.randaugment_magnitude",
+        "data.crop_pct", "data.workers", "optim.betas", "model.cbam",
+    }  # fmt: skip
+    numeric = {name for name in flat(Run()) if re.search(r"\b(int|float)\b", str(hint_of(name)))}
+    assert numeric - elsewhere == {*checks.POSITIVE, *checks.NOT_NEGATIVE, *checks.SHARES, *checks.BELOW_ONE}
+
+
+# --- the command line ---
+
+
+def test_both_spellings_types_and_tuples() -> None:
+    run = parse_run(
+        ["mlp-head", "--optim.lr", "1e-3", "--optim.betas", "0.8", "0.9", "--train.batch=32", "--data.balanced", "True",
+         "--train.channels-last=False", "--model.cbam", "3", "4", "--augment.tta", "hflip", "crop", "--seed=9",
+         "--data.path=/tmp/a b", "--model.head", "500 relu", "--out", "runs/x", "--train.micro_batch", "8"]
+    )  # fmt: skip
+    expected = change(
+        recipes.get("mlp-head"), seed=9, optim={"lr": 1e-3, "betas": (0.8, 0.9)},
+        train={"batch": 32, "micro_batch": 8, "channels_last": False}, data={"balanced": True, "path": "/tmp/a b"},
+        model={"cbam": (3, 4), "head": "500 relu"}, augment={"tta": ("hflip", "crop")},
+    )  # fmt: skip
+    assert run == dataclasses.replace(expected, out="runs/x")
+
+
+def test_no_words_and_no_recipe_are_the_digits() -> None:
+    assert parse_run([]) == recipes.get("digits")
+    assert parse_run(["--seed", "4"]) == dataclasses.replace(recipes.get("digits"), seed=4)
+
+
+def test_an_empty_tuple_switches_off() -> None:
+    assert recipes.get("mlp-head").augment.tta
+    assert parse_run(["mlp-head", "--augment.tta"]).augment.tta == ()
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (["--optim.lrr", "3"], "--optim.lr "),
+        (["--optim.lrr=3"], "--optim.lr "),
+        (["--train.microbatch", "3"], "--train.micro-batch"),
+        (["--optim.lr", "abc"], "--optim.lr"),
+        (["--train.batch", "1.5"], "--train.batch"),
+        (["--optim.name", "adam"], "--optim.name"),
+        (["--data.balanced", "maybe"], "--data.balanced"),
+        (["--optim.betas", "0.9"], "--optim.betas"),
+    ],
+)
+def test_misspelt_or_ill_typed_words_name_the_nearest_field(
+    args: list[str], part: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+    with pytest.raises(SystemExit) as caught:
+        parse_run(["digits", *args])
+    assert caught.value.code not in (0, None)
+    captured = capsys.readouterr()
+    assert part in captured.err + captured.out
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"unknown recipe 'mlp-haed'; did you mean mlp-head"):
+        parse_run(["mlp-haed"])
+    with pytest.raises(ValueError, match="unknown recipe 'qqqqqq'"):
+        parse_run(["qqqqqq"])
+
+
+def test_the_recipe_is_the_first_word_only() -> None:
+    with pytest.raises(ValueError, match="recipe is the first word"):
+        parse_run(["digits", "--recipe", "mlp-head"])
+
+
+def test_bad_values_of_the_command_line_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"train\.batch is 0"):
+        parse_run(["--train.batch", "0"])
+
+
+def test_show_prints_yaml_that_reads_back(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_run(["cbam-mixup", "--optim.lr", "1e-5", "--show"])
+    assert caught.value.code in (0, None)
+    assert from_yaml(capsys.readouterr().out) == change(recipes.get("cbam-mixup"), optim={"lr": 1e-5})
+
+
+def test_help_has_a_sentence_for_every_field(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit):
+        parse_run(["digits", "--help"])
+    text = capsys.readouterr().out
+    for name in flat(Run()):
+        option = "--" + name.replace("_", "-")
+        found = re.search(rf"│ {re.escape(option)} [^│]*│\s*│?\s*([^│]+)", text) or pytest.fail(f"no help for {option}")
+        sentence = re.sub(r"\(default: .*", "", found.group(1)).strip()
+        assert re.search(r"\w+ \w+.*[.)]$", sentence), f"{option}: {sentence!r}"
+
+
+def test_the_run_directory_is_readable_in_a_broken_command_line() -> None:
+    assert out_of(["digits", "--out", "runs/a", "--nonsense"]) == "runs/a"
+    assert out_of(["digits", "--out=runs/a"]) == "runs/a"
+    assert out_of(["digits"]) == out_of(["digits", "--out"]) == ""
