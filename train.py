@@ -7,7 +7,7 @@ import sys
 from functools import partial
 
 from cls import checkpoint
-from cls.artifacts import Look, keep_best, write_results
+from cls.artifacts import Look, keep_best, keep_data, write_results
 from cls.cli import out_of, parse_run
 from cls.data.feed import Feed
 from cls.data.loader import preprocess
@@ -32,12 +32,9 @@ def main(argv: list[str]) -> None:
         run = parse_run(argv)
         cluster = start(run.train)
         cluster.on_main(lambda: (check_tracking(run.track), check_weights(run.model)))
-        folder = cluster.on_main(lambda: open_folder(run, cluster))
-        ending.out = folder.path
-        if folder.finished:
-            ending.message = f"{folder.path} is finished already"
-        else:
-            ending.message = train(folder, cluster, ending)
+        with cluster.on_main(lambda: open_folder(run, cluster)) as folder:
+            ending.out = folder.path
+            ending.message = folder.finished or train(folder, cluster, ending)
         cluster.close()
 
 
@@ -45,6 +42,7 @@ def begin(folder: Folder, cluster: Cluster) -> tuple[Splits, Steps, State, int]:
     """The images, the length of the run, its state by a checkpoint or the seed, and the steps already done."""
     run = folder.run
     splits = cluster.together(lambda: load(run.data, run.seed))
+    cluster.on_main(lambda: keep_data(folder, splits))
     steps = Steps(len(splits.train), run.train)
     state = cluster.together(lambda: build_state(run, len(splits.classes), steps, cluster.device))
     first = cluster.together(lambda: checkpoint.restore(folder.path / "checkpoints", state))
@@ -64,7 +62,7 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
     losses = Losses(run.train.batch)
     with Journal(folder, cluster, steps, first, state.model) as journal:
         for step in range(first, steps.total):
-            if state.history.stale >= (run.train.early_stop or steps.whole):
+            if 0 < run.train.early_stop <= state.history.stale:
                 break
             ending.step = step
             train_mode(state.model, run.model.freeze)

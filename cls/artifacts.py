@@ -1,5 +1,6 @@
 """What a run leaves behind: the best weights as one file, predictions, the submission CSV and pictures."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from safetensors import safe_open
 from cls import checkpoint, report
 from cls.config import Run, from_yaml, to_yaml
 from cls.data.sources import Splits
+from cls.files import write_whole
 from cls.folder import Folder
 from cls.journal import Journal
 from cls.metrics import Predictions, summary
@@ -19,6 +21,28 @@ from cls.state import State
 
 Look = Callable[..., Predictions]
 """``predict`` for this run: a model, rows and, if not the plain one, ``views`` -> predictions."""
+
+
+def keep_data(folder: Folder, splits: Splits) -> None:
+    """Write classes.txt and data.json at the first start; at a later one, refuse other images with a ValueError.
+
+    Images are known by id and label: which draw is which image hangs on them.
+    """
+    found: dict[str, object] = {}
+    for split, rows in (("train", splits.train), ("val", splits.val)):
+        listed = hashlib.sha256(json.dumps([list(rows["id"]), list(rows["label"])]).encode()).hexdigest()
+        found |= {split: {"images": len(rows), "sha256": listed}}
+    path, classes = folder.path / "data.json", folder.path / "classes.txt"
+    if not path.exists():
+        write_whole(classes, "".join(f"{name}\n" for name in splits.classes).encode())
+        write_whole(path, json.dumps(found, indent=1).encode())
+        return
+    stored = json.loads(path.read_text())
+    if stored != found or classes.read_text().splitlines() != list(splits.classes):
+        raise ValueError(
+            f"data.path: {folder.run.data.path} is not what {folder.path} was started with "
+            f"({stored['train']['images']} training images then, {len(splits.train)} now): use another --out"
+        )
 
 
 def fallback_class(splits: Splits) -> int:

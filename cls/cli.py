@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -51,9 +52,12 @@ def _need_images(run: Run) -> None:
 
 def _tyro(kind: type[T], default: T | None, argv: list[str], prog: str, text: str) -> T:
     markers = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)  # --field True, as sweeps write it
+    heard = os.environ.get("RANK", "0") == "0"  # every rank finds the same mistake; one tells of it
     if default is None:
-        return tyro.cli(kind, args=argv, prog=prog, description=text, config=markers)
-    return tyro.cli(kind, args=argv, prog=prog, description=text, config=markers, default=default)
+        return tyro.cli(kind, args=argv, prog=prog, description=text, config=markers, console_outputs=heard)
+    return tyro.cli(
+        kind, args=argv, prog=prog, description=text, config=markers, console_outputs=heard, default=default
+    )
 
 
 def _check(run: Run, name: str) -> None:

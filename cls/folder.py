@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import Self
 
 from cls.config import Run, change, diff, from_yaml, to_yaml
 from cls.files import write_whole
@@ -28,7 +29,17 @@ class Folder:
 
     path: Path
     run: Run  # precision resolved, out filled in
-    finished: bool
+    finished: str
+    """What the finished run said at its end; '' for a run that goes on."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the lock back, on the rank that holds it."""
+        owner = _owner(self.path / "lock")
+        if (owner.get("host"), owner.get("pid")) == (socket.gethostname(), os.getpid()):
+            (self.path / "lock").unlink(missing_ok=True)
 
     def beat(self) -> None:
         """Show other hosts that this writer lives; cheap enough for every step."""
@@ -36,9 +47,6 @@ class Folder:
         with contextlib.suppress(FileNotFoundError):  # deleted by hand: no reason to die
             if time.time() - lock.stat().st_mtime > HEARTBEAT_SECONDS:
                 os.utime(lock)
-
-    def release(self) -> None:
-        (self.path / "lock").unlink(missing_ok=True)
 
 
 def open_folder(run: Run, cluster: Cluster) -> Folder:
@@ -66,7 +74,7 @@ def open_folder(run: Run, cluster: Cluster) -> Folder:
 def _agree(path: Path, run: Run, cluster: Cluster) -> Folder:
     run = dataclasses.replace(run, out=str(path))
     stored_text = (path / "config.yaml").read_text() if (path / "config.yaml").exists() else ""
-    finished = False
+    finished = ""
     if stored_text:
         stored = from_yaml(stored_text)
         if run.train.precision == "auto":
@@ -75,18 +83,22 @@ def _agree(path: Path, run: Run, cluster: Cluster) -> Folder:
         if lines:
             changes = "\n  ".join(lines)
             raise ValueError(f"out: {path} holds a run with another configuration; use another --out:\n  {changes}")
-        finished = _outcome(path) == "done" and stored.train.max_steps == run.train.max_steps
+        if stored.train.max_steps == run.train.max_steps:
+            finished = _said_done(path)
     else:
         run = change(run, train={"precision": resolve_precision(run.train.precision, cluster.device)})
-    if not finished:
+    if finished:
+        print(f"{path} is finished: {finished}", flush=True)
+    else:
         (path / "exit.json").unlink(missing_ok=True)
         write_whole(path / "config.yaml", to_yaml(run).encode())
     return Folder(path, run, finished)
 
 
-def _outcome(path: Path) -> str:
+def _said_done(path: Path) -> str:
     try:
-        return str(json.loads((path / "exit.json").read_text())["outcome"])
+        record = json.loads((path / "exit.json").read_text())
+        return str(record["reason"]) if record["outcome"] == "done" else ""
     except (OSError, ValueError, KeyError):
         return ""
 

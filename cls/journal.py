@@ -24,16 +24,16 @@ class Journal:
         self.folder, self.count = folder, steps
         self.tracker: Tracker | None = None
         self.figures: dict[str, float] = {}
+        self.validated: dict[str, float] = {}
         if cluster.main:
             info = describe(cluster, model)
             self.tracker = Tracker(folder.run, folder.path, step=first, info=info)
             self.progress = Progress(steps.total, first, epochs=folder.run.train.epochs)
             gloo = " (gloo)" if cluster.world > 1 and cluster.device.type == "cpu" else ""
-            print(
+            self.progress.line(
                 f"{folder.run.recipe}: {info['parameters']:,} parameters ({info['trainable']:,} trainable), "
                 f"{steps.images:,} training images, {cluster.world} process(es){gloo} on {info['device']}, "
-                f"{folder.run.train.precision}, step {first} of {steps.total} -> {folder.path}",
-                flush=True,
+                f"{folder.run.train.precision}, step {first} of {steps.total} -> {folder.path}"
             )
 
     def __enter__(self) -> Self:
@@ -45,7 +45,6 @@ class Journal:
             hint = self.tracker.finish(self.figures)
             if hint and kind is None:
                 print(hint, flush=True)
-            self.folder.release()
 
     def steps(self, finished: list[Finished]) -> None:
         """Steps whose loss has reached the host."""
@@ -60,7 +59,7 @@ class Journal:
                 "train/images_per_second": self.count.train.batch / done.seconds,
             }
             self.tracker.log(row)
-            self.progress.step(done.step, row)
+            self.progress.step(done.step, row | self.validated)
         self.folder.beat()
 
     def epoch(self, step: int, figures: dict[str, float], history: History) -> None:
@@ -68,6 +67,7 @@ class Journal:
         if not self.tracker:
             return
         epoch, best = self.count.epochs_done(step), max(history.best_accuracy, figures["accuracy"])
+        self.validated = {"val/accuracy": figures["accuracy"]}
         self.tracker.log({"step": step, "epoch": epoch, **{f"val/{name}": value for name, value in figures.items()}})
         self.progress.line(
             f"epoch {epoch}/{self.count.train.epochs} done  val accuracy {figures['accuracy']:.4f} (best {best:.4f})  "

@@ -82,11 +82,8 @@ class Ending:
 
     def _write(self, outcome: str, code: int, reason: str, error: BaseException | None) -> None:
         """Rank 0 writes; another rank only its own failure, which rank 0, stopped from outside, leaves in place."""
-        if (
-            self.out is None
-            or not self.out.is_dir()
-            or (not self._main and outcome in ("done", "stopped", "user_error"))
-        ):
+        agreed = outcome in ("done", "stopped", "user_error")
+        if self.out is None or isinstance(error, ForeignFolderError) or (not self._main and agreed):
             return
         path = self.out / "exit.json"
         if outcome == "stopped" and path.exists() and path.stat().st_mtime >= self._since:

@@ -316,6 +316,7 @@ class Progress:
         parts += [f"epoch {row['epoch']:g}/{self._epochs}"] if "epoch" in row else []
         parts += [f"loss {row['train/loss']:.3f}"] if "train/loss" in row else []
         parts += [f"lr {row['train/lr']:.3g}"] if "train/lr" in row else []
+        parts += [f"val accuracy {row['val/accuracy']:.3f}"] if "val/accuracy" in row else []
         parts += [f"{row['train/images_per_second']:.0f} img/s"] if "train/images_per_second" in row else []
         assert self._first is not None
         first, since = self._first

@@ -57,7 +57,9 @@ def test_control_training_changes_the_weights(one: Result) -> None:
     rows = [row for row in one.rows if "train/loss" in row]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert len({row["train/lr"] for row in rows}) > 1  # the plateau schedule did something
-    first, last = sorted((one.out / "checkpoints").glob("step-*"))[::len(list((one.out / "checkpoints").glob("step-*"))) - 1]
+    first, last = sorted((one.out / "checkpoints").glob("step-*"))[
+        :: len(list((one.out / "checkpoints").glob("step-*"))) - 1
+    ]
     before, after = load_file(first / "model.safetensors"), load_file(last / "model.safetensors")
     assert all(not before[name].equal(after[name]) for name in before)  # parameters and BatchNorm statistics
 
@@ -76,7 +78,9 @@ def test_same_bits_on_any_number_of_processes(folder: Path, one: Result, process
     assert bits(result) == bits(one)
 
 
-def test_a_run_moved_from_four_processes_to_two_has_the_bits_of_the_uninterrupted_one(folder: Path, one: Result) -> None:
+def test_a_run_moved_from_four_processes_to_two_has_the_bits_of_the_uninterrupted_one(
+    folder: Path, one: Result
+) -> None:
     run(folder, "moved", 4, "--train.max-steps", "9")  # inside epoch 3
     first = traces(Result(0, "", folder / "moved"), 4)
     for rank in range(4):

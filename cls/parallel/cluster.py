@@ -84,12 +84,14 @@ class Cluster:
         return items
 
     def wrap(self, model: nn.Module, compiled: bool) -> nn.Module:
-        """The model as it is called in training: in DDP when there are several processes, compiled if asked."""
+        """The model as it is called in training: compiled in place if asked, in DDP when there are several processes."""
+        if compiled:
+            model.compile()  # in place: the keys of the state dict stay as they are
         with warnings.catch_warnings():
             # the successor of broadcast_buffers is not reachable through accelerate's settings yet
             warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
             wrapped: nn.Module = self.accelerator.prepare(model)
-        return torch.compile(wrapped) if compiled else wrapped  # type: ignore[return-value]  # a module when given one
+        return wrapped
 
     def autocast(self, precision: str) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -1,0 +1,72 @@
+"""What exactness costs: optimizer steps with reduce=exact against reduce=fast, side by side in the same processes.
+
+python tests/bench_reduce.py           1, 2 and 4 gloo processes on this machine (ResNet-18, 64 px, V = 4 micro-batches of 8)
+torchrun --nproc_per_node 4 tests/bench_reduce.py --here       in the processes that are there, e.g. on GPUs
+
+Prints the median over pairs of steps of exact / fast. With more processes than cores the ratio holds, the times do not.
+"""
+
+import copy
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import torch
+from torchvision.models import resnet18
+
+from cls.config import Run, Train, change
+from cls.parallel.cluster import start
+from cls.parallel.step import MicroBatches
+
+PAIRS = 9
+
+
+def here() -> None:
+    cluster = start(Train())
+    model = resnet18(num_classes=100).to(cluster.device, memory_format=torch.channels_last)
+    loops = {}
+    for kind in ("exact", "fast"):
+        run = change(Run(), train={"batch": 32, "micro_batch": 8, "reduce": kind})
+        twin = cluster.wrap(copy.deepcopy(model), False)
+        loops[kind] = MicroBatches(cluster, twin, run), twin, torch.optim.AdamW(twin.parameters(), 1e-4)
+    images = torch.randn(8, 3, 64, 64, device=cluster.device).contiguous(memory_format=torch.channels_last)
+    seconds: dict[str, list[float]] = {"exact": [], "fast": []}
+    for step in range(PAIRS + 2):
+        for kind, (micro, twin, optimizer) in loops.items():
+            cluster.gather(None)
+            since = time.perf_counter()
+            micro.begin()
+            for index in micro.share:
+                with micro.micro_batch(step, index):
+                    loss = twin(images).square().sum()
+                    loss.backward()
+                micro.collect(index, loss)
+            float(micro.finish())
+            optimizer.step()
+            cluster.gather(None)
+            seconds[kind].append(time.perf_counter() - since)
+    ratios = [e / f for e, f in zip(seconds["exact"], seconds["fast"], strict=True)][2:]
+    if cluster.main:
+        low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
+        print(
+            f"{cluster.world} process(es): exact / fast = {middle:.2f} (min {low:.2f}, max {high:.2f}, {PAIRS} pairs)"
+        )
+    cluster.close()
+
+
+if __name__ == "__main__":
+    if "--here" in sys.argv:
+        here()
+    else:
+        for processes in (1, 2, 4):
+            command = [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                f"--nproc_per_node={processes}",
+                "--master_port=29611",
+            ]
+            subprocess.run([*command, __file__, "--here"], check=True)
