@@ -1,6 +1,6 @@
 """What exactness costs: optimizer steps with reduce=exact against reduce=fast, side by side in the same processes.
 
-python tests/bench_reduce.py           1, 2 and 4 gloo processes on this machine (ResNet-18, 64 px, V = 4 micro-batches of 8)
+python tests/bench_reduce.py           1, 2 and 4 gloo processes (ResNet-18, 64 px, 4 micro-batches of 8)
 torchrun --nproc_per_node 4 tests/bench_reduce.py --here       in the processes that are there, e.g. on GPUs
 
 Prints the median over pairs of steps of exact / fast. With more processes than cores the ratio holds, the times do not.

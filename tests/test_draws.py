@@ -133,7 +133,9 @@ def test_workers_do_not_matter(rows: Dataset) -> None:
     found = {}
     for workers in (0, 1, 3):
         indices = MicroBatchDraws(2, 6, 6, 3, range(2))
-        found[workers] = [(b.draws, b.rows, b.labels.tolist(), sha(b)) for b in batches(Draws(rows, OPS, 0), indices, workers, False)]
+        found[workers] = [
+            (b.draws, b.rows, b.labels.tolist(), sha(b)) for b in batches(Draws(rows, OPS, 0), indices, workers, False)
+        ]
     assert len(found[0]) == 8 and found[0] == found[1] == found[3]
     assert [draw for draws, *_ in found[0] for draw in draws] == list(range(12, 36))
 
@@ -201,7 +203,7 @@ def test_broken_images_are_replaced_by_others_of_their_class(tmp_path: Path) -> 
     assert {s.row for s in replaced if s.label == 0} == {0, 2, 3}  # not always the same one
     reasons = {row: reason for s in replaced for row, reason in s.broken}
     assert reasons.keys() == bad and "empty file" in reasons[1] and "not an image" in reasons[7]
-    assert "truncated" in reasons[6]  # its header is whole
+    assert "truncated" in reasons[6].lower()
 
 
 def test_of_a_class_without_a_readable_image_another_class_has_its_own_label(tmp_path: Path) -> None:
@@ -313,7 +315,9 @@ def test_normalisation_is_the_formula(channels_last: bool) -> None:
 def test_erased_boxes_are_standard_normal_noise_before_normalising() -> None:
     prepare = preprocess((MEAN, STD), 0, False, torch.device("cpu"))
     box = (4, 8, 100, 90)
-    plain, erased = (prepare(batch_of([5, 6, 7], boxes, 128)) for boxes in ([(0, 0, 0, 0)] * 3, [box, (0, 0, 0, 0), box]))
+    plain, erased = (
+        prepare(batch_of([5, 6, 7], boxes, 128)) for boxes in ([(0, 0, 0, 0)] * 3, [box, (0, 0, 0, 0), box])
+    )
     inside = torch.zeros(128, 128, dtype=torch.bool)
     inside[4:104, 8:98] = True
     assert erased[:, :, ~inside].equal(plain[:, :, ~inside]) and erased[1].equal(plain[1])

@@ -2,19 +2,25 @@
 
 import hashlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import SMALL, Result, launch
+from conftest import ROOT, SMALL, Result, environment, launch
 from safetensors.torch import load_file
 
-FULL = [
-    *SMALL, "--model.backbone", "timm/test_resnet", "--model.head", "64 bn relu dropout:0.5", "--augment.mixup", "0.4", "--augment.mix-probability", "0.5",
-    "--augment.erase", "0.3", "--augment.hflip", "0.5", "--optim.ema", "0.9", "--optim.clip", "1.0",
-    "--optim.label-smoothing", "0.1", "--optim.schedule", "plateau", "--optim.patience", "0", "--optim.factor", "0.5",
-]  # fmt: skip
+METHOD = """
+--model.backbone timm/test_resnet --model.head=64_bn_relu_dropout:0.5 --augment.mixup 0.4 --augment.mix-probability 0.5
+--augment.erase 0.3 --augment.hflip 0.5 --optim.ema 0.9 --optim.clip 1.0 --optim.label-smoothing 0.1
+--optim.schedule plateau --optim.plateau-on accuracy --optim.patience 0 --optim.factor 0.5
+"""
+FULL = [*SMALL, *(word.replace("_", " ") if "dropout" in word else word for word in METHOD.split())]
 STEPS = 22  # 7 epochs of 100 images in batches of 32: epochs end inside batches
 
 
@@ -91,6 +97,42 @@ def test_a_run_moved_from_four_processes_to_two_has_the_bits_of_the_uninterrupte
     # the stop inside an epoch validated once more; nothing else may differ
     ours["rows"] = [row for row in ours["rows"] if not (row["step"] == 9 and "val/loss" in row)]
     assert ours == theirs
+
+
+def test_fast_reduction_of_a_model_without_batch_statistics_agrees_within_rounding(folder: Path) -> None:
+    """GroupNorm: the sum's order is all that may differ between world sizes."""
+    losses = {}
+    for n in (1, 2, 4):
+        args = [
+            *SMALL,
+            "--model.backbone",
+            "timm/test_efficientnet_gn",
+            "--train.reduce",
+            "fast",
+            "--train.max-steps",
+            "20",
+        ]
+        result = launch(folder / f"gn{n}", [*args, "--train.channels-last", "False"], n)
+        assert result.code == 0 and f"{n} process(es)" in result.output, result.output
+        losses[n] = [row["train/loss"] for row in result.rows if "train/loss" in row]
+    assert len(losses[1]) == 20 and losses[1][0] != losses[1][-1]
+    assert losses[2] == pytest.approx(losses[1], rel=1e-5) and losses[4] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_killed_run_ends_with_the_bits_of_the_uninterrupted_one(folder: Path, one: Result) -> None:
+    """SIGKILL of the whole process group after the second checkpoint, then the same command again."""
+    out = folder / "killed"
+    command = [sys.executable, str(ROOT / "train.py"), *FULL, "--out", str(out)]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, start_new_session=True)
+    while not list(out.glob("checkpoints/step-*7")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (out / "exit.json").exists()
+    again = launch(out, FULL)
+    assert again.code == 0 and " of 22 ->" in again.output and "step 0 of 22" not in again.output
+    assert bits(again) == bits(one)
 
 
 def test_control_another_seed_and_fast_reduction_differ(folder: Path, one: Result) -> None:

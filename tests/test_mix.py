@@ -22,6 +22,11 @@ from cls.mix import (
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def close_to(share: float, count: int, p: float) -> bool:
     """Within five standard deviations of a binomial share."""
     return abs(share - p) < 5 * (p * (1 - p) / count) ** 0.5

@@ -96,7 +96,7 @@ def test_a_finished_run_says_so_and_a_changed_one_is_refused(digits: Result) -> 
 
 @pytest.fixture(scope="module")
 def run12(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Result:
-    """Twelve classes named 0 to 11, validation without three of them, a flat test folder; two processes; W&B offline."""
+    """Classes 0 to 11, validation without three of them, a flat test folder; two processes; W&B offline."""
     out = tmp_path_factory.mktemp("run12") / "run"
     args = [*TINY, "--data.path", str(photos), "--track.wandb", "offline", "--train.epochs", "30", "--optim.lr", "0.01"]
     result = launch(out, args, processes=2)
@@ -353,6 +353,21 @@ def test_a_diverging_run_names_the_draws(tmp_path: Path) -> None:
 def test_configuration_is_stored_with_its_resolved_precision(run12: Result) -> None:
     stored = yaml.safe_load((run12.out / "config.yaml").read_text())
     assert stored["train"]["precision"] == "fp32" and stored["out"] == str(run12.out)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["attention-gate", "cbam-mixup", "mlp-head", "se-resnext", "resnet50-mlp"])
+def test_five_systems_train_on_photos(name: str, photos: Path, tmp_path: Path) -> None:
+    """The real networks and methods, two steps at a small size, from random values (no weights without a network)."""
+    few = ["--data.size", "64", "--train.batch", "8", "--train.micro-batch", "4", "--train.max-steps", "2"]
+    args = [name, "--data.path", str(photos), "--model.weights", "none", "--track.wandb", "disabled", *few]
+    result = launch(tmp_path / "run", args)
+    assert result.code == 0, result.output
+    assert [row["step"] for row in result.rows if "train/loss" in row] == [1, 2]
+    assert (tmp_path / "run" / "prediction.csv").read_text().count("\n") == 7
+    answer, _ = cls("predict", str(tmp_path / "run"), str(photos / "test"), "--out", str(tmp_path))
+    assert (tmp_path / "prediction.csv").read_bytes() == (tmp_path / "run" / "prediction.csv").read_bytes()
+    assert answer["images"] == 6
 
 
 @pytest.mark.soak

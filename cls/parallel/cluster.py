@@ -84,7 +84,7 @@ class Cluster:
         return items
 
     def wrap(self, model: nn.Module, compiled: bool) -> nn.Module:
-        """The model as it is called in training: compiled in place if asked, in DDP when there are several processes."""
+        """The model as training calls it: compiled in place if asked, in DDP when there are several processes."""
         if compiled:
             model.compile()  # in place: the keys of the state dict stay as they are
         with warnings.catch_warnings():
