@@ -52,6 +52,7 @@ def begin(folder: Folder, cluster: Cluster) -> tuple[Splits, Steps, State, int]:
 def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
     run, device = folder.run, cluster.device
     splits, steps, state, first = begin(folder, cluster)
+    ending.step = first
     classes = len(splits.classes)
     model = cluster.wrap(state.model, run.train.compile)
     micro = MicroBatches(cluster, model, run)
@@ -64,7 +65,6 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
         for step in range(first, steps.total):
             if 0 < run.train.early_stop <= state.history.stale:
                 break
-            ending.step = step
             train_mode(state.model, run.model.freeze)
             mixing = draw_mixing(run.augment, run.seed, step)
             micro.begin()
@@ -81,6 +81,7 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
                 micro.collect(index, loss)
             loss = micro.finish()
             state.update(run.optim.clip)
+            ending.step = step + 1
             journal.steps(losses.put(step + 1, loss, state.schedule.lr))
             state.schedule.step()
             if steps.ends_epoch(step + 1) or step + 1 == steps.total:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 def out_of(argv: list[str]) -> str:
     """The run directory that a command line names, readable even where the rest of it is not; '' if it names none."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in pairwise([*argv, ""]):
         if word == "--out":
             return following
         if word.startswith("--out="):

@@ -298,9 +298,9 @@ def test_a_file_that_is_no_model_of_ours_is_a_value_error_naming_it(tmp_path: Pa
         with pytest.raises(ValueError) as caught:
             read_header(path)
         assert str(path) in str(caught.value)
-        if path.name not in ("garbage", "empty", "pickle", "truncated"):
+        if path.name not in ("garbage", "empty", "pickle", "truncated"):  # expects the fix of finding HEADER
             assert "not a whole safetensors" not in str(caught.value), path.name  # it is one, or no file at all
-    assert "optim.magic" in str(pytest.raises(ValueError, read_header, tmp_path / "a newer config").value)
+        assert path.name != "a newer config" or "optim.magic" in str(caught.value)
 
 
 @pytest.mark.parametrize("damage", [truncate, empty])

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,19 +145,16 @@ def test_two_ranks_make_one_wandb_run(run12: Result) -> None:
     assert "test_resnet" in "".join(line for line in lines if "config" in line)
 
 
-def test_epoch_one_matches_a_plain_loop(tmp_path: Path) -> None:
-    """The same weights and batches in a loop of ten lines: losses and validation to 1e-5."""
-    args = [
-        *SMALL,
-        "--train.batch",
-        "20",
-        "--train.micro-batch",
-        "20",
-        "--train.epochs",
-        "1",
-        "--optim.schedule",
-        "fixed",
-    ]
+@pytest.mark.parametrize(("name", "lr"), [("adamw", 1e-4), ("sgd", 3e-4)])
+def test_epoch_one_matches_a_plain_loop(tmp_path: Path, name: str, lr: float) -> None:
+    """The same weights and batches in a loop of ten lines: losses and validation to 1e-5.
+
+    The rates are low because BatchNorm on small maps is chaotic: at 3e-3 two plain loops that differ only in dividing
+    the loss before or after the backward pass part by 2 % in four steps.
+    """
+    args = [*SMALL, "--train.batch", "20", "--train.micro-batch", "20", "--train.epochs", "1"]
+    args += ["--model.backbone", "timm/test_resnet", "--data.size", "64", "--train.channels-last", "False"]
+    args += ["--optim.name", name, "--optim.lr", str(lr), "--optim.schedule", "fixed"]
     result = launch(tmp_path / "run", args)
     assert result.code == 0, result.output
 
@@ -164,7 +163,8 @@ def test_epoch_one_matches_a_plain_loop(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     draws = Draws(splits.train, training_ops(run.augment, run.data, (0.5, 0.5, 0.5)), run.seed)
     model = build_model(run.model, 10, run.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=run.optim.lr, weight_decay=run.optim.weight_decay)
+    kind = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}[name]
+    optimizer = kind(model.parameters(), lr=lr, weight_decay=run.optim.weight_decay)
     losses = []
     for start in range(0, 100, 20):
         samples = [draws[i] for i in range(start, start + 20)]
@@ -185,6 +185,7 @@ def test_epoch_one_matches_a_plain_loop(tmp_path: Path) -> None:
     assert [row["train/loss"] for row in result.rows if "train/loss" in row] == pytest.approx(losses, rel=1e-5)
     (epoch,) = [row for row in result.rows if "val/loss" in row]
     assert epoch["val/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert abs(losses[0] - losses[-1]) > 1e-3  # it trained
     assert epoch["val/accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item(), abs=1e-9)
 
 
@@ -213,13 +214,12 @@ def test_a_signal_is_a_stop_and_the_same_command_continues(tmp_path: Path) -> No
     args = [*SMALL, "--train.epochs", "3", "--out", str(tmp_path / "run")]
     command = [sys.executable, str(ROOT / "train.py"), *args]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout
-    for line in process.stdout:
-        if line.startswith("epoch 1/3"):
-            process.send_signal(signal.SIGTERM)
-            break
-    output = process.stdout.read()
-    assert process.wait(60) == 85, output
+    while not list(tmp_path.glob("run/checkpoints/step-*4")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 85, output
     assert "the same command continues" in output and "Traceback" not in output
     assert json.loads((tmp_path / "run" / "exit.json").read_text())["outcome"] == "stopped"
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)

@@ -1,0 +1,283 @@
+"""The run directory: one live writer, one configuration for life, nobody else's files touched."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from cls.config import Run, change, from_yaml
+from cls.folder import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS, claim, open_folder
+from cls.outcome import ForeignFolderError
+from cls.parallel.cluster import Cluster
+
+CLUSTER = Cluster(
+    accelerator=cast(Accelerator, None), rank=0, world=1, local_world=1, device=torch.device("cpu")
+)  # it is only asked for its device
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_in(out: Path, **sections: Any) -> Run:
+    return change(dataclasses.replace(Run(), out=str(out)), **sections)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write_lock(lock: Path, age: float = 0.0, **changed: Any) -> None:
+    """A lock as this process would have written it, some of it changed, last touched so many seconds ago."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.unlink(missing_ok=True)
+    claim(lock)
+    lock.write_text(json.dumps(json.loads(lock.read_text()) | changed))
+    os.utime(lock, (time.time() - age, time.time() - age))
+
+
+# --- the lock ---
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A second live process that holds the lock of a run directory."""
+    out = tmp_path_factory.mktemp("held")
+    code = (
+        "import sys, time; from pathlib import Path; from cls.folder import claim; "
+        "claim(Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
+    )
+    command = [sys.executable, "-c", code, str(out / "lock")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    yield process, out
+    process.kill()
+    process.wait()
+
+
+def test_a_second_live_writer_is_refused_and_a_killed_ones_lock_taken_over(
+    other: tuple[subprocess.Popen[str], Path],
+) -> None:
+    process, out = other
+    before = contents(out)
+    with pytest.raises(ForeignFolderError) as caught:
+        open_folder(run_in(out), CLUSTER)
+    for part in (str(out), f"process {process.pid}", socket.gethostname(), str(out / "lock")):
+        assert part in str(caught.value)
+    assert contents(out) == before
+
+    process.send_signal(signal.SIGKILL)  # it stays a zombie until somebody waits for it, in containers for ever
+    deadline = time.time() + 10
+    while ") Z " not in Path(f"/proc/{process.pid}/stat").read_text() and time.time() < deadline:
+        time.sleep(0.01)
+    open_folder(run_in(out), CLUSTER)  # expects the fix of finding ZOMBIE
+    assert json.loads((out / "lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_names_its_owner_and_is_given_back(tmp_path: Path) -> None:
+    with open_folder(run_in(tmp_path / "run"), CLUSTER) as folder:
+        lock = json.loads((folder.path / "lock").read_text())
+        assert (lock["host"], lock["pid"]) == (socket.gethostname(), os.getpid())
+        with pytest.raises(ForeignFolderError):  # also by this same process
+            claim(folder.path / "lock")
+    assert not (tmp_path / "run" / "lock").exists()
+
+
+def test_a_lock_that_was_taken_over_is_not_given_back(tmp_path: Path) -> None:
+    with open_folder(run_in(tmp_path / "run"), CLUSTER) as folder:
+        write_lock(folder.path / "lock", pid=1)
+    assert (tmp_path / "run" / "lock").exists()
+
+
+def test_a_reused_process_id_is_not_the_owner(tmp_path: Path) -> None:
+    write_lock(tmp_path / "lock", birth="17")
+    claim(tmp_path / "lock")
+    assert json.loads((tmp_path / "lock").read_text())["birth"] not in ("17", "")
+
+
+def test_a_process_that_is_gone_is_not_the_owner(tmp_path: Path) -> None:
+    write_lock(tmp_path / "lock", pid=2**22 + 5)  # above the kernel's limit
+    claim(tmp_path / "lock")
+
+
+@pytest.mark.parametrize("age", [0, HEARTBEAT_SECONDS * 2, DEAD_AFTER_SECONDS - 30])
+def test_a_writer_on_another_host_lives_by_its_heartbeat(tmp_path: Path, age: float) -> None:
+    write_lock(tmp_path / "lock", age, host="node7", job="4711")
+    with pytest.raises(ForeignFolderError, match=r"on node7 \(job 4711\)"):
+        claim(tmp_path / "lock")
+
+
+def test_a_silent_writer_on_another_host_is_dead(tmp_path: Path) -> None:
+    write_lock(tmp_path / "lock", DEAD_AFTER_SECONDS + 5, host="node7")
+    claim(tmp_path / "lock")
+    assert json.loads((tmp_path / "lock").read_text())["host"] == socket.gethostname()
+
+
+def test_a_requeued_job_continues_at_once_on_another_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job has one life at a time: the lock of the same SLURM job on another host is of its earlier life."""
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    write_lock(tmp_path / "lock", 10, host="node7", job="4712")
+    with pytest.raises(ForeignFolderError, match="node7"):
+        claim(tmp_path / "lock")
+    write_lock(tmp_path / "lock", 10, host="node7", job="4711")
+    claim(tmp_path / "lock")  # expects the fix of finding REQUEUE
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"host": "x"}', "\x00\xff"])
+def test_an_unreadable_lock_counts_only_while_it_is_fresh(tmp_path: Path, text: str) -> None:
+    lock = tmp_path / "lock"
+    lock.write_text(text)
+    os.utime(lock, (time.time() - 60, time.time() - 60))
+    claim(lock)
+    assert json.loads(lock.read_text())["pid"] == os.getpid()
+
+
+def test_a_lock_being_written_this_moment_is_respected(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    with pytest.raises(ForeignFolderError):
+        claim(tmp_path / "lock")
+
+
+def test_the_heartbeat_touches_an_old_lock_only(tmp_path: Path) -> None:
+    folder, lock = open_folder(run_in(tmp_path / "run"), CLUSTER), tmp_path / "run" / "lock"
+    for age, touched in ((HEARTBEAT_SECONDS / 2, False), (HEARTBEAT_SECONDS + 1, True)):
+        os.utime(lock, (time.time() - age, time.time() - age))
+        folder.beat()
+        assert (time.time() - lock.stat().st_mtime < 5) == touched
+    lock.unlink()
+    folder.beat()  # deleted by hand: no reason to die
+    assert not lock.exists()
+
+
+# --- the configuration ---
+
+
+def first_life(out: Path, **sections: Any) -> None:
+    with open_folder(run_in(out, **sections), CLUSTER):
+        pass
+
+
+def test_a_new_directory_gets_the_resolved_configuration(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "b"
+    with open_folder(run_in(out), CLUSTER) as folder:
+        assert folder.path == out and not folder.finished
+        assert folder.run == run_in(out, train={"precision": "fp32"})  # auto on a CPU
+        assert from_yaml((out / "config.yaml").read_text()) == folder.run
+
+
+def test_without_out_the_name_is_recipe_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with open_folder(Run(recipe="digits"), CLUSTER) as folder:
+        assert folder.path.parent == Path("runs") and folder.run.out == str(folder.path)
+        made = time.mktime(time.strptime(folder.path.name, "digits-%Y%m%d-%H%M%S"))
+        assert abs(time.time() - made) < 5
+
+
+def test_another_configuration_is_refused_with_what_differs_and_changes_nothing(tmp_path: Path) -> None:
+    first_life(tmp_path)
+    (tmp_path / "exit.json").write_text('{"outcome": "stopped"}')
+    before = contents(tmp_path)
+    with pytest.raises(ValueError) as caught:
+        open_folder(run_in(tmp_path, optim={"lr": 0.5}, train={"batch": 32}), CLUSTER)
+    for part in (str(tmp_path), "another configuration", "optim.lr: 0.0001 -> 0.5", "train.batch: 64 -> 32", "--out"):
+        assert part in str(caught.value)
+    assert "precision" not in str(caught.value)  # auto is what was resolved
+    assert contents(tmp_path) == before  # the lock included
+
+
+def test_a_precision_asked_for_is_not_auto(tmp_path: Path) -> None:
+    first_life(tmp_path)
+    with pytest.raises(ValueError, match=r"train\.precision: 'fp32' -> 'bf16'"):
+        open_folder(run_in(tmp_path, train={"precision": "bf16"}), CLUSTER)
+
+
+def test_the_stored_precision_is_kept(tmp_path: Path) -> None:
+    first_life(tmp_path, train={"precision": "bf16"})
+    with open_folder(run_in(tmp_path), CLUSTER) as folder:
+        assert folder.run.train.precision == "bf16"
+
+
+def test_fields_of_the_moment_may_change_and_are_stored(tmp_path: Path) -> None:
+    first_life(tmp_path)
+    moment = {"data": {"workers": 3}, "train": {"keep": 5, "max_steps": 7}, "track": {"wandb": "disabled"}}
+    with open_folder(run_in(tmp_path, **moment), CLUSTER) as folder:
+        assert folder.run == run_in(tmp_path, **moment | {"train": {"keep": 5, "max_steps": 7, "precision": "fp32"}})
+        assert from_yaml((tmp_path / "config.yaml").read_text()) == folder.run
+
+
+def test_a_moved_directory_is_the_same_run(tmp_path: Path) -> None:
+    first_life(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    with open_folder(run_in(tmp_path / "b"), CLUSTER) as folder:
+        assert folder.run.out == str(tmp_path / "b")
+
+
+@pytest.mark.parametrize("text", ["", "optim: {magic: 1}", "a: [", "[1]", "optim: 3"])
+def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
+    first_life(tmp_path)
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml"):  # expects the fix of finding CONFIGYAML
+        open_folder(run_in(tmp_path), CLUSTER)
+    assert not (tmp_path / "lock").exists() and (tmp_path / "config.yaml").read_text() == text
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first_life(tmp_path)
+    (tmp_path / "exit.json").write_text(json.dumps({"outcome": "done", "reason": "best 0.9"}))
+    before = contents(tmp_path)
+    with open_folder(run_in(tmp_path, train={"keep": 4}), CLUSTER) as folder:
+        assert folder.finished
+    assert "best 0.9" in capsys.readouterr().out
+    assert contents(tmp_path) == before
+    with open_folder(run_in(tmp_path, train={"max_steps": 9}), CLUSTER) as folder:  # it was finished for other steps
+        assert not folder.finished
+
+
+@pytest.mark.parametrize("text", ['{"outcome": "stopped", "reason": "x"}', '{"outcome": "error"}', "{", "[]", "3", ""])
+def test_a_run_that_ended_otherwise_goes_on(tmp_path: Path, text: str) -> None:
+    first_life(tmp_path)
+    (tmp_path / "exit.json").write_text(text)
+    with open_folder(run_in(tmp_path), CLUSTER) as folder:  # expects the fix of finding CONFIGYAML ([] and 3)
+        assert not folder.finished
+        assert not (tmp_path / "exit.json").exists()  # it would be taken for this life's
+
+
+# --- places that cannot be used ---
+
+
+def test_somebody_elses_folder_is_refused_untouched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(ForeignFolderError, match="holds other files"):
+        open_folder(run_in(tmp_path), CLUSTER)
+    assert contents(tmp_path) == {"thesis.tex": b"mine"}
+
+
+def test_an_empty_folder_or_one_with_only_an_earlier_refusal_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "exit.json").write_text('{"outcome": "user_error"}')
+    with open_folder(run_in(tmp_path), CLUSTER) as folder:
+        assert folder.path == tmp_path and not (tmp_path / "exit.json").exists()
+
+
+def test_a_file_in_the_way_is_a_value_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"cannot be written.*--out") as caught:
+            open_folder(run_in(out), CLUSTER)
+        assert str(out) in str(caught.value) and not isinstance(caught.value, ForeignFolderError)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_no_permission_is_a_value_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(ValueError, match="cannot be written"):
+        open_folder(run_in(tmp_path / "run"), CLUSTER)

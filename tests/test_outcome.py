@@ -1,0 +1,277 @@
+"""How a run ends: real processes, each left by an exception or a signal; exit status, exit.json, what is printed."""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cls.checks import check
+from cls.config import Run, change
+from cls.outcome import CODES, DataError, Ending, ForeignFolderError, NonFiniteError
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    stdout: str
+    stderr: str
+    record: dict[str, Any] | None
+
+
+def child(work: Callable[[], object], files: list[str]) -> None:
+    for number, name in enumerate(files, 1):
+        os.dup2(os.open(name, os.O_WRONLY), number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    code = 99
+    try:
+        work()
+        code = 0
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 0 if left.code is None else 98
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def ending(out: Path, work: Callable[[Ending], object], rank: int = 0, send: tuple[int, ...] = ()) -> Ended:
+    """Fork a process that runs ``work`` in an Ending and, if asked, send it signals once the file 'ready' is there."""
+
+    def body() -> None:
+        os.environ["RANK"] = str(rank)
+        with Ending(str(out)) as found:
+            work(found)
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = [f"{folder}/{name}" for name in ("stdout", "stderr")]
+        for file in files:
+            Path(file).touch()
+        pid = os.fork()
+        if pid == 0:
+            child(body, files)
+        for number in send:
+            while not (out.parent / "ready").exists():
+                time.sleep(0.01)
+            (out.parent / "ready").unlink()
+            os.kill(pid, number)
+        status = os.waitpid(pid, 0)[1]
+        path = out / "exit.json"
+        record = json.loads(path.read_text()) if path.exists() else None
+        return Ended(os.waitstatus_to_exitcode(status), Path(files[0]).read_text(), Path(files[1]).read_text(), record)
+
+
+def raising(error: BaseException, step: int = 7) -> Callable[[Ending], None]:
+    def work(found: Ending) -> None:
+        found.step = step
+        raise error
+
+    return work
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+def test_a_run_that_ends_well(out: Path) -> None:
+    def work(found: Ending) -> None:
+        found.step, found.message = 22, "best 0.97"
+
+    ended = ending(out, work)
+    assert ended == Ended(0, "", "", {"outcome": "done", "code": 0, "reason": "best 0.97", "step": 22})
+    assert oct((out / "exit.json").stat().st_mode & 0o777) == "0o644"
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "code", "with_traceback"),
+    [
+        (DataError("9 broken images"), "data", 3, False),
+        (NonFiniteError("the loss of step 7 is nan"), "non_finite", 4, False),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", 5, False),
+        (RuntimeError("something else"), "error", 1, True),
+        (KeyError("missing"), "error", 1, True),
+        (ValueError("raised by a test, not by the package"), "error", 1, True),
+        (AssertionError(), "error", 1, True),
+        (MemoryError(), "error", 1, True),
+    ],
+)
+def test_each_exception_has_its_outcome_and_code(
+    out: Path, error: Exception, outcome: str, code: int, with_traceback: bool
+) -> None:
+    ended = ending(out, raising(error))
+    assert ended.code == code == CODES[outcome]
+    assert ended.record == {"outcome": outcome, "code": code, "reason": str(error) or type(error).__name__, "step": 7}
+    assert ("Traceback" in ended.stderr) == with_traceback
+    assert (str(error) or type(error).__name__).strip("'") in ended.stderr and ended.stdout == ""
+
+
+def test_the_codes_are_the_documented_ones() -> None:
+    assert [CODES[name] for name in ("done", "stopped", "user_error", "data", "non_finite", "out_of_memory", "error")] \
+        == [0, 85, 2, 3, 4, 5, 1]  # fmt: skip
+
+
+def test_a_value_error_of_ours_is_a_message_without_a_traceback(out: Path) -> None:
+    ended = ending(out, lambda _: check(change(Run(), train={"batch": 0})))
+    assert ended.code == 2 and ended.record is not None and ended.record["outcome"] == "user_error"
+    assert ended.record["reason"] == "train.batch is 0: it must be greater than 0"
+    assert ended.stderr == "user error: train.batch is 0: it must be greater than 0\n"
+
+
+def test_a_value_error_of_torch_is_an_error_with_its_traceback(out: Path) -> None:
+    ended = ending(out, lambda _: nn.BatchNorm1d(3)(torch.zeros(1, 3)))
+    assert ended.code == 1 and ended.record is not None and ended.record["outcome"] == "error"
+    assert "Expected more than 1 value per channel" in ended.stderr and "Traceback" in ended.stderr
+
+
+def test_a_command_line_that_is_not_understood(out: Path) -> None:
+    ended = ending(out, raising(SystemExit(2)))
+    assert ended.code == 2 and ended.record is not None
+    assert (ended.record["outcome"], ended.record["code"]) == ("user_error", 2)
+
+
+@pytest.mark.parametrize("code", [None, 0])
+def test_help_and_show_leave_no_trace(out: Path, code: int | None) -> None:
+    assert ending(out, raising(SystemExit(code))) == Ended(0, "", "", None)
+
+
+def wait(found: Ending) -> None:
+    found.step = 11
+    assert found.out is not None
+    (found.out.parent / "ready").touch()
+    time.sleep(30)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_stop_a_run(out: Path, number: signal.Signals) -> None:
+    ended = ending(out, wait, send=(number,))
+    assert ended.code == 85
+    assert ended.record == {"outcome": "stopped", "code": 85, "reason": number.name, "step": 11}
+    assert "stopped: " + number.name in ended.stderr and "continues from the last checkpoint" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_second_interrupt_ends_it_at_once(out: Path) -> None:
+    def stubborn(found: Ending) -> None:
+        try:
+            wait(found)
+        finally:
+            wait(found)
+
+    ended = ending(out, stubborn, send=(signal.SIGINT, signal.SIGINT))
+    assert ended.code == -signal.SIGINT and ended.record is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_loader_processes_die_quietly_when_the_group_is_signalled(out: Path, number: signal.Signals) -> None:
+    """Ctrl-C reaches the whole process group, loader workers included."""
+
+    class Slow(torch.utils.data.Dataset[int]):
+        def __getitem__(self, index: int) -> int:
+            time.sleep(0.02)
+            return index
+
+        def __len__(self) -> int:
+            return 10_000
+
+    def work(found: Ending) -> None:
+        os.setpgid(0, 0)
+        for i, _ in enumerate(torch.utils.data.DataLoader(Slow(), num_workers=2)):
+            if i == 3:
+                assert found.out is not None
+                (found.out.parent / "ready").touch()
+                os.killpg(0, number)
+
+    ended = ending(out, work)
+    assert ended.code == 85 and ended.record is not None and ended.record["outcome"] == "stopped"
+    assert "Traceback" not in ended.stderr  # expects the fix of finding WORKERS
+
+
+# --- who writes where ---
+
+
+def test_other_ranks_leave_agreed_ends_to_rank_0(out: Path) -> None:
+    assert ending(out, lambda _: None, rank=1).record is None
+    assert ending(out, lambda _: check(change(Run(), seed=-1)), rank=1) == Ended(2, "", "", None)
+    ended = ending(out, wait, rank=1, send=(signal.SIGTERM,))
+    assert (ended.code, ended.record) == (85, None)
+
+
+def test_another_ranks_failure_is_kept_when_rank_0_is_stopped_or_loses_its_connection(out: Path) -> None:
+    """The rank that ran out of memory knows why the run ended; the others only see it vanish."""
+    (out / "exit.json").write_text('{"outcome": "done"}')
+    os.utime(out / "exit.json", (1, 1))  # of an earlier life
+
+    def after_rank_1(last: Callable[[Ending], object]) -> Callable[[Ending], object]:
+        def work(found: Ending) -> None:
+            assert ending(out, raising(torch.OutOfMemoryError("on rank 1")), rank=1).code == 5
+            last(found)
+
+        return work
+
+    first = ending(out, after_rank_1(lambda _: os.kill(os.getpid(), signal.SIGTERM)))
+    assert first.code == 85 and first.record is not None and first.record["outcome"] == "out_of_memory"
+    lost = ending(out, after_rank_1(raising(RuntimeError("Connection closed by peer"))))
+    assert lost.record is not None and lost.record["outcome"] == "out_of_memory"  # expects the fix of finding PEER
+
+
+def test_a_stop_replaces_the_record_of_an_earlier_life(out: Path) -> None:
+    (out / "exit.json").write_text('{"outcome": "done"}')
+    os.utime(out / "exit.json", (1, 1))
+    ended = ending(out, wait, send=(signal.SIGTERM,))
+    assert ended.record is not None and ended.record["outcome"] == "stopped"
+
+
+def test_nothing_is_written_into_somebody_elses_folder(out: Path) -> None:
+    (out / "thesis.tex").write_text("mine")
+
+    def foreign(_: Ending) -> None:
+        raise ForeignFolderError("out: holds other files")
+
+    ended = ending(out, foreign)
+    assert ended.record is None and [p.name for p in out.iterdir()] == ["thesis.tex"]
+    for work in (raising(SystemExit(2)), lambda _: check(change(Run(), train={"batch": 0}))):
+        assert ending(out, work).record is None  # expects the fix of finding UNCLAIMED
+
+
+def test_a_refused_command_does_not_undo_a_finished_run(out: Path) -> None:
+    """A misspelt option, or another configuration, with the --out of a run that is done or is being written."""
+    (out / "config.yaml").write_text("seed: 0")
+    (out / "exit.json").write_text('{"outcome": "done", "reason": "best 0.9"}')
+    for work in (raising(SystemExit(2)), lambda _: check(change(Run(), train={"batch": 0}))):
+        ended = ending(out, work)
+        assert ended.code == 2
+        assert ended.record == {"outcome": "done", "reason": "best 0.9"}  # expects the fix of finding UNCLAIMED
+
+
+def test_a_full_or_closed_disk_does_not_hide_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    ended = ending(tmp_path / "file", raising(DataError("9 broken images")))
+    assert ended.code == 3 and "9 broken images" in ended.stderr and "could not be written" in ended.stderr
+
+
+def test_inside_a_process_group_the_status_survives(out: Path) -> None:
+    """os._exit instead of gloo's teardown; what was printed is flushed."""
+
+    def work(_: Ending) -> None:
+        store = f"file://{out.parent}/store"
+        torch.distributed.init_process_group("gloo", store, rank=0, world_size=1, timeout=timedelta(seconds=15))
+        print("said before the end")
+        raise DataError("9 broken images")
+
+    ended = ending(out, work)
+    assert ended.code == 3 and ended.stdout == "said before the end\n"
+    assert ended.record is not None and ended.record["outcome"] == "data"
