@@ -318,9 +318,9 @@ def job_together(group: Cluster, folder: Path) -> None:
 
 
 def job_unsendable(group: Cluster, folder: Path) -> None:
-    with pytest.raises(Exception, match=r"broken \(7\)"):  # expects the fix of finding PICKLE
+    with pytest.raises(Exception, match=r"broken \(7\)"):
         group.together(lambda: 1 if group.rank == 0 else (_ for _ in ()).throw(Unsendable(7, "broken")))
-    with pytest.raises(Exception, match="lambda"):  # expects the fix of finding PICKLE
+    with pytest.raises(Exception, match="lambda"):
         local = type("Local", (Exception,), {})
         group.together(lambda: 1 if group.rank == 0 else (_ for _ in ()).throw(local("a lambda inside", lambda: 0)))
     assert group.gather(1) == [1] * group.world

@@ -1,6 +1,7 @@
 """The Accelerator, the guards around it, and the few ways in which ranks talk to each other."""
 
 import os
+import pickle
 import re
 import warnings
 from collections.abc import Callable
@@ -58,7 +59,7 @@ class Cluster:
         if self.world == 1:
             return result  # type: ignore[no-any-return]  # ranks holds rank 0, so work() has run
         errors: list[Any] = [None] * self.world
-        dist.all_gather_object(errors, error)
+        dist.all_gather_object(errors, error and _sendable(error))
         failed = [index for index, found in enumerate(errors) if found is not None]
         if failed:
             # the local object keeps its traceback; others get the copy from the first rank that failed
@@ -101,6 +102,15 @@ class Cluster:
         if self.world > 1:
             dist.barrier()
             dist.destroy_process_group()
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error itself where it survives pickling, else its name and text: no error may stop the exchange of errors."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def start(train: Train) -> Cluster:

@@ -15,6 +15,10 @@ from torch import Tensor
 from cls.parallel.cluster import Cluster
 
 
+Layout = tuple[torch.Size, tuple[int, ...]]
+"""Shape and strides of a tensor."""
+
+
 @dataclass
 class Block:
     """The sum of ``size`` consecutive micro-batches from ``start`` on; ``size`` is a power of two that divides it."""
@@ -75,11 +79,8 @@ def total(stack: list[Block], micro_batches: int, cluster: Cluster) -> list[Tens
     shapes = [(value.shape, value.stride()) for value in stack[0].values]
     sizes = [value.numel() for value in stack[0].values]
     piece = -(-sum(sizes) // cluster.world)
-    sent = stack[0].values[0].new_zeros(cluster.world, len(stack), piece)
-    for k, block in enumerate(stack):
-        flat = sent.new_zeros(cluster.world * piece)
-        torch._foreach_copy_(_views(flat, shapes, sizes), block.values)
-        sent[:, k] = flat.view(cluster.world, piece)
+    pieces = [_flat(block.values, shapes, sizes, cluster.world * piece).view(cluster.world, piece) for block in stack]
+    sent = torch.stack(pieces, 1) if len(pieces) > 1 else pieces[0].unsqueeze(1)  # world blocks piece
     stack.clear()
     blocks = [block for share in ranges for block in block_sizes(share)]
     counts = [len(block_sizes(share)) * piece for share in ranges]
@@ -94,7 +95,15 @@ def total(stack: list[Block], micro_batches: int, cluster: Cluster) -> list[Tens
     return _views(whole, shapes, sizes)
 
 
-def _views(flat: Tensor, shapes: list[tuple[torch.Size, tuple[int, ...]]], sizes: list[int]) -> list[Tensor]:
+def _flat(values: list[Tensor], shapes: list[Layout], sizes: list[int], length: int) -> Tensor:
+    """One vector of ``length`` elements: the values in their own memory order, zeros at the end."""
+    flat = values[0].new_empty(length)
+    flat[sum(sizes) :] = 0
+    torch._foreach_copy_(_views(flat, shapes, sizes), values)
+    return flat
+
+
+def _views(flat: Tensor, shapes: list[Layout], sizes: list[int]) -> list[Tensor]:
     """Windows of a flat buffer with the shapes and strides of the originals (channels-last convolutions stay so)."""
     windows, offset = [], 0
     for (shape, stride), size in zip(shapes, sizes, strict=True):
