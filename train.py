@@ -21,7 +21,7 @@ from cls.models import check_weights, input_statistics, train_mode
 from cls.outcome import Ending
 from cls.parallel.cluster import Cluster, start
 from cls.parallel.step import MicroBatches
-from cls.parallel.watch import Losses
+from cls.parallel.watch import Losses, check_validation
 from cls.state import State, build_state
 from cls.steps import Steps
 from cls.track import check_tracking
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
         cluster = start(run.train)
         cluster.on_main(lambda: (check_tracking(run.track), check_weights(run.model)))
         with cluster.on_main(lambda: open_folder(run, cluster)) as folder:
-            ending.out = folder.path
+            ending.out, ending.claimed = folder.path, True
             ending.message = folder.finished or train(folder, cluster, ending)
         cluster.close()
 
@@ -104,6 +104,7 @@ def validate(
 ) -> None:
     """After an epoch, or where a smoke run stops: figures, schedule, best weights, checkpoint."""
     figures = summary(look(state.evaluated, splits.val))
+    check_validation(step, figures["loss"])
     best = False
     if steps.ends_epoch(step):
         state.schedule.epoch(figures["loss"], figures["accuracy"])

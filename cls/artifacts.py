@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from cls import checkpoint, report
 from cls.config import Run, from_yaml, to_yaml
@@ -80,11 +80,11 @@ def read_header(path: Path) -> tuple[Run, tuple[str, ...], Statistics, int]:
             (tuple(mean), tuple(std)),
             int(header["fallback"]),
         )
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not a model written by train.py ({error}): name a run directory with best/"
         ) from error
-    except Exception as error:  # safetensors raises its own SafetensorError, an Exception
+    except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -50,18 +51,21 @@ def restore(folder: Path, state: State) -> int:
     Each damaged one is named in one line. If there are checkpoints but none is whole, that is a ValueError: starting
     over would throw the run away.
     """
-    found = sorted(folder.glob("step-*"), reverse=True)
-    for path in found:
+    found = checkpoints(folder)
+    for path in reversed(found):
         problem = verify(path)
         if problem:
             log.warning("checkpoint %s is damaged (%s): trying the one before", path.name, problem)
             continue
-        state.model.load_state_dict(load_file(path / "model.safetensors"))
+        load_weights(path / "model.safetensors", state.model)
         progress: dict[str, Any] = json.loads((path / "progress.json").read_text())
         if state.average is not None:
-            state.average.module.load_state_dict(load_file(path / "average.safetensors"))
+            load_weights(path / "average.safetensors", state.average.module)
             state.average.n_averaged.fill_(progress["averaged"])
-        state.optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
+        try:
+            state.optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"{path / 'optimizer.pt'} was not written by this program; delete {path}") from error
         state.schedule.load_state_dict(progress["schedule"])
         state.history = History.of(progress["history"])
         return int(progress["step"])
@@ -80,10 +84,16 @@ def verify(path: Path) -> str:
     return f"{', '.join(wrong)} changed after writing" if wrong else ""
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """All complete checkpoints of a run, oldest first, whole or damaged; other things beside them are ignored."""
+    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
 def prune(folder: Path, keep: int, history: History) -> None:
     """Delete all but the last ``keep``, the best by accuracy and the best by loss; called after a new one is whole."""
     best = {history.best_accuracy_step, history.best_loss_step}
-    for path in sorted(folder.glob("step-*"))[:-keep]:
+    for path in checkpoints(folder)[:-keep]:
         if int(path.name.removeprefix("step-")) not in best:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -95,8 +105,13 @@ def save_weights(path: Path, model: nn.Module, metadata: dict[str, str]) -> None
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Load :func:`save_weights`' file into a model of the same structure; strict."""
-    model.load_state_dict(load_file(path))
+    """Load :func:`save_weights`' file into a model of the same structure; a ValueError names the file otherwise."""
+    try:
+        model.load_state_dict(load_file(path))
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit this model: {str(error).splitlines()[1].strip()}") from error
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:

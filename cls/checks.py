@@ -1,5 +1,7 @@
 """Values and combinations that cannot train: refused before anything is built, by the field's name."""
 
+import math
+
 from cls.config import Run, flat
 
 POSITIVE = ("data.size", "train.epochs", "train.batch", "train.micro_batch", "train.eval_batch", "train.keep",
@@ -8,7 +10,7 @@ NOT_NEGATIVE = ("seed", "data.limit", "augment.rotate", "augment.brightness", "a
                 "augment.randaugment", "augment.blur", "augment.mixup", "augment.cutmix", "model.gate",
                 "optim.weight_decay", "optim.clip", "optim.class_weight", "optim.t_max", "optim.min_lr",
                 "optim.patience", "optim.warmup", "train.max_steps", "train.early_stop")  # fmt: skip
-SHARES = ("data.val_fraction", "data.max_bad", "augment.hflip", "augment.vflip", "augment.translate", "augment.erase",
+SHARES = ("data.max_bad", "augment.hflip", "augment.vflip", "augment.translate", "augment.erase",
           "augment.mix_probability", "optim.label_smoothing")  # fmt: skip
 BELOW_ONE = ("model.dropout3", "optim.ema", "optim.factor")
 
@@ -16,6 +18,8 @@ BELOW_ONE = ("model.dropout3", "optim.ema", "optim.factor")
 def check(run: Run) -> None:
     """ValueError naming the field, what it is and what it may be."""
     values = flat(run)
+    for name, value in values.items():
+        _need(not isinstance(value, float) or math.isfinite(value), name, value, "must be a finite number")
     for name in POSITIVE:
         _need(values[name] > 0, name, values[name], "must be greater than 0")
     for name in NOT_NEGATIVE:
@@ -50,6 +54,10 @@ def _combinations(run: Run) -> None:
         raise ValueError("train.compile is not proven to give the same bits: add --train.reduce fast")
     if run.optim.schedule == "warmup-cosine" and run.optim.warmup >= train.epochs:
         raise ValueError(f"optim.warmup is {run.optim.warmup} epochs, not fewer than train.epochs {train.epochs}")
+    if run.optim.min_lr > run.optim.lr:
+        raise ValueError(f"optim.min_lr is {run.optim.min_lr}, above optim.lr {run.optim.lr}: the rate would rise")
+    if train.micro_batch == 1 and "bn" in run.model.head.split():
+        raise ValueError("train.micro_batch is 1, of which the head's BatchNorm has no variance: use 2 or more")
     if run.optim.loss == "mse" and run.optim.label_smoothing:
         raise ValueError("optim.label_smoothing applies to cross entropy: set it to 0 with optim.loss mse")
 

@@ -4,6 +4,7 @@ Every field is reachable from the command line as ``--section.field value``; the
 A feature is off at its zero (``mixup=0.0``, ``cbam=()``), never ``None``.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import types
@@ -266,22 +267,27 @@ def to_yaml(run: Run) -> str:
 
 def from_yaml(text: str) -> Run:
     """Rebuild a run from :func:`to_yaml`'s text; an unknown or ill-typed field is a ValueError that names it."""
-    loaded = yaml.safe_load(text)
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"config: not YAML: {error}") from None
     if not isinstance(loaded, dict):
         raise ValueError(f"config: expected a mapping of sections, found {type(loaded).__name__}")
     return typing.cast(Run, _build(Run, loaded, ""))
 
 
-def _build(kind: type, values: dict[str, Any], prefix: str) -> Any:
+def _build(kind: type, values: dict[Any, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(kind)
     for key in values:
         if key not in hints:
-            near = difflib.get_close_matches(key, hints, 1)
+            near = difflib.get_close_matches(str(key), hints, 1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else ""
             raise ValueError(f"config: unknown field {prefix}{key}{hint}")
     built = {}
     for key, value in values.items():
         if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise ValueError(f"config: {prefix}{key} must be a mapping of fields, found {value!r}")
             built[key] = _build(typing.cast(type, hints[key]), value, f"{prefix}{key}.")
         else:
             built[key] = _coerce(hints[key], value, prefix + key)
@@ -297,7 +303,8 @@ def _coerce(hint: Any, value: Any, name: str) -> Any:
     elif (origin is Literal and value in args) or (isinstance(hint, type) and type(value) is hint):
         return value
     elif hint is float and isinstance(value, int | str) and not isinstance(value, bool):
-        return float(value)  # YAML 1.1 reads 1e-4 (no dot) as a string
+        with contextlib.suppress(ValueError):
+            return float(value)  # YAML 1.1 reads 1e-4 (no dot) as a string
     shown = hint if isinstance(hint, types.GenericAlias) or origin else hint.__name__
     raise ValueError(f"config: {name} must be {shown}, found {value!r}")
 

@@ -73,10 +73,12 @@ def open_folder(run: Run, cluster: Cluster) -> Folder:
 
 def _agree(path: Path, run: Run, cluster: Cluster) -> Folder:
     run = dataclasses.replace(run, out=str(path))
-    stored_text = (path / "config.yaml").read_text() if (path / "config.yaml").exists() else ""
-    finished = ""
-    if stored_text:
-        stored = from_yaml(stored_text)
+    finished, file = "", path / "config.yaml"
+    if file.exists():
+        try:
+            stored = from_yaml(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
         if run.train.precision == "auto":
             run = change(run, train={"precision": stored.train.precision})
         lines = diff(stored, run)
@@ -99,7 +101,7 @@ def _said_done(path: Path) -> str:
     try:
         record = json.loads((path / "exit.json").read_text())
         return str(record["reason"]) if record["outcome"] == "done" else ""
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return ""
 
 
@@ -138,6 +140,8 @@ def _owner(lock: Path) -> dict[str, str | int]:
 def _alive(owner: dict[str, str | int], lock: Path) -> bool:
     if owner["host"] == socket.gethostname():
         return _birth(int(owner["pid"])) == owner["birth"]
+    if owner["job"] and owner["job"] == os.environ.get("SLURM_JOB_ID") and "SLURM_RESTART_COUNT" in os.environ:
+        return False  # the same job, requeued: its earlier life is over
     return lock.exists() and time.time() - lock.stat().st_mtime < DEAD_AFTER_SECONDS
 
 
@@ -145,7 +149,8 @@ def _birth(pid: int) -> str:
     """Start time of a process in clock ticks since boot, '' if there is none: tells a reused pid from the old one."""
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[19]
+            state, *fields = file.read().rpartition(")")[2].split()
+            return fields[18] if state not in "ZX" else ""  # in a container nobody may ever bury a zombie
     except OSError:
         return ""
 
@@ -168,7 +173,8 @@ class BrokenImages:
     def agree(self, cluster: Cluster) -> None:
         """Exchange what the ranks found; DataError on all of them when there are too many."""
         known = len(self.reasons)
-        for found in cluster.gather(self._new):
+        # all that each rank knows: a slow network file system may have shown them different files at the start
+        for found in cluster.gather(self.reasons | self._new):
             self.reasons |= found
         self._new = {}
         if len(self.reasons) > known and cluster.main:

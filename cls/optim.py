@@ -60,7 +60,8 @@ class Schedule:
                 min_lr=config.min_lr,
             )
         elif config.schedule == "warmup-cosine":
-            warm, low = config.warmup * steps / epochs, config.min_lr / config.lr
+            # min_lr is a rate, as in torch's schedules, not a share of the unscaled optim.lr
+            warm, low = config.warmup * steps / epochs, config.min_lr / self.lr
             self.torch = LambdaLR(optimizer, lambda step: _warmup_cosine(step, warm, steps, low))
 
     @property

@@ -32,19 +32,20 @@ class ForeignFolderError(ValueError):
     """The run directory belongs to something else: not even exit.json may be written there."""
 
 
-class Stopped(BaseException):
-    """A signal asked the process to leave."""
+class Stopped(KeyboardInterrupt):
+    """A signal asked the process to leave; torch's loader workers leave quietly on a KeyboardInterrupt."""
 
 
 class Ending:
     """``with Ending() as ending:`` around a run: turns what ends it into exit.json, a message and an exit status.
 
     A ValueError raised by this program's own code is a message to the user and is printed without a traceback.
-    ``ending.out`` is the run directory once it is known, ``ending.step`` the optimizer steps done.
+    ``ending.out`` is the run directory once it is known, ``claimed`` once it is this run's; ``step``: steps done.
     """
 
     def __init__(self, out: str) -> None:
         self.out = Path(out) if out else None
+        self.claimed = False
         self.step = 0
         self.message = ""
         self._since = time.time()
@@ -86,8 +87,11 @@ class Ending:
         if self.out is None or isinstance(error, ForeignFolderError) or (not self._main and agreed):
             return
         path = self.out / "exit.json"
-        if outcome == "stopped" and path.exists() and path.stat().st_mtime >= self._since:
+        known = path.exists() and path.stat().st_mtime >= self._since  # this life's: of a rank that failed first
+        if outcome in ("stopped", "error") and known:
             return
+        if not self.claimed and self.out.is_dir() and set(os.listdir(self.out)) - {"exit.json"}:
+            return  # a command that was refused does not speak for the run, or the stranger, that lives there
         record = {"outcome": outcome, "code": code, "reason": reason, "step": self.step}
         try:
             write_whole(path, (json.dumps(record) + "\n").encode())
@@ -99,7 +103,7 @@ def classify(error: BaseException | None) -> str:
     """The outcome that an exception means."""
     if error is None:
         return "done"
-    if isinstance(error, Stopped | KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt):
         return "stopped"
     if isinstance(error, DataError):
         return "data"

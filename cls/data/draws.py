@@ -13,9 +13,10 @@ from cls.images.decode import BadImage, decode
 from cls.images.draw import draw as draw_parameters
 from cls.images.ops import Op
 from cls.images.reference import apply
+from cls.outcome import DataError
 from cls.seed import generator
 
-# Broken images in a row that one draw tries to replace; so many means that the data has gone away.
+# Broken images in a row after which one draw looks in all classes; after as many more the data has gone away.
 MAX_TRIES = 50
 
 
@@ -78,18 +79,20 @@ class Draws(torch.utils.data.Dataset[Sample]):
                 image = decode(read_bytes(self.rows[row]))
             except (BadImage, OSError) as error:
                 broken.append((row, str(error) or type(error).__name__))
-                if len(broken) == min(len(self.labels), MAX_TRIES):
-                    image = Image.new("RGB", (256, 256))  # the quota of broken images ends this run at its next check
-                else:
-                    row = self._replacement(draw, [r for r, _ in broken])
+                if len(broken) == min(len(self.labels), 2 * MAX_TRIES):
+                    raise DataError(
+                        f"{len(broken)} images in a row could not be read, at last {self.rows[row]['id']} ({error}): "
+                        "has data.path gone away?"
+                    ) from None
+                row = self._replacement(draw, [r for r, _ in broken])
         rng = generator(self.seed, "augment", draw)
         pixels, box = apply(image, draw_parameters(self.ops, *image.size, rng))
         return Sample(pixels, int(self.labels[row]), draw, row, box, tuple(broken))
 
     def _replacement(self, draw: int, broken: list[int]) -> int:
-        """Another image of the first one's class (of any class when none is left), the same wherever it is decoded."""
+        """Another image of the first one's class, the same wherever it is decoded; of any class after MAX_TRIES."""
         others = np.setdiff1d(np.flatnonzero(self.labels == self.labels[broken[0]]), broken)
-        if not len(others):
+        if not len(others) or len(broken) >= MAX_TRIES:
             others = np.setdiff1d(np.arange(len(self.labels)), broken)
         return int(generator(self.seed, "replace", draw, len(broken)).choice(others))
 

@@ -11,6 +11,7 @@ from cls.data.sources import Rows
 from cls.folder import BrokenImages
 from cls.images.ops import training_ops
 from cls.models import input_statistics
+from cls.outcome import DataError
 from cls.parallel.cluster import Cluster
 
 
@@ -31,6 +32,9 @@ class Feed:
 
     def next(self) -> tuple[Tensor, Tensor]:
         """Images (b 3 h w, normalised) and labels (b) of the next micro-batch, on the device."""
-        batch = next(self.batches)
+        try:
+            batch = next(self.batches)
+        except DataError as error:  # a loader process adds its traceback; the last line is the message
+            raise DataError(str(error).strip().splitlines()[-1].removeprefix("cls.outcome.DataError: ")) from None
         self.broken.note(batch.broken)
         return self.prepare(batch), batch.labels.to(self.device, non_blocking=True)

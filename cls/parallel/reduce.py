@@ -14,7 +14,6 @@ from torch import Tensor
 
 from cls.parallel.cluster import Cluster
 
-
 Layout = tuple[torch.Size, tuple[int, ...]]
 """Shape and strides of a tensor."""
 

@@ -17,12 +17,21 @@ class Finished(NamedTuple):
     seconds: float  # since the step before finished
 
 
+def check_validation(step: int, loss: float) -> None:
+    """NonFiniteError before weights are saved that nothing can continue from: the training losses came before them."""
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            f"the validation loss after step {step} is {loss}: the weights are not finite, or no image can be "
+            "read; the last checkpoint is the state to continue from. Try a lower --optim.lr or --optim.clip 1"
+        )
+
+
 class Losses:
     """A queue of one: ``put`` starts the copy of this step's loss and gives the step before, whose copy has ended."""
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
-        self._waiting: tuple[int, Tensor, float, torch.cuda.Event | None] | None = None
+        self._waiting: tuple[int, Tensor, float, float, torch.cuda.Event | None] | None = None
         self._last = time.perf_counter()
 
     def put(self, step: int, loss: Tensor, lr: float) -> list[Finished]:
@@ -32,14 +41,15 @@ class Losses:
         if event:
             event.record()
         done = self.drain()
-        self._waiting = (step, host, lr, event)
+        now = time.perf_counter()
+        self._waiting, self._last = (step, host, lr, now - self._last, event), now
         return done
 
     def drain(self) -> list[Finished]:
         """The step still on its way, if any. NonFiniteError names the draws of a step whose loss is not a number."""
         if self._waiting is None:
             return []
-        step, host, lr, event = self._waiting
+        step, host, lr, seconds, event = self._waiting
         self._waiting = None
         if event:
             event.synchronize()
@@ -51,8 +61,6 @@ class Losses:
                 "have been applied: the last checkpoint is the state to continue from. Try a lower --optim.lr or "
                 "--optim.clip 1"
             )
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
         return [Finished(step, value, lr, seconds)]
 
     def restart(self) -> None:
