@@ -52,7 +52,6 @@ def begin(folder: Folder, cluster: Cluster) -> tuple[Splits, Steps, State, int]:
 def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
     run, device = folder.run, cluster.device
     splits, steps, state, first = begin(folder, cluster)
-    ending.step = first
     classes = len(splits.classes)
     model = cluster.wrap(state.model, run.train.compile)
     micro = MicroBatches(cluster, model, run)
@@ -60,7 +59,7 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
     feed = Feed(splits.train, run, cluster, prepare, micro.share, range(first, steps.total), folder.path)
     weights = class_weights(feed.draws.labels, classes, run.optim.class_weight, device)
     look = partial(predict, classes=splits.classes, run=run, prepare=prepare, cluster=cluster)
-    losses = Losses(run.train.batch)
+    losses, ending.step = Losses(run.train.batch), first
     with Journal(folder, cluster, steps, first, state.model) as journal:
         for step in range(first, steps.total):
             if 0 < run.train.early_stop <= state.history.stale:
@@ -84,9 +83,10 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
             ending.step = step + 1
             journal.steps(losses.put(step + 1, loss, state.schedule.lr))
             state.schedule.step()
+            if steps.pauses(step + 1):
+                feed.broken.agree(cluster)
             if steps.ends_epoch(step + 1) or step + 1 == steps.total:
                 journal.steps(losses.drain())
-                feed.broken.agree(cluster)
                 validate(step + 1, steps, folder, cluster, splits, state, look, journal)
                 losses.restart()
         return write_results(folder, state, splits, look, cluster, journal)

@@ -56,8 +56,6 @@ def _combinations(run: Run) -> None:
         raise ValueError(f"optim.warmup is {run.optim.warmup} epochs, not fewer than train.epochs {train.epochs}")
     if run.optim.min_lr > run.optim.lr:
         raise ValueError(f"optim.min_lr is {run.optim.min_lr}, above optim.lr {run.optim.lr}: the rate would rise")
-    if train.micro_batch == 1 and "bn" in run.model.head.split():
-        raise ValueError("train.micro_batch is 1, of which the head's BatchNorm has no variance: use 2 or more")
     if run.optim.loss == "mse" and run.optim.label_smoothing:
         raise ValueError("optim.label_smoothing applies to cross entropy: set it to 0 with optim.loss mse")
 

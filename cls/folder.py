@@ -20,7 +20,7 @@ from cls.parallel.cluster import Cluster, resolve_precision
 log = logging.getLogger("cls")
 
 HEARTBEAT_SECONDS = 30
-DEAD_AFTER_SECONDS = 600  # a writer on another host that has not touched its lock for so long is gone
+DEAD_AFTER_SECONDS = 1800  # a writer on another host is gone; a long validation touches its lock before and after
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +119,24 @@ def claim(lock: Path) -> None:
                     f"out: {lock.parent} is being written by process {owner['pid']} on {owner['host']} "
                     f"(job {owner['job'] or '-'}): wait for it, or delete {lock} if it is gone"
                 ) from None
-            lock.unlink(missing_ok=True)
+            _clear(lock)
             continue
         with os.fdopen(handle, "w") as file:
             json.dump(mine, file)
         return
     raise ForeignFolderError(f"out: {lock} was taken by another process just now: try again")
+
+
+def _clear(lock: Path) -> None:
+    """Take a dead owner's lock away, and no other: somebody else may have done so and be its owner by now."""
+    aside = lock.with_name(f"lock.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(lock, aside)
+        owner = _owner(aside)
+        if owner and _alive(owner, aside):
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, lock)
+        aside.unlink()
 
 
 def _owner(lock: Path) -> dict[str, str | int]:

@@ -199,7 +199,7 @@ def test_nothing_is_unpickled(folder: Path, tmp_path: Path, through: str) -> Non
     manifest["sha256"]["optimizer.pt"] = checkpoint._sha256(path)
     (path.parent / "manifest.json").write_text(json.dumps(manifest))
     assert checkpoint.verify(path.parent) == ""
-    with pytest.raises(ValueError, match=r"optimizer\.pt"):  # expects the fix of finding UNPICKLE
+    with pytest.raises(ValueError, match=r"optimizer\.pt"):
         checkpoint.restore(folder, build(1))
     assert not witness.exists()
 
@@ -207,7 +207,7 @@ def test_nothing_is_unpickled(folder: Path, tmp_path: Path, through: str) -> Non
 def test_a_checkpoint_of_another_model_is_refused_by_name(folder: Path) -> None:
     other = build(1)
     other.model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    with pytest.raises(ValueError, match="step-0000006"):  # expects the fix of finding UNPICKLE
+    with pytest.raises(ValueError, match="step-0000006"):
         checkpoint.restore(folder, other)
 
 
@@ -239,7 +239,7 @@ def test_other_folders_among_the_checkpoints_harm_nothing(folder: Path) -> None:
     shutil.copytree(folder / "step-0000004", folder / "step-0000004-copy")
     state = build(1)
     assert checkpoint.restore(folder, state) == 6
-    checkpoint.prune(folder, 1, History())  # expects the fix of finding STRAY
+    checkpoint.prune(folder, 1, History())
     assert (folder / "step-0000004-copy").is_dir() and (folder / "step-0000006").is_dir()
 
 
@@ -247,7 +247,7 @@ def test_ten_million_steps_sort_after_the_others(tmp_path: Path) -> None:
     state = build()
     for step in (9_999_999, 10_000_000):
         checkpoint.save(tmp_path, step, state)
-    assert checkpoint.restore(tmp_path, build(1)) == 10_000_000  # expects the fix of finding STRAY
+    assert checkpoint.restore(tmp_path, build(1)) == 10_000_000
 
 
 # --- weights as one file ---
@@ -298,7 +298,7 @@ def test_a_file_that_is_no_model_of_ours_is_a_value_error_naming_it(tmp_path: Pa
         with pytest.raises(ValueError) as caught:
             read_header(path)
         assert str(path) in str(caught.value)
-        if path.name not in ("garbage", "empty", "pickle", "truncated"):  # expects the fix of finding HEADER
+        if path.name not in ("garbage", "empty", "pickle", "truncated"):
             assert "not a whole safetensors" not in str(caught.value), path.name  # it is one, or no file at all
         assert path.name != "a newer config" or "optim.magic" in str(caught.value)
 
@@ -308,14 +308,14 @@ def test_damaged_weights_are_a_value_error_naming_the_file(tmp_path: Path, damag
     path = tmp_path / "model.safetensors"
     checkpoint.save_weights(path, build().model, HEADER)
     damage(path)
-    with pytest.raises(ValueError, match=r"model\.safetensors"):  # expects the fix of finding LOADWEIGHTS
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
         checkpoint.load_weights(path, build().model)
 
 
 def test_weights_of_another_structure_are_a_value_error_naming_the_file(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     checkpoint.save_weights(path, build().model, HEADER)
-    with pytest.raises(ValueError, match=r"model\.safetensors"):  # expects the fix of finding LOADWEIGHTS
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
         checkpoint.load_weights(path, nn.Linear(2, 2))
 
 

@@ -221,12 +221,12 @@ def test_a_class_with_many_broken_images_never_yields_blank_squares(tmp_path: Pa
     draws = Draws(rows, OPS, 0)
     for draw in range(5):
         sample = draws[draw]
-        assert sample.row not in {row for row, _ in sample.broken}  # expects the fix of finding BLANK
+        assert sample.row not in {row for row, _ in sample.broken}
 
 
 def test_when_no_image_can_be_read_it_is_a_data_error(tmp_path: Path) -> None:
     rows = write(tmp_path, (2, 2), {(label, n): b"" for label in (0, 1) for n in (0, 1)})
-    with pytest.raises(DataError, match="read"):  # expects the fix of finding BLANK
+    with pytest.raises(DataError, match="read"):
         Draws(rows, OPS, 0)[0]
 
 

@@ -78,7 +78,7 @@ def test_a_second_live_writer_is_refused_and_a_killed_ones_lock_taken_over(
     deadline = time.time() + 10
     while ") Z " not in Path(f"/proc/{process.pid}/stat").read_text() and time.time() < deadline:
         time.sleep(0.01)
-    open_folder(run_in(out), CLUSTER)  # expects the fix of finding ZOMBIE
+    open_folder(run_in(out), CLUSTER)
     assert json.loads((out / "lock").read_text())["pid"] == os.getpid()
 
 
@@ -129,7 +129,7 @@ def test_a_requeued_job_continues_at_once_on_another_host(tmp_path: Path, monkey
     with pytest.raises(ForeignFolderError, match="node7"):
         claim(tmp_path / "lock")
     write_lock(tmp_path / "lock", 10, host="node7", job="4711")
-    claim(tmp_path / "lock")  # expects the fix of finding REQUEUE
+    claim(tmp_path / "lock")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"host": "x"}', "\x00\xff"])
@@ -225,7 +225,7 @@ def test_a_moved_directory_is_the_same_run(tmp_path: Path) -> None:
 def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
     first_life(tmp_path)
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"config\.yaml"):  # expects the fix of finding CONFIGYAML
+    with pytest.raises(ValueError, match=r"config\.yaml"):
         open_folder(run_in(tmp_path), CLUSTER)
     assert not (tmp_path / "lock").exists() and (tmp_path / "config.yaml").read_text() == text
 
@@ -246,7 +246,7 @@ def test_a_finished_run_says_so_and_stays_as_it_is(tmp_path: Path, capsys: pytes
 def test_a_run_that_ended_otherwise_goes_on(tmp_path: Path, text: str) -> None:
     first_life(tmp_path)
     (tmp_path / "exit.json").write_text(text)
-    with open_folder(run_in(tmp_path), CLUSTER) as folder:  # expects the fix of finding CONFIGYAML ([] and 3)
+    with open_folder(run_in(tmp_path), CLUSTER) as folder:
         assert not folder.finished
         assert not (tmp_path / "exit.json").exists()  # it would be taken for this life's
 

@@ -232,7 +232,7 @@ def test_the_lowest_rate_is_a_rate_also_where_the_rate_was_scaled() -> None:
     for _ in range(1000):
         optimizer.step()
         schedule.step()
-    assert schedule.lr == pytest.approx(0.01)  # expects the fix of finding MINLR
+    assert schedule.lr == pytest.approx(0.01)
 
 
 def test_groups_keep_their_ratio() -> None:

@@ -197,7 +197,7 @@ def test_loader_processes_die_quietly_when_the_group_is_signalled(out: Path, num
 
     ended = ending(out, work)
     assert ended.code == 85 and ended.record is not None and ended.record["outcome"] == "stopped"
-    assert "Traceback" not in ended.stderr  # expects the fix of finding WORKERS
+    assert "Traceback" not in ended.stderr
 
 
 # --- who writes where ---
@@ -225,7 +225,7 @@ def test_another_ranks_failure_is_kept_when_rank_0_is_stopped_or_loses_its_conne
     first = ending(out, after_rank_1(lambda _: os.kill(os.getpid(), signal.SIGTERM)))
     assert first.code == 85 and first.record is not None and first.record["outcome"] == "out_of_memory"
     lost = ending(out, after_rank_1(raising(RuntimeError("Connection closed by peer"))))
-    assert lost.record is not None and lost.record["outcome"] == "out_of_memory"  # expects the fix of finding PEER
+    assert lost.record is not None and lost.record["outcome"] == "out_of_memory"
 
 
 def test_a_stop_replaces_the_record_of_an_earlier_life(out: Path) -> None:
@@ -244,7 +244,7 @@ def test_nothing_is_written_into_somebody_elses_folder(out: Path) -> None:
     ended = ending(out, foreign)
     assert ended.record is None and [p.name for p in out.iterdir()] == ["thesis.tex"]
     for work in (raising(SystemExit(2)), lambda _: check(change(Run(), train={"batch": 0}))):
-        assert ending(out, work).record is None  # expects the fix of finding UNCLAIMED
+        assert ending(out, work).record is None
 
 
 def test_a_refused_command_does_not_undo_a_finished_run(out: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_refused_command_does_not_undo_a_finished_run(out: Path) -> None:
     for work in (raising(SystemExit(2)), lambda _: check(change(Run(), train={"batch": 0}))):
         ended = ending(out, work)
         assert ended.code == 2
-        assert ended.record == {"outcome": "done", "reason": "best 0.9"}  # expects the fix of finding UNCLAIMED
+        assert ended.record == {"outcome": "done", "reason": "best 0.9"}
 
 
 def test_a_full_or_closed_disk_does_not_hide_the_reason(tmp_path: Path) -> None:

@@ -264,6 +264,7 @@ BAD: dict[str, tuple[Callable[[Path], Path | str] | None, list[str], str]] = {
     "negative": (None, ["--optim.lr", "-1"], "optim.lr is -1.0"),
     "batch 0": (None, ["--train.batch", "0"], "train.batch is 0"),
     "micro-batch": (None, ["--train.micro-batch", "5"], "train.micro_batch is 5, which does not divide"),
+    "micro-batch of one": (None, ["--train.micro-batch", "1"], "train.micro_batch is 1"),
     "share": (None, ["--augment.hflip", "1.5"], "augment.hflip is 1.5"),
     "cuda": (None, ["--train.device", "cuda"], "train.device is cuda"),
     "compile": (None, ["--train.compile", "True"], "train.reduce fast"),
@@ -348,6 +349,14 @@ def test_a_diverging_run_names_the_draws(tmp_path: Path) -> None:
     result = launch(tmp_path / "out", args)
     assert result.exit["outcome"] == "non_finite" and result.code == 4
     assert "draws " in result.output and "Traceback" not in result.output
+
+
+def test_weights_that_stop_being_finite_in_the_last_step_are_not_saved(tmp_path: Path) -> None:
+    args = [*TINY, "--data.limit", "40", "--optim.lr", "1e25", "--optim.name", "sgd", "--optim.schedule", "fixed"]
+    result = launch(tmp_path / "out", [*args, "--train.max-steps", "1"])
+    assert result.exit["outcome"] == "non_finite" and result.code == 4
+    assert "validation loss after step 1" in result.output
+    assert not (tmp_path / "out" / "checkpoints").exists() and not (tmp_path / "out" / "best").exists()
 
 
 def test_configuration_is_stored_with_its_resolved_precision(run12: Result) -> None:

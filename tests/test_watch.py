@@ -47,7 +47,7 @@ def test_each_step_has_its_own_time() -> None:
         time.sleep(0.2)
         losses.restart()
     assert [f.step for f in found] == [1, 2, 3, 4, 5, 6]
-    assert all(0.029 < f.seconds < 0.2 for f in found)  # expects the fix of finding SECONDS
+    assert all(0.029 < f.seconds < 0.2 for f in found)
     assert sum(f.seconds for f in found) < 6 * 0.05
 
 

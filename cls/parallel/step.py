@@ -34,6 +34,11 @@ class MicroBatches:
                 f"train.micro_batch {run.train.micro_batch}): use accelerate launch --num_processes {self.count}, or "
                 f"--train.batch {cluster.world * run.train.micro_batch} --optim.scale-lr sqrt"
             )
+        norms = [
+            m for m in model.modules() if isinstance(m, _NormBase) and any(p.requires_grad for p in m.parameters())
+        ]
+        if run.train.micro_batch == 1 and norms:
+            raise ValueError("train.micro_batch is 1: BatchNorm needs the statistics of 2 or more images")
         self.share = reduce.shares(self.count, cluster.world)[cluster.rank]
         self.exact = run.train.reduce == "exact"
         self.batch, self.seed = run.train.batch, run.seed
@@ -47,6 +52,8 @@ class MicroBatches:
         self.norms = [
             m for m in self.model.modules() if isinstance(m, _NormBase) and m.training and m.running_mean is not None
         ]
+        # a cumulative average (momentum None) would count the micro-batches that this rank has seen
+        assert all(norm.momentum is not None for norm in self.norms)
         self.start = [buffer.clone() for buffer in self._buffers()]
         self.stack: list[reduce.Block] = []
         for parameter in self.parameters:
