@@ -53,8 +53,7 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
     run, device = folder.run, cluster.device
     splits, steps, state, first = begin(folder, cluster)
     classes = len(splits.classes)
-    model = cluster.wrap(state.model, run.train.compile)
-    micro = MicroBatches(cluster, model, run)
+    micro = MicroBatches(cluster, cluster.wrap(state.model, run.train.compile), run)
     prepare = preprocess(input_statistics(run), run.seed, run.train.channels_last, device)
     feed = Feed(splits.train, run, cluster, prepare, micro.share, range(first, steps.total), folder.path)
     weights = class_weights(feed.draws.labels, classes, run.optim.class_weight, device)
@@ -74,7 +73,7 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
                 images, targets = mix(images, targets, mixing, partner)
                 with micro.micro_batch(step, index):
                     with cluster.autocast(run.train.precision):
-                        logits = model(images)
+                        logits = micro.model(images)
                     loss = loss_per_image(logits, targets, run.optim.loss, weights).sum()
                     loss.backward()
                 micro.collect(index, loss)

@@ -1,11 +1,8 @@
-"""The run directory: one writer at a time, one configuration for life, and the record of images that were broken."""
+"""The run directory: one writer at a time, one configuration for life."""
 
 import contextlib
-import csv
 import dataclasses
-import io
 import json
-import logging
 import os
 import socket
 import time
@@ -14,10 +11,8 @@ from typing import Self
 
 from cls.config import Run, change, diff, from_yaml, to_yaml
 from cls.files import write_whole
-from cls.outcome import DataError, ForeignFolderError
+from cls.outcome import ForeignFolderError
 from cls.parallel.cluster import Cluster, resolve_precision
-
-log = logging.getLogger("cls")
 
 HEARTBEAT_SECONDS = 30
 DEAD_AFTER_SECONDS = 1800  # a writer on another host is gone; a long validation touches its lock before and after
@@ -165,37 +160,3 @@ def _birth(pid: int) -> str:
             return fields[18] if state not in "ZX" else ""  # in a container nobody may ever bury a zombie
     except OSError:
         return ""
-
-
-class BrokenImages:
-    """Distinct broken training images over all lives and ranks, named in bad_images.csv."""
-
-    def __init__(self, path: Path, ids: list[str], max_bad: float) -> None:
-        self.path, self.ids = path, ids
-        self.quota = max(1.0, max_bad * len(ids))
-        self.reasons: dict[str, str] = {}
-        self._new: dict[str, str] = {}
-        if path.exists():
-            with path.open(newline="") as file:
-                self.reasons = {row["id"]: row["reason"] for row in csv.DictReader(file)}
-
-    def note(self, broken: list[tuple[int, str]]) -> None:
-        self._new |= {self.ids[row]: reason for row, reason in broken}
-
-    def agree(self, cluster: Cluster) -> None:
-        """Exchange what the ranks found; DataError on all of them when there are too many."""
-        known = len(self.reasons)
-        # all that each rank knows: a slow network file system may have shown them different files at the start
-        for found in cluster.gather(self.reasons | self._new):
-            self.reasons |= found
-        self._new = {}
-        if len(self.reasons) > known and cluster.main:
-            text = io.StringIO()
-            csv.writer(text).writerows([("id", "reason"), *sorted(self.reasons.items())])
-            write_whole(self.path, text.getvalue().encode())
-            log.warning("%d broken training images so far, replaced; see %s", len(self.reasons), self.path)
-        if len(self.reasons) > self.quota:
-            raise DataError(
-                f"{len(self.reasons)} of {len(self.ids)} training images are broken, more than data.max_bad allows "
-                f"({self.quota:.0f}); they are named in {self.path}: mend or delete them, then run the same command"
-            )

@@ -15,10 +15,10 @@ from PIL import Image
 from scipy import stats
 
 from cls import config
+from cls.data.broken import BrokenImages
 from cls.data.draws import MAX_TRIES, Draws, Order, Views
 from cls.data.loader import Batch, MicroBatchDraws, batches, collate, preprocess
 from cls.data.sources import load
-from cls.folder import BrokenImages
 from cls.images.ops import Op, training_ops, view_ops
 from cls.outcome import DataError
 from cls.parallel.cluster import Cluster

@@ -5,10 +5,10 @@ from pathlib import Path
 from torch import Tensor
 
 from cls.config import Run
+from cls.data.broken import BrokenImages
 from cls.data.draws import Draws
 from cls.data.loader import MicroBatchDraws, Preprocess, batches, worker_count
 from cls.data.sources import Rows
-from cls.folder import BrokenImages
 from cls.images.ops import training_ops
 from cls.models import input_statistics
 from cls.outcome import DataError

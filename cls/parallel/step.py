@@ -34,9 +34,8 @@ class MicroBatches:
                 f"train.micro_batch {run.train.micro_batch}): use accelerate launch --num_processes {self.count}, or "
                 f"--train.batch {cluster.world * run.train.micro_batch} --optim.scale-lr sqrt"
             )
-        norms = [
-            m for m in model.modules() if isinstance(m, _NormBase) and any(p.requires_grad for p in m.parameters())
-        ]
+        norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training]
+        norms = [norm for norm in norms if any(p.requires_grad for p in norm.parameters())]
         if run.train.micro_batch == 1 and norms:
             raise ValueError("train.micro_batch is 1: BatchNorm needs the statistics of 2 or more images")
         self.share = reduce.shares(self.count, cluster.world)[cluster.rank]
