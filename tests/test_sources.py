@@ -206,7 +206,7 @@ def test_limit_covers_classes_first_and_keeps_order(tmp_path: Path) -> None:
 
 
 def test_digits() -> None:
-    splits = load(config.Data(), seed=0)
+    splits = load(config.Data(path="digits"), seed=0)
     contract(splits)
     assert splits.classes == tuple("0123456789") and splits.test is None
     assert len(splits.train) + len(splits.val) == 1797
@@ -214,7 +214,7 @@ def test_digits() -> None:
     for table in (splits.train, splits.val):
         expected = np.bincount(load_digits().target) * len(table) / 1797
         assert np.abs(np.bincount(table["label"]) - expected).max() < 1
-    assert ids(load(config.Data(), seed=9).val) == ids(splits.val)
+    assert ids(load(config.Data(path="digits"), seed=9).val) == ids(splits.val)
     truth = load_digits()
     for row in (splits.train[0], splits.val[-1]):
         i = int(row["id"].removeprefix("digit-"))
