@@ -15,7 +15,7 @@ from cls.files import write_whole
 from cls.folder import Folder
 from cls.journal import Journal
 from cls.metrics import Predictions, summary
-from cls.models import Statistics, input_statistics
+from cls.models import Statistics, input_statistics, load_exact
 from cls.parallel.cluster import Cluster
 from cls.state import State
 
@@ -92,7 +92,7 @@ def write_results(folder: Folder, state: State, splits: Splits, look: Look, clus
     """Predict validation and test with the best weights, write all files, and give the run's last line."""
     run, out, fallback = folder.run, folder.path, fallback_class(splits)
     cluster.on_main(lambda: None)  # rank 0 has written the best weights when this returns
-    checkpoint.load_weights(out / "best" / "model.safetensors", state.evaluated)
+    load_exact(state.evaluated, out / "best" / "model.safetensors")
     val = look(state.evaluated, splits.val)
     figures = {f"best/{name}": value for name, value in summary(val).items()}
     text = f"best validation accuracy {figures['best/accuracy']:.4f}"

@@ -11,11 +11,12 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cls.files import write_whole
 from cls.history import History
+from cls.models import load_exact
 from cls.state import State
 
 log = logging.getLogger("cls")
@@ -57,10 +58,10 @@ def restore(folder: Path, state: State) -> int:
         if problem:
             log.warning("checkpoint %s is damaged (%s): trying the one before", path.name, problem)
             continue
-        load_weights(path / "model.safetensors", state.model)
+        load_exact(state.model, path / "model.safetensors")
         progress: dict[str, Any] = json.loads((path / "progress.json").read_text())
         if state.average is not None:
-            load_weights(path / "average.safetensors", state.average.module)
+            load_exact(state.average.module, path / "average.safetensors")
             state.average.n_averaged.fill_(progress["averaged"])
         try:
             state.optimizer.load_state_dict(torch.load(path / "optimizer.pt", map_location="cpu", weights_only=True))
@@ -102,16 +103,6 @@ def save_weights(path: Path, model: nn.Module, metadata: dict[str, str]) -> None
     """One self-contained safetensors file for prediction and export, replaced whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, safetensors.torch.save(plain_state(model), metadata))
-
-
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Load :func:`save_weights`' file into a model of the same structure; a ValueError names the file otherwise."""
-    try:
-        model.load_state_dict(load_file(path))
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit this model: {str(error).splitlines()[1].strip()}") from error
 
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:

@@ -140,7 +140,7 @@ def main() -> None:
     with Ending("") as ending:
         document = _do(argv[0], [word for word in argv[1:] if word != "--json"])
         ending.message = "done"
-        if "--json" in argv:
+        if "--json" in argv and document is not None:  # rank 0's
             print(json.dumps(document, indent=1))
 
 

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cls import checkpoint, recipes, report
+from cls import recipes, report
 from cls.artifacts import read_header
 from cls.config import Run, View, change
 from cls.data.draws import Draws
@@ -20,7 +20,7 @@ from cls.evaluate import predict
 from cls.images.ops import training_ops
 from cls.metrics import Predictions, per_class, summary
 from cls.mix import draw_mixing, mix, partners, soft_targets
-from cls.models import Statistics, build_model, input_statistics
+from cls.models import Statistics, build_model, input_statistics, load_exact
 from cls.parallel.cluster import Cluster, start
 from cls.sheet import Tile, write_sheet
 from cls.steps import Steps
@@ -123,7 +123,7 @@ def load_trained(path: str, device: str, workers: int) -> Trained:
     run = change(run, train={"device": device}, data={"workers": workers})
     cluster = start(run.train)
     model = build_model(dataclasses.replace(run.model, weights="none"), len(classes), run.seed)
-    checkpoint.load_weights(file, model)
+    load_exact(model, file)
     if run.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     folder = file.parent.parent if file.parent.name == "best" else file.parent

@@ -16,6 +16,7 @@ from cls import checkpoint
 from cls.artifacts import read_header
 from cls.config import Optim, change, to_yaml
 from cls.history import History
+from cls.models import load_exact
 from cls.optim import Schedule, build_optimizer, moving_average, parameter_groups
 from cls.recipes import get
 from cls.state import State
@@ -265,7 +266,7 @@ HEADER = {
 def test_weights_and_their_header_come_back(tmp_path: Path) -> None:
     path, state, other = tmp_path / "best" / "model.safetensors", build(), build(1)
     checkpoint.save_weights(path, state.model, HEADER)
-    checkpoint.load_weights(path, other.model)
+    load_exact(other.model, path)
     for a, b in zip(state.model.state_dict().values(), other.model.state_dict().values(), strict=True):
         assert a.equal(b)
     assert read_header(path) == (RUN, ("b", "ä", "10"), STATISTICS, 2)
@@ -309,14 +310,14 @@ def test_damaged_weights_are_a_value_error_naming_the_file(tmp_path: Path, damag
     checkpoint.save_weights(path, build().model, HEADER)
     damage(path)
     with pytest.raises(ValueError, match=r"model\.safetensors"):
-        checkpoint.load_weights(path, build().model)
+        load_exact(build().model, path)
 
 
 def test_weights_of_another_structure_are_a_value_error_naming_the_file(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     checkpoint.save_weights(path, build().model, HEADER)
     with pytest.raises(ValueError, match=r"model\.safetensors"):
-        checkpoint.load_weights(path, nn.Linear(2, 2))
+        load_exact(nn.Linear(2, 2), path)
 
 
 def test_a_changed_run_is_still_read_from_an_old_header(tmp_path: Path) -> None:
