@@ -60,10 +60,10 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
     look = partial(predict, classes=splits.classes, run=run, prepare=prepare, cluster=cluster)
     losses, ending.step = Losses(run.train.batch), first
     with Journal(folder, cluster, steps, first, state.model) as journal:
+        train_mode(state.model, run.model.freeze)
         for step in range(first, steps.total):
             if 0 < run.train.early_stop <= state.history.stale:
                 break
-            train_mode(state.model, run.model.freeze)
             mixing = draw_mixing(run.augment, run.seed, step)
             micro.begin()
             for index in micro.share:
@@ -113,6 +113,7 @@ def validate(
         keep_best(folder, state, splits, best)
         checkpoint.save(folder.path / "checkpoints", step, state)
         checkpoint.prune(folder.path / "checkpoints", folder.run.train.keep, state.history)
+    train_mode(state.model, folder.run.model.freeze)
 
 
 if __name__ == "__main__":

@@ -59,6 +59,8 @@ class Ending:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if isinstance(error, SystemExit) and error.code in (0, None):
             return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # a repeated one must not cut exit.json off: this takes milliseconds
         outcome = classify(error)
         code = CODES[outcome]
         reason = self.message if error is None else str(error) or type(error).__name__

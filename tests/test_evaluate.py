@@ -39,7 +39,7 @@ class Net(nn.Module):
             nn.Linear(5, 3),
         )
         self.norm.running_mean.uniform_(-1, 1)  # type: ignore[union-attr]  # it has buffers
-        self.norm.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+        self.norm.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]  # it has buffers
 
     def forward(self, images: Tensor) -> Tensor:
         return cast(Tensor, 3 * self.fc(self.drop(self.norm(self.conv(images)).relu().mean((2, 3)))))

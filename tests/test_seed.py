@@ -87,7 +87,7 @@ def test_streams_of_neighbours_are_independent() -> None:
 
 def test_nothing_global_is_read_or_changed() -> None:
     def states() -> list[object]:
-        return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # type: ignore[index]
+        return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]  # type: ignore[index]  # a tuple
 
     before = states()
     first = generator(3, "a").random(5).tolist()

@@ -142,7 +142,7 @@ def training_ops(augment: config.Augment, data: config.Data, mean: tuple[float, 
             raise ValueError(f"augment.order: {name!r} is wanted and must appear once, but {found} in {a.order}")
     active = [name for name in a.order if name in wanted]
     if a.erase and active[-1] != "erase":
-        # The noise is added on the device after normalising: nothing can come after it.
+        # Its noise is added on the device, after all that a worker does: nothing can come after it.
         raise ValueError(f"augment.order: 'erase' must come last, but {active[-1]!r} follows it in {a.order}")
     return tuple(op for name in active for op in wanted[name])
 

@@ -20,7 +20,7 @@ NEAREST = InterpolationMode.NEAREST  # torchvision's default for rotation, affin
 def apply(image: Image.Image, params: tuple[Param, ...]) -> tuple[Tensor, tuple[int, int, int, int]]:
     """Execute on an RGB image: uint8 pixels [3, h, w], and the box to erase (top, left, height, width; zeros: none).
 
-    The box is not painted: its noise is drawn on the device after normalising.
+    The box is not painted: its noise is drawn on the device, before normalising.
     """
     box = (0, 0, 0, 0)
     for param in params:
