@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +10,14 @@ from safetensors import SafetensorError, safe_open
 from cls import checkpoint, report
 from cls.config import Run, from_yaml, to_yaml
 from cls.data.sources import Splits
+from cls.evaluate import Look
 from cls.files import write_whole
 from cls.folder import Folder
 from cls.journal import Journal
-from cls.metrics import Predictions, summary
+from cls.metrics import summary
 from cls.models import Statistics, input_statistics, load_exact
 from cls.parallel.cluster import Cluster
 from cls.state import State
-
-Look = Callable[..., Predictions]
-"""``predict`` for this run: a model, rows and, if not the plain one, ``views`` -> predictions."""
 
 
 def keep_data(folder: Folder, splits: Splits) -> None:
@@ -50,26 +47,18 @@ def fallback_class(splits: Splits) -> int:
     return int(np.bincount(splits.train["label"]).argmax())
 
 
-def keep_best(folder: Folder, state: State, splits: Splits, best: bool) -> None:
-    """If ``best``, or if there is none yet, make the evaluated weights best/model.safetensors.
-
-    Its header holds all that prediction needs. Written before the checkpoint that remembers it as the best: a kill in
-    between repeats the epoch and writes the same file again.
-    """
-    path = folder.path / "best" / "model.safetensors"
-    if path.exists() and not best:
-        return
-    header = {
-        "config": to_yaml(folder.run),
+def best_header(run: Run, splits: Splits) -> dict[str, str]:
+    """All that prediction needs besides the weights."""
+    return {
+        "config": to_yaml(run),
         "classes": json.dumps(splits.classes),
-        "statistics": json.dumps(input_statistics(folder.run)),
+        "statistics": json.dumps(input_statistics(run)),
         "fallback": str(fallback_class(splits)),
     }
-    checkpoint.save_weights(path, state.evaluated, header)
 
 
 def read_header(path: Path) -> tuple[Run, tuple[str, ...], Statistics, int]:
-    """Run, classes, input statistics and fallback class of :func:`keep_best`'s file."""
+    """Run, classes, input statistics and fallback class of a best/model.safetensors."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -91,8 +80,10 @@ def read_header(path: Path) -> tuple[Run, tuple[str, ...], Statistics, int]:
 def write_results(folder: Folder, state: State, splits: Splits, look: Look, cluster: Cluster, journal: Journal) -> str:
     """Predict validation and test with the best weights, write all files, and give the run's last line."""
     run, out, fallback = folder.run, folder.path, fallback_class(splits)
-    cluster.on_main(lambda: None)  # rank 0 has written the best weights when this returns
-    load_exact(state.evaluated, out / "best" / "model.safetensors")
+    best = out / "best" / "model.safetensors"
+    written = cluster.on_main(lambda: checkpoint.sha256(best))
+    cluster.together(lambda: checkpoint.await_file(best, lambda: checkpoint.sha256(best) == written))
+    cluster.together(lambda: load_exact(state.evaluated, best))
     val = look(state.evaluated, splits.val)
     figures = {f"best/{name}": value for name, value in summary(val).items()}
     text = f"best validation accuracy {figures['best/accuracy']:.4f}"

@@ -9,7 +9,8 @@ POSITIVE = ("data.size", "train.epochs", "train.batch", "train.micro_batch", "tr
 NOT_NEGATIVE = ("seed", "data.limit", "augment.rotate", "augment.brightness", "augment.contrast", "augment.saturation",
                 "augment.randaugment", "augment.blur", "augment.mixup", "augment.cutmix", "model.gate",
                 "optim.weight_decay", "optim.clip", "optim.class_weight", "optim.t_max", "optim.min_lr",
-                "optim.patience", "optim.warmup", "train.max_steps", "train.early_stop")  # fmt: skip
+                "optim.patience", "optim.warmup", "train.max_steps", "train.early_stop",
+                "train.save_minutes")  # fmt: skip
 SHARES = ("data.max_bad", "augment.hflip", "augment.vflip", "augment.translate", "augment.erase",
           "augment.mix_probability", "optim.label_smoothing")  # fmt: skip
 BELOW_ONE = ("model.dropout3", "optim.ema", "optim.factor")

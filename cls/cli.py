@@ -13,6 +13,7 @@ import tyro
 from cls import recipes
 from cls.checks import check
 from cls.config import Run, View, to_yaml
+from cls.stop import Stop
 
 T = TypeVar("T")
 
@@ -122,7 +123,15 @@ class Evaluate:
     """Loader processes; -1 takes one per core."""
 
 
-VERBS = {"recipes": Recipes, "show": Show, "predict": Predict, "evaluate": Evaluate}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Audit:
+    """Show a run's lives and lost steps; prove from its ledger that no image was lost or repeated."""
+
+    run: tyro.conf.Positional[str]
+    """Run directory."""
+
+
+VERBS = {"recipes": Recipes, "show": Show, "predict": Predict, "evaluate": Evaluate, "audit": Audit}
 
 
 def main() -> None:
@@ -137,14 +146,14 @@ def main() -> None:
         sys.exit(0 if asked else 2)
     from cls.outcome import Ending  # torch; the usage above must not wait for it
 
-    with Ending("") as ending:
-        document = _do(argv[0], [word for word in argv[1:] if word != "--json"])
+    with Ending("") as ending, ending.stop.interruptible():
+        document = _do(argv[0], [word for word in argv[1:] if word != "--json"], ending.stop)
         ending.message = "done"
         if "--json" in argv and document is not None:  # rank 0's
             print(json.dumps(document, indent=1))
 
 
-def _do(verb: str, argv: list[str]) -> Any:
+def _do(verb: str, argv: list[str], stop: Stop) -> Any:
     """Carry out a verb, which tells people about it on standard error; gives its JSON document."""
     text = f"{VERBS[verb].__doc__} --json prints one JSON document on standard output."
     if verb == "show":
@@ -164,7 +173,9 @@ def _do(verb: str, argv: list[str]) -> Any:
             return verbs.contact_sheet(command.run, Path(command.to), command.count, command.step)
         case Predict():
             return verbs.predict_images(
-                command.run, command.path, command.out, command.tta, command.device, command.workers
+                command.run, command.path, command.out, command.tta, command.device, command.workers, stop
             )
+        case Audit():
+            return verbs.audit_run(command.run)
         case _:
-            return verbs.evaluate_images(command.run, command.path, command.tta, command.device, command.workers)
+            return verbs.evaluate_images(command.run, command.path, command.tta, command.device, command.workers, stop)

@@ -1,6 +1,6 @@
 """The one inference path: every image exactly once, in row order, on any number of processes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,31 @@ from cls.data.draws import Views
 from cls.data.loader import Preprocess, batches, worker_count
 from cls.data.sources import Rows
 from cls.images.ops import view_ops
-from cls.metrics import Predictions
+from cls.journal import Journal
+from cls.metrics import Predictions, summary
 from cls.mix import loss_per_image, soft_targets
+from cls.models import train_mode
 from cls.parallel.cluster import Cluster
+from cls.parallel.watch import check_validation
+from cls.state import State
+from cls.steps import Steps
+
+Look = Callable[..., Predictions]
+"""``predict`` for this run: a model, rows and, if not the plain one, ``views`` -> predictions."""
+
+
+def validate(
+    step: int, steps: Steps, state: State, look: Look, rows: Rows, journal: Journal, freeze: tuple[str, ...]
+) -> None:
+    """After an epoch, or where a smoke run stops: figures, schedule, history; the model is back in train mode."""
+    figures = summary(look(state.evaluated, rows))
+    check_validation(step, figures["loss"])
+    if steps.ends_epoch(step):
+        state.schedule.epoch(figures["loss"], figures["accuracy"])
+        state.history.add(step, figures["accuracy"], figures["loss"])
+    state.history.validated = step
+    journal.epoch(step, figures, state.history)
+    train_mode(state.model, freeze)
 
 
 def predict(
@@ -70,13 +92,16 @@ def _logits(
     data = Views(rows, view_ops(view, run.data), run.data.size, run.seed, view)
     workers = worker_count(run.data.workers, cluster.local_world)
     found = torch.zeros(len(rows), classes, device=cluster.device)
+    agreed = cluster.agreed()
     with torch.no_grad():
         for index, batch in enumerate(batches(data, slices, workers, cluster.device.type == "cuda")):
+            agreed.check()
             with cluster.autocast(run.train.precision):
                 output = model(prepare(batch))
             if index * cluster.world + cluster.rank < -(-len(rows) // run.train.eval_batch):
                 found[batch.rows] = output.float()
                 broken.update(batch.broken)
+    agreed.close()
     return cluster.sum(found).cpu()
 
 

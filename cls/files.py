@@ -1,27 +1,72 @@
-"""A file is whole or absent: small files are written aside and renamed into place."""
+"""A file is whole or absent: small files are written aside and renamed into place; lines are only ever added."""
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+log = logging.getLogger("cls")
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash at any moment, sees the old content or the new, never a part.
+    """Write a file so that a reader, or a crash at any moment, sees the old content or the new, never a part."""
+    with replacing(path) as aside:
+        aside.write_bytes(data)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to that becomes ``path`` when the block ends well, and nothing otherwise.
 
     The mode is 0644 whatever the umask was made for: other users of a cluster read the run directory.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: a rename across file systems is a copy
     try:
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
+        yield aside
+        aside.chmod(0o644)
+        sync(aside)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)  # the rename itself must survive a power cut
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the rename itself must survive a power cut
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
+
+
+class Lines:
+    """A file that lines are added to; each is in the kernel when ``add`` returns, so it survives a kill.
+
+    What a full disk refuses waits in memory and is written before the next line: a record must not end what it records.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.exists():
+            content = path.read_bytes()
+            os.truncate(path, content.rfind(b"\n") + 1)  # half a line of a life that was cut off
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
+
+    def add(self, line: bytes) -> None:
+        known, self._waiting = bool(self._waiting), self._waiting + line
+        try:
+            while self._waiting:  # a nearly full disk takes a part
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if not known:
+                log.warning("%s cannot be written (%s): its lines wait in memory", self.path, error.strerror)
+
+    def close(self) -> None:
+        self.add(b"")
+        self._file.close()
+        if self._waiting:
+            log.warning("%s: the last %d lines could not be written", self.path, self._waiting.count(b"\n"))

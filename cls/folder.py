@@ -5,20 +5,23 @@ import dataclasses
 import json
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Self
 
 from cls.config import Run, change, diff, from_yaml, to_yaml
 from cls.files import write_whole
+from cls.lives import read_lives
 from cls.outcome import ForeignFolderError
-from cls.parallel.cluster import Cluster, resolve_precision
+from cls.parallel.cluster import Cluster
+from cls.parallel.guards import resolve_precision
 
 HEARTBEAT_SECONDS = 30
-DEAD_AFTER_SECONDS = 1800  # a writer on another host is gone; a long validation touches its lock before and after
+DEAD_AFTER_SECONDS = 300  # a writer on another host is gone
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Folder:
     """A claimed run directory and the run as it is to be continued."""
 
@@ -26,22 +29,39 @@ class Folder:
     run: Run  # precision resolved, out filled in
     finished: str
     """What the finished run said at its end; '' for a run that goes on."""
+    life: int
+    """How many lives the run has had before this one."""
+    _left: threading.Event | None = None
 
     def __enter__(self) -> Self:
+        """Show other hosts that this writer lives, whatever it is doing, on the rank that holds the lock."""
+        if self._mine(_owner(self.path / "lock")):
+            self._left = threading.Event()
+            threading.Thread(target=self._beat, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Give the lock back, on the rank that holds it."""
-        owner = _owner(self.path / "lock")
-        if (owner.get("host"), owner.get("pid")) == (socket.gethostname(), os.getpid()):
+        if self._left:
+            self._left.set()
+        if self._mine(_owner(self.path / "lock")):
             (self.path / "lock").unlink(missing_ok=True)
 
-    def beat(self) -> None:
-        """Show other hosts that this writer lives; cheap enough for every step."""
-        lock = self.path / "lock"
-        with contextlib.suppress(FileNotFoundError):  # deleted by hand: no reason to die
-            if time.time() - lock.stat().st_mtime > HEARTBEAT_SECONDS:
-                os.utime(lock)
+    def refuse_successor(self) -> None:
+        """ForeignFolderError if another process has taken this one for dead and writes here now (rank 0 only)."""
+        owner = _owner(self.path / "lock")
+        if owner and not self._mine(owner):  # none: deleted by hand, no reason to die
+            raise ForeignFolderError(f"out: {self.path} was taken over by process {owner['pid']} on {owner['host']}")
+
+    @staticmethod
+    def _mine(owner: dict[str, str | int]) -> bool:
+        return (owner.get("host"), owner.get("pid")) == (socket.gethostname(), os.getpid())
+
+    def _beat(self) -> None:
+        assert self._left is not None
+        while not self._left.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):  # deleted by hand, or a disk in trouble: no reason to die
+                os.utime(self.path / "lock")
 
 
 def open_folder(run: Run, cluster: Cluster) -> Folder:
@@ -89,7 +109,8 @@ def _agree(path: Path, run: Run, cluster: Cluster) -> Folder:
     else:
         (path / "exit.json").unlink(missing_ok=True)
         write_whole(path / "config.yaml", to_yaml(run).encode())
-    return Folder(path, run, finished)
+    lives = [event["life"] for event in read_lives(path) if event["event"] == "start"]
+    return Folder(path, run, finished, max(lives, default=-1) + 1)
 
 
 def _said_done(path: Path) -> str:

@@ -13,6 +13,8 @@ class History:
     best_loss_step: int = -1
     stale: int = 0
     """Epochs in a row without a lower validation loss."""
+    validated: int = 0
+    """The last step after which there was a validation."""
 
     def add(self, step: int, accuracy: float, loss: float) -> bool:
         """Record an epoch's validation figures; True if its accuracy is the best so far (a tie goes to the first)."""

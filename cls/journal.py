@@ -1,5 +1,6 @@
 """What rank 0 writes and shows while a run goes on; the other ranks' journals do nothing."""
 
+import os
 import platform
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,8 @@ from torch import nn
 from cls import __version__
 from cls.folder import Folder
 from cls.history import History
+from cls.lives import Lives
+from cls.outcome import classify
 from cls.parallel.cluster import Cluster
 from cls.parallel.watch import Finished
 from cls.steps import Steps
@@ -18,17 +21,24 @@ from cls.track import Progress, Tracker, read_rows
 
 
 class Journal:
-    """metrics.jsonl with its mirrors, the progress display, and the sign of life for the lock."""
+    """metrics.jsonl with its mirrors, lives.jsonl, and the progress display."""
 
     def __init__(self, folder: Folder, cluster: Cluster, steps: Steps, first: int, model: nn.Module) -> None:
         self.folder, self.count = folder, steps
         self.tracker: Tracker | None = None
         self.figures: dict[str, float] = {}
         self.validated: dict[str, float] = {}
+        self.lives: Lives | None = None
+        self.step = first
         if cluster.main:
             info = describe(cluster, model)
             self.tracker = Tracker(folder.run, folder.path, step=first, info=info)
             self.progress = Progress(steps.total, first, epochs=folder.run.train.epochs)
+            self.lives = Lives(folder.path, folder.life)
+            self.lives.add(
+                "start", step=first, processes=cluster.world, sharded=cluster.fsdp, device=info["device"],
+                host=platform.node(), job=os.environ.get("SLURM_JOB_ID", ""),
+            )  # fmt: skip
             gloo = " (gloo)" if cluster.world > 1 and cluster.device.type == "cpu" else ""
             self.progress.line(
                 f"{folder.run.recipe}: {info['parameters']:,} parameters ({info['trainable']:,} trainable), "
@@ -41,6 +51,9 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self.tracker:
+            assert self.lives is not None
+            self.lives.add("end", step=self.step, outcome=classify(error))
+            self.lives.close()
             self.progress.close()
             hint = self.tracker.finish(self.figures)
             if hint and kind is None:
@@ -51,6 +64,7 @@ class Journal:
         if not self.tracker:
             return
         for done in finished:
+            self.step = done.step
             row = {
                 "step": done.step,
                 "epoch": self.count.epochs_done(done.step - 1) + 1,
@@ -60,7 +74,6 @@ class Journal:
             }
             self.tracker.log(row)
             self.progress.step(done.step, row | self.validated)
-        self.folder.beat()
 
     def epoch(self, step: int, figures: dict[str, float], history: History) -> None:
         """A validation: its figures go to the record, one line to the screen."""

@@ -1,15 +1,17 @@
 """Parameter groups, optimizers, schedules and the moving average; torch's own, given the recipe's numbers."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cls.config import Optim
+from cls.sharded import local
 
 
 def learning_rate(config: Optim, batch: int) -> float:
@@ -105,5 +107,9 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:
     """Exponential moving average of parameters and buffers by position in the unwrapped model; None when off."""
     if not decay:
         return None
-    update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    torch_update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+        torch_update([local(t) for t in averaged], [local(t) for t in current], count)  # a list may hold both kinds
+
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

@@ -3,21 +3,24 @@
 ``accelerate launch`` turns every non-zero status into 1 with a traceback of its own, so scripts read the file.
 """
 
+import errno
 import json
 import os
-import signal
 import sys
 import time
 import traceback
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Self
 
 import torch
 
 from cls.files import write_whole
+from cls.stop import Stop
 
 CODES = {"done": 0, "error": 1, "user_error": 2, "data": 3, "non_finite": 4, "out_of_memory": 5, "stopped": 85}
+AGREED = ("done", "stopped", "user_error")  # all ranks end so together, and rank 0 speaks for them
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class DataError(Exception):
@@ -32,8 +35,8 @@ class ForeignFolderError(ValueError):
     """The run directory belongs to something else: not even exit.json may be written there."""
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal asked the process to leave; torch's loader workers leave quietly on a KeyboardInterrupt."""
+class OutOfMemory(Exception):
+    """A micro-batch does not fit; the message says which one does."""
 
 
 class Ending:
@@ -41,6 +44,7 @@ class Ending:
 
     A ValueError raised by this program's own code is a message to the user and is printed without a traceback.
     ``ending.out`` is the run directory once it is known, ``claimed`` once it is this run's; ``step``: steps done.
+    ``stop`` hears the signals.
     """
 
     def __init__(self, out: str) -> None:
@@ -48,22 +52,23 @@ class Ending:
         self.claimed = False
         self.step = 0
         self.message = ""
+        self.stop = Stop()
         self._since = time.time()
         self._main = os.environ.get("RANK", "0") == "0"
 
     def __enter__(self) -> Self:
-        signal.signal(signal.SIGTERM, _stop)
-        signal.signal(signal.SIGINT, _stop)
+        self.stop.listen()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if isinstance(error, SystemExit) and error.code in (0, None):
             return
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # a repeated one must not cut exit.json off: this takes milliseconds
+        self.stop.deafen()  # a repeated signal must not cut exit.json off: this takes milliseconds
         outcome = classify(error)
         code = CODES[outcome]
         reason = self.message if error is None else str(error) or type(error).__name__
+        if isinstance(error, OSError) and error.errno in DISK:
+            reason += ": free space, or copy the run directory elsewhere; then the same command goes on"
         if isinstance(error, SystemExit):
             outcome, code, reason = "user_error", CODES["user_error"], "the command line could not be understood"
         elif error is not None:
@@ -76,29 +81,33 @@ class Ending:
         sys.exit(code)
 
     def _say(self, outcome: str, reason: str, error: BaseException) -> None:
-        if outcome == "error":
+        if outcome == "error" and self._told():
+            print("ended because another process of this run did; its message is the cause", file=sys.stderr)
+        elif outcome == "error":
             traceback.print_exception(error)
-        elif self._main:
+        elif self._main or (outcome not in AGREED and not self._told()):
             print(f"{outcome.replace('_', ' ')}: {reason}", file=sys.stderr)
             if outcome == "stopped":
                 print("the same command continues from the last checkpoint", file=sys.stderr)
 
     def _write(self, outcome: str, code: int, reason: str, error: BaseException | None) -> None:
         """Rank 0 writes; another rank only its own failure, which rank 0, stopped from outside, leaves in place."""
-        agreed = outcome in ("done", "stopped", "user_error")
-        if self.out is None or isinstance(error, ForeignFolderError) or (not self._main and agreed):
+        if self.out is None or isinstance(error, ForeignFolderError) or (not self._main and outcome in AGREED):
             return
-        path = self.out / "exit.json"
-        known = path.exists() and path.stat().st_mtime >= self._since  # this life's: of a rank that failed first
-        if outcome in ("stopped", "error") and known:
+        if outcome in ("stopped", "error") and self._told():
             return
         if not self.claimed and self.out.is_dir() and set(os.listdir(self.out)) - {"exit.json"}:
             return  # a command that was refused does not speak for the run, or the stranger, that lives there
-        record = {"outcome": outcome, "code": code, "reason": reason, "step": self.step}
+        path, record = self.out / "exit.json", {"outcome": outcome, "code": code, "reason": reason, "step": self.step}
         try:
             write_whole(path, (json.dumps(record) + "\n").encode())
         except OSError as problem:
             print(f"{path} could not be written: {problem}", file=sys.stderr)
+
+    def _told(self) -> bool:
+        """True if a rank that failed first has said so in exit.json, in this life."""
+        path = self.out / "exit.json" if self.out else None
+        return path is not None and path.exists() and path.stat().st_mtime >= self._since
 
 
 def classify(error: BaseException | None) -> str:
@@ -111,17 +120,21 @@ def classify(error: BaseException | None) -> str:
         return "data"
     if isinstance(error, NonFiniteError):
         return "non_finite"
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, OutOfMemory) or out_of_memory(error):
         return "out_of_memory"
+    if isinstance(error, OSError) and error.errno in DISK:
+        return "user_error"
     return "user_error" if isinstance(error, ValueError) and raised_by_us(error) else "error"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """True if an allocation failed, on a GPU or on the host (where torch has no type of its own for it)."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
 
 
 def raised_by_us(error: BaseException) -> bool:
     """True if the raise statement is in this package, not in a library that was handed something odd."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(__file__).parent in Path(frames[-1].filename).parents
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends it at once
-    raise Stopped(signal.Signals(number).name)

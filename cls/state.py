@@ -9,8 +9,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from cls.config import Run
 from cls.history import History
-from cls.models import build_model, fresh_parameters
+from cls.models import build_model, fresh_parameters, sharding_units
 from cls.optim import Schedule, build_optimizer, learning_rate, moving_average, parameter_groups
+from cls.parallel.cluster import Cluster
+from cls.sharded import shard
 from cls.steps import Steps
 
 
@@ -30,22 +32,32 @@ class State:
         module: nn.Module = self.average.module
         return module
 
-    def update(self, clip: float) -> None:
-        """One optimizer step from the gradients of the batch, and one of the moving average; clip 0 does not clip."""
+    def update(self, clip: float) -> float:
+        """One step of optimizer, moving average and schedule from the batch's gradients; gives the rate it had.
+
+        clip 0 does not clip.
+        """
+        lr = self.schedule.lr
         if clip:
             nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], clip)
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
+        self.schedule.step()
+        return lr
 
 
-def build_state(run: Run, classes: int, steps: Steps, device: torch.device) -> State:
-    """Model, optimizer, schedule and moving average at step 0, the same on every rank."""
-    model = build_model(run.model, classes, run.seed).to(device)
-    if run.train.channels_last:
+def build_state(run: Run, classes: int, steps: Steps, cluster: Cluster) -> State:
+    """Model, optimizer, schedule and moving average at step 0, the same on every rank; sharded if FSDP is asked for."""
+    model = build_model(run.model, classes, run.seed).to(cluster.device)
+    if run.train.channels_last and not cluster.fsdp:  # sharding needs row-major parameters
         model = model.to(memory_format=torch.channels_last)
+    average = moving_average(model, run.optim.ema)
+    if cluster.fsdp:
+        for network in (model, *([average.module] if average else [])):
+            shard(network, sharding_units(network, run.model), cluster.mesh())
     lr = learning_rate(run.optim, run.train.batch)
     groups = parameter_groups(model, run.optim, fresh_parameters(model, run.model), lr)
-    optimizer = build_optimizer(groups, run.optim, device)
+    optimizer = build_optimizer(groups, run.optim, cluster.device)
     schedule = Schedule(optimizer, run.optim, run.train.epochs, steps.whole)
-    return State(model, optimizer, schedule, moving_average(model, run.optim.ema), History())
+    return State(model, optimizer, schedule, average, History())

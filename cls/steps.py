@@ -39,5 +39,9 @@ class Steps:
         """Where ranks tell each other of broken images, which costs them a wait: every 50 steps and at the ends."""
         return step % 50 == 0 or self.ends_epoch(step) or step == self.total
 
+    def validates(self, step: int) -> bool:
+        """After an epoch, and where this command ends."""
+        return step > 0 and (self.ends_epoch(step) or step == self.total)
+
     def ends_epoch(self, step: int) -> bool:
         return self.epochs_done(step) > self.epochs_done(step - 1)

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from cls.config import Run, Track
-from cls.files import write_whole
+from cls.files import Lines, write_whole
 
 Row = Mapping[str, float]
 Mode = Literal["online", "offline", "disabled"]
@@ -115,14 +115,13 @@ class Tracker:
     """The log of one run; used on rank 0 only.
 
     ``step`` is the resumed step, 0 for a new run: rows beyond it move to metrics.lost.jsonl. ``info`` are facts for
-    the W&B config besides the run's own (parameters, world size, versions, device). Only the record itself
-    (metrics.jsonl) may raise, an OSError: a disk that does not take it does not take a checkpoint either.
+    the W&B config besides the run's own (parameters, world size, versions, device).
     """
 
     def __init__(self, run: Run, folder: Path, *, step: int, info: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         rows = _rewind(folder, step)
-        self._record = (folder / "metrics.jsonl").open("ab", buffering=0)  # each row is in the kernel: survives SIGKILL
+        self._record = Lines(folder / "metrics.jsonl")
         self._mirrors: dict[str, _Wandb | _Board] = {}
         starts: dict[str, Callable[[], _Wandb | _Board]] = {}
         mode = wandb_mode(run.track)
@@ -142,7 +141,7 @@ class Tracker:
         ``time`` (unix seconds) is added here.
         """
         timed = {"step": row["step"], "time": round(time.time(), 3), **row}
-        self._record.write(_encode(timed))
+        self._record.add(_encode(timed))
         self._mirror(lambda mirror: mirror.log(timed))
 
     def pictures(self, paths: Mapping[str, Path]) -> None:

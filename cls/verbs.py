@@ -1,6 +1,7 @@
 """What the verbs of the ``cls`` command do; each prints for people on standard error and gives a JSON document."""
 
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +13,21 @@ from rich.table import Table
 
 from cls import recipes, report
 from cls.artifacts import read_header
-from cls.config import Run, View, change
+from cls.config import Run, View, change, from_yaml
 from cls.data.draws import Draws
 from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
 from cls.data.sources import load, load_images, load_labelled
 from cls.evaluate import predict
 from cls.images.ops import training_ops
+from cls.ledger import audit
 from cls.metrics import Predictions, per_class, summary
 from cls.mix import draw_mixing, mix, partners, soft_targets
 from cls.models import Statistics, build_model, input_statistics, load_exact
+from cls.outcome import DataError
 from cls.parallel.cluster import Cluster, start
 from cls.sheet import Tile, write_sheet
 from cls.steps import Steps
+from cls.stop import Stop
 
 PEOPLE = Console(stderr=True, width=None if sys.stderr.isatty() else 180)
 
@@ -114,14 +118,14 @@ class Trained:
         return predict(self.model, rows, self.classes, self.run, prepare, self.cluster, views or ("identity",))
 
 
-def load_trained(path: str, device: str, workers: int) -> Trained:
+def load_trained(path: str, device: str, workers: int, stop: Stop) -> Trained:
     """Rebuild a run's network from best/model.safetensors; ValueError if there is none or it is damaged."""
     file = Path(path) if path.endswith(".safetensors") else Path(path) / "best" / "model.safetensors"
     if not file.is_file():
         raise ValueError(f"{file} does not exist: name a run directory in which at least one epoch is done")
     run, classes, statistics, fallback = read_header(file)
     run = change(run, train={"device": device}, data={"workers": workers})
-    cluster = start(run.train)
+    cluster = start(run.train, stop)
     model = build_model(dataclasses.replace(run.model, weights="none"), len(classes), run.seed)
     load_exact(model, file)
     if run.train.channels_last:
@@ -131,10 +135,10 @@ def load_trained(path: str, device: str, workers: int) -> Trained:
 
 
 def predict_images(
-    path: str, images: str, out: str, tta: tuple[View, ...], device: str, workers: int
+    path: str, images: str, out: str, tta: tuple[View, ...], device: str, workers: int, stop: Stop
 ) -> dict[str, Any] | None:
     """Predictions for images without labels, in the files that a run writes for its test split."""
-    trained = load_trained(path, device, workers)
+    trained = load_trained(path, device, workers, stop)
     rows = trained.cluster.together(lambda: load_images(images, trained.run.data))
     found = trained.look(rows, tta or trained.run.augment.tta)
     if not trained.cluster.main:
@@ -149,9 +153,11 @@ def predict_images(
     return {"images": len(found.ids), "broken": broken, "folder": str(folder)}
 
 
-def evaluate_images(path: str, images: str, tta: tuple[View, ...], device: str, workers: int) -> dict[str, Any] | None:
+def evaluate_images(
+    path: str, images: str, tta: tuple[View, ...], device: str, workers: int, stop: Stop
+) -> dict[str, Any] | None:
     """Figures on labelled images: another folder's, or the validation split of the run's own data."""
-    trained = load_trained(path, device, workers)
+    trained = load_trained(path, device, workers, stop)
     own = dataclasses.replace(trained.run.data, workers=workers)
     rows = trained.cluster.together(
         lambda: load_labelled(images, trained.classes, own) if images else load(own, trained.run.seed).val
@@ -176,3 +182,23 @@ def evaluate_images(path: str, images: str, tta: tuple[View, ...], device: str, 
     PEOPLE.print("worst classes:")
     PEOPLE.print(table)
     return document
+
+
+def audit_run(path: str) -> dict[str, Any]:
+    """Whether each image was used exactly once per epoch over all lives; DataError if not."""
+    out = Path(path)
+    if not (out / "config.yaml").is_file():
+        raise ValueError(f"{out} is not a run directory: it has no config.yaml")
+    run, data = from_yaml((out / "config.yaml").read_text()), json.loads((out / "data.json").read_text())
+    found = audit(out, data["train"]["images"], run.train.batch, run.data.balanced)
+    table = Table("life", "from step", "processes", "device", "host", "job", "lost steps", box=None)
+    for life in found["lives"]:
+        table.add_row(*(str(value) for value in life.values()))
+    PEOPLE.print(table)
+    if found["problems"]:
+        raise DataError(f"{out}: " + "; ".join(found["problems"][:5]))
+    epochs = found["draws"] / data["train"]["images"]
+    proof = f"{found['draws']} draws ({epochs:.2f} epochs), each used exactly once; every whole epoch is a permutation"
+    absent = "no ledger: start the run with --track.ledger True for the proof of exactly-once"
+    print(proof if found["ledger"] else absent, file=sys.stderr)
+    return found

@@ -1,15 +1,15 @@
 """The training images of one rank, from draws to normalised floats on the device."""
 
-from pathlib import Path
-
 from torch import Tensor
 
-from cls.config import Run
 from cls.data.broken import BrokenImages
 from cls.data.draws import Draws
-from cls.data.loader import MicroBatchDraws, Preprocess, batches, worker_count
-from cls.data.sources import Rows
+from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
+from cls.data.sources import Splits
+from cls.folder import Folder
 from cls.images.ops import training_ops
+from cls.ledger import Ledger
+from cls.mix import class_weights
 from cls.models import input_statistics
 from cls.outcome import DataError
 from cls.parallel.cluster import Cluster
@@ -18,17 +18,19 @@ from cls.parallel.cluster import Cluster
 class Feed:
     """Micro-batches of this rank for the given steps, in order; notes images that could not be read."""
 
-    def __init__(
-        self, rows: Rows, run: Run, cluster: Cluster, prepare: Preprocess, share: range, steps: range, out: Path
-    ) -> None:
-        self.prepare, self.device = prepare, cluster.device
+    def __init__(self, splits: Splits, folder: Folder, cluster: Cluster, share: range, steps: range) -> None:
+        rows, run, self.device = splits.train, folder.run, cluster.device
+        self.prepare = preprocess(input_statistics(run), run.seed, run.train.channels_last, self.device)
         self.draws = Draws(
             rows, training_ops(run.augment, run.data, input_statistics(run)[0]), run.seed, run.data.balanced
         )
         indices = MicroBatchDraws(steps.start, steps.stop, run.train.batch, run.train.micro_batch, share)
         workers = worker_count(run.data.workers, cluster.local_world)
         self.batches = batches(self.draws, indices, workers, cluster.device.type == "cuda")
-        self.broken = BrokenImages(out / "bad_images.csv", list(rows["id"]), run.data.max_bad)
+        self.broken = BrokenImages(folder.path / "bad_images.csv", list(rows["id"]), run.data.max_bad)
+        self.classes = len(splits.classes)
+        self.weights = class_weights(self.draws.labels, self.classes, run.optim.class_weight, cluster.device)
+        self.ledger = Ledger(folder, cluster.rank, list(rows["id"])) if run.track.ledger else None
 
     def next(self) -> tuple[Tensor, Tensor]:
         """Images (b 3 h w, normalised) and labels (b) of the next micro-batch, on the device."""
@@ -37,4 +39,6 @@ class Feed:
         except DataError as error:  # a loader process adds its traceback; the last line is the message
             raise DataError(str(error).strip().splitlines()[-1].removeprefix("cls.outcome.DataError: ")) from None
         self.broken.note(batch.broken)
+        if self.ledger:
+            self.ledger.note(batch)
         return self.prepare(batch), batch.labels.to(self.device, non_blocking=True)

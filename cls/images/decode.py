@@ -1,6 +1,7 @@
 """Image bytes to upright RGB, whatever the colour mode, or one short reason why not."""
 
 import io
+import logging
 import warnings
 
 import numpy as np
@@ -29,6 +30,7 @@ _UPRIGHT = {
 # One line per odd file and worker would drown the log; what matters of it becomes BadImage. Not catch_warnings
 # inside decode(): that swaps global state and is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 class BadImage(ValueError):
@@ -71,7 +73,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I", "F")):  # convert("RGB") would clip all above 255 to white
-        return Image.fromarray(_eight_bits(image)).convert("RGB")
+        grey = _eight_bits(image)
+        if (key := image.info.get("transparency")) is not None:  # of a 16-bit PNG: one grey that is transparent
+            grey[np.asarray(image) == key] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -85,12 +90,18 @@ def _eight_bits(image: Image.Image) -> np.ndarray:
     16-bit files (PNG, TIFF, PGM) state their range. 32-bit integers and floats do not: it is taken for the least of
     0..1 (floats only), 0..255 and 0..65535 that holds all values; otherwise the values are stretched from min to max.
     """
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
+    # In place: at 100 megapixels each copy is 800 MB.
+    with np.errstate(invalid="ignore"):  # casting a signalling NaN warns
+        values = np.asarray(image).astype(np.float64)
+    np.nan_to_num(values, copy=False, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
     if image.mode.startswith("I;16") or image.format == "PPM":
         ranges: tuple[float, ...] = (65535.0,)
     else:
         ranges = (255.0, 65535.0) if image.mode == "I" else (1.0, 255.0, 65535.0)
     top = next((top for top in ranges if low >= 0 and high <= top), 0.0)
-    scaled = values / top if top else (values - low) / max(high - low, 1e-300)
-    return np.rint(scaled * 255).astype(np.uint8)
+    if not top:
+        values -= low
+    values /= top or max(high - low, 1e-300)
+    values *= 255
+    return np.rint(values, out=values).astype(np.uint8)

@@ -8,12 +8,13 @@ from cls.models.attention import CBAM, add_attention
 from cls.models.backbones import HALF, IMAGENET, Statistics, classifier_name, normalization, plain
 from cls.models.freeze import freeze_parts, train_mode
 from cls.models.heads import replace_classifier
+from cls.models.units import sharding_units
 from cls.models.weights import check_weights, load_exact, load_pretrained, weight_file
 from cls.seed import torch_seed
 
 __all__ = [
     "Statistics", "build_model", "check_weights", "fresh_parameters", "input_statistics", "load_exact", "normalization",
-    "train_mode",
+    "sharding_units", "train_mode",
 ]  # fmt: skip
 
 

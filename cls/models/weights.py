@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from cls.config import Model
 from cls.models.backbones import TORCHVISION, check_backbone
+from cls.sharded import assign
 
 CONNECT_SECONDS = 10.0  # a firewall that drops packets would otherwise hold the job for minutes
 
@@ -152,8 +153,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def load_exact(model: nn.Module, path: Path) -> None:
     """Load a checkpoint of this very model; ValueError unless all names and shapes agree."""
     state = read_state(path)
-    _require(path, _misfits(model.state_dict(), state, optional=set()))
-    model.load_state_dict(state)
+    target = model.state_dict()
+    _require(path, _misfits(target, state, optional=set()))
+    for name, value in state.items():
+        assign(target[name], value)
 
 
 def load_pretrained(model: nn.Module, path: Path, *, classifier: str, gate: int, added: set[str], whole: bool) -> None:

@@ -2,21 +2,22 @@
 
 import os
 import pickle
-import re
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from cls.config import Train
+from cls.parallel.guards import check_fsdp, choose_device, refuse_launcher
+from cls.stop import Stop, Stopped
 
 T = TypeVar("T")
 
@@ -33,13 +34,15 @@ class Cluster:
     world: int
     local_world: int
     device: torch.device
+    fsdp: bool = False
+    stop: Stop = field(default_factory=Stop)
 
     @property
     def main(self) -> bool:
         return self.rank == 0
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """Run on rank 0 only and give every rank its result, or its error."""
+        """Run on rank 0 only and give every rank its result, or its error, or Stopped where any was asked to stop."""
         return self._share(work, [0])
 
     def together(self, work: Callable[[], T]) -> T:
@@ -47,17 +50,16 @@ class Cluster:
         return self._share(work, list(range(self.world)))
 
     def _share(self, work: Callable[[], T], ranks: list[int]) -> T:
-        result: Any = None
-        error: Exception | None = None
-        if self.rank in ranks:
-            try:
-                result = work()
-            except Exception as raised:
-                if self.world == 1:
-                    raise
-                error = raised
         if self.world == 1:
-            return result  # type: ignore[no-any-return]  # ranks holds rank 0, so work() has run
+            with self.stop.interruptible():
+                return work()
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            with self.stop.interruptible():  # not inside the exchange: the others would wait for this rank's part
+                result = work() if self.rank in ranks else None
+        except (Exception, Stopped) as raised:
+            error = raised
         errors: list[Any] = [None] * self.world
         dist.all_gather_object(errors, error and _sendable(error))
         failed = [index for index, found in enumerate(errors) if found is not None]
@@ -84,10 +86,28 @@ class Cluster:
         dist.all_gather_object(items, item)
         return items
 
+    def why_stopped(self) -> str:
+        """The reason of the first rank that was asked to stop; alone where this one does not wait for the others."""
+        reasons = [self.stop.reason] if self.stop.at_once else self.gather(self.stop.reason)
+        return next((reason for reason in reasons if reason), "")
+
+    def mesh(self) -> DeviceMesh:
+        """All ranks in a row, to shard over."""
+        return init_device_mesh(self.device.type, (self.world,))
+
+    def agreed(self) -> "Agreed":
+        """A question to all ranks that costs no wait; see :class:`Agreed`."""
+        return Agreed(self)
+
     def wrap(self, model: nn.Module, compiled: bool) -> nn.Module:
-        """The model as training calls it: compiled in place if asked, in DDP when there are several processes."""
+        """The model as training calls it: compiled in place if asked, in DDP when there are several processes.
+
+        A sharded one is what it is: it has been wrapped before the optimizer saw its parameters.
+        """
         if compiled:
             model.compile()  # in place: the keys of the state dict stay as they are
+        if self.fsdp:
+            return model
         with warnings.catch_warnings():
             # the successor of broadcast_buffers is not reachable through accelerate's settings yet
             warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
@@ -104,7 +124,36 @@ class Cluster:
             dist.destroy_process_group()
 
 
-def _sendable(error: Exception) -> Exception:
+class Agreed:
+    """Whether any rank was asked to stop, answered one call later, so that no rank waits for another one.
+
+    All ranks call it equally often; they get the same answers.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self._waiting: tuple[Any, torch.Tensor] | None = None
+
+    def check(self) -> None:
+        """Stopped, on all ranks at the same call, if one of them had been asked before its last call."""
+        asked = self.cluster.stop.ask()
+        if self.cluster.stop.at_once or (asked and self.cluster.world == 1):
+            raise Stopped(self.cluster.stop.reason)
+        if self.cluster.world > 1:
+            self.close()
+            flag = torch.tensor(int(asked), device=self.cluster.device)
+            self._waiting = dist.all_reduce(flag, async_op=True), flag
+
+    def close(self) -> None:
+        if self._waiting is not None:
+            work, flag = self._waiting
+            self._waiting = None
+            work.wait()
+            if flag.item():
+                raise Stopped("agreed")
+
+
+def _sendable(error: BaseException) -> BaseException:
     """The error itself where it survives pickling, else its name and text: no error may stop the exchange of errors."""
     try:
         pickle.loads(pickle.dumps(error))
@@ -113,13 +162,14 @@ def _sendable(error: Exception) -> Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def start(train: Train) -> Cluster:
+def start(train: Train, stop: Stop) -> Cluster:
     """Join the other processes; every guard of DESIGN 6 that can be checked before data and model exist.
 
     Raises ValueError for a device that is not there, for launcher settings that would change the method, and for
     processes that do not find each other.
     """
     refuse_launcher(os.environ)
+    fsdp = check_fsdp(os.environ, train)
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
         torch.use_deterministic_algorithms(True)
@@ -151,70 +201,6 @@ def start(train: Train) -> Cluster:
         world=accelerator.num_processes,
         local_world=local,
         device=accelerator.device,
+        fsdp=fsdp,
+        stop=stop,
     )
-
-
-def refuse_launcher(env: os._Environ[str] | dict[str, str]) -> None:
-    """An inherited accelerate configuration may ask for what this program does not do: say which, and what to do."""
-    asked = {
-        "DeepSpeed": env.get("ACCELERATE_USE_DEEPSPEED", "false") == "true",
-        "FSDP": env.get("ACCELERATE_USE_FSDP", "false") == "true",
-        "Megatron-LM": env.get("ACCELERATE_USE_MEGATRON_LM", "false") == "true",
-        "fp16": env.get("ACCELERATE_MIXED_PRECISION", "no") == "fp16",
-        "fp8": env.get("ACCELERATE_MIXED_PRECISION", "no") == "fp8",
-    }
-    for name, found in asked.items():
-        if found:
-            raise ValueError(
-                f"the accelerate configuration asks for {name}, which is not supported: name another one with "
-                "accelerate launch --config_file accelerate_configs/ddp.yaml "
-                "(an unnamed one comes from `accelerate config`)"
-            )
-
-
-def choose_device(wanted: str) -> str:
-    """'cuda' or 'cpu'; never the CPU silently where GPUs are visible but unusable."""
-    if wanted == "cpu":
-        return "cpu"
-    problem = ""
-    try:
-        if torch.cuda.is_available():
-            torch.zeros(1, device="cuda")
-            return "cuda"
-    except RuntimeError as error:
-        problem = f": {str(error).splitlines()[0]}"
-    sign = visible_gpus(os.environ, Path("/dev/nvidia0").exists())
-    if sign:
-        raise ValueError(
-            f"a GPU is visible ({sign}) but torch {torch.__version__} cannot use it{problem}. Driver: {_driver()}; "
-            f"this torch was built for CUDA {torch.version.cuda}. Install a torch that fits the driver, e.g. pip "
-            "install torch torchvision --index-url https://download.pytorch.org/whl/cu126, or use --train.device cpu"
-        )
-    if wanted == "cuda":
-        raise ValueError("train.device is cuda but this machine shows no GPU: use --train.device cpu or auto")
-    return "cpu"
-
-
-def visible_gpus(env: os._Environ[str] | dict[str, str], device_file: bool) -> str:
-    """The sign that this process was given a GPU, or ''. An explicitly empty CUDA_VISIBLE_DEVICES means none."""
-    chosen = env.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return f"CUDA_VISIBLE_DEVICES={chosen}" if chosen.strip() not in ("", "-1", "NoDevFiles") else ""
-    for name in sorted(env):
-        if name.startswith("SLURM_GPUS") and env[name] not in ("", "0"):
-            return f"{name}={env[name]}"
-    return "/dev/nvidia0" if device_file else ""
-
-
-def _driver() -> str:
-    version = Path("/proc/driver/nvidia/version")
-    found = re.search(r"Kernel Module.*?(\d+\.\d+[.\d]*)", version.read_text()) if version.exists() else None
-    return found.group(1) if found else "not loaded"
-
-
-def resolve_precision(wanted: str, device: torch.device) -> str:
-    """auto: bf16 where the GPU computes it natively (Ampere on), else fp32."""
-    if wanted != "auto":
-        return wanted
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if native else "fp32"

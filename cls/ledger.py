@@ -1,0 +1,97 @@
+"""Which image each draw was, on which rank, with which pixels: the proof of exactly-once, and the audit of it."""
+
+import csv
+import hashlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from cls.data.loader import Batch
+from cls.files import Lines
+from cls.folder import Folder
+from cls.lives import read_lives
+
+HEADER = ("step", "draw", "id", "pixels")
+
+
+class Ledger:
+    """One rank's rows of one life, in ``<out>/ledger/<life>-<rank>.csv``: step, draw, image, hash of its pixels."""
+
+    def __init__(self, folder: Folder, rank: int, ids: list[str]) -> None:
+        path = folder.path / "ledger" / f"{folder.life:04d}-{rank:04d}.csv"
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)  # of a start that failed before its life began
+        self._lines, self._ids, self._batch = Lines(path), ids, folder.run.train.batch
+
+    def note(self, batch: Batch) -> None:
+        rows = []
+        for draw, row, pixels in zip(batch.draws, batch.rows, batch.pixels, strict=True):
+            name = self._ids[row].replace('"', '""')
+            digest = hashlib.blake2b(pixels.numpy(), digest_size=16).hexdigest()
+            rows.append(f'{draw // self._batch},{draw},"{name}",{digest}\n')
+        self._lines.add("".join(rows).encode())
+
+
+def audit(out: Path, images: int, batch: int, balanced: bool) -> dict[str, Any]:
+    """Lives, lost steps and, where there is a ledger, what it proves; ``problems`` is empty when all is as it must be.
+
+    A life's rows count up to the step from which the next life went on; the later ones were lost with it and done
+    again. ``images``: of the training set; ``batch``: the global one. Unless balanced, each whole epoch must be one
+    permutation; a draw that was done again must have had the same image and pixels.
+    """
+    starts = [event for event in read_lives(out) if event["event"] == "start"]
+    if not starts:
+        raise ValueError(f"{out / 'lives.jsonl'} does not exist or is empty: name a run directory")
+    rows = [_rows(out, start["life"]) for start in starts]
+    ends = [*(start["step"] for start in starts[1:]), None]
+    lives, kept, seen = [], Counter[int](), dict[int, tuple[str, str]]()
+    image_of, problems = dict[int, str](), list[str]()
+    for start, found, end in zip(starts, rows, ends, strict=True):
+        done = _whole_steps(found, batch, start["step"])
+        last = done if end is None else end
+        lost = max(0, done - last)
+        lives.append({k: start[k] for k in ("life", "step", "processes", "device", "host", "job")} | {"lost": lost})
+        for step, draw, name, pixels in found:
+            if seen.setdefault(draw, (name, pixels)) != (name, pixels):
+                problems.append(f"draw {draw} was {seen[draw][0]} and later {name}, or had other pixels")
+            if start["step"] <= step < last:
+                kept[draw] += 1
+                image_of[draw] = name
+    if any(rows):
+        problems += _gaps(kept, batch) + ([] if balanced else _epochs(image_of, images))
+    return {"lives": lives, "draws": len(kept), "ledger": any(rows), "problems": problems}
+
+
+def _rows(out: Path, life: int) -> list[tuple[int, int, str, str]]:
+    found = []
+    for path in sorted((out / "ledger").glob(f"{life:04d}-*.csv")):
+        with path.open(newline="") as file:
+            for row in csv.reader(file):
+                if len(row) == len(HEADER) and len(row[3]) == 32:  # not the half line of a kill
+                    found.append((int(row[0]), int(row[1]), row[2], row[3]))
+    return found
+
+
+def _whole_steps(rows: list[tuple[int, int, str, str]], batch: int, first: int) -> int:
+    """The step up to which all draws of a life are there: the last one may have been cut off inside."""
+    counts = Counter(step for step, *_ in rows)
+    while counts[first] == batch:
+        first += 1
+    return first
+
+
+def _gaps(kept: Counter[int], batch: int) -> list[str]:
+    """Draws that were used twice or never, from 0 to the last one."""
+    total = -(-(max(kept, default=-1) + 1) // batch) * batch
+    wrong = [draw for draw in range(total) if kept[draw] != 1]
+    return [f"{len(wrong)} draws not used exactly once, e.g. draw {wrong[0]}: {kept[wrong[0]]} times"] if wrong else []
+
+
+def _epochs(image_of: dict[int, str], images: int) -> list[str]:
+    problems = []
+    for epoch in range(len(image_of) // images):
+        counts = Counter(image_of.get(draw) for draw in range(epoch * images, (epoch + 1) * images))
+        twice = [name for name, count in counts.items() if count > 1]
+        if twice:
+            problems.append(f"epoch {epoch + 1}: {len(twice)} images more than once, e.g. {twice[0]}")
+    return problems

@@ -1,0 +1,99 @@
+"""What the launcher and the machine must be for a run to be what it says; refused by name where they are not."""
+
+import os
+import re
+from pathlib import Path
+
+import torch
+
+from cls.config import Train
+
+
+def refuse_launcher(env: os._Environ[str] | dict[str, str]) -> None:
+    """An inherited accelerate configuration may ask for what this program does not do: say which, and what to do."""
+    asked = {
+        "DeepSpeed": env.get("ACCELERATE_USE_DEEPSPEED", "false") == "true",
+        "Megatron-LM": env.get("ACCELERATE_USE_MEGATRON_LM", "false") == "true",
+        "fp16": env.get("ACCELERATE_MIXED_PRECISION", "no") == "fp16",
+        "fp8": env.get("ACCELERATE_MIXED_PRECISION", "no") == "fp8",
+    }
+    for name, found in asked.items():
+        if found:
+            raise ValueError(
+                f"the accelerate configuration asks for {name}, which is not supported: name another one with "
+                "accelerate launch --config_file accelerate_configs/ddp.yaml "
+                "(an unnamed one comes from `accelerate config`)"
+            )
+
+
+def check_fsdp(env: os._Environ[str] | dict[str, str], train: Train) -> bool:
+    """True where the launcher asks for FSDP; ValueError where that cannot be given as asked."""
+    if env.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return False
+    version = env.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise ValueError(
+            f"the accelerate configuration asks for FSDP version {version}, which loses the optimizer's state in "
+            "checkpoints: use --config_file accelerate_configs/fsdp.yaml (fsdp_version: 2)"
+        )
+    if int(env.get("WORLD_SIZE", "1")) == 1:
+        raise ValueError(
+            "the accelerate configuration asks for FSDP, but there is one process: nothing can be sharded; use "
+            "--num_processes 2 or more, or --config_file accelerate_configs/one_gpu.yaml"
+        )
+    if train.reduce == "exact":
+        raise ValueError(
+            "train.reduce is exact, but FSDP adds gradients in its own order: add --train.reduce fast, or use DDP "
+            "(--config_file accelerate_configs/ddp.yaml)"
+        )
+    if train.compile:
+        raise ValueError("train.compile is not tested with FSDP: drop it, or use accelerate_configs/ddp.yaml")
+    return True
+
+
+def choose_device(wanted: str) -> str:
+    """'cuda' or 'cpu'; never the CPU silently where GPUs are visible but unusable."""
+    if wanted == "cpu":
+        return "cpu"
+    problem = ""
+    try:
+        if torch.cuda.is_available():
+            torch.zeros(1, device="cuda")
+            return "cuda"
+    except RuntimeError as error:
+        problem = f": {str(error).splitlines()[0]}"
+    sign = visible_gpus(os.environ, Path("/dev/nvidia0").exists())
+    if sign:
+        raise ValueError(
+            f"a GPU is visible ({sign}) but torch {torch.__version__} cannot use it{problem}. Driver: {_driver()}; "
+            f"this torch was built for CUDA {torch.version.cuda}. Install a torch that fits the driver, e.g. pip "
+            "install torch torchvision --index-url https://download.pytorch.org/whl/cu126, or use --train.device cpu"
+        )
+    if wanted == "cuda":
+        raise ValueError("train.device is cuda but this machine shows no GPU: use --train.device cpu or auto")
+    return "cpu"
+
+
+def visible_gpus(env: os._Environ[str] | dict[str, str], device_file: bool) -> str:
+    """The sign that this process was given a GPU, or ''. An explicitly empty CUDA_VISIBLE_DEVICES means none."""
+    chosen = env.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return f"CUDA_VISIBLE_DEVICES={chosen}" if chosen.strip() not in ("", "-1", "NoDevFiles") else ""
+    for name in sorted(env):
+        if name.startswith("SLURM_GPUS") and env[name] not in ("", "0"):
+            return f"{name}={env[name]}"
+    return "/dev/nvidia0" if device_file else ""
+
+
+def _driver() -> str:
+    version = Path("/proc/driver/nvidia/version")
+    found = re.search(r"Kernel Module.*?(\d+\.\d+[.\d]*)", version.read_text()) if version.exists() else None
+    return found.group(1) if found else "not loaded"
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """auto: bf16 where the GPU computes it natively (Ampere on), else fp32."""
+    if wanted != "auto":
+        return wanted
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "fp32"

@@ -1,0 +1,170 @@
+"""When and how a run is saved: rank 0 writes in the background, and a disk in trouble does not end the training."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from cls import checkpoint
+from cls.checkpoint import HostCopies, Snapshot, Tensors
+from cls.folder import Folder
+from cls.history import History
+from cls.lives import Lives
+from cls.parallel.cluster import Cluster
+from cls.state import State
+
+RETRY_SECONDS = 60.0  # after a save that failed
+log = logging.getLogger("cls")
+
+
+class Saver:
+    """Checkpoints and best/model.safetensors of one life.
+
+    A step waits for the copy to host memory only. The order on disk is checkpoint, best weights, pruning: each kill
+    leaves all that was there before, and :func:`mend_best` restores the best weights from the checkpoint that knows
+    them. A failed save is told of, noted in lives.jsonl and tried again with a newer state; only where there is no
+    checkpoint at all yet it ends the run.
+    """
+
+    def __init__(
+        self, folder: Folder, cluster: Cluster, state: State, header: dict[str, str], lives: Lives | None
+    ) -> None:
+        """``lives`` of rank 0; the others have none."""
+        self.folder, self.cluster, self.state, self.header, self.lives = folder, cluster, state, header, lives
+        self.checkpoints = folder.path / "checkpoints"
+        self.copies = HostCopies()
+        self.saved = (-1, -1)  # (step, last validation) of the newest one asked for
+        self._interval = 60 * folder.run.train.save_minutes
+        self._due = time.monotonic() + self._interval
+        self._thread: threading.Thread | None = None
+        self._waiting_best: tuple[int, Tensors] | None = None
+        self._problem = ""
+        self._slowest = 0.0
+        if cluster.main:
+            mend_best(folder.path, state, header)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._thread:
+            self._thread.join()
+
+    def due(self) -> bool:
+        """Rank 0: True once each time a checkpoint inside an epoch is due. ValueError where none can be written."""
+        if not self.cluster.main or (self._thread and self._thread.is_alive()):
+            return False
+        if self._problem and not checkpoint.checkpoints(self.checkpoints):
+            raise ValueError(
+                f"{self.checkpoints}: the first checkpoint could not be written ({self._problem}): free space, or use "
+                "another --out"
+            )
+        if (not self._interval and not self._problem) or time.monotonic() < self._due:
+            return False
+        self._due = time.monotonic() + max(self._interval, RETRY_SECONDS)
+        return True
+
+    def save(self, step: int) -> None:
+        """Copy the state (all ranks call it) and start to write it; waits for an earlier writing to end first."""
+        if self.saved == (step, self.state.history.validated) and not self._problem:
+            return
+        since = time.monotonic()
+        if self._thread:
+            self._thread.join()
+        self.saved = (step, self.state.history.validated)
+        snapshot = self.copies.snapshot(step, self.state, self.cluster.main)
+        if not self.cluster.main:
+            return
+        self.folder.refuse_successor()
+        waited = time.monotonic() - since
+        self._due = time.monotonic() + self._interval
+        # not a daemon: a write that has begun is finished whatever ends the run
+        self._thread = threading.Thread(target=self._write, args=(snapshot, self._best(snapshot), waited))
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait for the last writing; rank 0: ValueError if the best weights could not be written."""
+        if self._thread:
+            self._thread.join()
+        if self._waiting_best:
+            step, tensors = self._waiting_best
+            try:
+                self._write_best(step, tensors)
+            except OSError as error:
+                raise ValueError(
+                    f"{self.folder.path}: the best weights could not be written ({error.strerror}): free space, then "
+                    "the same command goes on from the last checkpoint"
+                ) from error
+
+    def _best(self, snapshot: Snapshot) -> tuple[int, Tensors] | None:
+        """The weights to keep as the best: this step's if it is the best epoch's, or if no epoch is over yet."""
+        history = self.state.history
+        if history.best_accuracy_step == snapshot.step or (
+            history.best_accuracy_step < 0 and history.validated == snapshot.step
+        ):
+            return snapshot.step, snapshot.average or snapshot.model
+        return self._waiting_best
+
+    def _write(self, snapshot: Snapshot, best: tuple[int, Tensors] | None, waited: float) -> None:
+        since, history = time.monotonic(), History.of(snapshot.progress["history"])
+        assert self.lives is not None
+        try:
+            if best and best[0] != snapshot.step:
+                self._write_best(*best)  # of an earlier save that failed: no checkpoint holds these weights
+            path = checkpoint.write(self.checkpoints, snapshot)
+            if best and best[0] == snapshot.step:
+                self._write_best(*best)
+            checkpoint.prune(self.checkpoints, self.folder.run.train.keep, history)
+            self._problem = ""
+        except OSError as error:
+            self._failed(snapshot.step, best, error)
+            return
+        seconds, size = time.monotonic() - since, sum(file.stat().st_size for file in path.iterdir())
+        self.cluster.stop.leave_seconds = self._slowest = max(self._slowest, waited + seconds)
+        self.lives.add("save", step=snapshot.step, waited=round(waited, 4), seconds=round(seconds, 4), bytes=size)
+
+    def _write_best(self, step: int, tensors: Tensors) -> None:
+        path = self.folder.path / "best" / "model.safetensors"
+        checkpoint.save_weights(path, tensors, self.header | {"step": str(step)})
+        self._waiting_best = None
+
+    def _failed(self, step: int, best: tuple[int, Tensors] | None, error: OSError) -> None:
+        self._problem = error.strerror or str(error)
+        self._due = time.monotonic() + RETRY_SECONDS
+        if best:
+            self._waiting_best = best
+            self.copies.let_go()
+        good = checkpoint.checkpoints(self.checkpoints)
+        last = f"the last one is {good[-1].name}" if good else "there is none yet"
+        assert self.lives is not None
+        log.warning("checkpoint of step %d could not be written (%s); %s", step, self._problem, last)
+        self.lives.add("save_failed", step=step, reason=self._problem)
+
+
+def mend_best(out: Path, state: State, header: dict[str, str]) -> None:
+    """Make best/model.safetensors what the history says, where a kill or a damaged checkpoint came between them."""
+    step = state.history.best_accuracy_step
+    if step < 0 or best_step(out) == step:
+        return
+    part = "average" if state.average is not None else "model"
+    for path in checkpoint.checkpoints(out / "checkpoints")[::-1]:
+        if (checkpoint.step_of(path) or (0, 0))[0] == step and not checkpoint.verify(path):
+            weights = load_file(path / f"{part}.safetensors")
+            checkpoint.save_weights(out / "best" / "model.safetensors", weights, header | {"step": str(step)})
+            return
+    log.warning("the best weights (step %d) are lost with their checkpoint: the next epoch's take their place", step)
+    state.history.best_accuracy = float("-inf")
+
+
+def best_step(out: Path) -> int:
+    """The step of best/model.safetensors; -1 if there is none that can be read."""
+    try:
+        with safe_open(out / "best" / "model.safetensors", framework="pt") as file:
+            return int((file.metadata() or {})["step"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return -1
