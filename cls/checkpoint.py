@@ -4,6 +4,7 @@ They hold whole tensors by name, whoever carried them, so a run goes on under an
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -11,7 +12,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -109,7 +111,7 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
         aside.mkdir(parents=True)
         for part in ("model", "average", "optimizer"):
             if tensors := cast(Tensors, getattr(snapshot, part)):
-                save_file(tensors, aside / f"{part}.safetensors")
+                _save(tensors, aside / f"{part}.safetensors")
         (aside / "progress.json").write_text(json.dumps(snapshot.progress))
         hashes = {path.name: sha256(path) for path in sorted(aside.iterdir())}
         (aside / "manifest.json").write_text(json.dumps({"sha256": hashes, "torch": torch.__version__}, indent=1))
@@ -153,20 +155,32 @@ def restore(folder: Path, state: State, cluster: Cluster) -> int:
 def load(path: Path, state: State) -> int:
     """Fill ``state`` from a checkpoint; gives its step. ValueError when a file is not what this program writes."""
     await_file(path / "manifest.json")
-    try:
+    with _naming("progress.json"):
         progress: dict[str, Any] = json.loads((path / "progress.json").read_text())
+        history, step, rates = History.of(progress["history"]), int(progress["step"]), list(progress["rates"])
+    with _naming("model.safetensors"):
         load_exact(state.model, path / "model.safetensors")
-        if state.average is not None:
+    if state.average is not None:
+        with _naming("average.safetensors"):
             load_exact(state.average.module, path / "average.safetensors")
             state.average.n_averaged.fill_(progress["averaged"])
+    with _naming("optimizer.safetensors"):
         _load_optimizer(state, path / "optimizer.safetensors")
-        for group, rate in zip(state.optimizer.param_groups, progress["rates"], strict=True):
+    with _naming("progress.json"):
+        for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
             group["lr"] = float(rate)
         state.schedule.load_state_dict(progress["schedule"])
-        state.history = History.of(progress["history"])
-        return int(progress["step"])
-    except (OSError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+    state.history = history
+    return step
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Whatever a file that was tampered with makes Python and its libraries raise, as one ValueError."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{name}: {type(error).__name__}: {error}") from error
 
 
 def _load_optimizer(state: State, file: Path) -> None:
@@ -174,14 +188,13 @@ def _load_optimizer(state: State, file: Path) -> None:
     by_name: dict[str, dict[str, Tensor]] = {}
     for key, value in (load_file(file) if file.exists() else {}).items():  # before the first step there is no state
         name, _, kind = key.rpartition(".")
-        by_name.setdefault(name, {})[kind] = value
-    optimizer = state.optimizer.state_dict()
+        if value.ndim and value.shape != named[name].shape:
+            raise ValueError(f"{key} has shape {list(value.shape)}, the parameter {list(named[name].shape)}")
+        by_name.setdefault(name, {})[kind] = like(named[name], value) if value.ndim else value
     order = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     places = {parameter: index for index, parameter in enumerate(order)}
-    optimizer["state"] = {
-        places[named[name]]: {k: like(named[name], v) if v.ndim else v for k, v in values.items()}
-        for name, values in by_name.items()
-    }
+    optimizer = state.optimizer.state_dict()
+    optimizer["state"] = {places[named[name]]: values for name, values in by_name.items()}
     state.optimizer.load_state_dict(optimizer)
 
 
@@ -236,7 +249,16 @@ def _set_aside(damaged: list[Path]) -> None:
 def save_weights(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
     """One self-contained safetensors file for prediction and export, replaced whole."""
     with replacing(path) as aside:
-        save_file(tensors, aside, metadata)
+        _save(tensors, aside, metadata)
+
+
+def _save(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -> None:
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:  # its own type, for a full disk as well
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from error
 
 
 def sha256(path: Path) -> str:

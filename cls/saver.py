@@ -1,12 +1,14 @@
 """When and how a run is saved: rank 0 writes in the background, and a disk in trouble does not end the training."""
 
 import logging
+import shutil
 import threading
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
@@ -45,8 +47,8 @@ class Saver:
         self._waiting_best: tuple[int, Tensors] | None = None
         self._problem = ""
         self._slowest = 0.0
-        if cluster.main:
-            mend_best(folder.path, state, header)
+        cluster.on_main(lambda: check_room(folder.path, state))
+        cluster.on_main(lambda: mend_best(folder.path, state, header))
 
     def __enter__(self) -> Self:
         return self
@@ -144,6 +146,19 @@ class Saver:
         assert self.lives is not None
         log.warning("checkpoint of step %d could not be written (%s); %s", step, self._problem, last)
         self.lives.add("save_failed", step=step, reason=self._problem)
+
+
+def check_room(out: Path, state: State) -> None:
+    """ValueError where not even one checkpoint and the best weights fit on the disk."""
+    weights = sum(t.numel() * t.element_size() for t in state.model.state_dict().values())
+    moments = 2 if isinstance(state.optimizer, torch.optim.AdamW) else 1
+    needed = weights * (1 + moments + (state.average is not None)) + weights
+    free = shutil.disk_usage(out).free
+    if free < needed:
+        raise ValueError(
+            f"out: {free / 1e6:.0f} MB are free in {out}; a checkpoint and the best weights take {needed / 1e6:.0f} MB, "
+            f"and train.keep + 2 checkpoints are kept: free space, or use another --out"
+        )
 
 
 def mend_best(out: Path, state: State, header: dict[str, str]) -> None:

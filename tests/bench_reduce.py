@@ -20,12 +20,13 @@ from torchvision.models import resnet18
 from cls.config import Run, Train, change
 from cls.parallel.cluster import start
 from cls.parallel.step import MicroBatches
+from cls.stop import Stop
 
 PAIRS = 9
 
 
 def here() -> None:
-    cluster = start(Train())
+    cluster = start(Train(), Stop())
     model = resnet18(num_classes=100).to(cluster.device, memory_format=torch.channels_last)
     loops = {}
     for kind in ("exact", "fast"):
@@ -44,7 +45,7 @@ def here() -> None:
                     loss = twin(images).square().sum()
                     loss.backward()
                 micro.collect(index, loss)
-            float(micro.finish())
+            float(micro.finish()[0])
             optimizer.step()
             cluster.gather(None)
             seconds[kind].append(time.perf_counter() - since)

@@ -1,5 +1,6 @@
 """Checkpoints are whole or absent, and what is read back are the bits that were written."""
 
+import io
 import json
 import logging
 import os
@@ -7,22 +8,29 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from accelerate import Accelerator
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from cls import checkpoint
 from cls.artifacts import read_header
+from cls.checkpoint import HostCopies
 from cls.config import Optim, change, to_yaml
 from cls.history import History
 from cls.models import load_exact
 from cls.optim import Schedule, build_optimizer, moving_average, parameter_groups
+from cls.parallel.cluster import Cluster
 from cls.recipes import get
 from cls.state import State
 
-FILES = ("model.safetensors", "average.safetensors", "optimizer.pt", "progress.json", "manifest.json")
+FILES = ("model.safetensors", "average.safetensors", "optimizer.safetensors", "progress.json", "manifest.json")
 CPU = torch.device("cpu")
+ALONE = Cluster(accelerator=cast(Accelerator, None), rank=0, world=1, local_world=1, device=CPU)  # it is not asked
 
 
 def build(seed: int = 0, average: bool = True, name: str = "adamw") -> State:
@@ -73,8 +81,16 @@ def folder(tmp_path: Path) -> Path:
     state, folder = build(), tmp_path / "checkpoints"
     for step in (2, 4, 6):
         advance(state, step - 2, step)
-        checkpoint.save(folder, step, state)
+        save(folder, step, state)
     return folder
+
+
+def save(folder: Path, step: int, state: State) -> Path:
+    return checkpoint.write(folder, HostCopies().snapshot(step, state, True))
+
+
+def restore(folder: Path, state: State) -> int:
+    return checkpoint.restore(folder, state, ALONE)
 
 
 def state_at(step: int) -> State:
@@ -89,7 +105,7 @@ def test_what_is_restored_are_the_bits_that_were_saved(tmp_path: Path, average: 
     state, other = build(0, average, name), build(1, average, name)
     advance(state, 0, 5)
     before = bits(state)
-    path = checkpoint.save(tmp_path, 5, state)
+    path = save(tmp_path, 5, state)
     assert bits(state) == before  # saving changes nothing
     assert path == tmp_path / "step-0000005"
     assert sorted(p.name for p in path.iterdir()) == sorted(f for f in FILES if average or "average" not in f)
@@ -97,7 +113,7 @@ def test_what_is_restored_are_the_bits_that_were_saved(tmp_path: Path, average: 
     assert {oct(p.stat().st_mode & 0o777) for p in path.iterdir()} == {"0o644"}
 
     assert bits(other) != before
-    assert checkpoint.restore(tmp_path, other) == 5
+    assert restore(tmp_path, other) == 5
     assert bits(other) == before
     assert other.model[0].weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[index,union-attr]  # a Sequential
     advance(state, 5, 9)
@@ -108,9 +124,9 @@ def test_what_is_restored_are_the_bits_that_were_saved(tmp_path: Path, average: 
 def test_no_checkpoint_is_step_zero_and_changes_nothing(tmp_path: Path) -> None:
     state = build()
     before = bits(state)
-    assert checkpoint.restore(tmp_path / "nothing", state) == 0
+    assert restore(tmp_path / "nothing", state) == 0
     (tmp_path / "empty").mkdir()
-    assert checkpoint.restore(tmp_path / "empty", state) == 0
+    assert restore(tmp_path / "empty", state) == 0
     assert bits(state) == before
 
 
@@ -138,10 +154,10 @@ def test_a_damaged_newest_one_falls_back_to_the_one_before(
     damage(folder / "step-0000006" / name)
     state = build(1)
     with caplog.at_level(logging.WARNING, "cls"):
-        assert checkpoint.restore(folder, state) == 4
+        assert restore(folder, state) == 4
     assert bits(state) == bits(state_at(4))
     (record,) = caplog.records
-    assert "step-0000006" in record.getMessage() and "damaged" in record.getMessage()
+    assert "step-0000006" in record.getMessage() and "cannot be used" in record.getMessage()
     if name != "manifest.json":
         assert name in record.getMessage()
 
@@ -149,20 +165,20 @@ def test_a_damaged_newest_one_falls_back_to_the_one_before(
 def test_a_fallen_back_run_writes_the_damaged_step_anew(folder: Path) -> None:
     truncate(folder / "step-0000006" / "model.safetensors")
     state = build(1)
-    checkpoint.restore(folder, state)
+    restore(folder, state)
     advance(state, 4, 6)
-    checkpoint.save(folder, 6, state)
+    save(folder, 6, state)
     again = build(2)
-    assert checkpoint.restore(folder, again) == 6
+    assert restore(folder, again) == 6
     assert bits(again) == bits(state_at(6))
 
 
 def test_when_none_is_whole_the_run_is_not_started_over(folder: Path) -> None:
     for path in folder.iterdir():
-        truncate(path / "optimizer.pt")
+        truncate(path / "optimizer.safetensors")
     with pytest.raises(ValueError) as caught:
-        checkpoint.restore(folder, build(1))
-    assert str(folder) in str(caught.value) and "none of 3 checkpoints is whole" in str(caught.value)
+        restore(folder, build(1))
+    assert str(folder) in str(caught.value) and "none of 3 checkpoints can be used" in str(caught.value)
 
 
 def test_an_interrupted_save_is_ignored_and_cleaned_by_the_next(folder: Path) -> None:
@@ -170,13 +186,13 @@ def test_an_interrupted_save_is_ignored_and_cleaned_by_the_next(folder: Path) ->
     shutil.copytree(folder / "step-0000006", aside)
     (aside / "manifest.json").unlink()
     state = build(1)
-    assert checkpoint.restore(folder, state) == 6
+    assert restore(folder, state) == 6
     checkpoint.prune(folder, 1, state.history)
     advance(state, 6, 8)
-    checkpoint.save(folder, 8, state)
+    save(folder, 8, state)
     assert not aside.exists()
     again = build(2)
-    assert checkpoint.restore(folder, again) == 8 and bits(again) == bits(state_at(8))
+    assert restore(folder, again) == 8 and bits(again) == bits(state_at(8))
 
 
 class Payload:
@@ -189,27 +205,58 @@ class Payload:
         return os.mkdir, (str(self.witness),)
 
 
-@pytest.mark.parametrize("through", ["pickle", "torch"])
-def test_nothing_is_unpickled(folder: Path, tmp_path: Path, through: str) -> None:
-    path, witness = folder / "step-0000006" / "optimizer.pt", tmp_path / "executed"
-    if through == "pickle":
-        path.write_bytes(pickle.dumps(Payload(witness)))
+def forge(path: Path, name: str, data: bytes) -> None:
+    """Other content of a checkpoint's file, with the checksum that fits it."""
+    (path / name).write_bytes(data)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["sha256"][name] = checkpoint.sha256(path / name)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert checkpoint.verify(path) == ""
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name != "manifest.json"])
+def test_nothing_is_unpickled(folder: Path, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    witness, stream = tmp_path / "executed", io.BytesIO()
+    torch.save({"state": Payload(witness)}, stream)
+    for data in (pickle.dumps(Payload(witness)), stream.getvalue()):
+        forge(folder / "step-0000006", name, data)
+        state = build(1)
+        assert restore(folder, state) == 4 and bits(state) == bits(state_at(4))
+        assert name in caplog.text and not witness.exists()
+        (aside,) = folder.glob("damaged-*")
+        aside.rename(folder / "step-0000006")
+    pickle.loads(pickle.dumps(Payload(witness)))
+    assert witness.exists()  # the payload does work
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=300) | st.text(max_size=100).map(str.encode), name=st.sampled_from(FILES))
+def test_any_bytes_as_a_file_are_refused_in_words(folder: Path, data: bytes, name: str) -> None:
+    only = folder.parent / "only"
+    shutil.rmtree(only, ignore_errors=True)
+    shutil.copytree(folder / "step-0000006", only / "step-0000006")
+    if name == "manifest.json":
+        (only / "step-0000006" / name).write_bytes(data)
     else:
-        torch.save({"state": Payload(witness)}, path)
-    manifest = json.loads((path.parent / "manifest.json").read_text())
-    manifest["sha256"]["optimizer.pt"] = checkpoint._sha256(path)
-    (path.parent / "manifest.json").write_text(json.dumps(manifest))
-    assert checkpoint.verify(path.parent) == ""
-    with pytest.raises(ValueError, match=r"optimizer\.pt"):
-        checkpoint.restore(folder, build(1))
-    assert not witness.exists()
+        forge(only / "step-0000006", name, data)
+    with pytest.raises(ValueError, match="none of 1 checkpoints can be used"):
+        restore(only, build(1))
 
 
-def test_a_checkpoint_of_another_model_is_refused_by_name(folder: Path) -> None:
+@pytest.mark.parametrize("text", ['{"sha256": {"/dev/zero": "0"}}', "[" * 100_000, '{"sha256": 3}', "null"])
+def test_a_hostile_manifest_is_damage(folder: Path, text: str) -> None:
+    (folder / "step-0000006" / "manifest.json").write_text(text)
+    assert checkpoint.verify(folder / "step-0000006")
+    assert restore(folder, build(1)) == 4
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     other = build(1)
     other.model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    with pytest.raises(ValueError, match="step-0000006"):
-        checkpoint.restore(folder, other)
+    with pytest.raises(ValueError, match="none of 3 checkpoints can be used"):
+        restore(folder, other)
+    assert "does not fit the model" in caplog.text and "step-0000006" in caplog.text
+    assert steps_of(folder) == [2, 4, 6]  # nothing is set aside: the checkpoints may be good, the model another
 
 
 def steps_of(folder: Path) -> list[int]:
@@ -231,7 +278,7 @@ def test_pruning_keeps_the_last_and_both_best(
 ) -> None:
     state = build()
     for step in range(1, 8):
-        checkpoint.save(tmp_path, step, state)
+        save(tmp_path, step, state)
     checkpoint.prune(tmp_path, keep, History(best_accuracy_step=accuracy_step, best_loss_step=loss_step))
     assert steps_of(tmp_path) == left
 
@@ -239,7 +286,7 @@ def test_pruning_keeps_the_last_and_both_best(
 def test_other_folders_among_the_checkpoints_harm_nothing(folder: Path) -> None:
     shutil.copytree(folder / "step-0000004", folder / "step-0000004-copy")
     state = build(1)
-    assert checkpoint.restore(folder, state) == 6
+    assert restore(folder, state) == 6
     checkpoint.prune(folder, 1, History())
     assert (folder / "step-0000004-copy").is_dir() and (folder / "step-0000006").is_dir()
 
@@ -247,11 +294,26 @@ def test_other_folders_among_the_checkpoints_harm_nothing(folder: Path) -> None:
 def test_ten_million_steps_sort_after_the_others(tmp_path: Path) -> None:
     state = build()
     for step in (9_999_999, 10_000_000):
-        checkpoint.save(tmp_path, step, state)
-    assert checkpoint.restore(tmp_path, build(1)) == 10_000_000
+        save(tmp_path, step, state)
+    assert restore(tmp_path, build(1)) == 10_000_000
+
+
+def test_a_step_saved_twice_has_two_names_and_the_second_counts(folder: Path) -> None:
+    state = state_at(6)
+    state.history.validated = 6
+    assert save(folder, 6, state).name == "step-0000006-2"
+    again = build(1)
+    assert restore(folder, again) == 6 and again.history.validated == 6
+    checkpoint.prune(folder, 1, History(best_accuracy_step=6, best_loss_step=2))
+    assert sorted(path.name for path in folder.iterdir()) == ["step-0000002", "step-0000006-2"]
 
 
 # --- weights as one file ---
+
+
+def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.contiguous() for name, value in model.state_dict().items()}
+
 
 RUN = get("digits")
 STATISTICS = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -265,12 +327,12 @@ HEADER = {
 
 def test_weights_and_their_header_come_back(tmp_path: Path) -> None:
     path, state, other = tmp_path / "best" / "model.safetensors", build(), build(1)
-    checkpoint.save_weights(path, state.model, HEADER)
+    checkpoint.save_weights(path, tensors(state.model), HEADER)
     load_exact(other.model, path)
     for a, b in zip(state.model.state_dict().values(), other.model.state_dict().values(), strict=True):
         assert a.equal(b)
     assert read_header(path) == (RUN, ("b", "ä", "10"), STATISTICS, 2)
-    checkpoint.save_weights(path, other.model, HEADER | {"fallback": "1"})  # replaced whole
+    checkpoint.save_weights(path, tensors(other.model), HEADER | {"fallback": "1"})  # replaced whole
     assert read_header(path)[3] == 1
     assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
 
@@ -285,13 +347,15 @@ def test_a_file_that_is_no_model_of_ours_is_a_value_error_naming_it(tmp_path: Pa
     for name, data in texts.items():
         (tmp_path / name).write_bytes(data)
     whole = tmp_path / "whole"
-    checkpoint.save_weights(whole, model, HEADER)
+    checkpoint.save_weights(whole, tensors(model), HEADER)
     (tmp_path / "truncated").write_bytes(whole.read_bytes()[:-100])
-    checkpoint.save_weights(tmp_path / "no header", model, {})
-    checkpoint.save_weights(tmp_path / "half a header", model, {k: v for k, v in HEADER.items() if k != "classes"})
-    checkpoint.save_weights(tmp_path / "a newer config", model, HEADER | {"config": "optim: {magic: 1}"})
-    checkpoint.save_weights(tmp_path / "no yaml", model, HEADER | {"config": "a: ["})
-    checkpoint.save_weights(tmp_path / "odd statistics", model, HEADER | {"statistics": "[1]"})
+    checkpoint.save_weights(tmp_path / "no header", tensors(model), {})
+    checkpoint.save_weights(
+        tmp_path / "half a header", tensors(model), {k: v for k, v in HEADER.items() if k != "classes"}
+    )
+    checkpoint.save_weights(tmp_path / "a newer config", tensors(model), HEADER | {"config": "optim: {magic: 1}"})
+    checkpoint.save_weights(tmp_path / "no yaml", tensors(model), HEADER | {"config": "a: ["})
+    checkpoint.save_weights(tmp_path / "odd statistics", tensors(model), HEADER | {"statistics": "[1]"})
     (tmp_path / "a folder").mkdir()
     for path in [*tmp_path.iterdir(), tmp_path / "missing"]:
         if path == whole:
@@ -307,7 +371,7 @@ def test_a_file_that_is_no_model_of_ours_is_a_value_error_naming_it(tmp_path: Pa
 @pytest.mark.parametrize("damage", [truncate, empty])
 def test_damaged_weights_are_a_value_error_naming_the_file(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     path = tmp_path / "model.safetensors"
-    checkpoint.save_weights(path, build().model, HEADER)
+    checkpoint.save_weights(path, tensors(build().model), HEADER)
     damage(path)
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         load_exact(build().model, path)
@@ -315,12 +379,12 @@ def test_damaged_weights_are_a_value_error_naming_the_file(tmp_path: Path, damag
 
 def test_weights_of_another_structure_are_a_value_error_naming_the_file(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    checkpoint.save_weights(path, build().model, HEADER)
+    checkpoint.save_weights(path, tensors(build().model), HEADER)
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         load_exact(nn.Linear(2, 2), path)
 
 
 def test_a_changed_run_is_still_read_from_an_old_header(tmp_path: Path) -> None:
     run = change(RUN, train={"batch": 64})
-    checkpoint.save_weights(tmp_path / "m", build().model, HEADER | {"config": to_yaml(run)})
+    checkpoint.save_weights(tmp_path / "m", tensors(build().model), HEADER | {"config": to_yaml(run)})
     assert read_header(tmp_path / "m")[0] == run

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 
 from cls.config import Run, change, from_yaml
 from cls.folder import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS, claim, open_folder
+from cls.lives import Lives, read_lives
 from cls.outcome import ForeignFolderError
 from cls.parallel.cluster import Cluster
 
@@ -147,15 +148,41 @@ def test_a_lock_being_written_this_moment_is_respected(tmp_path: Path) -> None:
         claim(tmp_path / "lock")
 
 
-def test_the_heartbeat_touches_an_old_lock_only(tmp_path: Path) -> None:
-    folder, lock = open_folder(run_in(tmp_path / "run"), CLUSTER), tmp_path / "run" / "lock"
-    for age, touched in ((HEARTBEAT_SECONDS / 2, False), (HEARTBEAT_SECONDS + 1, True)):
-        os.utime(lock, (time.time() - age, time.time() - age))
-        folder.beat()
-        assert (time.time() - lock.stat().st_mtime < 5) == touched
-    lock.unlink()
-    folder.beat()  # deleted by hand: no reason to die
-    assert not lock.exists()
+def test_the_lock_beats_while_the_folder_is_open_and_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cls.folder.HEARTBEAT_SECONDS", 0.05)
+    lock = tmp_path / "run" / "lock"
+    with open_folder(run_in(tmp_path / "run"), CLUSTER) as folder:
+        for _ in range(2):  # a beat, whatever the main thread does
+            os.utime(lock, (1, 1))
+            while lock.stat().st_mtime < 2:
+                time.sleep(0.01)
+        lock.unlink()  # deleted by hand: no reason to die, and no lock of our own making
+        time.sleep(0.2)
+        folder.refuse_successor()
+        assert not lock.exists()
+        write_lock(lock, pid=1, host="node7")
+        with pytest.raises(ForeignFolderError, match="taken over by process 1 on node7"):
+            folder.refuse_successor()
+    assert json.loads(lock.read_text())["host"] == "node7"  # somebody else's: left in place
+
+
+def test_lives_are_counted_from_those_that_began(tmp_path: Path) -> None:
+    for life in range(3):
+        with open_folder(run_in(tmp_path / "run"), CLUSTER) as folder:
+            assert folder.life == life
+            lives = Lives(folder.path, folder.life)
+            lives.add("start", step=life)
+            lives.close()
+    with (tmp_path / "run" / "lives.jsonl").open("a") as file:
+        file.write('{"life": 7, "ev')  # a kill inside a line
+    with open_folder(run_in(tmp_path / "run"), CLUSTER) as folder:
+        assert folder.life == 3
+        lives = Lives(folder.path, 3)
+        lives.add("start", step=3)
+        lives.close()
+    assert [event["life"] for event in read_lives(tmp_path / "run")] == [0, 1, 2, 3]
 
 
 # --- the configuration ---

@@ -1,5 +1,6 @@
 """How a run ends: real processes, each left by an exception or a signal; exit status, exit.json, what is printed."""
 
+import errno
 import json
 import os
 import signal
@@ -106,7 +107,9 @@ def test_a_run_that_ends_well(out: Path) -> None:
         (KeyError("missing"), "error", 1, True),
         (ValueError("raised by a test, not by the package"), "error", 1, True),
         (AssertionError(), "error", 1, True),
-        (MemoryError(), "error", 1, True),
+        (MemoryError(), "out_of_memory", 5, False),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory", 5, False),
+        (OSError(errno.EIO, "Input/output error"), "error", 1, True),
     ],
 )
 def test_each_exception_has_its_outcome_and_code(
@@ -151,8 +154,9 @@ def test_help_and_show_leave_no_trace(out: Path, code: int | None) -> None:
 def wait(found: Ending) -> None:
     found.step = 11
     assert found.out is not None
-    (found.out.parent / "ready").touch()
-    time.sleep(30)
+    with found.stop.interruptible():
+        (found.out.parent / "ready").touch()
+        time.sleep(30)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -164,12 +168,17 @@ def test_signals_stop_a_run(out: Path, number: signal.Signals) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_a_second_interrupt_ends_it_at_once(out: Path) -> None:
+def test_a_third_interrupt_kills(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cls.stop.ECHO_SECONDS", 0.0)
+
     def stubborn(found: Ending) -> None:
-        try:
-            wait(found)
-        finally:
-            wait(found)
+        for _ in range(3):
+            (out.parent / "ready").touch()
+            since = time.monotonic()
+            while not found.stop.at_once and time.monotonic() - since < 1:
+                time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
 
     ended = ending(out, stubborn, send=(signal.SIGINT, signal.SIGINT))
     assert ended.code == -signal.SIGINT and ended.record is None
@@ -189,11 +198,12 @@ def test_loader_processes_die_quietly_when_the_group_is_signalled(out: Path, num
 
     def work(found: Ending) -> None:
         os.setpgid(0, 0)
-        for i, _ in enumerate(torch.utils.data.DataLoader(Slow(), num_workers=2)):
-            if i == 3:
-                assert found.out is not None
-                (found.out.parent / "ready").touch()
-                os.killpg(0, number)
+        with found.stop.interruptible():
+            for i, _ in enumerate(torch.utils.data.DataLoader(Slow(), num_workers=2)):
+                if i == 3:
+                    assert found.out is not None
+                    (found.out.parent / "ready").touch()
+                    os.killpg(0, number)
 
     ended = ending(out, work)
     assert ended.code == 85 and ended.record is not None and ended.record["outcome"] == "stopped"
@@ -222,7 +232,11 @@ def test_another_ranks_failure_is_kept_when_rank_0_is_stopped_or_loses_its_conne
 
         return work
 
-    first = ending(out, after_rank_1(lambda _: os.kill(os.getpid(), signal.SIGTERM)))
+    def stopped(found: Ending) -> None:
+        with found.stop.interruptible():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    first = ending(out, after_rank_1(stopped))
     assert first.code == 85 and first.record is not None and first.record["outcome"] == "out_of_memory"
     lost = ending(out, after_rank_1(raising(RuntimeError("Connection closed by peer"))))
     assert lost.record is not None and lost.record["outcome"] == "out_of_memory"

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cls.outcome import NonFiniteError
-from cls.parallel.cluster import choose_device, refuse_launcher, resolve_precision, visible_gpus
+from cls.parallel.guards import choose_device, refuse_launcher, resolve_precision, visible_gpus
 from cls.parallel.watch import Finished, Losses
 
 CPU = torch.device("cpu")

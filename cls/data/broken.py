@@ -1,5 +1,6 @@
 """Training images that could not be read: replaced where they are drawn, counted and named here."""
 
+import contextlib
 import csv
 import io
 import logging
@@ -37,7 +38,8 @@ class BrokenImages:
         if len(self.reasons) > known and cluster.main:
             text = io.StringIO()
             csv.writer(text).writerows([("id", "reason"), *sorted(self.reasons.items())])
-            write_whole(self.path, text.getvalue().encode())
+            with contextlib.suppress(OSError):  # a full disk: the list is whole again with the next one found
+                write_whole(self.path, text.getvalue().encode())
             log.warning("%d broken training images so far, replaced; see %s", len(self.reasons), self.path)
         if len(self.reasons) > self.quota:
             raise DataError(
