@@ -16,7 +16,7 @@ from cls.evaluate import predict, validate
 from cls.folder import Folder, open_folder
 from cls.journal import Journal
 from cls.mix import draw_mixing, loss_per_image, mix, partners, soft_targets
-from cls.models import check_weights, train_mode
+from cls.models import check_model, train_mode
 from cls.outcome import Ending
 from cls.parallel.cluster import Cluster, start
 from cls.parallel.probe import probe
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
         with ending.stop.interruptible():
             run = parse_run(argv)
             cluster = start(run.train, ending.stop)
-        cluster.on_main(lambda: (check_tracking(run.track), check_weights(run.model)))
+        cluster.on_main(lambda: (check_tracking(run.track), check_model(run.model, run.data.size)))
         with cluster.on_main(lambda: open_folder(run, cluster)) as folder:
             ending.out, ending.claimed = folder.path, True
             ending.message = folder.finished or train(folder, cluster, ending)
@@ -68,13 +68,13 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
         try:
             for step in range(first, steps.total + 1):
                 ending.step = step
-                if steps.validates(step) and state.history.validated < step:
-                    journal.steps(losses.drain())
-                    validate(step, steps, state, look, splits.val, journal, run.model.freeze)
-                    saver.save(step)
-                elif losses.save or losses.stop:
+                validates = steps.validates(step) and state.history.validated < step
+                if validates or losses.save or losses.stop:
                     journal.steps(losses.drain())  # nothing is saved before its loss has been looked at
+                    if validates:
+                        validate(step, steps, state, look, splits.val, journal, run.model.freeze)
                     saver.save(step)
+                    losses.restart()
                 if losses.stop:
                     raise Stopped
                 if step == steps.total or 0 < run.train.early_stop <= state.history.stale:

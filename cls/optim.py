@@ -110,6 +110,10 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:
     torch_update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
     def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-        torch_update([local(t) for t in averaged], [local(t) for t in current], count)  # a list may hold both kinds
+        averaged, current = [local(t) for t in averaged], [local(t) for t in current]  # a list may hold both kinds
+        if averaged[0].is_floating_point():
+            torch_update(averaged, current, count)
+        else:
+            torch._foreach_copy_(averaged, current)  # torch would average integers and cut: index tables lose one
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

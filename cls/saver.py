@@ -156,8 +156,8 @@ def check_room(out: Path, state: State) -> None:
     free = shutil.disk_usage(out).free
     if free < needed:
         raise ValueError(
-            f"out: {free / 1e6:.0f} MB are free in {out}; a checkpoint and the best weights take {needed / 1e6:.0f} MB, "
-            f"and train.keep + 2 checkpoints are kept: free space, or use another --out"
+            f"out: {free / 1e6:.0f} MB are free in {out}; one checkpoint and the best weights take {needed / 1e6:.0f}, "
+            "and up to train.keep + 2 are kept: free space, or use another --out"
         )
 
 

@@ -18,7 +18,7 @@ from cls.data.loader import Preprocess, preprocess
 from cls.data.sources import load
 from cls.evaluate import predict, row_slices
 from cls.metrics import Predictions, accuracy, summary
-from cls.parallel.cluster import Cluster
+from cls.parallel.cluster import Agreed, Cluster
 
 CPU = torch.device("cpu")
 ALONE = Cluster(accelerator=cast(Accelerator, None), rank=0, world=1, local_world=1, device=CPU)  # it is not asked
@@ -109,6 +109,9 @@ class Part(Cluster):
 
     def sum(self, tensor: Tensor) -> Tensor:
         return tensor
+
+    def agreed(self) -> Agreed:
+        return Agreed(ALONE)
 
 
 def test_the_shares_of_several_ranks_are_disjoint_and_together_all(rows: Dataset) -> None:

@@ -12,12 +12,16 @@ from cls.parallel.watch import Finished, Losses
 CPU = torch.device("cpu")
 
 
+def result(loss: float, stop: int = 0, save: int = 0) -> torch.Tensor:
+    return torch.tensor([loss, stop, save], dtype=torch.float32)
+
+
 def test_a_loss_comes_out_one_step_later() -> None:
     losses, found = Losses(8), []
     for step in range(1, 6):
-        loss = torch.tensor(step / 2, requires_grad=True)
+        loss = result(step / 2)
         done = losses.put(step, loss, 0.1 * step)
-        loss.data.fill_(9.0)  # what the caller does to it afterwards does not matter
+        loss.fill_(9.0)  # what the caller does to it afterwards does not matter
         assert [f.step for f in done] == ([step - 1] if step > 1 else [])
         found += done
     found += losses.drain()
@@ -25,13 +29,24 @@ def test_a_loss_comes_out_one_step_later() -> None:
     assert losses.drain() == []
 
 
+def test_wishes_come_with_the_loss_of_their_step() -> None:
+    """Three ranks: one wishes to save at step 2, two to stop at step 4."""
+    losses, seen = Losses(8), []
+    for step in range(1, 7):
+        losses.put(step, result(1.0, stop=2 * (step == 4), save=step == 2), 0.1)
+        seen.append((losses.stop, losses.save))
+    assert seen == [(False, False), (False, False), (False, True), (False, False), (True, False), (True, False)]
+    losses.drain()
+    assert losses.stop and not losses.save  # a request to stop is never forgotten, one to save is met once
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_loss_that_is_no_number_names_its_draws(value: float) -> None:
     losses = Losses(32)
-    losses.put(6, torch.tensor(1.0), 0.1)
-    losses.put(7, torch.tensor(value), 0.1)
+    losses.put(6, result(1.0), 0.1)
+    losses.put(7, result(value), 0.1)
     with pytest.raises(NonFiniteError) as caught:
-        losses.put(8, torch.tensor(1.0), 0.1)
+        losses.put(8, result(1.0), 0.1)
     assert "step 7" in str(caught.value) and "draws 192 to 223" in str(caught.value)
     assert "last checkpoint" in str(caught.value)
 
@@ -42,7 +57,7 @@ def test_each_step_has_its_own_time() -> None:
     for epoch in range(2):
         for step in range(3):
             time.sleep(0.03)
-            found += losses.put(3 * epoch + step + 1, torch.tensor(1.0), 0.1)
+            found += losses.put(3 * epoch + step + 1, result(1.0), 0.1)
         found += losses.drain()
         time.sleep(0.2)
         losses.restart()
@@ -55,7 +70,6 @@ def test_each_step_has_its_own_time() -> None:
     ("variable", "value", "name"),
     [
         ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed"),
-        ("ACCELERATE_USE_FSDP", "true", "FSDP"),
         ("ACCELERATE_USE_MEGATRON_LM", "true", "Megatron"),
         ("ACCELERATE_MIXED_PRECISION", "fp16", "fp16"),
         ("ACCELERATE_MIXED_PRECISION", "fp8", "fp8"),

@@ -19,8 +19,8 @@ import torchvision
 from safetensors.torch import load_file, save_file
 
 from cls.config import Model
-from cls.models import build_model, check_weights, load_exact
-from cls.models.weights import download, read_state, weight_file
+from cls.models import build_model, load_exact
+from cls.models.weights import check_weights, download, read_state, weight_file
 
 SHARED = Path(__file__).parents[2] / "shared"
 FRESH = Model(backbone="resnet18", weights="none")

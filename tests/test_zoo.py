@@ -48,7 +48,7 @@ def kilobytes(field):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field))
 
 def answer(data):
-    signal.alarm(30)  # without a handler it ends the process
+    signal.setitimer(signal.ITIMER_PROF, 20)  # seconds of CPU, then a signal that ends the process
     start = kilobytes("VmRSS")
     try:
         image = decode(data)
@@ -597,8 +597,9 @@ def reasons(root: Path, make: Callable[[Path], object]) -> dict[str, str]:
             (root / split / label / "good.jpg").write_bytes(JPEG)
     make(root / "train" / "a" / "x.jpg")
     found = {}
-    with patience(2):
-        for row in load(config.Data(path=str(root), size=SIZE), 0).train:
+    rows = load(config.Data(path=str(root), size=SIZE), 0).train
+    with patience(3):
+        for row in rows:
             if "x.jpg" in row["id"]:
                 try:
                     decode(read_bytes(row))
@@ -622,13 +623,11 @@ def test_links_that_lead_nowhere_or_in_a_circle(tmp_path: Path) -> None:
     assert reasons(tmp_path / "2", lambda path: path.symlink_to(path.parent.parent)) == {}
 
 
-@pytest.mark.xfail(raises=ValueError, strict=True, reason="DirEntry.is_dir() raises: the whole folder is refused")
 def test_a_link_to_itself_is_one_broken_image(tmp_path: Path) -> None:
     found = reasons(tmp_path, lambda path: path.symlink_to(path))
     assert found == {"train/a/x.jpg": "cannot be read: Too many levels of symbolic links"}
 
 
-@pytest.mark.xfail(raises=Hangs, strict=True, reason="read_bytes() opens whatever has the name, and waits for a writer")
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     assert all(reasons(tmp_path, os.mkfifo).values())  # not listed, or broken
 

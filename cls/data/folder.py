@@ -60,7 +60,7 @@ def scan(root: Path) -> Listing:
             for entry in os.scandir(folder):
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
                     if real not in above:  # a link to a folder above would be walked for ever
                         pending.append((Path(real), f"{prefix}{entry.name}/", above | {real}))
@@ -121,6 +121,13 @@ def read(root: Path, listing: Listing) -> dict[str, Part]:
         classes = {name for name in parts["train"].names if name}
         parts["test"] = _test_folder(root, groups["test"], classes)
     return parts
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link to itself: one broken image, not a broken data set
 
 
 def _refuse_empty(root: Path, groups: dict[str, list[str]]) -> None:

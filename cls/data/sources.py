@@ -2,7 +2,9 @@
 
 import io
 import logging
+import os
 import re
+import stat
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,6 +101,8 @@ def read_bytes(row: dict[str, Any]) -> bytes:
     if not image["path"]:
         return b""
     try:
+        if not stat.S_ISREG(os.stat(image["path"]).st_mode):
+            raise BadImage("is no regular file")  # a pipe would be waited for, a device read without end
         return Path(image["path"]).read_bytes()
     except OSError as error:
         raise BadImage(f"cannot be read: {error.strerror}") from None

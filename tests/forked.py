@@ -1,0 +1,209 @@
+"""Real runs of train.py in forked processes, with a blow at a given moment: torch is imported once for all of them.
+
+As a script this file is the server: it reads one JSON request per line, forks the processes of one run, waits for them
+and answers with their exit statuses. A blow is "what@rank:moment:count": SIGKILL hits all processes of the run, any
+other signal the one rank; "raise" raises torch.OutOfMemoryError there. Moments are the names passed to ``reach``.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Ended:
+    codes: list[int]  # one per rank; minus the signal's number
+    output: str
+    out: Path
+    seconds: float
+
+    @property
+    def exit(self) -> dict[str, Any]:
+        return json.loads((self.out / "exit.json").read_text())
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def struck(self) -> list[str]:
+        """The blows that fell in this run directory so far."""
+        path = self.out.parent / f"{self.out.name}.struck"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+class Bench:
+    """The server's other end."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        self.server = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True
+        )
+
+    def run(self, out: Path, args: list[str], world: int = 1, blow: str = "", **env: str) -> Ended:
+        request = {"out": str(out), "argv": [*args, "--out", str(out)], "world": world, "blow": blow, "env": env}
+        assert self.server.stdin is not None and self.server.stdout is not None
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        answer = json.loads(self.server.stdout.readline())
+        return Ended(answer["codes"], answer["output"], out, answer["seconds"])
+
+    def close(self) -> None:
+        self.server.kill()
+        self.server.wait()
+
+
+def serve() -> None:
+    import torch  # once for all children
+
+    import train  # noqa: F401  # as above
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        out = Path(request["out"])
+        log = out.parent / f"{out.name}.log"
+        log.unlink(missing_ok=True)
+        since = time.monotonic()
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        group, pids = 0, []
+        for rank in range(request["world"]):
+            pid = os.fork()
+            if pid == 0:
+                os.setpgid(0, group)
+                child(request, rank, port, log)
+            group = group or pid
+            pids.append(pid)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        answer = {"codes": codes, "output": log.read_text(), "seconds": time.monotonic() - since}
+        print(json.dumps(answer), flush=True)
+
+
+def child(request: dict[str, Any], rank: int, port: int, log: Path) -> None:
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    world = request["world"]
+    os.environ.update(request["env"])
+    if world > 1:
+        os.environ.update(
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+        )  # fmt: skip
+    code = 1
+    try:
+        import train
+
+        if request["blow"]:
+            arm(request["blow"], rank, Path(request["out"]))
+        train.main(request["argv"])
+        code = 0
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 0 if left.code is None else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def arm(blow: str, rank: int, out: Path) -> None:
+    """Put a call of ``reach`` at each moment of a run; the count is of this rank's own moments, from 1."""
+    what, _, rest = blow.partition("@")
+    where, moment, number = rest.split(":")
+    counts = Counter[str]()
+
+    def reach(name: str) -> None:
+        counts[name] += 1
+        if int(where) != rank or name != moment or counts[name] != int(number):
+            return
+        with (out.parent / f"{out.name}.struck").open("a") as file:
+            file.write(f"{name}\n")
+        if what == "raise":
+            import torch
+
+            raise torch.OutOfMemoryError("CUDA out of memory, says the test")
+        os.killpg(0, signal.SIGKILL) if what == "SIGKILL" else os.kill(os.getpid(), signal.Signals[what])
+
+    import train
+    from cls import checkpoint, saver
+    from cls.data import feed
+    from cls.parallel import step
+    from cls.state import State
+
+    before(train, "build_state", reach, "build")
+    before(train, "forward_backward", reach, "step")  # count k: k - 1 steps of this life are done
+    before(step.MicroBatches, "collect", reach, "micro")
+    before(State, "update", reach, "update")
+    before(feed.Feed, "next", reach, "feed")
+    inside_evaluation(reach, "evaluation")
+    before(checkpoint, "write", reach, "before a save")
+    before(checkpoint, "_save", reach, "between files")
+    before(checkpoint, "sync", reach, "before fsync")
+    before(Path, "rename", reach, "before rename")
+    after(Path, "rename", reach, "after rename")
+    before(saver.Saver, "_write_best", reach, "before best")
+    after(saver.Saver, "_write_best", reach, "after best")
+    after(checkpoint, "prune", reach, "after pruning")
+
+
+def before(owner: Any, name: str, reach: Callable[[str], None], moment: str) -> None:
+    real = getattr(owner, name)
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        reach(moment)
+        return real(*args, **kwargs)
+
+    setattr(owner, name, patched)
+
+
+def after(owner: Any, name: str, reach: Callable[[str], None], moment: str) -> None:
+    real = getattr(owner, name)
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        result = real(*args, **kwargs)
+        reach(moment)
+        return result
+
+    setattr(owner, name, patched)
+
+
+def inside_evaluation(reach: Callable[[str], None], moment: str) -> None:
+    """At the first batch of an evaluation."""
+    from cls import evaluate
+
+    real = evaluate.batches
+
+    def batches(*args: Any) -> Iterator[Any]:
+        reach(moment)
+        return real(*args)
+
+    evaluate.batches = batches
+
+
+@contextmanager
+def bench(env: dict[str, str]) -> Iterator[Bench]:
+    found = Bench(env)
+    try:
+        yield found
+    finally:
+        found.close()
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    serve()
