@@ -109,6 +109,7 @@ def _agree(path: Path, run: Run, cluster: Cluster) -> Folder:
     else:
         (path / "exit.json").unlink(missing_ok=True)
         write_whole(path / "config.yaml", to_yaml(run).encode())
+    cluster.stop.watch(path)
     lives = [event["life"] for event in read_lives(path) if event["event"] == "start"]
     return Folder(path, run, finished, max(lives, default=-1) + 1)
 

@@ -123,7 +123,7 @@ class Saver:
                 self._write_best(*best)
             checkpoint.prune(self.checkpoints, self.folder.run.train.keep, history)
             self._problem = ""
-        except OSError as error:
+        except Exception as error:  # whatever it is: a save that fails must not end the training, nor go unseen
             self._failed(snapshot.step, best, error)
             return
         seconds, size = time.monotonic() - since, sum(file.stat().st_size for file in path.iterdir())
@@ -135,8 +135,8 @@ class Saver:
         checkpoint.save_weights(path, tensors, self.header | {"step": str(step)})
         self._waiting_best = None
 
-    def _failed(self, step: int, best: tuple[int, Tensors] | None, error: OSError) -> None:
-        self._problem = error.strerror or str(error)
+    def _failed(self, step: int, best: tuple[int, Tensors] | None, error: Exception) -> None:
+        self._problem = (error.strerror if isinstance(error, OSError) else "") or f"{type(error).__name__}: {error}"
         self._due = time.monotonic() + RETRY_SECONDS
         if best:
             self._waiting_best = best

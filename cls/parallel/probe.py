@@ -24,7 +24,7 @@ def probe(micro: MicroBatches, optimizer: Optimizer, run: Run) -> None:
     if micro.cluster.world > 1 and not (micro.exact or micro.cluster.fsdp):
         # DDP rebuilds its buckets after its first backward; a resumed run must add in the order of the first life
         for _ in range(2):
-            _forward_backward(micro, run, min(size, 2), micro.share[-1])
+            _forward_backward(micro, run, size, micro.share[-1])
 
 
 def fits(micro: MicroBatches, optimizer: Optimizer, run: Run, size: int) -> bool:
@@ -65,6 +65,4 @@ def _forward_backward(micro: MicroBatches, run: Run, size: int, index: int) -> N
                 logits = micro.model(images)
             logits.float().square().sum().backward()
     finally:
-        micro.abandon()
-        micro.begin()  # drops the gradients
         micro.abandon()

@@ -56,6 +56,7 @@ class MicroBatches:
         self.run, self.batch, self.seed = run, run.train.batch, run.seed
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.start: list[Tensor] = []
+        self.done: int | None = None  # forward passes of the step that is being made
         if isinstance(model, DistributedDataParallel) and not self.exact:
             model.register_comm_hook(None, _sum_over_ranks)
         if cluster.fsdp:
@@ -67,7 +68,7 @@ class MicroBatches:
     def begin(self) -> None:
         """Start a step: remember the BatchNorm buffers that every micro-batch starts from."""
         self.start = [buffer.clone() for buffer in self._buffers()]
-        self.done = 0  # forward passes of this step
+        self.done = 0
         self.stack: list[reduce.Block] = []
         for parameter in self.parameters:
             parameter.grad = None
@@ -78,6 +79,7 @@ class MicroBatches:
         torch._foreach_copy_(self._buffers(), self.start) if self.start else None
         self._seed_dropout(step, index)
         quiet = isinstance(self.model, DistributedDataParallel) and (self.exact or index != self.share[-1])
+        assert self.done is not None
         try:
             with self.model.no_sync() if quiet else nullcontext():  # type: ignore[operator]  # DDP's
                 yield
@@ -122,17 +124,21 @@ class MicroBatches:
             gradients = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_div_(gradients, self.batch)
         result[0] /= self.batch
-        self.start = []
+        self.done = None
         return result
 
     def abandon(self) -> None:
-        """Give an unfinished step up: the buffers are again those it started from."""
+        """Give an unfinished step up, if there is one: buffers as it found them, no gradients."""
+        if self.done is None:
+            return
         if self.start:
             torch._foreach_copy_(self._buffers(), self.start)
-        for norm in self.norms if self.start else ():
+        for norm in self.norms:
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked -= self.done
-        self.start = []
+        for parameter in self.parameters:
+            parameter.grad = None
+        self.done = None
 
     def _buffers(self) -> list[Tensor]:
         return [

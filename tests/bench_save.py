@@ -1,0 +1,106 @@
+"""What survival costs: a save beside a step, a resume beside a fresh start, the question whether to stop beside a step.
+
+python tests/bench_save.py [backbone] [pixels]        medians over 7 pairs in one process; ratios are what counts
+
+A save is timed in three parts: what its step waits for (the copy to host memory), the steps that run while the file is
+written, and the writing itself. Resume and fresh start end with the first optimizer step; images are random.
+"""
+
+import dataclasses
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import torch
+
+from cls import checkpoint
+from cls.config import Run, change
+from cls.folder import open_folder
+from cls.lives import Lives, read_lives
+from cls.models import train_mode
+from cls.parallel.cluster import Cluster, start
+from cls.parallel.probe import probe
+from cls.parallel.step import MicroBatches
+from cls.saver import Saver
+from cls.state import State, build_state
+from cls.steps import Steps
+from cls.stop import Stop
+
+PAIRS = 7
+
+
+def one_step(step: int, micro: MicroBatches, state: State, images: torch.Tensor, ask: bool = True) -> float:
+    since = time.perf_counter()
+    micro.begin()
+    for index in micro.share:
+        with micro.micro_batch(step, index):
+            loss = micro.model(images).square().sum()
+            loss.backward()
+        micro.collect(index, loss)
+    float(micro.finish(micro.cluster.stop.ask() if ask else False)[0])
+    state.update(0.0)
+    return time.perf_counter() - since
+
+
+def first_step(run: Run, cluster: Cluster, out: Path, images: torch.Tensor) -> tuple[float, State, MicroBatches]:
+    """Seconds from an empty process's state to the end of the first step."""
+    since = time.perf_counter()
+    state = build_state(run, 100, Steps(10**6, run.train), cluster)
+    step = checkpoint.restore(out / "checkpoints", state, cluster)
+    train_mode(state.model, run.model.freeze)
+    micro = MicroBatches(cluster, cluster.wrap(state.model, False), run)
+    probe(micro, state.optimizer, run)
+    one_step(step, micro, state, images)
+    return time.perf_counter() - since, state, micro
+
+
+def main(backbone: str, size: int) -> None:
+    cluster = start(Run().train, Stop())
+    run = change(
+        Run(),
+        model={"backbone": backbone, "weights": "none"},
+        data={"size": size},
+        optim={"ema": 0.99},
+        train={"batch": 16, "micro_batch": 8, "save_minutes": 0.0},
+    )
+    images = torch.randn(8, 3, size, size, device=cluster.device).contiguous(memory_format=torch.channels_last)
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name)
+        fresh, state, micro = first_step(run, cluster, out, images)
+        run = dataclasses.replace(run, out=str(out / "run"))
+        with open_folder(run, cluster) as folder:
+            lives = Lives(folder.path, 0)
+            plain, waits, beside = [], [], []
+            with Saver(folder, cluster, state, {}, lives) as saver:
+                for pair in range(PAIRS + 1):
+                    plain.append(one_step(2 * pair, micro, state, images))
+                    since = time.perf_counter()
+                    saver.save(pair + 1)
+                    waits.append(time.perf_counter() - since)
+                    beside.append(one_step(2 * pair + 1, micro, state, images))
+                    saver.finish()
+            lives.close()
+            saves = read_lives(folder.path)[1:]
+            resumes = [first_step(run, cluster, folder.path, images)[0] for _ in range(3)]
+        asks = []
+        for _ in range(PAIRS):
+            since = time.perf_counter()
+            for _ in range(10_000):
+                cluster.stop.ask()
+            asks.append((time.perf_counter() - since) / 10_000)
+    step = statistics.median(plain[1:])
+    wait, write = statistics.median(waits[1:]), statistics.median(save["seconds"] for save in saves)
+    print(f"{backbone} at {size} px with AdamW and EMA, {cluster.device}: a save is {saves[0]['bytes'] / 1e6:.0f} MB")
+    print(f"  its step waits {1000 * wait:.0f} ms ({wait / step:.3f} of a step of {1000 * step:.0f} ms)")
+    print(f"  the next step, beside the writing: {statistics.median(beside[1:]) / step:.2f} of a step alone")
+    print(f"  writing in the background: {write:.2f} s ({write / step:.2f} steps)")
+    print(f"  resume to the end of the first step / fresh start: {statistics.median(resumes) / fresh:.2f}")
+    print(f"  asking whether to stop / a step: {statistics.median(asks) / step:.1e} ({1e6 * asks[0]:.2f} us)")
+    cluster.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "resnet50", int(sys.argv[2]) if len(sys.argv) > 2 else 128)
