@@ -73,7 +73,7 @@ class Saver:
 
     def save(self, step: int) -> None:
         """Copy the state (all ranks call it) and start to write it; waits for an earlier writing to end first."""
-        if self.saved == (step, self.state.history.validated) and not self._problem:
+        if self.saved == (step, self.state.history.validated):  # a stop right after a save; the same on all ranks
             return
         since = time.monotonic()
         if self._thread:

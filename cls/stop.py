@@ -41,6 +41,7 @@ class Stop:
         self._slowest = 0.0
 
     def listen(self) -> None:
+        self._process = os.getpid()
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP, on purpose
                 signal.signal(number, self._hear)
@@ -86,6 +87,8 @@ class Stop:
         return ""
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a loader worker, which the terminal's Ctrl-C reaches too: it goes when its owner goes
         now, first = time.monotonic(), not self.reason
         self.reason = self.reason or signal.Signals(number).name
         if number == signal.SIGINT:
