@@ -46,7 +46,9 @@ def fits(micro: MicroBatches, optimizer: Optimizer, run: Run, size: int) -> bool
 def _held(micro: MicroBatches, optimizer: Optimizer, run: Run) -> list[torch.Tensor]:
     """As much as the optimizer's state (if there is none yet) and the partial sums of gradients will take."""
     share = micro.share
-    sums = max((len(reduce.block_sizes(range(share.start, stop))) for stop in share[1:]), default=0) * micro.exact
+    # before the forward of micro-batch `stop`; if its left sibling is there, that one's gradients are still in .grad
+    before = [range(share.start, stop - stop % 2) for stop in share[1:]]
+    sums = max((len(reduce.block_sizes(part)) for part in before), default=0) * micro.exact
     moments = 0 if optimizer.state else 2 if isinstance(optimizer, torch.optim.AdamW) else 1
     try:
         return [torch.empty_like(p) for p in micro.parameters for _ in range(sums + moments)]

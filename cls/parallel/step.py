@@ -57,6 +57,8 @@ class MicroBatches:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.start: list[Tensor] = []
         self.done: int | None = None  # forward passes of the step that is being made
+        self.left: list[Tensor] = []  # the first of two siblings
+        self.rooms: dict[str, Tensor] = {}
         if isinstance(model, DistributedDataParallel) and not self.exact:
             model.register_comm_hook(None, _sum_over_ranks)
         if cluster.fsdp:
@@ -90,16 +92,26 @@ class MicroBatches:
         self.done += 1
 
     def collect(self, index: int, loss: Tensor) -> None:
-        """Take one micro-batch's summed loss (scalar), buffers and, in exact mode, gradients."""
+        """Take one micro-batch's summed loss (scalar), buffers and, in exact mode, gradients.
+
+        Where a rank carries two siblings, the left one's stay in ``.grad`` and autograd adds the right one's, layer by
+        layer: one set of gradients less in memory.
+        """
         head = torch.zeros(3, device=loss.device)  # loss, wishes to stop, wishes to save
         head[0] = loss.detach()
         values = [head, *(buffer.clone() for buffer in self._buffers())]
+        if index % 2 == 0 and index + 1 in self.share:
+            self.left = values
+            return
+        size = 2 if index % 2 and index - 1 in self.share else 1
+        if size == 2:
+            torch._foreach_add_(values, self.left)
         if self.exact:
             for parameter in self.parameters:
                 grad = parameter.grad
                 values.append(torch.zeros_like(parameter) if grad is None else grad)
                 parameter.grad = None
-        reduce.push(self.stack, index, values)
+        reduce.push(self.stack, index + 1 - size, values, size)
 
     def finish(self, stop: bool = False, save: bool = False) -> Tensor:
         """Set every ``.grad`` to the gradient of the batch's mean loss, the buffers to their mean.
@@ -109,7 +121,7 @@ class MicroBatches:
         for place, wish in ((1, stop), (2, save)):
             if wish:
                 self.stack[0].values[0][place] += 1
-        result, *values = reduce.total(self.stack, self.count, self.cluster)
+        result, *values = reduce.total(self.stack, self.count, self.cluster, self.rooms)
         buffers, gradients = values[: len(self.start)], values[len(self.start) :]
         if buffers:
             torch._foreach_div_(buffers, self.count)
@@ -123,6 +135,7 @@ class MicroBatches:
         else:
             gradients = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_div_(gradients, self.batch)
+        result = result.clone()  # the next step writes into the same room
         result[0] /= self.batch
         self.done = None
         return result
