@@ -3,10 +3,15 @@
 As a script this file is the server: it reads one JSON request per line, forks the processes of one run, waits for them
 and answers with their exit statuses. A blow is "what@rank:moment:count": SIGKILL hits all processes of the run, any
 other signal the one rank; "raise" raises torch.OutOfMemoryError there. Moments are the names passed to ``reach``.
+More of them are joined by ";". "$NAME" runs the shell command in the environment variable NAME, "limit=300" lets this
+process have 300 MB of addresses more than it has then. FORKED_SET, FORKED_SLOW and FORKED_LATE: see ``weather``.
 """
 
+import errno
+import importlib
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -66,7 +71,8 @@ class Bench:
 
 
 def serve() -> None:
-    import torch  # once for all children
+    import timm  # noqa: F401  # once for all children
+    import torch
 
     import train  # noqa: F401  # as above
 
@@ -109,8 +115,10 @@ def child(request: dict[str, Any], rank: int, port: int, log: Path) -> None:
     try:
         import train
 
+        weather(rank)
         if request["blow"]:
-            arm(request["blow"], rank, Path(request["out"]))
+            for blow in request["blow"].split(";"):
+                arm(blow, rank, Path(request["out"]))
         train.main(request["argv"])
         code = 0
     except SystemExit as left:
@@ -137,7 +145,14 @@ def arm(blow: str, rank: int, out: Path) -> None:
             import torch
 
             raise torch.OutOfMemoryError("CUDA out of memory, says the test")
-        os.killpg(0, signal.SIGKILL) if what == "SIGKILL" else os.kill(os.getpid(), signal.Signals[what])
+        if what.startswith("$"):
+            subprocess.run(os.environ[what[1:]], shell=True, check=True)
+        elif what.startswith("limit="):
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            most = pages * resource.getpagesize() + int(what.removeprefix("limit=")) * 2**20
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        else:
+            os.killpg(0, signal.SIGKILL) if what == "SIGKILL" else os.kill(os.getpid(), signal.Signals[what])
 
     import train
     from cls import checkpoint, saver
@@ -146,6 +161,9 @@ def arm(blow: str, rank: int, out: Path) -> None:
     from cls.state import State
 
     before(train, "build_state", reach, "build")
+    before(train, "probe", reach, "probe")
+    before(train, "loss_per_image", reach, "forward")  # inside the block of a micro-batch
+    before(train, "write_results", reach, "results")
     before(train, "forward_backward", reach, "step")  # count k: k - 1 steps of this life are done
     before(step.MicroBatches, "collect", reach, "micro")
     before(State, "update", reach, "update")
@@ -159,6 +177,38 @@ def arm(blow: str, rank: int, out: Path) -> None:
     before(saver.Saver, "_write_best", reach, "before best")
     after(saver.Saver, "_write_best", reach, "after best")
     after(checkpoint, "prune", reach, "after pruning")
+
+
+def weather(rank: int) -> None:
+    """The world around this process: other constants of modules, a file system whose names come late, as on NFS.
+
+    FORKED_SET: {"cls.stop.ECHO_SECONDS": 0.0}. FORKED_SLOW: seconds before each rename. FORKED_LATE: seconds from the
+    first look until a rank other than 0 sees the name of a checkpoint or of the best weights.
+    """
+    for name, value in json.loads(os.environ.get("FORKED_SET", "{}")).items():
+        owner, _, attribute = name.rpartition(".")
+        module = importlib.import_module(owner)
+        assert hasattr(module, attribute), name
+        setattr(module, attribute, value)
+    slow, late = float(os.environ.get("FORKED_SLOW", 0)), float(os.environ.get("FORKED_LATE", 0))
+    if slow:
+        for name in ("rename", "replace"):
+            before(os, name, lambda _: time.sleep(slow), "")
+    if late and rank:
+        exists, opened = Path.exists, Path.open
+        asked: dict[str, float] = {}
+
+        def hidden(path: Path) -> bool:
+            shared = path.name == "manifest.json" or path.parent.name == "best"
+            return shared and time.monotonic() < asked.setdefault(str(path), time.monotonic()) + late
+
+        def late_open(path: Path, *args: Any, **kwargs: Any) -> Any:
+            if hidden(path):
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+            return opened(path, *args, **kwargs)
+
+        Path.exists = lambda path: not hidden(path) and exists(path)  # type: ignore[method-assign]  # for this process
+        Path.open = late_open  # type: ignore[method-assign,assignment]  # as above
 
 
 def before(owner: Any, name: str, reach: Callable[[str], None], moment: str) -> None:
