@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+PATIENCE_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,26 @@ def serve() -> None:
             if pid == 0:
                 os.setpgid(0, group)
                 child(request, rank, port, log)
+            os.setpgid(pid, group)  # as the child does: the next one must find the group, whoever runs first
             group = group or pid
             pids.append(pid)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        codes = buried(pids, since + PATIENCE_SECONDS)
         answer = {"codes": codes, "output": log.read_text(), "seconds": time.monotonic() - since}
         print(json.dumps(answer), flush=True)
+
+
+def buried(pids: list[int], until: float) -> list[int]:
+    """Exit statuses; a run that hangs is killed, which no test takes for a good end."""
+    found: dict[int, int] = {}
+    while len(found) < len(pids):
+        for pid in set(pids) - set(found):
+            gone, status = os.waitpid(pid, os.WNOHANG)
+            if gone:
+                found[pid] = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() > until:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    return [found[pid] for pid in pids]
 
 
 def child(request: dict[str, Any], rank: int, port: int, log: Path) -> None:
@@ -183,13 +199,18 @@ def weather(rank: int) -> None:
     """The world around this process: other constants of modules, a file system whose names come late, as on NFS.
 
     FORKED_SET: {"cls.stop.ECHO_SECONDS": 0.0}. FORKED_SLOW: seconds before each rename. FORKED_LATE: seconds from the
-    first look until a rank other than 0 sees the name of a checkpoint or of the best weights.
+    first look until a rank other than 0 sees the name of a checkpoint or of the best weights. FORKED_NO_PROBE: the
+    start does not try a micro-batch.
     """
     for name, value in json.loads(os.environ.get("FORKED_SET", "{}")).items():
         owner, _, attribute = name.rpartition(".")
         module = importlib.import_module(owner)
         assert hasattr(module, attribute), name
         setattr(module, attribute, value)
+    if "FORKED_NO_PROBE" in os.environ:
+        import train
+
+        train.probe = lambda *_: None
     slow, late = float(os.environ.get("FORKED_SLOW", 0)), float(os.environ.get("FORKED_LATE", 0))
     if slow:
         for name in ("rename", "replace"):

@@ -8,6 +8,7 @@ the ranks' pieces without DTensor's help, and ``<out>.ema.safetensors``, the mov
 import contextlib
 import gc
 import hashlib
+import importlib
 import json
 import os
 import subprocess
@@ -16,19 +17,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import forked
 import torch
 import torch.distributed as dist
+from forked import Bench, Ended
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-
-ROOT = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-
-import forked
-from forked import Bench, Ended
 
 Tensors = dict[str, Tensor]
 
@@ -75,13 +71,22 @@ def sha(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
-def pieces_together(tensor: Tensor) -> Tensor:
-    """Rows of all ranks one below the other, which is how a sharded tensor is cut."""
-    if not isinstance(tensor, DTensor):
-        return tensor.detach().clone()
-    pieces: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(pieces, tensor.detach().to_local().clone())
-    return torch.cat(pieces)
+def pieces_together(tensors: Tensors) -> Tensors:
+    """Rows of all ranks one below the other, which is how a sharded tensor is cut; whole ones are only copied."""
+    cut = {name: mine(t.detach()) for name, t in tensors.items() if isinstance(t, DTensor)}
+    if not cut:
+        return {name: t.detach().clone() for name, t in tensors.items()}
+    assert all(piece.dtype == torch.float32 for piece in cut.values())
+    # one tensor: an exchange of hundreds of small ones takes longer than a step
+    sent = [piece.shape for piece in cut.values()], torch.cat([piece.flatten() for piece in cut.values()])
+    received: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(received, sent)
+    ranks = [
+        [part.view(shape) for part, shape in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
+        for shapes, flat in received
+    ]
+    joined = {name: torch.cat(pieces) for name, *pieces in zip(cut, *ranks, strict=True)}
+    return {name: joined[name] if name in joined else t.detach().clone() for name, t in tensors.items()}
 
 
 class Record:
@@ -157,11 +162,11 @@ class Record:
         """Weights, average and optimizer state by part and name."""
         from cls.checkpoint import optimizer_tensors
 
-        found = {f"model.{k}": pieces_together(v) for k, v in self.state.model.state_dict().items()}
+        found = {f"model.{k}": v for k, v in self.state.model.state_dict().items()}
         if self.average is not None:
-            found |= {f"average.{k}": pieces_together(v) for k, v in self.average.state_dict().items()}
+            found |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         moments = optimizer_tensors(self.state.model, self.state.optimizer)
-        return found | {f"optimizer.{k}": pieces_together(v) for k, v in moments.items()}
+        return pieces_together(found | {f"optimizer.{k}": v for k, v in moments.items()})
 
     def resharded(self) -> None:
         if self.facts["fsdp"]:
@@ -178,8 +183,8 @@ class Record:
         moments = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor) and v.ndim]
         held = {"parameters": parameters, "gradients": gradients, "moments": moments}
         self.facts["bytes"] = {name: storage_bytes(tensors) for name, tensors in held.items()}
-        self.facts["bytes"]["together"] = storage_bytes([*parameters, *gradients, *moments])
-        self.facts["bytes"]["alive"] = self._alive()
+        if self.facts["steps"] == 2 and self.facts["bytes"]["parameters"] > 5e6:  # else the rest is most of it
+            self.facts["alive"] = self._alive()
         self.facts["moments"] = len(moments)
         self.facts["buffers"].append(sha(dict(state.model.named_buffers())))
         self.last = self.whole()
@@ -204,7 +209,7 @@ class Record:
             return  # refused before there was a model
         state = self.state
         self.facts["weights"] = sha(state.model.state_dict())
-        self.facts["modules"] = sorted(name for name, module in state.model.named_modules() if module.training)
+        self.facts["training"] = sorted(name for name, module in state.model.named_modules() if module.training)
         beside(self.out, f"rank{self.facts['rank']}.json").write_text(json.dumps(self.facts))
         if self.facts["rank"] == 0:
             for when, tensors in (("start", self.start), ("last", self.last), ("ema", self.ema)):
@@ -238,15 +243,13 @@ def record_runs() -> None:
         record.write()  # it may leave by os._exit
         leave(*args)
 
-    train.Ending.__exit__ = ending  # type: ignore[method-assign]  # that is the purpose
+    train.Ending.__exit__ = ending
 
 
 if __name__ == "__main__":
-    import timm  # noqa: F401  # once for all children, as torch
-    import torch._dynamo  # noqa: F401  # as above; FSDP and DDP import it
-
-    with contextlib.suppress(ImportError):
-        import pyarrow.parquet  # noqa: F401  # as above
-    sys.modules["sharded_train"] = sys.modules["__main__"]
+    sys.path.insert(0, str(forked.ROOT))
+    for name in ("timm", "torch._dynamo", "torch.utils.tensorboard", "pyarrow.parquet", "sklearn.datasets"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)  # here once instead of once in every child
     record_runs()
     forked.serve()
