@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from math import gcd
 from typing import Any, cast
 
 import torch
@@ -40,10 +39,12 @@ class MicroBatches:
                 f"--train.batch {cluster.world * run.train.micro_batch} --optim.scale-lr sqrt"
             )
         if cluster.fsdp and self.count % cluster.world:
+            fewer = max((d for d in range(2, cluster.world) if self.count % d == 0), default=0)
             raise ValueError(
                 f"{self.count} micro-batches (train.batch {run.train.batch} / train.micro_batch "
                 f"{run.train.micro_batch}) on {cluster.world} processes: with FSDP each must carry as many, so use "
-                f"--num_processes {gcd(self.count, cluster.world)}, or DDP (accelerate_configs/ddp.yaml)"
+                + (f"--num_processes {fewer}, or " if fewer else "")
+                + "DDP (--config_file accelerate_configs/ddp.yaml)"
             )
         training = [m for m in model.modules() if isinstance(m, _NormBase) and m.training]
         if run.train.micro_batch == 1 and any(p.requires_grad for norm in training for p in norm.parameters()):
