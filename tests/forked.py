@@ -133,7 +133,7 @@ def child(request: dict[str, Any], rank: int, port: int, log: Path) -> None:
 
         weather(rank)
         if request["blow"]:
-            for blow in request["blow"].split(";"):
+            for blow in reversed(request["blow"].split(";")):  # of two at one moment the first falls first
                 arm(blow, rank, Path(request["out"]))
         train.main(request["argv"])
         code = 0
