@@ -57,9 +57,11 @@ def launch(out: Path, args: list[str], processes: int = 1, script: str = "train.
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that start real runs first: two workers then end at about the same time."""
-    long = ("test_exact", "test_train")
-    items.sort(key=lambda item: not item.nodeid.removeprefix("tests/").startswith(long))
+    """Files that start real runs first, the longest one foremost: two workers then end at about the same time."""
+    long = ("test_train", "test_exact", "test_fsdp", "test_signals", "test_survival", "test_disk", "test_any_run",
+            "test_memory", "test_zoo")  # fmt: skip
+    order = {f"{name}.py": place for place, name in enumerate(long)}
+    items.sort(key=lambda item: order.get(item.path.name, len(long)))
 
 
 @pytest.fixture(scope="session")
