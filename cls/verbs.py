@@ -15,11 +15,11 @@ from cls import recipes, report
 from cls.artifacts import read_header
 from cls.config import Run, View, change, from_yaml
 from cls.data.draws import Draws
+from cls.data.ledger import audit
 from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
 from cls.data.sources import load, load_images, load_labelled
 from cls.evaluate import predict
 from cls.images.ops import training_ops
-from cls.ledger import audit
 from cls.metrics import Predictions, per_class, summary
 from cls.mix import draw_mixing, mix, partners, soft_targets
 from cls.models import Statistics, build_model, input_statistics, load_exact

@@ -24,7 +24,7 @@ from torchvision.models.resnet import Bottleneck, ResNet
 
 from cls.checkpoint import checkpoints, verify
 from cls.config import Model
-from cls.ledger import audit
+from cls.data.ledger import audit
 from cls.lives import read_lives
 from cls.models import build_model, sharding_units
 

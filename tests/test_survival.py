@@ -13,7 +13,7 @@ from conftest import SMALL, environment
 from forked import Bench, Ended, bench
 
 from cls.checkpoint import checkpoints, verify
-from cls.ledger import audit
+from cls.data.ledger import audit
 from cls.lives import read_lives
 
 METHOD = """

@@ -4,11 +4,11 @@ from torch import Tensor
 
 from cls.data.broken import BrokenImages
 from cls.data.draws import Draws
+from cls.data.ledger import Ledger
 from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
 from cls.data.sources import Splits
 from cls.folder import Folder
 from cls.images.ops import training_ops
-from cls.ledger import Ledger
 from cls.mix import class_weights
 from cls.models import input_statistics
 from cls.outcome import DataError
