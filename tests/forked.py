@@ -4,7 +4,8 @@ As a script this file is the server: it reads one JSON request per line, forks t
 and answers with their exit statuses. A blow is "what@rank:moment:count": SIGKILL hits all processes of the run, any
 other signal the one rank; "raise" raises torch.OutOfMemoryError there. Moments are the names passed to ``reach``.
 More of them are joined by ";". "$NAME" runs the shell command in the environment variable NAME, "limit=300" lets this
-process have 300 MB of addresses more than it has then. FORKED_SET, FORKED_SLOW and FORKED_LATE: see ``weather``.
+process have 300 MB of addresses more than it has then, "scramble" re-seeds every generator. FORKED_SET, FORKED_SLOW
+and FORKED_LATE: see ``weather``.
 """
 
 import errno
@@ -161,7 +162,9 @@ def arm(blow: str, rank: int, out: Path) -> None:
             import torch
 
             raise torch.OutOfMemoryError("CUDA out of memory, says the test")
-        if what.startswith("$"):
+        if what == "scramble":
+            scramble()
+        elif what.startswith("$"):
             subprocess.run(os.environ[what[1:]], shell=True, check=True)
         elif what.startswith("limit="):
             pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -193,6 +196,19 @@ def arm(blow: str, rank: int, out: Path) -> None:
     before(saver.Saver, "_write_best", reach, "before best")
     after(saver.Saver, "_write_best", reach, "after best")
     after(checkpoint, "prune", reach, "after pruning")
+
+
+def scramble() -> None:
+    """Another state of every generator there is: no run may depend on it."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    torch.rand(7)
 
 
 def weather(rank: int) -> None:

@@ -127,8 +127,8 @@ def test_a_chain_of_four_two_three_and_one_processes(runs: Bench, folder: Path, 
         assert ended.codes == [85] * world, ended.output
         assert ended.exit["outcome"] == "stopped" and ended.exit["reason"] == blow.split("@")[0]
         assert good_steps(out)[-1] == ended.exit["step"]
-    ended = runs.run(out, FULL, 1)
-    assert ended.codes == [0], ended.output
+    ended = runs.run(out, FULL, 1, "scramble@0:step:1;scramble@0:micro:3;scramble@0:evaluation:1;scramble@0:feed:9")
+    assert ended.codes == [0] and len(ended.struck) == 7, ended.output  # three signals before
     assert "Traceback" not in ended.output
     check_survived(ended, whole, 4)
     starts = [event for event in read_lives(out) if event["event"] == "start"]

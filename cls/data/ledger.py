@@ -73,11 +73,10 @@ def _rows(out: Path, life: int) -> list[tuple[int, int, str, str]]:
 
 
 def _whole_steps(rows: list[tuple[int, int, str, str]], batch: int, first: int) -> int:
-    """The step up to which all draws of a life are there: the last one may have been cut off inside."""
+    """The step up to which a life came: its last one may have been cut off inside."""
     counts = Counter(step for step, *_ in rows)
-    while counts[first] == batch:
-        first += 1
-    return first
+    last = max(counts, default=first - 1)
+    return last + (counts[last] >= batch)
 
 
 def _gaps(kept: Counter[int], batch: int) -> list[str]:
