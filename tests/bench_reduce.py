@@ -1,7 +1,7 @@
 """What exactness costs: optimizer steps with reduce=exact against reduce=fast, side by side in the same processes.
 
-python tests/bench_reduce.py           1, 2 and 4 gloo processes (ResNet-18, 64 px, 4 micro-batches of 8)
-torchrun --nproc_per_node 4 tests/bench_reduce.py --here       in the processes that are there, e.g. on GPUs
+python tests/bench_reduce.py           1, 2 and 4 gloo processes, 4, 6 and 16 micro-batches of 4 (ResNet-18, 64 px)
+torchrun --nproc_per_node 4 tests/bench_reduce.py 16       in the processes that are there, e.g. on GPUs
 
 Prints the median over pairs of steps of exact / fast. With more processes than cores the ratio holds, the times do not.
 """
@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,15 +26,15 @@ from cls.stop import Stop
 PAIRS = 9
 
 
-def here() -> None:
+def here(count: int) -> None:
     cluster = start(Train(), Stop())
     model = resnet18(num_classes=100).to(cluster.device, memory_format=torch.channels_last)
     loops = {}
     for kind in ("exact", "fast"):
-        run = change(Run(), train={"batch": 32, "micro_batch": 8, "reduce": kind})
+        run = change(Run(), train={"batch": 4 * count, "micro_batch": 4, "reduce": kind})
         twin = cluster.wrap(copy.deepcopy(model), False)
         loops[kind] = MicroBatches(cluster, twin, run), twin, torch.optim.AdamW(twin.parameters(), 1e-4)
-    images = torch.randn(8, 3, 64, 64, device=cluster.device).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(4, 3, 64, 64, device=cluster.device).contiguous(memory_format=torch.channels_last)
     seconds: dict[str, list[float]] = {"exact": [], "fast": []}
     for step in range(PAIRS + 2):
         for kind, (micro, twin, optimizer) in loops.items():
@@ -52,22 +53,15 @@ def here() -> None:
     ratios = [e / f for e, f in zip(seconds["exact"], seconds["fast"], strict=True)][2:]
     if cluster.main:
         low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
-        print(
-            f"{cluster.world} process(es): exact / fast = {middle:.2f} (min {low:.2f}, max {high:.2f}, {PAIRS} pairs)"
-        )
+        text = f"{cluster.world} process(es), {count} micro-batches: exact / fast = {middle:.2f}"
+        print(f"{text} (min {low:.2f}, max {high:.2f}, {PAIRS} pairs)")
     cluster.close()
 
 
 if __name__ == "__main__":
-    if "--here" in sys.argv:
-        here()
+    if len(sys.argv) > 1:
+        here(int(sys.argv[1]))
     else:
-        for processes in (1, 2, 4):
-            command = [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                f"--nproc_per_node={processes}",
-                "--master_port=29611",
-            ]
-            subprocess.run([*command, __file__, "--here"], check=True)
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--master_port=29611"]
+        for processes, count in product((1, 2, 4), (4, 6, 16)):
+            subprocess.run([*launcher, f"--nproc_per_node={processes}", __file__, str(count)], check=True)
