@@ -91,7 +91,7 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
             micro.abandon()
             journal.steps(losses.drain())
             if not (cluster.stop.at_once and cluster.fsdp):  # a shard alone cannot be saved
-                saver.save(ending.step)
+                saver.save(ending.step, wait=True)
             raise Stopped(cluster.why_stopped()) from None
 
 

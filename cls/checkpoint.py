@@ -202,9 +202,10 @@ def verify(path: Path) -> str:
     """What is wrong with a checkpoint, or ''."""
     try:
         hashes = json.loads((path / "manifest.json").read_text())["sha256"]
-        present = {file.name for file in path.iterdir()} - {"manifest.json"}
-        if set(hashes) != present or not {"model.safetensors", "progress.json"} <= present:
-            return f"holds {', '.join(sorted(present)) or 'nothing'} instead of {', '.join(sorted(hashes))}"
+        present = {file.name for file in path.iterdir()}  # and whatever a file manager has put beside them
+        missing = {"model.safetensors", "progress.json", *hashes} - present
+        if missing:
+            return f"{', '.join(sorted(missing))} missing"
         wrong = [name for name, digest in hashes.items() if sha256(path / name) != digest]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"

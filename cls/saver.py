@@ -71,8 +71,16 @@ class Saver:
         self._due = time.monotonic() + max(self._interval, RETRY_SECONDS)
         return True
 
-    def save(self, step: int) -> None:
-        """Copy the state (all ranks call it) and start to write it; waits for an earlier writing to end first."""
+    def save(self, step: int, wait: bool = False) -> None:
+        """Copy the state (all ranks call it) and start to write it; waits for an earlier writing to end first.
+
+        ``wait``: for this one, too. Before leaving: a launcher that sees one rank leave kills the others after 30 s.
+        """
+        self._save(step)
+        if wait and self._thread:
+            self._thread.join()
+
+    def _save(self, step: int) -> None:
         if self.saved == (step, self.state.history.validated):  # a stop right after a save; the same on all ranks
             return
         since = time.monotonic()
