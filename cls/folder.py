@@ -50,7 +50,8 @@ class Folder:
     def refuse_successor(self) -> None:
         """ForeignFolderError if another process has taken this one for dead and writes here now (rank 0 only)."""
         owner = _owner(self.path / "lock")
-        if owner and not self._mine(owner):  # none: deleted by hand, no reason to die
+        # none: deleted by hand; "?": could not be read just now: no reasons to die
+        if owner and owner["pid"] != "?" and not self._mine(owner):
             raise ForeignFolderError(f"out: {self.path} was taken over by process {owner['pid']} on {owner['host']}")
 
     @staticmethod
