@@ -138,6 +138,7 @@ def restore(folder: Path, state: State, cluster: Cluster) -> int:
     for path in found:
         problem = cluster.on_main(lambda path=path: verify(path))  # type: ignore[misc]  # mypy cannot type the default
         if not problem:
+            cluster.together(lambda path=path: await_file(path / "manifest.json"))  # type: ignore[misc]  # as above
             try:
                 step = cluster.together(lambda path=path: load(path, state))  # type: ignore[misc]  # as above
                 cluster.on_main(lambda: _set_aside(damaged))
@@ -154,7 +155,6 @@ def restore(folder: Path, state: State, cluster: Cluster) -> int:
 
 def load(path: Path, state: State) -> int:
     """Fill ``state`` from a checkpoint; gives its step. ValueError when a file is not what this program writes."""
-    await_file(path / "manifest.json")
     with _naming("progress.json"):
         progress: dict[str, Any] = json.loads((path / "progress.json").read_text())
         history, step, rates = History.of(progress["history"]), int(progress["step"]), list(progress["rates"])
@@ -270,9 +270,16 @@ def sha256(path: Path) -> str:
 def await_file(path: Path, good: Callable[[], bool] | None = None) -> None:
     """Wait until this host sees what rank 0 has seen: network file systems show new names late."""
     since = time.monotonic()
-    while not (good() if good else path.exists()):
+    while not _seen(path, good):
         if time.monotonic() - since > VISIBLE_SECONDS:
             raise ValueError(f"{path} is not visible on this host, as it is on rank 0's: run on one shared file system")
         time.sleep(0.2)
         with contextlib.suppress(OSError):
             os.listdir(path.parent)  # asks the server again
+
+
+def _seen(path: Path, good: Callable[[], bool] | None) -> bool:
+    try:
+        return good() if good else path.exists()
+    except OSError:
+        return False

@@ -20,6 +20,7 @@ from cls.stop import Stop
 
 CODES = {"done": 0, "error": 1, "user_error": 2, "data": 3, "non_finite": 4, "out_of_memory": 5, "stopped": 85}
 AGREED = ("done", "stopped", "user_error")  # all ranks end so together, and rank 0 speaks for them
+ONEDNN = "could not create a primitive"
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -131,7 +132,8 @@ def out_of_memory(error: BaseException) -> bool:
     """True if an allocation failed, on a GPU or on the host (where torch has no type of its own for it)."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    # the second is all that oneDNN says where it gets no memory
+    return isinstance(error, RuntimeError) and ("allocate memory" in str(error) or str(error) == ONEDNN)
 
 
 def raised_by_us(error: BaseException) -> bool:

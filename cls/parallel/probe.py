@@ -38,6 +38,8 @@ def fits(micro: MicroBatches, optimizer: Optimizer, run: Run, size: int) -> bool
         if micro.cluster.fsdp:
             raise
     finally:
+        # a backward pass that failed leaves its activations in autograd's queue until the next one
+        torch.zeros(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         if micro.cluster.device.type == "cuda":
             torch.cuda.empty_cache()
     return False
