@@ -72,7 +72,8 @@ class Stop:
         now = time.monotonic()
         self._slowest, self._asked = max(self._slowest, now - self._asked), now
         if not self.reason and now - self._looked >= LOOK_SECONDS:
-            self.reason, self._looked = self._look(), now
+            self._looked, seen = now, self._look()
+            self.reason = self.reason or seen  # a signal may have come while it looked
         return bool(self.reason)
 
     def _look(self) -> str:

@@ -31,6 +31,7 @@ from cls.images.draw import draw
 from cls.images.ops import training_ops, view_ops
 from cls.images.reference import apply
 from cls.models import build_model
+from cls.stop import SIGNALS
 
 TINY = [
     "digits", "--model.backbone", "timm/test_resnet", "--data.size", "32", "--data.workers", "0", "--train.batch", "16",
@@ -230,7 +231,7 @@ def test_a_signal_is_a_stop_and_the_same_command_continues(tmp_path: Path) -> No
 @pytest.fixture
 def quiet() -> Iterator[None]:
     """Give back what main() changes for the whole process."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}  # children inherit ignored ones
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
