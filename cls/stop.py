@@ -68,7 +68,7 @@ class Stop:
             self._interruptible = before
 
     def ask(self) -> bool:
-        """True once this process wants the run to stop; 0.1 us, and some system calls once a second."""
+        """True once this process wants the run to stop; 1 us, and some system calls once a second."""
         now = time.monotonic()
         self._slowest, self._asked = max(self._slowest, now - self._asked), now
         if not self.reason and now - self._looked >= LOOK_SECONDS:
