@@ -80,6 +80,7 @@ def read_header(path: Path) -> tuple[Run, tuple[str, ...], Statistics, int]:
 def write_results(folder: Folder, state: State, splits: Splits, look: Look, cluster: Cluster, journal: Journal) -> str:
     """Predict validation and test with the best weights, write all files, and give the run's last line."""
     run, out, fallback = folder.run, folder.path, fallback_class(splits)
+    cluster.clock.turn("evaluation")
     best = out / "best" / "model.safetensors"
     written = cluster.on_main(lambda: checkpoint.sha256(best))
     cluster.together(lambda: checkpoint.await_file(best, lambda: checkpoint.sha256(best) == written))

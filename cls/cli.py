@@ -131,7 +131,15 @@ class Audit:
     """Run directory."""
 
 
-VERBS = {"recipes": Recipes, "show": Show, "predict": Predict, "evaluate": Evaluate, "audit": Audit}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """Show the runs in a folder side by side: what differs, outcome, accuracy, goodput; writes table.md and .csv."""
+
+    folder: tyro.conf.Positional[str]
+    """Folder that holds the run directories."""
+
+
+VERBS = {"recipes": Recipes, "show": Show, "predict": Predict, "evaluate": Evaluate, "audit": Audit, "sweep": Sweep}
 
 
 def main() -> None:
@@ -177,5 +185,7 @@ def _do(verb: str, argv: list[str], stop: Stop) -> Any:
             )
         case Audit():
             return verbs.audit_run(command.run)
+        case Sweep():
+            return verbs.sweep_table(command.folder)
         case _:
             return verbs.evaluate_images(command.run, command.path, command.tta, command.device, command.workers, stop)

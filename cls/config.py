@@ -24,6 +24,8 @@ class Data:
 
     path: str = ""
     """A folder of images, a parquet, arrow or webdataset file or folder, a hub name, or 'digits' (embedded)."""
+    copy: str = ""
+    """The same images on this machine's own disk, read in place of data.path (slurm/env.sh puts them there)."""
     size: int = 224
     """Side of the square image the model sees, pixels."""
     eval_frame: Literal["center", "squash"] = "center"
@@ -237,7 +239,9 @@ class Run:
 
 
 # Fields of the moment: a continued run may have other values without being another run.
-MOMENT = ("out", "data.workers", "train.device", "train.keep", "train.save_minutes", "train.max_steps", "track.")
+MOMENT = (
+    "out", "data.copy", "data.workers", "train.device", "train.keep", "train.save_minutes", "train.max_steps", "track.",
+)  # fmt: skip
 
 
 def change(run: Run, *, recipe: str = "", seed: int | None = None, **sections: dict[str, Any]) -> Run:

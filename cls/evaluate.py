@@ -27,7 +27,8 @@ def validate(
     step: int, steps: Steps, state: State, look: Look, rows: Rows, journal: Journal, freeze: tuple[str, ...]
 ) -> None:
     """After an epoch, or where a smoke run stops: figures, schedule, history; the model is back in train mode."""
-    figures = summary(look(state.evaluated, rows))
+    with journal.cluster.clock.on("evaluation"):
+        figures = summary(look(state.evaluated, rows))
     check_validation(step, figures["loss"])
     if steps.ends_epoch(step):
         state.schedule.epoch(figures["loss"], figures["accuracy"])

@@ -9,7 +9,8 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from cls import __version__
+from cls import __version__, goodput
+from cls.clock import began, queued
 from cls.folder import Folder
 from cls.history import History
 from cls.lives import Lives
@@ -17,7 +18,8 @@ from cls.outcome import classify
 from cls.parallel.cluster import Cluster
 from cls.parallel.watch import Finished
 from cls.steps import Steps
-from cls.track import Progress, Tracker, read_rows
+from cls.track import Progress, Tracker, read_rows, rewind
+from cls.track.page import FINISH_SECONDS, LEAVE_SECONDS
 
 
 class Journal:
@@ -29,15 +31,18 @@ class Journal:
         self.figures: dict[str, float] = {}
         self.validated: dict[str, float] = {}
         self.lives: Lives | None = None
-        self.step = first
+        self.step, self.cluster = first, cluster
         if cluster.main:
-            info = describe(cluster, model)
-            self.tracker = Tracker(folder.run, folder.path, step=first, info=info)
+            gone = goodput.lost(read_rows(folder.path), rewind(folder.path, first))
+            before = goodput.total(goodput.lives(folder.path))["lost_steps"]
+            info = describe(cluster, model) | {"lives": folder.life + 1, "lost_steps": before + gone["lost"]}
+            self.tracker = Tracker(folder.run, folder.path, info)
             self.progress = Progress(steps.total, first, epochs=folder.run.train.epochs)
             self.lives = Lives(folder.path, folder.life)
             self.lives.add(
-                "start", step=first, processes=cluster.world, sharded=cluster.fsdp, device=info["device"],
-                host=platform.node(), job=os.environ.get("SLURM_JOB_ID", ""),
+                "start", step=first, processes=cluster.world, sharded=cluster.fsdp,
+                **{key: info[key] for key in ("device", "host", "job", "nodes")},
+                began=round(began(), 3), queue=round(queued(), 3), **gone,
             )  # fmt: skip
             gloo = " (gloo)" if cluster.world > 1 and cluster.device.type == "cpu" else ""
             self.progress.line(
@@ -52,10 +57,13 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self.tracker:
             assert self.lives is not None
-            self.lives.add("end", step=self.step, outcome=classify(error))
+            self.lives.add("end", step=self.step, outcome=classify(error), clock=self.cluster.clock.read())
             self.lives.close()
             self.progress.close()
-            hint = self.tracker.finish(self.figures)
+            spent = goodput.total(goodput.lives(self.folder.path))
+            self.figures |= {f"time/{part}": seconds for part, seconds in spent["seconds"].items()}
+            self.figures |= {key: spent[key] for key in ("goodput", "lives", "lost_steps")}
+            hint = self.tracker.finish(self.figures, FINISH_SECONDS if kind is None else LEAVE_SECONDS)
             if hint and kind is None:
                 print(hint, flush=True)
 
@@ -76,16 +84,30 @@ class Journal:
             self.progress.step(done.step, row | self.validated)
 
     def epoch(self, step: int, figures: dict[str, float], history: History) -> None:
-        """A validation: its figures go to the record, one line to the screen."""
+        """A validation: its figures go to the record, one line to the screen; all ranks call it."""
+        clocks = self.cluster.gather(self.cluster.clock.read())
         if not self.tracker:
             return
         epoch, best = self.count.epochs_done(step), max(history.best_accuracy, figures["accuracy"])
         self.validated = {"val/accuracy": figures["accuracy"]}
-        self.tracker.log({"step": step, "epoch": epoch, **{f"val/{name}": value for name, value in figures.items()}})
+        spent = self.spent(step, clocks)
+        self.tracker.log({"step": step, "epoch": epoch, **{f"val/{k}": v for k, v in figures.items()}, **spent})
         self.progress.line(
             f"epoch {epoch}/{self.count.train.epochs} done  val accuracy {figures['accuracy']:.4f} (best {best:.4f})  "
             f"val loss {figures['loss']:.4f}"
         )
+
+    def spent(self, step: int, clocks: list[dict[str, float]]) -> dict[str, float]:
+        """Where this life's seconds have gone so far, on rank 0, and the rank that the others waited for."""
+        assert self.lives is not None
+        rank, longer = goodput.slowest(clocks)
+        self.lives.add("epoch", step=step, slowest=rank, clock=clocks[0])
+        seconds = {f"time/{kind}": value for kind, value in clocks[0].items()}
+        return seconds | {
+            "time/goodput": round(goodput.share(clocks[0], queued()), 4),
+            "time/slowest_rank": rank,
+            "time/slowest_longer": round(longer, 3),
+        }
 
     def result(self, text: str, figures: dict[str, float], pictures: dict[str, Path]) -> None:
         if self.tracker:
@@ -105,5 +127,8 @@ def describe(cluster: Cluster, model: nn.Module) -> dict[str, Any]:
         "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "processes": cluster.world,
         "device": device,
+        "host": platform.node(),
+        "job": os.environ.get("SLURM_JOB_ID", ""),
+        "nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
         "versions": {"cls": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }

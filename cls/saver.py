@@ -76,9 +76,10 @@ class Saver:
 
         ``wait``: for this one, too. Before leaving: a launcher that sees one rank leave kills the others after 30 s.
         """
-        self._save(step)
-        if wait and self._thread:
-            self._thread.join()
+        with self.cluster.clock.on("saving"):
+            self._save(step)
+            if wait and self._thread:
+                self._thread.join()
 
     def _save(self, step: int) -> None:
         if self.saved == (step, self.state.history.validated):  # a stop right after a save; the same on all ranks
@@ -94,7 +95,8 @@ class Saver:
         waited = time.monotonic() - since
         self._due = time.monotonic() + self._interval
         # not a daemon: a write that has begun is finished whatever ends the run
-        self._thread = threading.Thread(target=self._write, args=(snapshot, self._best(snapshot), waited))
+        clock = self.cluster.clock.read()
+        self._thread = threading.Thread(target=self._write, args=(snapshot, self._best(snapshot), waited, clock))
         self._thread.start()
 
     def finish(self) -> None:
@@ -120,7 +122,9 @@ class Saver:
             return snapshot.step, snapshot.average or snapshot.model
         return self._waiting_best
 
-    def _write(self, snapshot: Snapshot, best: tuple[int, Tensors] | None, waited: float) -> None:
+    def _write(
+        self, snapshot: Snapshot, best: tuple[int, Tensors] | None, waited: float, clock: dict[str, float]
+    ) -> None:
         since, history = time.monotonic(), History.of(snapshot.progress["history"])
         assert self.lives is not None
         try:
@@ -136,7 +140,9 @@ class Saver:
             return
         seconds, size = time.monotonic() - since, sum(file.stat().st_size for file in path.iterdir())
         self.cluster.stop.leave_seconds = self._slowest = max(self._slowest, waited + seconds)
-        self.lives.add("save", step=snapshot.step, waited=round(waited, 4), seconds=round(seconds, 4), bytes=size)
+        self.lives.add(
+            "save", step=snapshot.step, waited=round(waited, 4), seconds=round(seconds, 4), bytes=size, clock=clock
+        )
 
     def _write_best(self, step: int, tensors: Tensors) -> None:
         path = self.folder.path / "best" / "model.safetensors"

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cls import recipes, report
+from cls import goodput, recipes, report
 from cls.artifacts import read_header
 from cls.config import Run, View, change, from_yaml
 from cls.data.draws import Draws
@@ -28,6 +28,7 @@ from cls.parallel.cluster import Cluster, start
 from cls.sheet import Tile, write_sheet
 from cls.steps import Steps
 from cls.stop import Stop
+from cls.sweep import sweep
 
 PEOPLE = Console(stderr=True, width=None if sys.stderr.isatty() else 180)
 
@@ -191,10 +192,9 @@ def audit_run(path: str) -> dict[str, Any]:
         raise ValueError(f"{out} is not a run directory: it has no config.yaml")
     run, data = from_yaml((out / "config.yaml").read_text()), json.loads((out / "data.json").read_text())
     found = audit(out, data["train"]["images"], run.train.batch, run.data.balanced)
-    table = Table("life", "from step", "processes", "device", "host", "job", "lost steps", box=None)
-    for life in found["lives"]:
-        table.add_row(*(str(value) for value in life.values()))
-    PEOPLE.print(table)
+    found |= {"lives": goodput.lives(out)}
+    found |= {"total": goodput.total(found["lives"])}
+    PEOPLE.print(lives_table(found["lives"], found["total"]))
     if found["problems"]:
         raise DataError(f"{out}: " + "; ".join(found["problems"][:5]))
     epochs = found["draws"] / data["train"]["images"]
@@ -202,3 +202,30 @@ def audit_run(path: str) -> dict[str, Any]:
     absent = "no ledger: start the run with --track.ledger True for the proof of exactly-once"
     print(proof if found["ledger"] else absent, file=sys.stderr)
     return found
+
+
+def lives_table(lives: Sequence[dict[str, Any]], total: dict[str, Any]) -> Table:
+    """Each life of a run and all of them: where it was, how it ended, and where its seconds went."""
+    table = Table("life", "from step", "steps", "lost", "processes", "device", "nodes", "job", "outcome", box=None)
+    for part in (*goodput.PARTS, "goodput"):
+        table.add_column(part, justify="right")
+    for life in lives:
+        facts = [life[key] for key in ("life", "step", "steps", "lost_steps", "processes", "device")]
+        facts += [life["nodes"] or life["host"], life["job"], life["outcome"]]
+        table.add_row(*map(str, facts), *(f"{s:.0f} s" for s in life["seconds"].values()), f"{life['goodput']:.2f}")
+    spent = (f"{seconds:.0f} s" for seconds in total["seconds"].values())
+    table.add_row(
+        "all", "", str(total["steps"]), str(total["lost_steps"]), "", "", "", "", "", *spent, f"{total['goodput']:.2f}"
+    )
+    return table
+
+
+def sweep_table(folder: str) -> list[dict[str, Any]]:
+    """Runs side by side."""
+    rows = sweep(Path(folder))
+    table = Table(*rows[0], box=None)
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    PEOPLE.print(table)
+    print(f"also in {Path(folder) / 'table.md'} and table.csv", file=sys.stderr)
+    return rows

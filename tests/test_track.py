@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cls.config import Run, Track, change
-from cls.track import Progress, Tracker, check_tracking, read_rows, wandb_mode
+from cls.track import Progress, Tracker, check_tracking, read_rows, rewind, wandb_mode
 
 ROOT = Path(__file__).parents[1]
 KEY = "0123456789abcdef" * 2 + "fedcba98"  # shaped like a W&B key
@@ -67,12 +67,12 @@ def files_with(folder, secret):
 
 def test_offline_wandb(tmp_path):
     folder = tmp_path / "my run"
-    tracker = Tracker(run(wandb="offline"), folder, step=0, info={"parameters": 1234})
+    tracker = Tracker(run(wandb="offline"), folder, info={"parameters": 1234})
     for step in range(1, 31):
         tracker.log(row(step, **{"train/loss": 1 / step, "train/lr": 1e-4}))
         if step % 10 == 0:
             tracker.log(row(step, **{"val/accuracy": step / 100}))
-    hint = tracker.finish({"test/accuracy": 0.75})
+    hint = tracker.finish({"test/accuracy": 0.75}, 60)
     (records,) = inspect(folder)  # exactly one run
     logged = history(records)
     assert [r["global_step"] for r in logged if "train/loss" in r] == list(range(1, 31))
@@ -97,14 +97,15 @@ def test_offline_wandb(tmp_path):
 
 
 def test_continued_offline_run_is_complete(tmp_path):
-    first = Tracker(run(wandb="offline"), tmp_path, step=0, info={})
+    first = Tracker(run(wandb="offline"), tmp_path, info={})
     for step in range(1, 6):
         first.log(row(step, **{"train/loss": 1.0}))
-    first.finish({})
-    second = Tracker(run(wandb="offline"), tmp_path, step=3, info={})
+    first.finish({}, 60)
+    rewind(tmp_path, 3)
+    second = Tracker(run(wandb="offline"), tmp_path, info={})
     for step in range(4, 8):
         second.log(row(step, **{"train/loss": 2.0}))
-    hint = second.finish({})
+    hint = second.finish({}, 60)
     old, new = inspect(tmp_path)
     old, new = sorted((old, new), key=len)
     assert len({r["run"]["run_id"] for r in old + new if r["type"] == "run"}) == 1
@@ -118,10 +119,10 @@ def test_pictures(tmp_path):
     from PIL import Image
 
     Image.new("RGB", (8, 8), "red").save(tmp_path / "curves.png")
-    tracker = Tracker(run(wandb="offline"), tmp_path, step=0, info={})
+    tracker = Tracker(run(wandb="offline"), tmp_path, info={})
     tracker.log(row(7))
     tracker.pictures({"curves": tmp_path / "curves.png"})
-    tracker.finish({})
+    tracker.finish({}, 60)
     (records,) = inspect(tmp_path)
     shown = [r for r in history(records) if any(key.startswith("curves") for key in r)]
     assert len(shown) == 1 and shown[0]["global_step"] == 7
@@ -134,7 +135,7 @@ import os, signal, sys
 from pathlib import Path
 from cls.config import Run, change
 from cls.track import Tracker
-tracker = Tracker(change(Run(), track={"wandb": "disabled"}), Path(sys.argv[1]), step=0, info={})
+tracker = Tracker(change(Run(), track={"wandb": "disabled"}), Path(sys.argv[1]), info={})
 for step in range(1, 201):
     tracker.log({"step": step, "epoch": 1, "train/loss": step / 7})
 os.kill(os.getpid(), signal.SIGKILL)
@@ -145,10 +146,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_resume_moves_rows_beyond_the_step(tmp_path):
     def live(start, steps):
-        tracker = Tracker(run(), tmp_path, step=start, info={})
+        rewind(tmp_path, start)
+        tracker = Tracker(run(), tmp_path, info={})
         for step in steps:
             tracker.log(row(step, **{"train/loss": float(start)}))
-        tracker.finish({})
+        tracker.finish({}, 60)
 
     live(0, range(1, 11))
     with (tmp_path / "metrics.jsonl").open("ab") as file:
@@ -164,9 +166,9 @@ def test_resume_moves_rows_beyond_the_step(tmp_path):
 
 
 def test_not_a_number_is_valid_json(tmp_path):
-    tracker = Tracker(run(), tmp_path, step=0, info={})
+    tracker = Tracker(run(), tmp_path, info={})
     tracker.log(row(1, **{"val/loss": math.nan, "train/loss": math.inf, "val/accuracy": 0.5}))
-    tracker.finish({})
+    tracker.finish({}, 60)
 
     def refuse(constant):
         raise AssertionError(constant)
@@ -188,13 +190,14 @@ UNREACHABLE = """
 import logging, sys
 from pathlib import Path
 from cls import track
+from cls.track import page
 from cls.config import Run, change
 logging.basicConfig(format="%(message)s")
-track.INIT_SECONDS = 2
-tracker = track.Tracker(change(Run(), track={"wandb": "auto"}), Path(sys.argv[1]), step=0, info={})
+page.INIT_SECONDS = 2
+tracker = track.Tracker(change(Run(), track={"wandb": "auto"}), Path(sys.argv[1]), info={})
 for step in range(1, 4):
     tracker.log({"step": step, "epoch": 1, "train/loss": 0.5})
-print(tracker.finish({}))
+print(tracker.finish({}, 60))
 """
 
 
@@ -216,9 +219,9 @@ def test_unreachable_server_means_offline_and_the_key_stays_secret(tmp_path):
 def test_secret_in_the_configuration_is_not_sent(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefghij")
     config = change(run(wandb="offline"), data={"path": "https://me:hf_abcdefghij@host/set"})
-    tracker = Tracker(config, tmp_path, step=0, info={})
+    tracker = Tracker(config, tmp_path, info={})
     tracker.log(row(1))
-    assert tracker.finish({}) == ""
+    assert tracker.finish({}, 60) == ""
     assert "HF_TOKEN" in caplog.text and "hf_abc" not in caplog.text
     assert len(read_rows(tmp_path)) == 1
     assert files_with(tmp_path, "hf_abcdefghij") == []
@@ -227,21 +230,21 @@ def test_secret_in_the_configuration_is_not_sent(tmp_path, monkeypatch, caplog):
 def test_unwritable_mirrors_do_not_stop_training(tmp_path, caplog):
     for name in ("wandb", "tensorboard"):
         (tmp_path / name).write_text("a file where a folder should be")
-    tracker = Tracker(run(wandb="offline", tensorboard=True), tmp_path, step=0, info={})
+    tracker = Tracker(run(wandb="offline", tensorboard=True), tmp_path, info={})
     for step in (1, 2, 3):
         tracker.log(row(step, **{"train/loss": 1.0}))
     tracker.pictures({"curves": tmp_path / "not there.png"})
-    tracker.finish({"test/accuracy": 1.0})
+    tracker.finish({"test/accuracy": 1.0}, 60)
     assert len(read_rows(tmp_path)) == 3
     warnings = [r.getMessage() for r in caplog.records if r.name == "cls"]
     assert sorted(w.partition(" failed")[0] for w in warnings) == ["TensorBoard", "W&B"]
 
 
 def test_failure_while_running_is_warned_of_once(tmp_path, caplog):
-    tracker = Tracker(run(wandb="offline"), tmp_path, step=0, info={})
+    tracker = Tracker(run(wandb="offline"), tmp_path, info={})
     tracker.pictures({"curves": tmp_path / "not there.png"})
     tracker.log(row(1, **{"train/loss": 1.0}))
-    assert tracker.finish({}) == ""
+    assert tracker.finish({}, 60) == ""
     assert len(read_rows(tmp_path)) == 1
     assert [r.getMessage() for r in caplog.records if "W&B failed" in r.getMessage()] != []
     assert len([r for r in caplog.records if r.levelno >= logging.WARNING and r.name == "cls"]) == 1
@@ -249,16 +252,17 @@ def test_failure_while_running_is_warned_of_once(tmp_path, caplog):
 
 def test_tensorboard(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    first = Tracker(run(tensorboard=True), tmp_path, step=0, info={})
+    first = Tracker(run(tensorboard=True), tmp_path, info={})
     for step in range(1, 6):
         first.log(row(step, **{"train/loss": 1.0}))
-    first.finish({})
+    first.finish({}, 60)
     time.sleep(1.1)  # event files are ordered by a name in whole seconds
-    second = Tracker(run(tensorboard=True), tmp_path, step=3, info={})
+    rewind(tmp_path, 3)
+    second = Tracker(run(tensorboard=True), tmp_path, info={})
     for step in range(4, 7):
         second.log(row(step, **{"train/loss": 2.0}))
     second.log(row(6, **{"val/accuracy": 0.25}))
-    second.finish({"test/accuracy": 0.5})
+    second.finish({"test/accuracy": 0.5}, 60)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [
         (1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0),

@@ -19,7 +19,7 @@ class Feed:
     """Micro-batches of this rank for the given steps, in order; notes images that could not be read."""
 
     def __init__(self, splits: Splits, folder: Folder, cluster: Cluster, share: range, steps: range) -> None:
-        rows, run, self.device = splits.train, folder.run, cluster.device
+        rows, run, self.device, self.clock = splits.train, folder.run, cluster.device, cluster.clock
         self.prepare = preprocess(input_statistics(run), run.seed, run.train.channels_last, self.device)
         self.draws = Draws(
             rows, training_ops(run.augment, run.data, input_statistics(run)[0]), run.seed, run.data.balanced
@@ -35,9 +35,11 @@ class Feed:
     def next(self) -> tuple[Tensor, Tensor]:
         """Images (b 3 h w, normalised) and labels (b) of the next micro-batch, on the device."""
         try:
-            batch = next(self.batches)
+            with self.clock.on("data"):
+                batch = next(self.batches)
         except DataError as error:  # a loader process adds its traceback; the last line is the message
             raise DataError(str(error).strip().splitlines()[-1].removeprefix("cls.outcome.DataError: ")) from None
+        self.clock.loop()
         self.broken.note(batch.broken)
         if self.ledger:
             self.ledger.note(batch)

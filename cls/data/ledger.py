@@ -49,8 +49,7 @@ def audit(out: Path, images: int, batch: int, balanced: bool) -> dict[str, Any]:
     for start, found, end in zip(starts, rows, ends, strict=True):
         done = _whole_steps(found, batch, start["step"])
         last = done if end is None else end
-        lost = max(0, done - last)
-        lives.append({k: start[k] for k in ("life", "step", "processes", "device", "host", "job")} | {"lost": lost})
+        lives.append({"life": start["life"], "step": start["step"], "lost": max(0, done - last)})
         for step, draw, name, pixels in found:
             if seen.setdefault(draw, (name, pixels)) != (name, pixels):
                 problems.append(f"draw {draw} was {seen[draw][0]} and later {name}, or had other pixels")

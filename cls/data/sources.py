@@ -47,7 +47,7 @@ def load(data: config.Data, seed: int) -> Splits:
     Without validation images, ``data.val_fraction`` of each class is held out by ``seed``. Labels of all splits are
     mapped by name to the classes of the training images. What cannot be used is a ValueError naming the field.
     """
-    parts = _digits() if data.path == "digits" else _read(data.path, data)
+    parts = _digits() if data.path == "digits" else _read(data.copy or data.path, data)
     if "train" not in parts:
         raise ValueError(f"data.path: {data.path} has no train split, only {', '.join(sorted(parts)) or 'other ones'}")
     for split, part in parts.items():

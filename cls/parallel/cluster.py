@@ -15,6 +15,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from cls.clock import Clock
 from cls.config import Train
 from cls.parallel.guards import check_fsdp, choose_device, refuse_launcher
 from cls.stop import Stop, Stopped
@@ -36,6 +37,7 @@ class Cluster:
     device: torch.device
     fsdp: bool = False
     stop: Stop = field(default_factory=Stop)
+    clock: Clock = field(default_factory=Clock)
 
     @property
     def main(self) -> bool:

@@ -122,7 +122,8 @@ class MicroBatches:
         for place, wish in ((1, stop), (2, save)):
             if wish:
                 self.stack[0].values[0][place] += 1
-        result, *values = reduce.total(self.stack, self.count, self.cluster, self.rooms)
+        with self.cluster.clock.on("exchange"):
+            result, *values = reduce.total(self.stack, self.count, self.cluster, self.rooms)
         buffers, gradients = values[: len(self.start)], values[len(self.start) :]
         if buffers:
             torch._foreach_div_(buffers, self.count)

@@ -1,0 +1,62 @@
+"""Several runs side by side: what differs between them and how far each has come."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from cls import goodput
+from cls.config import MOMENT, flat, from_yaml
+from cls.files import write_whole
+from cls.track import read_rows
+
+
+def sweep(folder: Path) -> list[dict[str, Any]]:
+    """One row per run directory in ``folder``, by name, also written to table.md and table.csv there.
+
+    Columns are the fields in which the runs differ, then the outcome ("running" while there is none), epochs done,
+    the best validation accuracy with its epoch, lives, lost steps and goodput. ValueError where there is no run.
+    """
+    found = sorted(path.parent for path in folder.glob("*/config.yaml"))
+    if not found:
+        raise ValueError(f"{folder} holds no run directories: name the folder that slurm/sweep.sh wrote to")
+    configs = [flat(from_yaml((path / "config.yaml").read_text())) for path in found]
+    differing = [name for name in configs[0] if len({str(config[name]) for config in configs}) > 1]
+    shown = [name for name in differing if not name.startswith(MOMENT)]
+    rows = [
+        {"run": path.name} | {name: _text(config[name]) for name in shown} | _result(path)
+        for path, config in zip(found, configs, strict=True)
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(folder / "table.csv", text.getvalue().encode())
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
+    write_whole(folder / "table.md", ("\n".join(lines) + "\n").encode())
+    return rows
+
+
+def _result(path: Path) -> dict[str, Any]:
+    validated = [row for row in read_rows(path) if "val/accuracy" in row]
+    best = max(validated, key=lambda row: row["val/accuracy"], default=None)
+    try:
+        outcome = json.loads((path / "exit.json").read_text())["outcome"]
+    except (OSError, ValueError, KeyError):
+        outcome = "running"
+    spent = goodput.total(goodput.lives(path))
+    return {
+        "outcome": outcome,
+        "epochs": validated[-1]["epoch"] if validated else 0,
+        "best accuracy": f"{best['val/accuracy']:.4f}" if best else "",
+        "at epoch": best["epoch"] if best else "",
+        "lives": spent["lives"],
+        "lost steps": spent["lost_steps"],
+        "goodput": f"{spent['goodput']:.2f}",
+    }
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

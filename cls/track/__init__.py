@@ -1,0 +1,77 @@
+"""Where the numbers of a run go: metrics.jsonl is the record, W&B and TensorBoard mirror it, a progress line shows it.
+
+A mirror works in a thread of its own: whatever it waits for, training does not. One that fails is dropped with one
+warning. At every start a mirror is brought up to date from the record, so what a killed process had not sent (W&B keeps
+up to 32 KiB of rows in memory) is sent by the next one.
+"""
+
+import importlib.util
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cls.config import Run, Track
+from cls.files import Lines
+from cls.track.behind import Behind
+from cls.track.board import Board
+from cls.track.page import Page, wandb_key, wandb_mode
+from cls.track.progress import Progress
+from cls.track.record import Row, encode, read_rows, rewind
+
+__all__ = ["Progress", "Tracker", "check_tracking", "read_rows", "rewind", "wandb_mode"]
+
+
+def check_tracking(track: Track) -> None:
+    """Refuse before training what could not be tracked: a missing package or a missing key is a ValueError."""
+    if track.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError(
+            "track.tensorboard is on, but the package tensorboard is not installed: pip install 'cls[tensorboard]'"
+        )
+    if wandb_mode(track) == "online" and not wandb_key():
+        raise ValueError(
+            "track.wandb is online (or WANDB_MODE is), but no W&B key is known: "
+            "run `wandb login`, set WANDB_API_KEY, or use --track.wandb offline"
+        )
+
+
+class Tracker:
+    """The log of one run; used on rank 0 only.
+
+    ``info`` are facts for the W&B config besides the run's own (parameters, processes, lives, versions, device).
+    """
+
+    def __init__(self, run: Run, folder: Path, info: dict[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = read_rows(folder)
+        self._record = Lines(folder / "metrics.jsonl")
+        self._mirrors: list[Behind] = []
+        mode = wandb_mode(run.track)
+        if mode != "disabled":
+            self._mirrors.append(Behind("W&B", lambda: Page(run, folder, mode, rows, info)))
+        if run.track.tensorboard:
+            self._mirrors.append(Behind("TensorBoard", lambda: Board(folder, rows)))
+
+    def log(self, row: Row) -> None:
+        """Write one row: ``step`` (optimizer steps done), ``epoch``, and any of ``train/…``, ``val/…``, ``time/…``.
+
+        ``time`` (unix seconds) is added here.
+        """
+        timed = {"step": row["step"], "time": round(time.time(), 3), **row}
+        self._record.add(encode(timed))
+        for mirror in self._mirrors:
+            mirror.do(lambda target: target.log(timed))
+
+    def pictures(self, paths: Mapping[str, Path]) -> None:
+        """Show PNG files under their names."""
+        for mirror in self._mirrors:
+            mirror.do(lambda target: target.pictures(paths))
+
+    def finish(self, summary: Mapping[str, float], seconds: float) -> str:
+        """Close everything, waiting for a mirror at most so long; gives the
+        command that uploads what is left, or an empty text.
+        """
+        self._record.close()
+        said = [mirror.finish(summary, seconds) for mirror in self._mirrors]
+        self._mirrors.clear()
+        return "".join(said)

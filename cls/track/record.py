@@ -1,0 +1,52 @@
+"""metrics.jsonl: the record of a run, one JSON object per row."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cls.files import write_whole
+
+Row = Mapping[str, float]
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl, oldest first, null as nan; no file is no rows.
+
+    A last line cut short by a crash is left out; any other broken line is a ValueError.
+    """
+    path = folder / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    rows = []
+    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is nothing, or half a row
+        try:
+            row = json.loads(line)
+            rows.append({key: math.nan if value is None else value for key, value in row.items()})
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path}: line {number} is not a JSON object ({error}); remove that line") from error
+    return rows
+
+
+def encode(row: Row) -> bytes:
+    # JSON has no nan and no infinity: null, so that any reader can read the file
+    plain = {key: value if isinstance(value, int) or math.isfinite(value) else None for key, value in row.items()}
+    return json.dumps(plain, allow_nan=False, default=float).encode() + b"\n"
+
+
+def rewind(folder: Path, step: int) -> list[dict[str, Any]]:
+    """Move rows beyond the resumed step to metrics.lost.jsonl (first written there, so none is ever lost).
+
+    Gives the moved ones, oldest first.
+    """
+    rows = read_rows(folder)
+    lost = [row for row in rows if row["step"] > step]
+    kept = [row for row in rows if row["step"] <= step]
+    if lost:
+        with (folder / "metrics.lost.jsonl").open("ab") as file:
+            file.write(b"".join(map(encode, lost)))
+            file.flush()
+            os.fsync(file.fileno())
+    write_whole(folder / "metrics.jsonl", b"".join(map(encode, kept)))  # also drops half a row at the end
+    return lost

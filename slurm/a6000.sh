@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Nodes with RTX A6000 (48 GB): sbatch slurm/a6000.sh RECIPE --field value …; see slurm/train.sh for everything else.
+# Only resources stand here, for a partition named a6000 of nodes with 2 GPUs and 16 cores; change them to your cluster's,
+# or overrule them: sbatch -p NAME --gpus-per-node=1 slurm/a6000.sh …
+#SBATCH --job-name=cls
+#SBATCH --output=%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --partition=a6000
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=a6000:2
+#SBATCH --cpus-per-task=16
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+set -euo pipefail
+
+command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=||p' | head -n 1)
+# exec: the signal before the time limit goes to this process, and train.sh waits for it
+exec "${command%%/slurm/a6000.sh*}/slurm/train.sh" "$@"

@@ -1,0 +1,74 @@
+# shellcheck shell=bash
+# What a job needs around it: sourced by the scripts of this folder on every node, and by you on the login node
+# (`. slurm/env.sh`), so that `cls fetch` fills the caches that the jobs read. Whatever is set already stays.
+#
+#   CLS_MODULES   modules to load, e.g. "python/3.12 cuda"
+#   CLS_VENV      virtual environment; else .venv beside this folder, else the python that is there
+#   CLS_CACHE     the one folder for all caches; else $SCRATCH/cls, else ~/.cache/cls
+#   CLS_OFFLINE   1: no network on the nodes, 0: there is; else it is tried
+#   CLS_STAGE     1: copy the data to each node's own disk, CLS_SCRATCH ($TMPDIR, else /tmp), and read it there
+
+if [ -n "${CLS_MODULES:-}" ]; then
+    for _name in $CLS_MODULES; do module load "$_name"; done
+fi
+_venv=${CLS_VENV:-$(dirname "${BASH_SOURCE[0]}")/../.venv}
+if [ -f "$_venv/bin/activate" ]; then
+    # shellcheck disable=SC1091  # whatever that environment brought
+    . "$_venv/bin/activate"
+elif [ -n "${CLS_VENV:-}" ]; then
+    echo "slurm/env.sh: CLS_VENV is $_venv, which is no virtual environment: python3 -m venv $_venv" >&2
+    exit 2
+fi
+unset _venv _name
+
+# Home directories of clusters are small, and one forgotten cache fills them.
+export CLS_CACHE=${CLS_CACHE:-${SCRATCH:-$HOME/.cache}/cls}
+export HF_HOME=${HF_HOME:-$CLS_CACHE/huggingface}
+export TORCH_HOME=${TORCH_HOME:-$CLS_CACHE/torch}
+export WANDB_CACHE_DIR=${WANDB_CACHE_DIR:-$CLS_CACHE/wandb} WANDB_DATA_DIR=${WANDB_DATA_DIR:-$CLS_CACHE/wandb}
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$CLS_CACHE/triton}
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$CLS_CACHE/inductor}
+export MPLCONFIGDIR=${MPLCONFIGDIR:-$CLS_CACHE/matplotlib}
+mkdir -p "$CLS_CACHE" "$MPLCONFIGDIR"
+
+# Without a network each library would try for minutes while the other processes wait.
+if [ -z "${CLS_OFFLINE:-}" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+    CLS_OFFLINE=1
+    if timeout 5 bash -c '</dev/tcp/huggingface.co/443' 2>/dev/null; then CLS_OFFLINE=0; fi
+fi
+if [ "${CLS_OFFLINE:-0}" = 1 ]; then
+    export CLS_OFFLINE HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=${WANDB_MODE:-offline}
+fi
+
+# What `cls doctor --save` measured on this node, e.g. NCCL_P2P_DISABLE=1: nothing about NCCL is assumed.
+if [ -f "$CLS_CACHE/nccl-$(hostname).sh" ]; then
+    # shellcheck disable=SC1090  # its name has the host's in it
+    . "$CLS_CACHE/nccl-$(hostname).sh"
+fi
+
+# A checksum of names, contents and modes, whatever the order and age of the files.
+_packed() { tar -C "$1" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf - -- "$2"; }
+
+# stage SOURCE: copy a file or a folder to this node's disk, once for all jobs of this node, and print where it is.
+# The source is read once; the copy is read again and must have the same checksum before it gets its name.
+stage() {
+    local source place name copy made found
+    source=$(realpath "$1") && name=$(basename "$source")
+    place=${CLS_SCRATCH:-${TMPDIR:-/tmp}}/cls-$(id -un)/$(stat -c '%n %Y' "$source" | sha256sum | head -c 12)
+    copy=$place/$name
+    mkdir -p "$place" || return
+    (
+        flock 9
+        [ -e "$copy" ] && exit 0
+        echo "slurm/env.sh: $(hostname): copying $source to $place" >&2
+        rm -rf "$place/new" && mkdir "$place/new" || exit
+        made=$(_packed "$(dirname "$source")" "$name" | tee >(tar -C "$place/new" -xf -) | sha256sum) || exit
+        found=$(_packed "$place/new" "$name" | sha256sum) || exit
+        if [ "$made" != "$found" ]; then
+            echo "slurm/env.sh: $(hostname): the copy of $source in $place is not what was read: a full disk?" >&2
+            exit 1
+        fi
+        mv "$place/new/$name" "$copy"
+    ) 9>"$place/lock" || return
+    echo "$copy"
+}

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# One node's part of a run: slurm/train.sh starts it on every node, with the arguments of accelerate launch.
+set -euo pipefail
+# shellcheck source=slurm/env.sh
+. "$(dirname "$0")/env.sh"
+copy=()
+if [ "${CLS_STAGE:-0}" = 1 ] && [ -e "${CLS_DATA:-}" ]; then
+    staged=$(stage "$CLS_DATA")
+    copy=(--data.copy "$staged")
+fi
+exec accelerate launch --machine_rank "$SLURM_NODEID" "$@" "${copy[@]}"

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Predict on a SLURM cluster; whatever follows goes to `cls predict`:
+#
+#   sbatch slurm/predict.sh runs/mlp-head-123 /data/photos/test
+#
+#SBATCH --job-name=cls-predict
+#SBATCH --output=%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --requeue
+set -euo pipefail
+
+command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=||p' | head -n 1)
+# shellcheck source=slurm/env.sh
+. "${command%%/slurm/predict.sh*}/slurm/env.sh"
+srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --export=ALL cls predict "$@"

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Nodes with RTX 3090 (24 GB): sbatch slurm/rtx3090.sh RECIPE --field value …; see slurm/train.sh for everything else.
+# Only resources stand here, for a partition named rtx3090 of nodes with 4 GPUs and 16 cores; change them to your cluster's,
+# or overrule them: sbatch -p NAME --gpus-per-node=1 slurm/rtx3090.sh …
+#SBATCH --job-name=cls
+#SBATCH --output=%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --partition=rtx3090
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=rtx3090:4
+#SBATCH --cpus-per-task=16
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+set -euo pipefail
+
+command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=||p' | head -n 1)
+# exec: the signal before the time limit goes to this process, and train.sh waits for it
+exec "${command%%/slurm/rtx3090.sh*}/slurm/train.sh" "$@"

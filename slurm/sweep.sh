@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# A job array with one run for each line of a file; a line is what follows train.py (recipe and fields, quoted as in a
+# shell; # starts a comment), and what follows the file goes to all of them:
+#
+#   sbatch --array=1-4 slurm/sweep.sh heads.txt --data.path /data/photos
+#
+# The runs are FOLDER/001, FOLDER/002, …, FOLDER being runs/sweep-JOBID below the directory of the sbatch, or CLS_SWEEP:
+# name the old one there and lines that are done are not run again. Each end of a run rewrites FOLDER/table.md and .csv
+# (`cls sweep FOLDER`). All else is slurm/train.sh's: each member is requeued on its own.
+#SBATCH --job-name=cls
+#SBATCH --output=%x-%A_%a.out
+#SBATCH --open-mode=append
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+set -euo pipefail
+
+command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=||p' | head -n 1)
+root=${command%%/slurm/sweep.sh*}
+number=${SLURM_ARRAY_TASK_ID:?submit with sbatch --array=1-LINES slurm/sweep.sh FILE}
+file=${1:?name the file with one variant per line}
+shift
+line=$(grep -v '^[[:space:]]*\(#\|$\)' "$file" | sed -n "${number}p")
+if [ -z "$line" ]; then
+    echo "slurm/sweep.sh: $file has $(grep -vc '^[[:space:]]*\(#\|$\)' "$file") variants, none with number $number" >&2
+    exit 2
+fi
+mapfile -t words < <(xargs -n 1 printf '%s\n' <<<"$line") # quotes as in a shell, but nothing is executed
+export CLS_SWEEP=${CLS_SWEEP:-runs/sweep-$SLURM_ARRAY_JOB_ID}
+exec "$root/slurm/train.sh" "${words[@]}" "$@" --out "$CLS_SWEEP/$(printf %03d "$number")"
