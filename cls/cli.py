@@ -12,7 +12,9 @@ import tyro
 
 from cls import recipes
 from cls.checks import check
+from cls.cluster.request import Request
 from cls.config import Run, View, to_yaml
+from cls.fetch import fetch, require_offline
 from cls.stop import Stop
 
 T = TypeVar("T")
@@ -36,14 +38,18 @@ def parse_run(argv: list[str]) -> Run:
     name, rest = ("digits", argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
     text = (
         f"Train recipe {name!r}; others: train.py RECIPE (`cls recipes` lists them). "
-        "--show prints the final configuration and exits."
+        "--show prints the final configuration and exits; --offline checks that no network is needed, and uses none."
     )
-    run = _tyro(Run, recipes.get(name), [word for word in rest if word != "--show"], f"train.py {name}", text)
+    run = _tyro(
+        Run, recipes.get(name), [word for word in rest if word not in ("--show", "--offline")], f"train.py {name}", text
+    )
     _check(run, name)
     if "--show" in rest:
         print(to_yaml(run), end="")
         sys.exit(0)
     _need_images(run)
+    if "--offline" in rest:
+        require_offline(run)
     return run
 
 
@@ -139,7 +145,39 @@ class Sweep:
     """Folder that holds the run directories."""
 
 
-VERBS = {"recipes": Recipes, "show": Show, "predict": Predict, "evaluate": Evaluate, "audit": Audit, "sweep": Sweep}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Tell before queueing what a run needs: memory, largest micro-batch, time, cores, and the sbatch line."""
+
+    run: Annotated[Run, tyro.conf.arg(name="")]
+    request: Annotated[Request, tyro.conf.arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fetch:
+    """Download what a run needs, for machines without internet: pretrained weights and hub data, checked by hash."""
+
+    run: Annotated[Run, tyro.conf.arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Examine this machine: driver, cores, memory, caches, network, disk, and whether its GPUs can talk; remedies."""
+
+    out: str = "runs"
+    """Folder whose disk is measured."""
+    data: str = ""
+    """Images whose reading is measured; empty: none."""
+    save: bool = False
+    """Write the variables that this node's transports need where slurm/env.sh reads them."""
+    seconds: float = 5.0
+    """How long each transport may take before it counts as hanging."""
+
+
+VERBS = {
+    "recipes": Recipes, "show": Show, "plan": Plan, "fetch": Fetch, "doctor": Doctor, "predict": Predict,
+    "evaluate": Evaluate, "audit": Audit, "sweep": Sweep,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -152,6 +190,7 @@ def main() -> None:
         usage = "usage: cls VERB …   (cls VERB --help explains a verb)\n" + "\n".join(lines)
         print(head + usage, file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else 2)
+    from cls.cluster.doctor import refuse_bad
     from cls.outcome import Ending  # torch; the usage above must not wait for it
 
     with Ending("") as ending, ending.stop.interruptible():
@@ -159,20 +198,26 @@ def main() -> None:
         ending.message = "done"
         if "--json" in argv and document is not None:  # rank 0's
             print(json.dumps(document, indent=1))
+        if argv[0] == "doctor":
+            refuse_bad(document)
 
 
 def _do(verb: str, argv: list[str], stop: Stop) -> Any:
     """Carry out a verb, which tells people about it on standard error; gives its JSON document."""
     text = f"{VERBS[verb].__doc__} --json prints one JSON document on standard output."
-    if verb == "show":
+    if verb in ("show", "plan", "fetch"):
         name, rest = ("digits", argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
         text += f" Takes every field of train.py {name}."
-        command: Any = _tyro(Show, Show(run=recipes.get(name)), rest, f"cls show {name}", text)
+        more = {"request": Request()} if verb == "plan" else {}
+        command: Any = _tyro(VERBS[verb], VERBS[verb](run=recipes.get(name), **more), rest, f"cls {verb} {name}", text)
         _check(command.run, name)
-        _need_images(command.run)
+        if verb != "fetch":
+            _need_images(command.run)
     else:
         command = _tyro(VERBS[verb], None, argv, f"cls {verb}", text)
     from cls import verbs  # torch and datasets; --help must not wait for them
+    from cls.cluster.doctor import doctor
+    from cls.cluster.plan import plan, table
 
     match command:
         case Recipes():
@@ -183,6 +228,14 @@ def _do(verb: str, argv: list[str], stop: Stop) -> Any:
             return verbs.predict_images(
                 command.run, command.path, command.out, command.tta, command.device, command.workers, stop
             )
+        case Plan():
+            document = plan(command.run, command.request)
+            table(document)
+            return document
+        case Fetch():
+            return fetch(command.run)
+        case Doctor():
+            return doctor(command.out, command.data, command.save, command.seconds)
         case Audit():
             return verbs.audit_run(command.run)
         case Sweep():

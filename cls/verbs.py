@@ -194,7 +194,7 @@ def audit_run(path: str) -> dict[str, Any]:
     found = audit(out, data["train"]["images"], run.train.batch, run.data.balanced)
     found |= {"lives": goodput.lives(out)}
     found |= {"total": goodput.total(found["lives"])}
-    PEOPLE.print(lives_table(found["lives"], found["total"]))
+    print_lives(found["lives"], found["total"])
     if found["problems"]:
         raise DataError(f"{out}: " + "; ".join(found["problems"][:5]))
     epochs = found["draws"] / data["train"]["images"]
@@ -204,20 +204,17 @@ def audit_run(path: str) -> dict[str, Any]:
     return found
 
 
-def lives_table(lives: Sequence[dict[str, Any]], total: dict[str, Any]) -> Table:
-    """Each life of a run and all of them: where it was, how it ended, and where its seconds went."""
-    table = Table("life", "from step", "steps", "lost", "processes", "device", "nodes", "job", "outcome", box=None)
-    for part in (*goodput.PARTS, "goodput"):
-        table.add_column(part, justify="right")
+def print_lives(lives: Sequence[dict[str, Any]], total: dict[str, Any]) -> None:
+    """Each life of a run and all of them: where it was and how it ended, and where its seconds went."""
+    facts = Table("life", "from step", "steps", "lost", "processes", "device", "nodes", "job", "outcome", box=None)
+    spent = Table("life", *(f"{part} s" for part in goodput.PARTS), "goodput", "slowest rank", box=None)
     for life in lives:
-        facts = [life[key] for key in ("life", "step", "steps", "lost_steps", "processes", "device")]
-        facts += [life["nodes"] or life["host"], life["job"], life["outcome"]]
-        table.add_row(*map(str, facts), *(f"{s:.0f} s" for s in life["seconds"].values()), f"{life['goodput']:.2f}")
-    spent = (f"{seconds:.0f} s" for seconds in total["seconds"].values())
-    table.add_row(
-        "all", "", str(total["steps"]), str(total["lost_steps"]), "", "", "", "", "", *spent, f"{total['goodput']:.2f}"
-    )
-    return table
+        row = [life[key] for key in ("life", "step", "steps", "lost_steps", "processes", "device")]
+        facts.add_row(*map(str, [*row, life["nodes"] or life["host"], life["job"], life["outcome"]]))
+        seconds = [f"{value:.1f}" for value in life["seconds"].values()]
+        spent.add_row(str(life["life"]), *seconds, f"{life['goodput']:.2f}", str(life["slowest_rank"]))
+    spent.add_row("all", *(f"{value:.1f}" for value in total["seconds"].values()), f"{total['goodput']:.2f}", "")
+    PEOPLE.print(facts, "", spent)
 
 
 def sweep_table(folder: str) -> list[dict[str, Any]]:

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Nodes with RTX A6000 (48 GB): sbatch slurm/a6000.sh RECIPE --field value …; see slurm/train.sh for everything else.
+# Nodes with RTX A6000 (48 GB); see slurm/train.sh for everything else.
+#
+#   sbatch slurm/a6000.sh mlp-head --data.path photos
+#
 # Only resources stand here, for a partition named a6000 of nodes with 2 GPUs and 16 cores; change them to your cluster's,
-# or overrule them: sbatch -p NAME --gpus-per-node=1 slurm/a6000.sh …
+# or overrule them on sbatch's command line, before the script.
 #SBATCH --job-name=cls
 #SBATCH --output=%x-%j.out
 #SBATCH --open-mode=append

@@ -40,7 +40,7 @@ if [ "${CLS_OFFLINE:-0}" = 1 ]; then
     export CLS_OFFLINE HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=${WANDB_MODE:-offline}
 fi
 
-# What `cls doctor --save` measured on this node, e.g. NCCL_P2P_DISABLE=1: nothing about NCCL is assumed.
+# What `cls doctor --save True` measured on this node, e.g. NCCL_P2P_DISABLE=1: nothing about NCCL is assumed.
 if [ -f "$CLS_CACHE/nccl-$(hostname).sh" ]; then
     # shellcheck disable=SC1090  # its name has the host's in it
     . "$CLS_CACHE/nccl-$(hostname).sh"

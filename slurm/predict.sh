@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Predict on a SLURM cluster; whatever follows goes to `cls predict`:
 #
-#   sbatch slurm/predict.sh runs/mlp-head-123 /data/photos/test
+#   sbatch slurm/predict.sh runs/mlp-head-42 photos/test
 #
 #SBATCH --job-name=cls-predict
 #SBATCH --output=%x-%j.out

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Nodes with RTX 3090 (24 GB): sbatch slurm/rtx3090.sh RECIPE --field value …; see slurm/train.sh for everything else.
+# Nodes with RTX 3090 (24 GB); see slurm/train.sh for everything else.
+#
+#   sbatch slurm/rtx3090.sh mlp-head --data.path photos
+#
 # Only resources stand here, for a partition named rtx3090 of nodes with 4 GPUs and 16 cores; change them to your cluster's,
-# or overrule them: sbatch -p NAME --gpus-per-node=1 slurm/rtx3090.sh …
+# or overrule them on sbatch's command line, before the script.
 #SBATCH --job-name=cls
 #SBATCH --output=%x-%j.out
 #SBATCH --open-mode=append

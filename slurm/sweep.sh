@@ -2,7 +2,7 @@
 # A job array with one run for each line of a file; a line is what follows train.py (recipe and fields, quoted as in a
 # shell; # starts a comment), and what follows the file goes to all of them:
 #
-#   sbatch --array=1-4 slurm/sweep.sh heads.txt --data.path /data/photos
+#   sbatch --array=1-4 slurm/sweep.sh variants.txt --data.path photos
 #
 # The runs are FOLDER/001, FOLDER/002, …, FOLDER being runs/sweep-JOBID below the directory of the sbatch, or CLS_SWEEP:
 # name the old one there and lines that are done are not run again. Each end of a run rewrites FOLDER/table.md and .csv

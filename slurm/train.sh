@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Train on a SLURM cluster; whatever follows goes to train.py:
 #
-#   sbatch slurm/train.sh mlp-head --data.path /data/photos
-#   sbatch -p PARTITION --nodes=2 --gpus-per-node=4 --cpus-per-task=32 slurm/train.sh mlp-head --data.path /data/photos
+#   sbatch slurm/train.sh mlp-head --data.path photos
+#   sbatch -p PARTITION --nodes=2 --gpus-per-node=4 --cpus-per-task=16 slurm/train.sh mlp-head --data.path photos
 #
 # The run directory is --out, or runs/RECIPE-JOBID below the directory of the sbatch. Before the time limit, and when it
 # is preempted, the run saves, leaves, is queued again and goes on; after any other end (done, an error, scancel) it is

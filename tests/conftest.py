@@ -37,9 +37,17 @@ class Result:
         return [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
 
 
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of a record without what a clock decides."""
+    return [
+        {k: v for k, v in row.items() if k not in ("time", "train/images_per_second") and not k.startswith("time/")}
+        for row in rows
+    ]
+
+
 def environment(**extra: str) -> dict[str, str]:
     """A clean one: no W&B account, no launcher settings, no network, one thread a process."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "ACCELERATE", "SLURM", "FSDP"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "ACCELERATE", "SLURM", "FSDP", "CLS_"))}
     return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | extra
 
 
@@ -58,8 +66,8 @@ def launch(out: Path, args: list[str], processes: int = 1, script: str = "train.
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start real runs first, the longest one foremost: two workers then end at about the same time."""
-    long = ("test_train", "test_exact", "test_fsdp", "test_signals", "test_survival", "test_disk", "test_any_run",
-            "test_memory", "test_zoo")  # fmt: skip
+    long = ("test_slurm", "test_train", "test_exact", "test_fsdp", "test_signals", "test_survival", "test_disk",
+            "test_any_run", "test_memory", "test_zoo")  # fmt: skip
     order = {f"{name}.py": place for place, name in enumerate(long)}
     items.sort(key=lambda item: order.get(item.path.name, len(long)))
 

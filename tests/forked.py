@@ -73,7 +73,8 @@ class Bench:
 
 
 def serve() -> None:
-    import timm  # noqa: F401  # once for all children
+    import sklearn.datasets  # noqa: F401  # once for all children
+    import timm  # noqa: F401  # as above
     import torch
 
     import train  # noqa: F401  # as above

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import environment
+from conftest import environment, timeless
 from forked import Bench, Ended, bench
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -142,8 +142,7 @@ def test_rows_of_the_record_wait_for_the_disk(runs: Bench, disk: Mount) -> None:
     ended = runs.run(place / "run", args, 1, "$FILL@0:after pruning:1;$FREE@0:step:30", **commands(place))
     assert plain.codes == ended.codes == [0] and ended.struck == ["after pruning", "step"], ended.output
     assert ended.output.count("metrics.jsonl cannot be written (No space left on device)") == 1
-    rows = [[{k: v for k, v in row.items() if k not in ("time", "train/images_per_second")} for row in run.rows]
-            for run in (ended, plain)]  # fmt: skip
+    rows = [timeless(run.rows) for run in (ended, plain)]
     assert rows[0] == rows[1] and [row["step"] for row in rows[0] if "train/loss" in row] == list(range(1, 31))
     assert saved(ended.out)[-1] == saved(plain.out)[-1] == (30, 30) and failures(ended.out)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, SMALL, Result, environment, launch
+from conftest import ROOT, SMALL, Result, environment, launch, timeless
 from safetensors.torch import load_file
 
 METHOD = """
@@ -42,7 +42,7 @@ def traces(result: Result, world: int) -> list[dict[str, Any]]:
 
 def bits(result: Result) -> dict[str, Any]:
     """All that must agree: losses and rates of each step, validation figures, final weights, average, predictions."""
-    rows = [{k: v for k, v in row.items() if k not in ("time", "train/images_per_second")} for row in result.rows]
+    rows = timeless(result.rows)
     last = max((result.out / "checkpoints").glob("step-*"))
     files = {name: (last / name).read_bytes() for name in ("model.safetensors", "average.safetensors")}
     predictions = pq.read_table(result.out / "predictions" / "val.parquet").to_pydict()

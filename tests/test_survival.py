@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import SMALL, environment
+from conftest import SMALL, environment, timeless
 from forked import Bench, Ended, bench
 
 from cls.checkpoint import checkpoints, verify
@@ -46,7 +46,7 @@ def whole(runs: Bench, folder: Path) -> Ended:
 
 def bits(ended: Ended) -> dict[str, Any]:
     """Losses, rates and validation of each step, final weights and average, best weights, predictions, ledger."""
-    rows = [{k: v for k, v in row.items() if k not in ("time", "train/images_per_second")} for row in ended.rows]
+    rows = timeless(ended.rows)
     last = checkpoints(ended.out / "checkpoints")[-1]
     files = [last / "model.safetensors", last / "average.safetensors", last / "optimizer.safetensors"]
     found: dict[str, Any] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from cls.config import Model
 from cls.models import build_model, load_exact
-from cls.models.weights import check_weights, download, read_state, weight_file
+from cls.models.weights import TorchFile, check_weights, download, read_state, weight_file
 
 SHARED = Path(__file__).parents[2] / "shared"
 FRESH = Model(backbone="resnet18", weights="none")
@@ -251,25 +251,45 @@ def test_timm_weights_come_from_the_hub_cache_or_the_command_is_named(tmp_path, 
     assert weight_file(config) == file
 
 
+class Server(http.server.SimpleHTTPRequestHandler):
+    """Files of a folder; what is named ``torn`` breaks off in the middle, as a lost connection does."""
+
+    def do_GET(self):
+        if "torn" not in self.path:
+            return super().do_GET()
+        self.send_response(200)
+        self.send_header("Content-Length", "7000")
+        self.end_headers()
+        self.wfile.write(b"weights" * 500)
+
+    def log_message(self, *args):
+        pass
+
+
 def test_a_download_is_whole_and_has_the_stated_hash(tmp_path):
     content = b"weights" * 1000
     sha256 = hashlib.sha256(content).hexdigest()
     good, bad = f"net-{sha256[:8]}.pth", "net-00000000.pth"
     (tmp_path / "served").mkdir()
-    for name in (good, bad):
+    for name in (good, bad, "plain.pth"):
         (tmp_path / "served" / name).write_bytes(content)
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    handler = functools.partial(Server, directory=str(tmp_path / "served"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        download(f"{address}/{good}", tmp_path / "cache" / good)
+        for name in (good, "plain.pth"):
+            download(f"{address}/{name}", tmp_path / "cache" / name, TorchFile(f"{address}/{name}").sha256)
         with pytest.raises(RuntimeError, match="invalid hash value"):
-            download(f"{address}/{bad}", tmp_path / "cache" / bad)
+            download(f"{address}/{bad}", tmp_path / "cache" / bad, TorchFile(f"{address}/{bad}").sha256)
         with pytest.raises(OSError, match="404"):
-            download(f"{address}/absent.pth", tmp_path / "cache" / "absent.pth")
+            download(f"{address}/absent.pth", tmp_path / "cache" / "absent.pth", "")
+        with pytest.raises(OSError, match="broke off after 3500 of 7000 bytes"):
+            download(f"{address}/torn.pth", tmp_path / "cache" / "torn.pth", "")
+        with pytest.raises(OSError, match="broke off"):  # what was there before stays
+            download(f"{address}/torn.pth", tmp_path / "cache" / "plain.pth", "")
         server.shutdown()
-    assert [file.name for file in (tmp_path / "cache").iterdir()] == [good]
-    assert (tmp_path / "cache" / good).read_bytes() == content
+    assert sorted(file.name for file in (tmp_path / "cache").iterdir()) == [good, "plain.pth"]
+    assert all((tmp_path / "cache" / name).read_bytes() == content for name in (good, "plain.pth"))
 
 
 def test_real_timm_weights(caplog):

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 from datasets import Dataset, Features, Value
-from sklearn.datasets import load_digits
 
 from cls import config
 from cls.data import folder, tables
@@ -150,6 +149,8 @@ def _read_one(path: str, data: config.Data, *, labelled: bool) -> Part:
 
 def _digits() -> dict[str, Part]:
     """scikit-learn's 1,797 scans of handwritten digits, 8 x 8 grey; about a fifth, always the same, is validation."""
+    from sklearn.datasets import load_digits  # 1 s that only they need to pay
+
     loaded = load_digits()
     labels = loaded.target.tolist()
     ids = [f"digit-{i:04d}" for i in range(len(labels))]

@@ -1,10 +1,13 @@
 """Pretrained weights: found or fetched before anything is built, read without unpickling, loaded without guessing."""
 
 import difflib
+import hashlib
 import logging
 import os
 import pickle
 import re
+from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -18,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cls.config import Model
+from cls.files import replacing
 from cls.models.backbones import TORCHVISION, check_backbone
 from cls.sharded import assign
 
@@ -38,6 +42,17 @@ def check_weights(config: Model) -> None:
 
 def weight_file(config: Model) -> Path | None:
     """The local file with ``config.weights``, fetched into the library's own cache when it is not there yet."""
+    source = weight_source(config)
+    if source is None or isinstance(source, Path):
+        return source
+    return source.path if source.path.is_file() else source.fetch()
+
+
+def weight_source(config: Model) -> "Path | TorchFile | HubFile | None":
+    """Where ``config.weights`` come from, without fetching anything: a local file, a URL, a file of the hub, nowhere.
+
+    ValueError: an unknown backbone or weights name (with the nearest ones), or a local file that does not exist.
+    """
     check_backbone(config.backbone)
     if config.weights == "none":
         return None
@@ -58,61 +73,117 @@ def weight_file(config: Model) -> Path | None:
         raise ValueError(f"model.weights: {config.backbone} has no weights {config.weights!r}; {hint}it takes"
                          f" {', '.join(names)}, or a local .safetensors or .pth file")  # fmt: skip
     if config.weights == "timm":
-        return _timm_file(config.backbone.removeprefix("timm/"))
-    return _torch_file(torchvision.models.get_model_weights(config.backbone)[config.weights].url)
+        return _timm_source(config.backbone.removeprefix("timm/"))
+    return TorchFile(torchvision.models.get_model_weights(config.backbone)[config.weights].url)
 
 
-def _timm_file(name: str) -> Path:
+def _timm_source(name: str) -> "TorchFile | HubFile":
     import timm  # 1.5 s that only its backbones need to pay
 
     stated = timm.get_pretrained_cfg(name)
     if stated and stated.hf_hub_id:
-        return _hub_file(stated.hf_hub_id, stated.hf_hub_filename or "model.safetensors")
+        repo, _, revision = stated.hf_hub_id.partition("@")
+        return HubFile(repo, stated.hf_hub_filename or "model.safetensors", revision)
     if stated and isinstance(stated.url, str) and stated.url:
-        return _torch_file(stated.url)
+        return TorchFile(stated.url)
     others = [item for item in timm.list_pretrained() if item.split(".")[0] == name.split(".")[0]]
     hint = f"use timm/{others[0]}" if others else "use --model.weights none or a file"
     raise ValueError(f"model.weights: timm has no pretrained weights for {name}; {hint}")
 
 
-def _torch_file(url: str) -> Path:
-    file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
-    if not file.is_file():
-        command = f"curl -L --create-dirs -o {file} {url}"
-        _require_network(file, command)
+@dataclass(frozen=True)
+class TorchFile:
+    """A file at a URL, kept in torch.hub's cache as torch and torchvision do."""
+
+    url: str
+
+    @property
+    def path(self) -> Path:
+        return Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(self.url).path).name)
+
+    @property
+    def sha256(self) -> str:
+        """How its SHA-256 starts, as stated by a name such as ``resnet50-0676ba61.pth``; '' if it states none."""
+        stated = re.search(r"-([a-f0-9]{8,})\.", self.path.name)
+        return stated[1] if stated else ""
+
+    def fetch(self) -> Path:
+        """Download it, over what is there; ValueError with a command that does the same."""
+        command = f"curl -L --create-dirs -o {self.path} {self.url}"
+        _require_network(self.path, command)
         try:
-            download(url, file)
-        except (OSError, RuntimeError) as error:
-            raise _unfetched(file, command, str(error)) from error
-    return file
+            download(self.url, self.path, self.sha256)
+        except (OSError, RuntimeError, HTTPException) as error:
+            raise _unfetched(self.path, command, str(error)) from error
+        return self.path
 
 
-def download(url: str, file: Path) -> None:
-    """Fetch ``url`` to ``file``, whole or not at all; ``resnet50-0676ba61.pth`` states how its SHA-256 starts.
+def download(url: str, file: Path, sha256: str) -> None:
+    """Fetch ``url`` to ``file``, whole or not at all; ``sha256`` is how its SHA-256 must start.
 
-    OSError when the server does not answer within 10 s, RuntimeError for a wrong hash.
+    OSError when the server is silent for 10 s or breaks off, RuntimeError for a wrong hash. (torch.hub's own function
+    waits for ever, and keeps what a broken connection has left where the name states no hash.)
     """
-    with urlopen(Request(url, method="HEAD"), timeout=CONNECT_SECONDS):
-        pass
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sha256 = re.search(r"-([a-f0-9]{8,})\.", file.name)
-    torch.hub.download_url_to_file(url, str(file), sha256[1] if sha256 else None)
+    found, done = hashlib.sha256(), 0
+    with replacing(file) as aside, urlopen(url, timeout=CONNECT_SECONDS) as answer, aside.open("wb") as to:
+        size = int(answer.headers.get("Content-Length") or -1)
+        log.info("fetching %s (%s)", url, f"{size / 1e6:.1f} MB" if size >= 0 else "size unknown")
+        while chunk := answer.read(1 << 20):
+            to.write(chunk)
+            found.update(chunk)
+            done += len(chunk)
+        if size not in (-1, done):
+            raise OSError(f"the server broke off after {done} of {size} bytes")
+        if not found.hexdigest().startswith(sha256):
+            raise RuntimeError(f"invalid hash value (expected {sha256!r}, got {found.hexdigest()!r})")
 
 
-def _hub_file(repo: str, name: str) -> Path:
-    repo, _, revision = repo.partition("@")
-    cached = try_to_load_from_cache(repo, name, revision=revision or None)
-    if isinstance(cached, str):
-        return Path(cached)
-    file = Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "snapshots", revision or "*", name)
-    command = f"hf download {repo} {name}" + (f" --revision {revision}" if revision else "")
-    _require_network(file, command)
-    try:
-        with urlopen(Request(hf_hub_url(repo, name), method="HEAD"), timeout=CONNECT_SECONDS):
-            pass  # hf_hub_download would try five times with growing pauses
-        return Path(hf_hub_download(repo, name, revision=revision or None))
-    except Exception as error:  # the hub raises its own errors, httpx's and OSError; the way out is the same for all
-        raise _unfetched(file, command, str(error)) from error
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository on the Hugging Face hub, kept in the hub's cache; ``revision`` '' is the main branch."""
+
+    repo: str
+    name: str
+    revision: str = ""
+
+    @property
+    def url(self) -> str:
+        return hf_hub_url(self.repo, self.name, revision=self.revision or None)
+
+    @property
+    def path(self) -> Path:
+        """Where it lies, or would lie; the name of a revision that was never asked for is unknown, hence a ``*``."""
+        cached = try_to_load_from_cache(self.repo, self.name, revision=self.revision or None)
+        if isinstance(cached, str):
+            return Path(cached)
+        folder = Path(constants.HF_HUB_CACHE, f"models--{self.repo.replace('/', '--')}")
+        return folder / "snapshots" / (self.revision or "*") / self.name
+
+    @property
+    def sha256(self) -> str:
+        """Its SHA-256 where the hub states it (it then names the cached content), else ''."""
+        content = os.path.basename(os.path.realpath(self.path))
+        return content if re.fullmatch(r"[0-9a-f]{64}", content) else ""
+
+    def fetch(self) -> Path:
+        """Download it, over what is there; ValueError with a command that does the same."""
+        command = f"hf download {self.repo} {self.name}" + (f" --revision {self.revision}" if self.revision else "")
+        _require_network(self.path, command)
+        try:
+            with urlopen(Request(self.url, method="HEAD"), timeout=CONNECT_SECONDS):
+                pass  # hf_hub_download would try five times with growing pauses
+            again = self.path.is_file()  # it is fetched again because it is damaged
+            path = Path(hf_hub_download(self.repo, self.name, revision=self.revision or None, force_download=again))
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if not found.startswith(self.sha256):
+                os.unlink(os.path.realpath(path))
+                raise RuntimeError(f"invalid hash value (expected {self.sha256!r}, got {found!r})")
+            return path
+        except (
+            Exception
+        ) as error:  # the hub raises its own errors, httpx's and OSError; the way out is the same for all
+            raise _unfetched(self.path, command, str(error)) from error
 
 
 def _require_network(file: Path, command: str) -> None:

@@ -1,0 +1,100 @@
+"""How long a step takes (a roofline), what the exchange adds, and how many cores feed it."""
+
+import time
+from math import ceil
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+
+from cls.cluster.gpus import Gpu
+from cls.cluster.memory import Step
+from cls.config import Run
+from cls.data.draws import Draws
+from cls.data.sources import Splits
+from cls.images.ops import training_ops
+from cls.models import input_statistics
+from cls.parallel.reduce import block_sizes, shares
+
+EFFICIENCY = 0.5  # of the datasheet's figures, for operations as for bandwidth; an assumption, not measured by us
+LAUNCH_SECONDS = 1e-5  # Python starts one operation after the other; an assumption, not measured by us
+PCIE_GB_PER_S = 10.0  # between GPUs of one machine: what PCIe 3.0 x16 really carries
+
+ASSUMPTIONS = (
+    f"each operation takes the longer of FLOPs / peak and bytes / bandwidth, at {EFFICIENCY:.0%} of the datasheet, and "
+    f"at least {LAUNCH_SECONDS * 1e6:.0f} us to start",
+    "fp32 convolutions run as TF32 where the GPU has it (torch's default)",
+    f"GPUs of one node exchange gradients at {PCIE_GB_PER_S:.0f} GB/s (PCIe), not overlapped with computing",
+    "images arrive in time (see the cores); validation is counted by its images at a third of a training image's time",
+)
+
+
+class Speed(NamedTuple):
+    """Estimated seconds of one optimizer step of the rank that carries most."""
+
+    compute: float
+    exchange: float
+    exchange_bytes: int  # that one rank sends
+
+    @property
+    def step(self) -> float:
+        return self.compute + self.exchange
+
+
+def roofline(step: Step, size: int, gpu: Gpu, precision: str) -> float:
+    """Seconds of one micro-batch of ``size`` images, forward and backward."""
+    flops, moved = step.work(size)
+    peak = (gpu.bf16_tflops if precision == "bf16" else gpu.fp32_tflops) * 1e12
+    assert peak, f"{gpu.name} has no native {precision}"
+    seconds = np.maximum(flops / peak, moved / (gpu.bandwidth_gb_per_s * 1e9)) / EFFICIENCY
+    return float(np.maximum(seconds, LAUNCH_SECONDS).sum())
+
+
+def exchange_bytes(gradients: int, micro_batches: int, world: int, exact: bool, fsdp: bool) -> int:
+    """Bytes that the busiest rank sends per step, for ``gradients`` bytes of gradients.
+
+    All-reduce (DDP): 2 (w-1)/w. Exact: the scatter half once for each of its k partial sums, so (k+1) (w-1)/w. FSDP:
+    parameters gathered twice and gradients scattered once for each of its micro-batches, 3 m (w-1)/w.
+    """
+    ranges = shares(micro_batches, world)
+    times = 1 + max(len(block_sizes(share)) for share in ranges) if exact else 2
+    times = 3 * len(ranges[0]) if fsdp else times
+    return ceil(times * gradients * (world - 1) / world)
+
+
+def estimate(
+    step: Step, run: Run, gpu: Gpu, precision: str, gpus: int, nodes: int, link_gbit_per_s: float, fsdp: bool
+) -> Speed:
+    """The step of the rank that carries most micro-batches; between nodes all of a node's GPUs share one link."""
+    count = run.train.batch // run.train.micro_batch
+    world = gpus * nodes
+    most = len(shares(count, world)[0])
+    update = step.update_bytes() / (world if fsdp else 1) / (gpu.bandwidth_gb_per_s * 1e9) / EFFICIENCY
+    compute = most * roofline(step, run.train.micro_batch, gpu, precision) + update
+    exact = run.train.reduce == "exact"
+    sent = exchange_bytes(step.held("gradients"), count, world, exact, fsdp)
+    rate = PCIE_GB_PER_S if nodes == 1 else min(PCIE_GB_PER_S, link_gbit_per_s / 8 / (gpus if exact else 1))
+    return Speed(compute, sent / (rate * 1e9), sent)
+
+
+def images_per_second_per_core(run: Run, splits: Splits, images: int = 250, chunks: int = 5) -> float:
+    """Training images that one core reads, decodes and augments per second: the median of ``chunks`` timings.
+
+    In this process, on the user's own images from draw 0 on; the first 10 are not timed.
+    """
+    ops = training_ops(run.augment, run.data, input_statistics(run)[0])
+    draws = Draws(splits.train, ops, run.seed, run.data.balanced)
+    rates, each = [], max(1, images // chunks)
+    for draw in range(10):
+        draws[draw]
+    for chunk in range(chunks):
+        start = time.perf_counter()
+        for draw in range(10 + chunk * each, 10 + (chunk + 1) * each):
+            draws[draw]
+        rates.append(each / (time.perf_counter() - start))
+    return median(rates)
+
+
+def cores_needed(images_per_second: float, per_core: float) -> int:
+    """Cores of one node that decode what its GPUs consume, and one for the training process itself."""
+    return ceil(images_per_second / per_core) + 1

@@ -1,0 +1,114 @@
+"""The W&B page of a run that is killed, and of one whose W&B server never answers: real processes, real W&B."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL, environment, timeless
+from forked import Bench, bench
+
+from cls.goodput import PARTS, lives, total
+
+KEY = "0123456789abcdef" * 2 + "fedcba98"  # shaped like a W&B key
+OFFLINE = [*SMALL, "--track.wandb", "offline", "--train.save-minutes", "0.002"]
+STEPS = 22
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    home = tmp_path_factory.mktemp("home")
+    own = {f"WANDB_{name}_DIR": str(home) for name in ("CONFIG", "CACHE", "DATA")}
+    with bench(environment(NETRC=str(home / "netrc"), **own)) as found:
+        yield found
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The records of a W&B file, by W&B's own reader."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_three_kills_leave_one_complete_page(runs: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for count in (6, 5, 4):
+        killed = runs.run(out, OFFLINE, 2, f"SIGKILL@0:step:{count}")
+        assert killed.codes == [-9, -9], killed.output
+    ended = runs.run(out, OFFLINE, 2)
+    assert ended.codes == [0, 0], ended.output
+    attempts = sorted((out / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(attempts) == 4
+    waiting = [file for file in attempts if not file.with_suffix(".wandb.synced").exists()]
+    assert len(waiting) == 1 and f"wandb sync {waiting[0].parent}" in ended.output  # `wandb sync --sync-all` sends one
+    assert {file.stem for file in attempts} == {f"run-{(out / 'wandb_id').read_text()}"}
+    records = read(waiting[0])
+    shown = [record["history"]["item"] for record in records if record["type"] == "history"]
+    steps = [item["global_step"] for item in shown]
+    assert steps == sorted(steps)
+    sent = [{k: v for k, v in item.items() if not k.startswith("_")} for item in shown if "curves" not in str(item)]
+    kept = [{("global_step" if k == "step" else k): v for k, v in row.items() if k != "time"} for row in ended.rows]
+    assert sent == kept and [item["global_step"] for item in sent if "train/loss" in item] == list(range(1, STEPS + 1))
+    (started,) = [record["run"] for record in records if record["type"] == "run"]
+    table = lives(out)
+    lost = [life["lost_steps"] for life in table]
+    assert started["config"]["update"]["lives"] == 4 and started["config"]["update"]["lost_steps"] == sum(lost)
+    assert started["config"]["update"]["device"] == "CPU" and started["config"]["update"]["processes"] == 2
+    assert [life["outcome"] for life in table] == ["killed", "killed", "killed", "done"]
+    gone = [json.loads(line) for line in (out / "metrics.lost.jsonl").read_text().splitlines()]
+    assert sum(lost) == sum("train/loss" in row for row in gone)
+
+
+def test_goodput_accounts_for_all_the_time_there_was(runs: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    rare = [*SMALL, "--train.save-minutes", "0"]  # checkpoints at the ends of epochs only: steps get lost
+    killed = runs.run(out, rare, 2, "SIGKILL@0:step:12")
+    assert killed.codes == [-9, -9], killed.output
+    ended = runs.run(out, rare, 2)
+    assert ended.codes == [0, 0], ended.output
+    first, second = lives(out)
+    assert first["steps"] == second["step"] and first["steps"] in (7, 10)  # 100 images, 32 a step: epochs end there
+    assert first["lost_steps"] == 10 - first["steps"] or first["lost_steps"] == 11 - first["steps"]
+    assert (first["seconds"]["lost"] > 0) == (first["lost_steps"] > 0)
+    assert second["steps"] == STEPS - second["step"] and second["lost_steps"] == 0
+    events = [json.loads(line) for line in (out / "lives.jsonl").read_text().splitlines()]
+    (end,), (start,) = ([e for e in events if e["life"] == 1 and e["event"] == name] for name in ("end", "start"))
+    assert sum(second["seconds"].values()) == pytest.approx(end["time"] - start["began"], abs=0.2)
+    assert second["seconds"]["other"] < 0.2 and min(second["seconds"][k] for k in ("compute", "evaluation")) > 0
+    whole = total([first, second])
+    assert whole["steps"] == STEPS and whole["repeated_steps"] == first["lost_steps"]
+    assert whole["seconds"] == {
+        part: round(first["seconds"][part] + second["seconds"][part], 3) for part in PARTS
+    } and whole["goodput"] == pytest.approx(whole["seconds"]["compute"] / sum(whole["seconds"].values()), abs=1e-3)
+    validated = [row for row in ended.rows if "val/accuracy" in row]
+    assert all(0 < row["time/goodput"] < 1 and row["time/slowest_rank"] in (0, 1) for row in validated)
+
+
+def test_the_slow_rank_is_named(runs: Bench, tmp_path: Path) -> None:
+    """Rank 1 waits a little before each of its micro-batches."""
+    ended = runs.run(tmp_path / "run", SMALL, 2, ";".join(f"$NAP@1:forward:{n}" for n in range(2, 12)), NAP="sleep 0.2")
+    assert ended.codes == [0, 0], ended.output
+    last = [row for row in ended.rows if "val/accuracy" in row][-1]
+    assert last["time/slowest_rank"] == 1 and last["time/slowest_longer"] > 0.5
+    assert lives(tmp_path / "run")[0]["slowest_rank"] == 1
+
+
+def test_a_server_that_never_answers_holds_nothing_up(runs: Bench, tmp_path: Path) -> None:
+    """It takes connections and says nothing; the run is over long before W&B's 90 seconds are."""
+    plain = runs.run(tmp_path / "plain", SMALL, 2)
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        slow = {"cls.track.page.INIT_SECONDS": 90, "cls.journal.FINISH_SECONDS": 2}
+        ended = runs.run(
+            tmp_path / "run", [*SMALL, "--track.wandb", "online"], 2,
+            WANDB_API_KEY=KEY, WANDB_BASE_URL=url, FORKED_SET=json.dumps(slow),
+        )  # fmt: skip
+    assert ended.codes == plain.codes == [0, 0], ended.output
+    assert "W&B took longer than 2 seconds to end" in ended.output
+    assert timeless(ended.rows) == timeless(plain.rows) and ended.exit["outcome"] == "done"
+    assert ended.seconds < 60
+    assert KEY not in ended.output

@@ -1,0 +1,314 @@
+"""The scripts of slurm/ on a real SLURM: real daemons, jobs, signals, preemption; gloo processes in place of GPUs."""
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sandbox
+from conftest import ROOT, Result, environment, launch, timeless
+from sandbox import Slurm
+
+from cls.goodput import lives
+
+pytestmark = pytest.mark.skipif(bool(sandbox.reason()), reason=sandbox.reason())
+
+# Long enough to be hit in the middle, with checkpoints inside epochs.
+METHOD = """
+--data.limit 200 --data.workers 0 --train.batch 32 --train.micro-batch 8 --train.epochs 8 --train.device cpu
+--train.save-minutes 0.03 --track.wandb disabled
+"""
+RUN = ["digits", *METHOD.split()]
+STEPS = 50
+TINY = [*RUN, "--train.max-steps", "2"]
+ONE = ("--gpus-per-node=1", "--cpus-per-task=1")
+TWO = ("--gpus-per-node=2", "--cpus-per-task=2")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Slurm]:
+    with sandbox.slurm() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("submitted from here")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path) -> Result:
+    """The uninterrupted run, on this machine, in one process."""
+    result = launch(place / "whole", RUN)
+    assert result.code == 0, result.output
+    return result
+
+
+def bits(result: Result) -> dict[str, Any]:
+    """Record without times, and the final weights."""
+    last = max((result.out / "checkpoints").glob("step-*"))
+    weights = hashlib.sha256((last / "model.safetensors").read_bytes()).hexdigest()
+    best = (result.out / "best" / "model.safetensors").read_bytes()
+    header = int.from_bytes(best[:8], "little")  # it names the run directory
+    return {"rows": timeless(result.rows), "weights": weights, "best": hashlib.sha256(best[8 + header :]).hexdigest()}
+
+
+def masters(job: str) -> set[str]:
+    """Where the processes of a job meet, read from the environment of each of them while they live."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            env = dict(item.partition("=")[::2] for item in path.read_text().split("\0"))
+        except OSError:
+            continue
+        if env.get("SLURM_JOB_ID") == job and "LOCAL_RANK" in env:
+            found.add((env["SLURMD_NODENAME"], env["RANK"], env["MASTER_ADDR"]))
+    return found
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_job_has_the_bits_of_a_run_on_this_machine(cluster: Slurm, place: Path, whole: Result, nodes: int) -> None:
+    script = "slurm/a6000.sh" if nodes == 1 else "slurm/train.sh"
+    job = cluster.sbatch(place, f"--nodes={nodes}", *TWO, script, *RUN)
+    out = place / "runs" / f"digits-{job.id}"
+    job.steps(out, 1)
+    met = masters(job.id)
+    assert job.wait() == "COMPLETED 0:0", job.output()
+    result = job.result(f"runs/{out.name}")
+    assert result.exit["outcome"] == "done"
+    first = "a6000-1" if nodes == 2 else "127.0.0.1"  # accelerate's own choice where there is no other node
+    assert met == {(f"a6000-{1 + rank // 2}", str(rank), first) for rank in range(2 * nodes)}
+    assert f"{nodes} node(s) x 2 process(es), cpu.yaml, first node a6000-1:{20000 + int(job.id)}" in result.output
+    (life,) = lives(out)
+    assert life["processes"] == 2 * nodes and life["job"] == job.id and life["host"] == "a6000-1"
+    assert life["nodes"] == ("a6000-1" if nodes == 1 else "a6000-[1-2]")
+    assert life["seconds"]["startup"] > 1 and life["seconds"]["compute"] > 0 and 0 < life["goodput"] < 1
+    assert bits(result) == bits(whole)
+
+
+def test_a_request_in_the_middle_of_an_epoch_changes_no_bit_and_a_finished_job_ends_at_once(
+    cluster: Slurm, place: Path, whole: Result
+) -> None:
+    """Submitted from a folder of its own, without the caller's environment, with spaces in the paths."""
+    here = place / "any where"
+    here.mkdir()
+    job = cluster.sbatch(here, "--export=NONE", *ONE, "slurm/train.sh", *RUN, "--out", "my run", OMP_NUM_THREADS="1")
+    out = here / "my run"
+    job.steps(out, 5)
+    cluster.call("scancel", "--batch", "--signal=USR1", job.id)
+    assert job.wait() == "COMPLETED 0:0", job.output()
+    first, second = lives(out)
+    assert first["outcome"] == "stopped" and first["lost_steps"] == 0 and 5 <= first["steps"] < STEPS
+    assert first["step"] + first["steps"] == second["step"] and second["outcome"] == "done"
+    assert first["job"] == second["job"] == job.id and job.field("Restarts") == "1"
+    assert second["seconds"]["queue"] > 0  # a requeued job waits for its old credentials to expire
+    assert bits(job.result("my run")) == bits(whole)
+    record = (out / "metrics.jsonl").read_bytes()
+    assert cluster.call("scontrol", "requeue", job.id).returncode == 0  # as some versions do of their own accord
+    assert job.wait() == "COMPLETED 0:0"
+    assert "my run is finished" in job.output() and (out / "metrics.jsonl").read_bytes() == record
+    assert len(lives(out)) == 2
+
+
+@pytest.mark.parametrize("partition", ["a6000", "rtx3090"])
+def test_a_preempted_job_goes_on(cluster: Slurm, place: Path, whole: Result, partition: str) -> None:
+    """By a higher partition, with 15 seconds of notice and with none."""
+    node = f"{partition}-1"
+    job = cluster.sbatch(place, "-p", partition, "-w", node, *ONE, "slurm/train.sh", *RUN)
+    out = place / "runs" / f"digits-{job.id}"
+    job.steps(out, 20)
+    urgent = cluster.sbatch(place, "-p", "urgent", "-w", node, "--exclusive", "--wrap", "sleep 1")
+    assert urgent.wait() == "COMPLETED 0:0"
+    assert job.wait() == "COMPLETED 0:0", job.output()
+    table = lives(out)
+    assert len(table) == 2 and table[1]["outcome"] == "done" and int(job.field("Restarts")) >= 1
+    assert 20 <= table[0]["steps"] + table[0]["lost_steps"] < STEPS
+    if partition == "a6000":
+        assert table[0]["outcome"] == "stopped" and table[0]["lost_steps"] == 0
+    assert bits(job.result(f"runs/{out.name}")) == bits(whole)
+
+
+def test_a_cancelled_job_is_over_and_its_run_goes_on_elsewhere(cluster: Slurm, place: Path, whole: Result) -> None:
+    """On the other partition, with twice as many GPUs."""
+    job = cluster.sbatch(place, *TWO, "slurm/train.sh", *RUN, "--out", "moved")
+    out = place / "moved"
+    job.steps(out, 5)
+    cluster.call("scancel", job.id)
+    assert job.wait().startswith("CANCELLED") and job.field("Restarts") == "0"
+    assert job.result("moved").exit["outcome"] == "stopped" and "SIGTERM" in job.result("moved").exit["reason"]
+    other = cluster.sbatch(place, "slurm/rtx3090.sh", *RUN, "--out", "moved")
+    assert other.wait() == "COMPLETED 0:0", other.output()
+    assert [(life["processes"], life["host"], life["outcome"]) for life in lives(out)] == [
+        (2, "a6000-1", "stopped"), (4, "rtx3090-1", "done"),
+    ]  # fmt: skip
+    assert bits(other.result("moved")) == bits(whole)
+
+
+def test_the_time_limit_is_not_noticed(cluster: Slurm, place: Path) -> None:
+    """SLURM sends the request itself, up to a minute early; a run that takes longer than the limit comes to its end."""
+    run = [*RUN, "--train.epochs", "100"]
+    job = cluster.sbatch(place, "-t", "1", "--signal=B:USR1@30", *ONE, "slurm/train.sh", *run, CLS_RESTARTS="1")
+    out = place / "runs" / f"digits-{job.id}"
+    job.until(lambda: job.field("Restarts") == "1")
+    assert lives(out)[0]["outcome"] == "stopped" and lives(out)[0]["lost_steps"] == 0
+    assert "TIMEOUT" not in job.output()
+    job.steps(out, lives(out)[0]["steps"] + 1)
+    cluster.call("scancel", job.id)
+    assert job.wait().startswith("CANCELLED")
+
+
+def test_a_job_that_comes_back_again_and_again_ends_at_the_cap(cluster: Slurm, place: Path) -> None:
+    job = cluster.sbatch(place, *ONE, "slurm/train.sh", *RUN, "--train.epochs", "500", CLS_RESTARTS="1")
+    out = place / "runs" / f"digits-{job.id}"
+    for life in (0, 1):
+        job.until(lambda life=life: len(lives(out)) == life + 1 if (out / "lives.jsonl").exists() else False)
+        cluster.call("scancel", "--batch", "--signal=USR1", job.id)
+        if life == 0:
+            job.until(lambda: job.field("Restarts") == "1")
+    assert job.wait() == "FAILED 85:0", job.output()
+    assert job.field("Restarts") == "1" and "CLS_RESTARTS is 1" in job.output()
+    onward = re.search(r"goes on with: (sbatch .*)", job.output())
+    assert onward and onward[1].startswith(f"sbatch {cluster.checkout}/slurm/train.sh 'digits'")
+    assert cluster.call("scontrol", "requeue", job.id).returncode == 0  # a node that fails does the same
+    assert job.wait() == "FAILED 1:0"
+    assert len(lives(out)) == 2  # the third life never began
+
+
+@pytest.mark.parametrize(
+    ("field", "code", "outcome"),
+    [(("--data.size", "-1"), 2, "user_error"), (("--optim.lr", "1e30", "--optim.schedule", "fixed"), 4, "non_finite")],
+)
+def test_a_run_that_ends_with_an_error_is_not_queued_again(
+    cluster: Slurm, place: Path, field: tuple[str, str], code: int, outcome: str
+) -> None:
+    job = cluster.sbatch(place, *ONE, "slurm/train.sh", *RUN, *field)
+    assert job.wait() == f"FAILED {code}:0", job.output()
+    assert job.field("Restarts") == "0"
+    assert job.result(f"runs/digits-{job.id}").exit["outcome"] == outcome
+
+
+def test_an_array_of_variants_makes_a_run_each_and_one_table(cluster: Slurm, place: Path) -> None:
+    lines = ["# seeds", "digits --seed 1", "digits --seed 2", "", "  # a head", "digits --seed 3",
+             'digits --seed 4 --model.head "16 relu"']  # fmt: skip
+    (place / "variants.txt").write_text("\n".join(lines) + "\n")
+    job = cluster.sbatch(place, "--array=1-4%2", *ONE, "slurm/sweep.sh", "variants.txt", *TINY[1:])
+    job.until(lambda: not cluster.squeue(job.id, "%T"))
+    folder = place / "runs" / f"sweep-{job.id}"
+    runs = sorted(path.parent.name for path in folder.glob("*/exit.json"))
+    assert runs == ["001", "002", "003", "004"], job.output()
+    lines = (folder / "table.md").read_text().splitlines()
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    assert head[:4] == ["run", "seed", "model.head", "outcome"]
+    assert [row[:4] for row in rows] == [
+        ["001", "1", "", "done"], ["002", "2", "", "done"], ["003", "3", "", "done"], ["004", "4", "16 relu", "done"],
+    ]  # fmt: skip
+    again = cluster.sbatch(place, "--array=9", *ONE, "slurm/sweep.sh", "variants.txt")
+    again.until(lambda: not cluster.squeue(again.id, "%T"))
+    assert "variants.txt has 4 variants, none with number 9" in again.output()
+
+
+def test_prediction_in_a_job(cluster: Slurm, place: Path, whole: Result, photos: Path) -> None:
+    pictures = place / "some pictures"
+    shutil.copytree(photos / "test", pictures)
+    job = cluster.sbatch(place, *ONE, "slurm/predict.sh", whole.out.name, pictures.name, "--device", "cpu")
+    assert job.wait() == "COMPLETED 0:0", job.output()
+    written = (whole.out / "predict-some pictures" / "prediction.csv").read_text().splitlines()
+    assert len(written) == 7 and written[0] == "image_name,pred_label"
+
+
+def test_data_is_staged_by_a_job(cluster: Slurm, place: Path, photos: Path) -> None:
+    shutil.copytree(photos, place / "the photos")
+    args = [*TINY, "--data.path", "the photos", "--out", "staged"]
+    job = cluster.sbatch(place, *ONE, "slurm/train.sh", *args, CLS_STAGE="1", CLS_SCRATCH=str(place / "local"))
+    assert job.wait() == "COMPLETED 0:0", job.output()
+    (copy,) = (place / "local").glob("cls-*/*/the photos")
+    assert f"copy: {copy}" in (place / "staged" / "config.yaml").read_text()
+    assert "path: the photos" in (place / "staged" / "config.yaml").read_text()
+
+
+STAGE = 'CLS_OFFLINE=0 && . "$0/slurm/env.sh" && stage "$1"'
+
+
+def test_staging_copies_once_whole_or_not_at_all(tmp_path: Path, photos: Path) -> None:
+    source, scratch = tmp_path / "the photos", tmp_path / "local"
+    shutil.copytree(photos, source)
+    env = environment(CLS_SCRATCH=str(scratch), CLS_CACHE=str(tmp_path / "caches"))
+
+    def stage(what: Path) -> subprocess.Popen[str]:
+        command = ["bash", "-euo", "pipefail", "-c", STAGE, str(ROOT), str(what)]
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    both = [run.communicate() for run in [stage(source), stage(source), stage(source)]]
+    assert len({out for out, _ in both}) == 1 and sum("copying" in err for _, err in both) == 1
+    copy = Path(both[0][0].strip())
+    assert copy.is_relative_to(scratch) and copy.name == "the photos"
+    contents = {path.relative_to(source): path.read_bytes() for path in source.rglob("*.jpg")}
+    assert {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*.jpg")} == contents and len(
+        contents
+    ) == 72
+    os.utime(source, (1, 1))  # changed since: another copy
+    other = stage(source).communicate()[0].strip()
+    assert other != str(copy) and Path(other).is_dir()
+    (tmp_path / "one.parquet").write_bytes(b"x" * 100_000)
+    assert Path(stage(tmp_path / "one.parquet").communicate()[0].strip()).read_bytes() == b"x" * 100_000
+    env["CLS_SCRATCH"] = "/proc/none"
+    refused = stage(source)
+    refused.communicate()
+    assert refused.returncode != 0
+
+
+def printed_lines() -> list[str]:
+    """Each sbatch command that a person is shown in the README or at the head of a script."""
+    found = []
+    for path in (ROOT / "README.md", *sorted((ROOT / "slurm").glob("*.sh"))):
+        for line in path.read_text().splitlines():
+            if match := re.search(r"(?:^|`|#\s+|^\s*)(sbatch (?:-|slurm/)[^`#]*)", line):
+                found.append(match[1].strip().replace("PARTITION", "rtx3090"))
+    return sorted(set(found))
+
+
+def test_slurm_accepts_every_printed_line(cluster: Slurm, place: Path) -> None:
+    lines = printed_lines()
+    scripts = [Path(next(word for word in shlex.split(line) if word.startswith("slurm/"))).name for line in lines]
+    assert set(scripts) == {"train.sh", "a6000.sh", "rtx3090.sh", "sweep.sh", "predict.sh"} and len(lines) >= 8
+    for line in lines:
+        done = cluster.call("sbatch", "--test-only", *shlex.split(line)[1:], cwd=cluster.checkout)
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+
+
+@pytest.mark.soak
+def test_every_printed_line_runs_to_its_end(cluster: Slurm, place: Path, whole: Result, photos: Path) -> None:
+    """As it stands, followed by fields that make it small; runs/mlp-head-42 and photos are there."""
+    small = ["--model.weights", "none", "--model.backbone", "resnext14_8x8d", "--data.size", "32", "--train.batch", "8",
+             "--train.micro-batch", "1", "--train.max-steps", "1", "--train.device", "cpu", "--data.workers", "0",
+             "--model.head", ""]  # fmt: skip
+    for number, line in enumerate(printed_lines()):
+        here = cluster.checkout.parent / f"here {number}"
+        shutil.copytree(photos, here / "photos")
+        (here / "variants.txt").write_text("mlp-head\n" * 4)
+        (here / "slurm").symlink_to(cluster.checkout / "slurm")
+        words = shlex.split(line)[1:]
+        if "slurm/predict.sh" in words:
+            shutil.copytree(whole.out, here / "runs" / "mlp-head-42")
+            words += ["--device", "cpu"]
+        else:
+            words += small if "digits" not in words else [*METHOD.split(), "--train.max-steps", "1"]
+        job = cluster.sbatch(here, *(w.replace("slurm/", str(cluster.checkout / "slurm") + "/") for w in words),
+                             CLS_PROCESSES="1")  # fmt: skip
+        job.until(lambda job=job: not cluster.squeue(job.id, "%T"))
+        assert job.field("JobState") == "COMPLETED", f"{line}: {job.output()}"
+
+
+def test_the_scripts_are_clean() -> None:
+    if not shutil.which("shellcheck"):
+        pytest.skip("needs shellcheck: apt-get install shellcheck")
+    done = subprocess.run(["shellcheck", "-x", *sorted((ROOT / "slurm").glob("*.sh"))], capture_output=True, text=True,
+                          cwd=ROOT)  # fmt: skip
+    assert done.returncode == 0, done.stdout
