@@ -6,9 +6,13 @@ The whole method is on this page. Step s consumes draws [s·B, (s+1)·B), cut in
 import sys
 from functools import partial
 
+from cls.cli import out_of, parse_run, refuse_early
+
+if __name__ == "__main__":
+    refuse_early(sys.argv[1:])  # a slip or a missing file is told before torch has taken its seconds to load
+
 from cls import checkpoint
 from cls.artifacts import best_header, keep_data, write_results
-from cls.cli import out_of, parse_run
 from cls.config import Run
 from cls.data.feed import Feed
 from cls.data.sources import Splits, load
@@ -43,13 +47,12 @@ def main(argv: list[str]) -> None:
 
 def begin(folder: Folder, cluster: Cluster) -> tuple[Splits, Steps, State, int]:
     """The images, the length of the run, its state by a checkpoint or the seed, and the steps already done."""
-    run = folder.run
-    splits = cluster.together(lambda: load(run.data, run.seed))
+    splits = cluster.together(lambda: load(folder.run.data, folder.run.seed))
     cluster.on_main(lambda: keep_data(folder, splits))
-    steps = Steps(len(splits.train), run.train)
-    state = cluster.together(lambda: build_state(run, len(splits.classes), steps, cluster))
+    steps = Steps(len(splits.train), folder.run.train)
+    state = cluster.together(lambda: build_state(folder.run, len(splits.classes), steps, cluster))
     first = checkpoint.restore(folder.path / "checkpoints", state, cluster)
-    train_mode(state.model, run.model.freeze)
+    train_mode(state.model, folder.run.model.freeze)
     return splits, steps, state, first
 
 
@@ -102,8 +105,7 @@ def forward_backward(step: int, run: Run, micro: MicroBatches, feed: Feed, clust
     for index in micro.share:
         images, labels = feed.next()
         targets = soft_targets(labels, feed.classes, run.optim.label_smoothing)
-        partner = partners(run.train.micro_batch, run.seed, step, index)
-        images, targets = mix(images, targets, mixing, partner)
+        images, targets = mix(images, targets, mixing, partners(run.train.micro_batch, run.seed, step, index))
         with micro.micro_batch(step, index):
             with cluster.autocast(run.train.precision):
                 logits = micro.model(images)

@@ -15,6 +15,7 @@ from cls.checks import check
 from cls.cluster.request import Request
 from cls.config import Run, View, to_yaml
 from cls.fetch import fetch, require_offline
+from cls.outcome import Ending
 from cls.stop import Stop
 
 T = TypeVar("T")
@@ -51,6 +52,15 @@ def parse_run(argv: list[str]) -> Run:
     if "--offline" in rest:
         require_offline(run)
     return run
+
+
+def refuse_early(argv: list[str]) -> None:
+    """Tell what is wrong with the command line of a run, as the run itself would; needs no library that loads long."""
+    try:
+        parse_run(argv)
+    except (ValueError, SystemExit):
+        with Ending(out_of(argv)):
+            raise
 
 
 def _need_images(run: Run) -> None:
@@ -190,15 +200,14 @@ def main() -> None:
         usage = "usage: cls VERB …   (cls VERB --help explains a verb)\n" + "\n".join(lines)
         print(head + usage, file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else 2)
-    from cls.cluster.doctor import refuse_bad
-    from cls.outcome import Ending  # torch; the usage above must not wait for it
-
     with Ending("") as ending, ending.stop.interruptible():
         document = _do(argv[0], [word for word in argv[1:] if word != "--json"], ending.stop)
         ending.message = "done"
         if "--json" in argv and document is not None:  # rank 0's
             print(json.dumps(document, indent=1))
         if argv[0] == "doctor":
+            from cls.cluster.doctor import refuse_bad
+
             refuse_bad(document)
 
 

@@ -13,8 +13,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import torch
-
 from cls.files import write_whole
 from cls.stop import Stop
 
@@ -77,7 +75,8 @@ class Ending:
         self._write(outcome, code, reason, error)
         sys.stdout.flush()
         sys.stderr.flush()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch = sys.modules.get("torch")  # not imported for this: a slip on the command line is told without it
+        if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
             os._exit(code)  # gloo's teardown aborts one process in ten; everything is flushed and closed by now
         sys.exit(code)
 
@@ -130,7 +129,7 @@ def classify(error: BaseException | None) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """True if an allocation failed, on a GPU or on the host (where torch has no type of its own for it)."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
     # the second is all that oneDNN says where it gets no memory
     return isinstance(error, RuntimeError) and ("allocate memory" in str(error) or str(error) == ONEDNN)

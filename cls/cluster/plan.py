@@ -230,7 +230,7 @@ def command(run: Run, request: Request) -> str:
             flag = "--" + name.replace("_", "-")
             # a value with a leading dash would be read as a flag
             words += [f"{flag}={values[0]}"] if len(values) == 1 and values[0].startswith("-") else [flag, *values]
-    return shlex.join(words)
+    return ("CLS_ACCELERATE=fsdp " if request.fsdp else "") + shlex.join(words)
 
 
 def _script_problems(request: Request, gpu: Gpu | None, document: dict[str, Any]) -> list[str]:
@@ -251,6 +251,7 @@ def _script_problems(request: Request, gpu: Gpu | None, document: dict[str, Any]
         whole_seconds=document.get("whole_run_hours", 0.0) * 3600,
     )
     found = sbatch.check(Path(request.script).read_bytes().decode(errors="replace"), needs)
+    found = [problem for problem in found if not (request.time and problem.rule == "time")]  # the command line's counts
     return few + [f"{request.script}{f':{p.line}' if p.line else ''}: {p.rule}: {p.text}" for p in found]
 
 
@@ -267,11 +268,18 @@ def table(document: dict[str, Any]) -> None:
     hidden = ("memory_gib", "usable_memory_gib", "assumptions", "problems", "sbatch")
     for name, value in document.items():
         if name not in hidden:
-            shown = f"{value:.3g}" if isinstance(value, float) else str(value)
-            rows.add_row(name.replace("_", " "), shown)
-    PEOPLE.print(rows)
+            rows.add_row(name.replace("_", " ").replace(" gib", " (GiB)"), _shown(value))
+    PEOPLE.print("", rows)
     for text in document.get("assumptions", []):
         PEOPLE.print(f"assumed: {text}", markup=False, highlight=False)
     for text in document["problems"]:
         PEOPLE.print(f"problem: {text}", style="red", markup=False, highlight=False)
     print(document["sbatch"], file=sys.stderr)  # unwrapped, to be copied
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {item}" for key, item in value.items())
+    if isinstance(value, list):
+        return " + ".join(map(str, value))
+    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)
