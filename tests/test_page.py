@@ -37,8 +37,8 @@ def read(file: Path) -> list[dict[str, Any]]:
 def test_three_kills_leave_one_complete_page(runs: Bench, tmp_path: Path) -> None:
     out = tmp_path / "run"
     for count in (6, 5, 4):
-        killed = runs.run(out, OFFLINE, 2, f"SIGKILL@0:step:{count}")
-        assert killed.codes == [-9, -9], killed.output
+        killed = runs.run(out, OFFLINE, 1, f"SIGKILL@0:step:{count}")
+        assert killed.codes == [-9], killed.output
     ended = runs.run(out, OFFLINE, 2)
     assert ended.codes == [0, 0], ended.output
     attempts = sorted((out / "wandb").glob("offline-run-*/*.wandb"))
@@ -66,10 +66,10 @@ def test_three_kills_leave_one_complete_page(runs: Bench, tmp_path: Path) -> Non
 def test_goodput_accounts_for_all_the_time_there_was(runs: Bench, tmp_path: Path) -> None:
     out = tmp_path / "run"
     rare = [*SMALL, "--train.save-minutes", "0"]  # checkpoints at the ends of epochs only: steps get lost
-    killed = runs.run(out, rare, 2, "SIGKILL@0:step:12")
-    assert killed.codes == [-9, -9], killed.output
-    ended = runs.run(out, rare, 2)
-    assert ended.codes == [0, 0], ended.output
+    killed = runs.run(out, rare, 1, "SIGKILL@0:step:12")
+    assert killed.codes == [-9], killed.output
+    ended = runs.run(out, rare)
+    assert ended.codes == [0], ended.output
     first, second = lives(out)
     assert first["steps"] == second["step"] and first["steps"] in (7, 10)  # 100 images, 32 a step: epochs end there
     assert first["lost_steps"] == 10 - first["steps"] or first["lost_steps"] == 11 - first["steps"]
@@ -85,7 +85,7 @@ def test_goodput_accounts_for_all_the_time_there_was(runs: Bench, tmp_path: Path
         part: round(first["seconds"][part] + second["seconds"][part], 3) for part in PARTS
     } and whole["goodput"] == pytest.approx(whole["seconds"]["compute"] / sum(whole["seconds"].values()), abs=1e-3)
     validated = [row for row in ended.rows if "val/accuracy" in row]
-    assert all(0 < row["time/goodput"] < 1 and row["time/slowest_rank"] in (0, 1) for row in validated)
+    assert all(0 < row["time/goodput"] < 1 and row["time/slowest_rank"] == 0 for row in validated)
 
 
 def test_the_slow_rank_is_named(runs: Bench, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_the_slow_rank_is_named(runs: Bench, tmp_path: Path) -> None:
 
 def test_a_server_that_never_answers_holds_nothing_up(runs: Bench, tmp_path: Path) -> None:
     """It takes connections and says nothing; the run is over long before W&B's 90 seconds are."""
-    plain = runs.run(tmp_path / "plain", SMALL, 2)
+    plain = runs.run(tmp_path / "plain", SMALL)
     with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         slow = {"cls.track.page.INIT_SECONDS": 90, "cls.journal.FINISH_SECONDS": 2}
@@ -107,7 +107,7 @@ def test_a_server_that_never_answers_holds_nothing_up(runs: Bench, tmp_path: Pat
             tmp_path / "run", [*SMALL, "--track.wandb", "online"], 2,
             WANDB_API_KEY=KEY, WANDB_BASE_URL=url, FORKED_SET=json.dumps(slow),
         )  # fmt: skip
-    assert ended.codes == plain.codes == [0, 0], ended.output
+    assert ended.codes == [0, 0] and plain.codes == [0], ended.output
     assert "W&B took longer than 2 seconds to end" in ended.output
     assert timeless(ended.rows) == timeless(plain.rows) and ended.exit["outcome"] == "done"
     assert ended.seconds < 60
