@@ -159,7 +159,7 @@ def evaluate_images(
 ) -> dict[str, Any] | None:
     """Figures on labelled images: another folder's, or the validation split of the run's own data."""
     trained = load_trained(path, device, workers, stop)
-    own = dataclasses.replace(trained.run.data, workers=workers)
+    own = dataclasses.replace(trained.run.data, workers=workers, copy="")  # that was on another machine's disk
     rows = trained.cluster.together(
         lambda: load_labelled(images, trained.classes, own) if images else load(own, trained.run.seed).val
     )

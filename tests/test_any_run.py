@@ -124,6 +124,7 @@ FIELDS: dict[str, st.SearchStrategy[Any] | None] = {
     "seed": among(0, 1, 118, 2**32, 2**70),
     "out": None,
     "data.path": None,
+    "data.copy": among(""),  # the same images elsewhere: test_slurm
     "data.size": None,
     "data.eval_frame": among("center", "squash"),
     "data.crop_pct": among(1.0, 0.875, 0.1),

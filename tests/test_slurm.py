@@ -15,6 +15,9 @@ import sandbox
 from conftest import ROOT, Result, environment, launch, timeless
 from sandbox import Slurm
 
+from cls import recipes
+from cls.cluster.plan import command
+from cls.cluster.request import Request
 from cls.config import from_yaml
 from cls.goodput import lives
 
@@ -278,8 +281,15 @@ def printed_lines() -> list[str]:
     return sorted(set(found))
 
 
+REQUESTS = [
+    Request(gpu="a6000"),
+    Request(gpu="rtx3090", gpus=4, nodes=2, time="12:00:00", script="slurm/rtx3090.sh", cpus=16),
+    Request(gpu="a6000", gpus=2, script="slurm/a6000.sh"),
+]
+
+
 def test_slurm_accepts_every_printed_line(cluster: Slurm, place: Path) -> None:
-    lines = printed_lines()
+    lines = [*printed_lines(), *(command(recipes.get("mlp-head"), request) for request in REQUESTS)]
     scripts = [Path(next(word for word in shlex.split(line) if word.startswith("slurm/"))).name for line in lines]
     assert set(scripts) == {"train.sh", "a6000.sh", "rtx3090.sh", "sweep.sh", "predict.sh"} and len(lines) >= 8
     for line in lines:

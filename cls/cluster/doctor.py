@@ -26,7 +26,7 @@ from cls.config import Track
 from cls.data.loader import worker_count
 from cls.fetch import cache_folder, library_caches
 from cls.files import write_whole
-from cls.parallel.guards import _driver, choose_device
+from cls.parallel.guards import choose_device, driver
 from cls.track.page import wandb_key, wandb_mode
 
 NETWORK_SECONDS = 3.0
@@ -85,7 +85,9 @@ def refuse_bad(findings: list[dict[str, Any]]) -> None:
 def software() -> list[Finding]:
     cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else "not in use"  # type: ignore[no-untyped-call]  # torch
-    found = f"Python {platform.python_version()}, torch {torch.__version__} {cuda}, driver {_driver()}, NCCL {nccl}"
+    found = (
+        f"Python {platform.python_version()}, torch {torch.__version__} {cuda}, driver {driver()}, NCCL {nccl}"
+    )
     return [Finding("ok", "software", found)]
 
 
@@ -264,7 +266,8 @@ def user_data(path: Path) -> list[Finding]:
     text += f"{1000 * found.latency:.1f} ms"
     if found.latency > 5e-3:
         remedy = (
-            f"a slow file system for small files: cls pack --data.path {shlex.quote(str(path))}, or copy it to $TMPDIR"
+            "a slow file system for small files: CLS_STAGE=1 before sbatch copies it to each node's disk, or do so: "
+            f"cp -r {shlex.quote(str(path))} $TMPDIR"
         )
         return [Finding("warn", "data", text, remedy)]
     return [Finding("ok", "data", text)]

@@ -65,7 +65,7 @@ def choose_device(wanted: str) -> str:
     sign = visible_gpus(os.environ, Path("/dev/nvidia0").exists())
     if sign:
         raise ValueError(
-            f"a GPU is visible ({sign}) but torch {torch.__version__} cannot use it{problem}. Driver: {_driver()}; "
+            f"a GPU is visible ({sign}) but torch {torch.__version__} cannot use it{problem}. Driver: {driver()}; "
             f"this torch was built for CUDA {torch.version.cuda}. Install a torch that fits the driver, e.g. pip "
             "install torch torchvision --index-url https://download.pytorch.org/whl/cu126, or use --train.device cpu"
         )
@@ -85,7 +85,7 @@ def visible_gpus(env: os._Environ[str] | dict[str, str], device_file: bool) -> s
     return "/dev/nvidia0" if device_file else ""
 
 
-def _driver() -> str:
+def driver() -> str:
     version = Path("/proc/driver/nvidia/version")
     found = re.search(r"Kernel Module.*?(\d+\.\d+[.\d]*)", version.read_text()) if version.exists() else None
     return found.group(1) if found else "not loaded"

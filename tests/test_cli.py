@@ -1,0 +1,62 @@
+"""The ``cls`` command as a person types it."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, environment
+
+from cls.cli import VERBS
+
+CLS = [sys.executable, "-c", "from cls.cli import main; main()"]
+
+
+def cls(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    env = environment(PYTHONPATH=str(ROOT))
+    return subprocess.run([*CLS, *words], env=env, capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_explains_itself_without_loading_torch(verb: str) -> None:
+    program = "import sys; from cls.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program, verb, "--help"], env=environment(), capture_output=True,
+                          text=True, timeout=60, cwd=ROOT)  # fmt: skip
+    assert done.returncode == 0 and done.stdout.rstrip().endswith("False"), done.stderr
+    doc = " ".join((VERBS[verb].__doc__ or "").split())
+    assert doc[:60] in " ".join(done.stdout.split()) and "--json" in done.stdout
+
+
+def test_a_plan_is_a_document_and_a_line_to_submit(tmp_path: Path) -> None:
+    done = cls("plan", "digits", "--gpu", "3090", "--gpus", "2", "--seed", "3", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["fits"] and document["micro_batches_per_gpu"] == [4, 4] and document["training_images"] == 1438
+    assert document["sbatch"] == "sbatch --nodes=1 --gpus-per-node=2 slurm/train.sh digits --seed 3"
+    assert document["sbatch"] in done.stderr.splitlines()  # whole, to be copied
+    sharded = ["--gpus", "2", "--fsdp", "True", "--train.reduce", "fast", "--json"]
+    words = shlex.split(json.loads(cls("plan", "digits", "--gpu", "3090", *sharded).stdout)["sbatch"])
+    assert words[0] == "CLS_ACCELERATE=fsdp" and (ROOT / "accelerate_configs" / "fsdp.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("plan", "digits"), "gpu: name it (--gpu a6000)"),
+        (("plan", "digits", "--gpu", "a6001"), "did you mean 'RTX A6000'?"),
+        (("plan", "mlp-head", "--gpu", "a6000"), "data.path is empty"),
+        (("sweep", "cls"), "cls holds no run directories"),
+        (("audit", "cls"), "cls is not a run directory"),
+    ],
+)
+def test_a_bad_command_is_one_message(words: tuple[str, ...], text: str) -> None:
+    done = cls(*words)
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.stderr.startswith("user error: ") and text in done.stderr
+
+
+def test_a_run_with_local_files_only_needs_nothing_fetched() -> None:
+    done = cls("fetch", "digits", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["files"] == [] and "nothing to fetch" in done.stderr
