@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
 def begin(folder: Folder, cluster: Cluster) -> tuple[Splits, Steps, State, int]:
     """The images, the length of the run, its state by a checkpoint or the seed, and the steps already done."""
     splits = cluster.together(lambda: load(folder.run.data, folder.run.seed))
-    cluster.on_main(lambda: keep_data(folder, splits))
+    keep_data(folder, splits, cluster)
     steps = Steps(len(splits.train), folder.run.train)
     state = cluster.together(lambda: build_state(folder.run, len(splits.classes), steps, cluster))
     first = checkpoint.restore(folder.path / "checkpoints", state, cluster)

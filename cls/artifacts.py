@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +21,27 @@ from cls.parallel.cluster import Cluster
 from cls.state import State
 
 
-def keep_data(folder: Folder, splits: Splits) -> None:
+def keep_data(folder: Folder, splits: Splits, cluster: Cluster) -> None:
     """Write classes.txt and data.json at the first start; at a later one, refuse other images with a ValueError.
 
-    Images are known by id and label: which draw is which image hangs on them.
+    Images are known by id and label: which draw is which image hangs on them. They must be the same on all ranks,
+    which may read them from disks of their own.
     """
     found: dict[str, object] = {}
     for split, rows in (("train", splits.train), ("val", splits.val)):
         listed = hashlib.sha256(json.dumps([list(rows["id"]), list(rows["label"])]).encode()).hexdigest()
         found |= {split: {"images": len(rows), "sha256": listed}}
+    everywhere = cluster.gather((platform.node(), found))
+    other = next((host for host, seen in everywhere if seen != everywhere[0][1]), None)
+    if other is not None:
+        raise ValueError(
+            f"data.path: {folder.run.data.path} holds other images on {other} than on {everywhere[0][0]}: make them "
+            "the same, or delete the older copy"
+        )
+    cluster.on_main(lambda: _keep(folder, splits, found))
+
+
+def _keep(folder: Folder, splits: Splits, found: dict[str, object]) -> None:
     path, classes = folder.path / "data.json", folder.path / "classes.txt"
     if not path.exists():
         write_whole(classes, "".join(f"{name}\n" for name in splits.classes).encode())

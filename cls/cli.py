@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -19,6 +20,7 @@ from cls.outcome import Ending
 from cls.stop import Stop
 
 T = TypeVar("T")
+HEARD_SECONDS = 5.0  # a launcher ends all processes with the first: rank 0, which speaks, must not come too late
 
 
 def out_of(argv: list[str]) -> str:
@@ -59,6 +61,8 @@ def refuse_early(argv: list[str]) -> None:
     try:
         parse_run(argv)
     except (ValueError, SystemExit):
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(HEARD_SECONDS)
         with Ending(out_of(argv)):
             raise
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,8 +56,13 @@ class Lines:
             os.truncate(path, content.rfind(b"\n") + 1)  # half a line of a life that was cut off
         self._file = path.open("ab", buffering=0)
         self._waiting = b""
+        self._lock = threading.Lock()  # a background save notes its end, too
 
     def add(self, line: bytes) -> None:
+        with self._lock:
+            self._add(line)
+
+    def _add(self, line: bytes) -> None:
         known, self._waiting = bool(self._waiting), self._waiting + line
         try:
             while self._waiting:  # a nearly full disk takes a part

@@ -3,6 +3,7 @@
 Goodput is the share of all seconds, queue included, that went into steps which are still part of the run.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -11,6 +12,7 @@ from typing import Any
 from cls.clock import KINDS
 from cls.lives import read_lives
 
+log = logging.getLogger("cls")
 PARTS = ("queue", *KINDS, "lost", "other")
 
 
@@ -71,6 +73,15 @@ def _life(start: dict[str, Any], following: dict[str, Any] | None, events: list[
         "slowest_rank": ranks[-1] if ranks else 0,
         "seconds": {part: round(seconds[part], 3) for part in PARTS}, "goodput": round(_share(seconds), 4),
     }  # fmt: skip
+
+
+def so_far(folder: Path) -> dict[str, Any]:
+    """:func:`total` of a run that is going on: what cannot be read is told of, and must not end the run."""
+    try:
+        return total(lives(folder))
+    except Exception as error:  # lives.jsonl is a record; training does not hang on it
+        log.warning("goodput is not known: %s", error)
+        return total([])
 
 
 def total(table: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

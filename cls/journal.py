@@ -34,7 +34,7 @@ class Journal:
         self.step, self.cluster = first, cluster
         if cluster.main:
             gone = goodput.lost(read_rows(folder.path), rewind(folder.path, first))
-            before = goodput.total(goodput.lives(folder.path))["lost_steps"]
+            before = goodput.so_far(folder.path)["lost_steps"]
             info = describe(cluster, model) | {"lives": folder.life + 1, "lost_steps": before + gone["lost"]}
             self.tracker = Tracker(folder.run, folder.path, info)
             self.progress = Progress(steps.total, first, epochs=folder.run.train.epochs)
@@ -60,7 +60,7 @@ class Journal:
             self.lives.add("end", step=self.step, outcome=classify(error), clock=self.cluster.clock.read())
             self.lives.close()
             self.progress.close()
-            spent = goodput.total(goodput.lives(self.folder.path))
+            spent = goodput.so_far(self.folder.path)
             self.figures |= {f"time/{part}": seconds for part, seconds in spent["seconds"].items()}
             self.figures |= {key: spent[key] for key in ("goodput", "lives", "lost_steps")}
             hint = self.tracker.finish(self.figures, FINISH_SECONDS if kind is None else LEAVE_SECONDS)

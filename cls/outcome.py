@@ -22,6 +22,11 @@ ONEDNN = "could not create a primitive"
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
+HANGING: list[str] = []
+"""What of this process still waits for a network when the run is over: leaving does not ask it (W&B's own exit may
+wait without end for an upload)."""
+
+
 class DataError(Exception):
     """The images cannot be used any further."""
 
@@ -76,7 +81,8 @@ class Ending:
         sys.stdout.flush()
         sys.stderr.flush()
         torch = sys.modules.get("torch")  # not imported for this: a slip on the command line is told without it
-        if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
+        group = torch and torch.distributed.is_available() and torch.distributed.is_initialized()
+        if group or HANGING:
             os._exit(code)  # gloo's teardown aborts one process in ten; everything is flushed and closed by now
         sys.exit(code)
 

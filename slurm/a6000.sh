@@ -17,6 +17,9 @@
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
 
-command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=||p' | head -n 1)
+job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+for _ in 1 2 3 4 5 6; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
+root=$(sed -n 's|^ *Command=||p' <<<"$shown") && root=${root%%/slurm/a6000.sh*}
+export CLS_SCRIPT=$root/slurm/a6000.sh
 # exec: the signal before the time limit goes to this process, and train.sh waits for it
-exec "${command%%/slurm/a6000.sh*}/slurm/train.sh" "$@"
+exec "$root/slurm/train.sh" "$@"

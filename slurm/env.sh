@@ -17,7 +17,7 @@ if [ -f "$_venv/bin/activate" ]; then
     . "$_venv/bin/activate"
 elif [ -n "${CLS_VENV:-}" ]; then
     echo "slurm/env.sh: CLS_VENV is $_venv, which is no virtual environment: python3 -m venv $_venv" >&2
-    exit 2
+    return 2
 fi
 unset _venv _name
 
@@ -31,35 +31,49 @@ export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$CLS_CACHE/inductor}
 export MPLCONFIGDIR=${MPLCONFIGDIR:-$CLS_CACHE/matplotlib}
 mkdir -p "$CLS_CACHE" "$MPLCONFIGDIR"
 
-# Without a network each library would try for minutes while the other processes wait.
+# Without a network each library would try for minutes while the other processes wait. A proxy or a mirror is a network.
 if [ -z "${CLS_OFFLINE:-}" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
-    CLS_OFFLINE=1
-    if timeout 5 bash -c '</dev/tcp/huggingface.co/443' 2>/dev/null; then CLS_OFFLINE=0; fi
+    export CLS_OFFLINE=0 # of the first node, for all of them
+    if [ -z "${https_proxy:-}${HTTPS_PROXY:-}${HF_ENDPOINT:-}" ] &&
+        ! timeout 5 bash -c '</dev/tcp/huggingface.co/443' 2>/dev/null; then
+        CLS_OFFLINE=1
+    fi
 fi
 if [ "${CLS_OFFLINE:-0}" = 1 ]; then
     export CLS_OFFLINE HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=${WANDB_MODE:-offline}
 fi
 
-# What `cls doctor --save True` measured on this node, e.g. NCCL_P2P_DISABLE=1: nothing about NCCL is assumed.
-if [ -f "$CLS_CACHE/nccl-$(hostname).sh" ]; then
-    # shellcheck disable=SC1090  # its name has the host's in it
-    . "$CLS_CACHE/nccl-$(hostname).sh"
+# What `cls doctor --save True` measured on this node, e.g. NCCL_P2P_DISABLE=1: nothing about NCCL is assumed. It is about
+# the links inside a node; those between nodes are others.
+_measured=$CLS_CACHE/nccl-$(hostname).sh
+if [ -n "${SLURM_JOB_ID:-}" ] && [ -f "$_measured" ]; then
+    if [ "${SLURM_NNODES:-1}" = 1 ]; then
+        # shellcheck disable=SC1090  # its name has the host's in it
+        . "$_measured"
+    else
+        # shellcheck disable=SC1090  # as above
+        . <(grep -E 'NCCL_(P2P|SHM)_DISABLE' "$_measured")
+    fi
 fi
+unset _measured
 
-# A checksum of names, contents and modes, whatever the order and age of the files.
-_packed() { tar -C "$1" --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf - -- "$2"; }
+# A stream of names, contents and modes, whatever the order and age of the files; links are followed.
+_packed() { tar -C "$1" -h --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf - -- "$2"; }
 
 # stage SOURCE: copy a file or a folder to this node's disk, once for all jobs of this node, and print where it is.
-# The source is read once; the copy is read again and must have the same checksum before it gets its name.
+# Any file that is added, replaced or changed makes another copy. The source is read once; the copy is read again and
+# must have the same checksum before it gets its name.
 stage() {
-    local source place name copy made found
+    local source place name copy made found key
     source=$(realpath "$1") && name=$(basename "$source")
-    place=${CLS_SCRATCH:-${TMPDIR:-/tmp}}/cls-$(id -un)/$(stat -c '%n %Y' "$source" | sha256sum | head -c 12)
+    key=$(find -L "$source" -printf '%P %s %T@\n' | LC_ALL=C sort | { echo "$source" && cat; } | sha256sum) || return
+    place=${CLS_SCRATCH:-${TMPDIR:-/tmp}}/cls-$(id -un)/${key:0:12}
     copy=$place/$name
     mkdir -p "$place" || return
     (
         flock 9
         [ -e "$copy" ] && exit 0
+        trap 'rm -rf "$place/new"' EXIT
         echo "slurm/env.sh: $(hostname): copying $source to $place" >&2
         rm -rf "$place/new" && mkdir "$place/new" || exit
         made=$(_packed "$(dirname "$source")" "$name" | tee >(tar -C "$place/new" -xf -) | sha256sum) || exit

@@ -13,7 +13,8 @@
 #SBATCH --requeue
 set -euo pipefail
 
-command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=||p' | head -n 1)
+for _ in 1 2 3 4 5 6; do if shown=$(scontrol show job "$SLURM_JOB_ID"); then break; else sleep 10; fi; done # a busy controller
+root=$(sed -n 's|^ *Command=||p' <<<"$shown") && root=${root%%/slurm/predict.sh*}
 # shellcheck source=slurm/env.sh
-. "${command%%/slurm/predict.sh*}/slurm/env.sh"
+. "$root/slurm/env.sh"
 srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --export=ALL cls predict "$@"

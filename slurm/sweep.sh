@@ -18,16 +18,23 @@
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
 
-command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=||p' | head -n 1)
-root=${command%%/slurm/sweep.sh*}
 number=${SLURM_ARRAY_TASK_ID:?submit with sbatch --array=1-LINES slurm/sweep.sh FILE}
+for _ in 1 2 3 4 5 6; do if shown=$(scontrol show job "${SLURM_ARRAY_JOB_ID}_$number"); then break; else sleep 10; fi; done # a busy controller
+root=$(sed -n 's|^ *Command=||p' <<<"$shown") && root=${root%%/slurm/sweep.sh*}
 file=${1:?name the file with one variant per line}
 shift
-line=$(grep -v '^[[:space:]]*\(#\|$\)' "$file" | sed -n "${number}p")
+variants=$(grep -v '^[[:space:]]*\(#\|$\)' "$file") || true
+line=$(sed -n "${number}p" <<<"$variants")
 if [ -z "$line" ]; then
-    echo "slurm/sweep.sh: $file has $(grep -vc '^[[:space:]]*\(#\|$\)' "$file") variants, none with number $number" >&2
+    echo "slurm/sweep.sh: $file has $(grep -c . <<<"$variants") variants, none with number $number" >&2
     exit 2
 fi
-mapfile -t words < <(xargs -n 1 printf '%s\n' <<<"$line") # quotes as in a shell, but nothing is executed
+# Quotes as in a shell, but nothing is executed; the last word keeps empty ones before it.
+if ! words=$(xargs -n 1 printf '%s\n' <<<"$line end"); then
+    echo "slurm/sweep.sh: $file: variant $number cannot be read as words: $line" >&2
+    exit 2
+fi
+mapfile -t words <<<"$words"
+unset 'words[-1]'
 export CLS_SWEEP=${CLS_SWEEP:-runs/sweep-$SLURM_ARRAY_JOB_ID}
 exec "$root/slurm/train.sh" "${words[@]}" "$@" --out "$CLS_SWEEP/$(printf %03d "$number")"

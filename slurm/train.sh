@@ -21,24 +21,27 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
+unset SLURM_TIME_FORMAT # scontrol would print times that date cannot read
 
 # USR1 comes before the time limit and at a preemption, TERM with scancel and, if saving took too long, at the limit.
 asked=''
 trap 'asked=${asked:-USR1}' USR1
 trap 'if [ "$(date +%s)" -ge "$((${SLURM_JOB_END_TIME:-0} - 5))" ] && [ -n "$asked" ]; then :; else asked=TERM; fi' TERM
 
-# SLURM runs a copy of this script from its spool; the job knows where the original is
+# SLURM runs a copy of this script from its spool; the job knows where the original is. A member of an array goes by its
+# own name: the number alone may mean the whole array.
+job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+for _ in 1 2 3 4 5 6; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
 case $0 in
 */slurm/*.sh) root=$(realpath "${0%/slurm/*}") ;;
-*) root=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's|^ *Command=||p' | head -n 1) && root=${root%%/slurm/train.sh*} ;;
+*) root=$(sed -n 's|^ *Command=||p' <<<"$shown") && root=${root%%/slurm/train.sh*} ;;
 esac
 if [ ! -f "$root/train.py" ]; then
     echo "slurm/train.sh: no train.py in '$root': submit with sbatch PATH/slurm/train.sh, not from a pipe" >&2
     exit 2
 fi
 
-job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-job=${job:-$SLURM_JOB_ID} lives=${SLURM_RESTART_COUNT:-0} most=${CLS_RESTARTS:-100}
+lives=${SLURM_RESTART_COUNT:-0} most=${CLS_RESTARTS:-100}
 recipe=digits out='' data=''
 case ${1:-} in -* | "") ;; *) recipe=$1 ;; esac
 arguments=("$@")
@@ -56,7 +59,11 @@ if [ -z "$out" ]; then
 fi
 
 outcome() { sed -n 's/.*"outcome": "\([a-z_]*\)".*/\1/p' "$out/exit.json" 2>/dev/null || true; }
-goes_on() { echo "slurm/train.sh: $1. The same run goes on with: sbatch $root/slurm/train.sh ${arguments[*]@Q}" >&2; }
+written() { stat -c '%i %Y' "$out/exit.json" 2>/dev/null || true; }
+goes_on() {
+    local script=${CLS_SCRIPT:-$root/slurm/train.sh}
+    echo "slurm/train.sh: $1. The same run goes on with: sbatch ${script@Q} ${arguments[*]@Q}" >&2
+}
 
 if [ "$lives" -gt 0 ] && [ "$(outcome)" = 'done' ]; then
     echo "slurm/train.sh: $out is finished" # some versions of SLURM start a finished job again
@@ -66,70 +73,82 @@ if [ "$lives" -gt "$most" ]; then
     goes_on "queued again $lives times, and CLS_RESTARTS is $most"
     exit 1
 fi
-if [ "$(outcome)" = stopped ] && [ -f "$out/config.yaml" ]; then
-    rm -f "$out/exit.json" # of an earlier life
-fi
 
 # --- the machines ---
 
 # shellcheck source=slurm/env.sh
 . "$root/slurm/env.sh"
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 port=$((20000 + SLURM_JOB_ID % 10000)) # below the ports that systems hand out
 while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
 per_node=${CLS_PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
+[ "$per_node" -gt 0 ] || per_node=1
 total=$((SLURM_NNODES * per_node))
 config=${CLS_ACCELERATE:-ddp}
 if [ -z "${CLS_ACCELERATE:-}" ]; then
     [ "$total" -gt 1 ] || config=one_gpu
     case " ${SLURM_GPUS_ON_NODE:-0} $* " in " 0 "* | *" --train.device cpu "* | *" --train.device=cpu "*) config=cpu ;; esac
 fi
-times=$(scontrol show job -o "$SLURM_JOB_ID" | grep -o '[A-Za-z]*Time=[^ ]*')
-moment() { date -d "$(sed -n "s/^$1=//p" <<<"$times" | head -n 1)" +%s 2>/dev/null || true; }
-SLURM_JOB_END_TIME=$(moment EndTime) SLURM_JOB_START_TIME=$(moment StartTime) CLS_SUBMIT_TIME=$(moment EligibleTime)
+moment() { # moment Start: unix time of StartTime; nothing where it is not known
+    local text
+    text=$(sed -n "s/.*\b$1Time=\([0-9][^ ]*\).*/\1/p" <<<"$shown" | sed -n 1p)
+    [ -z "$text" ] || date -d "$text" +%s
+}
+SLURM_JOB_END_TIME=$(moment End) SLURM_JOB_START_TIME=$(moment Start)
+CLS_SUBMIT_TIME=$(if [ "$lives" -gt 0 ]; then moment Submit; else moment Eligible; fi) # a requeue submits again
 export SLURM_JOB_END_TIME SLURM_JOB_START_TIME CLS_SUBMIT_TIME
 # The launcher kills what has not left 30 s after the first process did: a checkpoint may take longer.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600
 launch=(
     --config_file "$root/accelerate_configs/$config.yaml" --num_machines "$SLURM_NNODES" --num_processes "$total"
-    --main_process_ip "$head" --main_process_port "$port" --rdzv_backend static
+    --main_process_ip "$first" --main_process_port "$port" --rdzv_backend static
 )
 printf 'slurm/train.sh: job %s, life %s, %s: %s node(s) x %s process(es), %s.yaml, first node %s:%s -> %s\n' \
-    "$job" "$lives" "$SLURM_JOB_NODELIST" "$SLURM_NNODES" "$per_node" "$config" "$head" "$port" "$out"
+    "$job" "$lives" "$SLURM_JOB_NODELIST" "$SLURM_NNODES" "$per_node" "$config" "$first" "$port" "$out"
 
 # --- the run, and its end ---
 
+before=$(written)
 # srun inherits neither the CPUs per task nor, with --export=NONE, any variable
-export CLS_DATA=$data
+export CLS_DATA=${data/#\~/$HOME}
 srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --export=ALL --wait=600 --kill-on-bad-exit=0 \
     "$root/slurm/node.sh" "${launch[@]}" "$root/train.py" "${arguments[@]}" &
 child=$!
-status=0
-wait "$child" || status=$? # a trap ends the wait, not the child
 while kill -0 "$child" 2>/dev/null; do
     # again and again: at its start the run clears the request of an earlier life away
     if [ "$asked" = USR1 ] && [ -f "$out/config.yaml" ]; then touch "$out/stop"; fi
     sleep 1 &
-    wait $! || true
+    wait $! || true # a trap ends it early
 done
+status=0
 wait "$child" || status=$?
 
-if [ -n "${CLS_SWEEP:-}" ]; then cls sweep "$CLS_SWEEP" || true; fi
-[ "$(outcome)" != 'done' ] || exit 0
-code=$(sed -n 's/.*"code": \([0-9]*\).*/\1/p' "$out/exit.json" 2>/dev/null) || true
-if [ "$(outcome)" != stopped ] || [ "$asked" = TERM ]; then
-    exit "${code:-$status}" # an error, or scancel: both are final
+finish() { # finish CODE: the end of this job, not of a life that is followed by another one
+    if [ -n "${CLS_SWEEP:-}" ]; then timeout 120 cls sweep "$CLS_SWEEP" || true; fi
+    exit "$1"
+}
+[ "$status" -ne 0 ] || finish 0
+if [ "$(written)" = "$before" ]; then
+    finish "$status" # it came to an end before it could say how
+fi
+code=$(sed -n 's/.*"code": \([0-9]*\).*/\1/p' "$out/exit.json")
+if [ "$(outcome)" != stopped ]; then
+    finish "${code:-$status}"
 fi
 # Preempted where the site sends no signal to the batch script: the processes got SIGTERM, this shell nothing.
-preempted=$(scontrol show job -o "$SLURM_JOB_ID" | grep -c 'PreemptTime=[0-9]') || true
-if [ "$asked" = USR1 ] || [ "$preempted" -gt 0 ] || grep -q 'the job ends in' "$out/exit.json"; then
+preempted=$(scontrol show job -o "$job" | grep -c 'PreemptTime=[0-9]') || true
+if [ "$asked" = TERM ]; then
+    goes_on "cancelled"
+elif [ "$asked" = USR1 ] || [ "${preempted:-0}" -gt 0 ] || grep -q 'the job ends in' "$out/exit.json"; then
     if [ "$lives" -ge "$most" ]; then
         goes_on "queued again $lives times, and CLS_RESTARTS is $most"
-    elif scontrol requeue "$SLURM_JOB_ID"; then
+    elif scontrol requeue "$job"; then
         sleep 60 & # SLURM ends this script
         wait $! || true
     else
         goes_on "this job cannot be queued again"
     fi
+else
+    goes_on "stopped"
 fi
-exit "${code:-$status}"
+finish "${code:-$status}"

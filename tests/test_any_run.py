@@ -586,7 +586,7 @@ def explore(examples: int, sources: dict[str, str]) -> list[Values]:
 
 
 def test_some_configurations(sources: dict[str, str]) -> None:
-    explore(20, sources)
+    explore(12, sources)
 
 
 @pytest.mark.soak

@@ -34,7 +34,9 @@ def test_a_plan_is_a_document_and_a_line_to_submit(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["fits"] and document["micro_batches_per_gpu"] == [4, 4] and document["training_images"] == 1438
-    assert document["sbatch"] == "sbatch --nodes=1 --gpus-per-node=2 slurm/train.sh digits --seed 3"
+    cores = document["cores_per_node"]
+    line = f"sbatch --nodes=1 --gpus-per-node=2 --cpus-per-task={cores} slurm/train.sh digits --seed 3"
+    assert document["sbatch"] == line and cores >= 2
     assert document["sbatch"] in done.stderr.splitlines()  # whole, to be copied
     sharded = ["--gpus", "2", "--fsdp", "True", "--train.reduce", "fast", "--json"]
     words = shlex.split(json.loads(cls("plan", "digits", "--gpu", "3090", *sharded).stdout)["sbatch"])

@@ -200,7 +200,7 @@ def test_a_slurm_job_is_described() -> None:
     env = {"SLURM_JOB_ID": "12", "SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_CPUS_PER_TASK": "8"}
     [unknown] = slurm(env)
     assert unknown.state == "warn" and unknown.found.startswith("job 12, 2 nodes, 8 cores a task, 4 GPUs here; its end")
-    [long] = slurm(env | {"SLURM_JOB_END_TIME": str(round(time.time()) + 7230)})
+    [long] = slurm(env | {"SLURM_JOB_END_TIME": str(int(time.time()) + 7215)})
     assert long.state == "ok" and long.found.endswith("ends in 120 minutes")
     [short] = slurm(env | {"SLURM_JOB_END_TIME": str(round(time.time()) + 230)})
     assert short.state == "warn" and short.found.endswith("ends in 4 minutes")

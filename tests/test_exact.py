@@ -84,6 +84,7 @@ def test_same_bits_on_any_number_of_processes(folder: Path, one: Result, process
     assert bits(result) == bits(one)
 
 
+@pytest.mark.soak
 def test_a_run_moved_from_four_processes_to_two_has_the_bits_of_the_uninterrupted_one(
     folder: Path, one: Result
 ) -> None:
@@ -99,6 +100,7 @@ def test_a_run_moved_from_four_processes_to_two_has_the_bits_of_the_uninterrupte
     assert ours == theirs
 
 
+@pytest.mark.soak
 def test_fast_reduction_of_a_model_without_batch_statistics_agrees_within_rounding(folder: Path) -> None:
     """GroupNorm: the sum's order is all that may differ between world sizes."""
     losses = {}
@@ -135,6 +137,7 @@ def test_a_killed_run_ends_with_the_bits_of_the_uninterrupted_one(folder: Path, 
     assert bits(again) == bits(one)
 
 
+@pytest.mark.soak
 def test_control_another_seed_and_fast_reduction_differ(folder: Path, one: Result) -> None:
     short = ["--train.max-steps", "6"]
     seed = run(folder, "seed", 1, "--seed", "1", *short)

@@ -170,6 +170,7 @@ def test_a_frozen_network_has_the_losses_of_ddp(frozen: dict[bool, Life]) -> Non
     same_figures(frozen[True], frozen[False], 1e-5)
 
 
+@pytest.mark.soak
 def test_bf16_has_the_first_losses_of_ddp(go: Go, ddp: Life) -> None:
     args = [*NORMED, "--train.precision", "bf16", "--train.max-steps", "3"]
     ours, theirs = go("bf16-fsdp", args, True), go("bf16-ddp", args, False)
@@ -271,6 +272,7 @@ def test_fsdp_after_fsdp_is_the_uninterrupted_run_bit_for_bit(halves: list[Life]
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
 
 
+@pytest.mark.soak
 def test_control_without_the_moments_the_losses_are_others(go: Go, halves: list[Life], fsdp: Life) -> None:
     path = newest(halves[0].out.with_name("halfway"))
     (path / "optimizer.safetensors").unlink()

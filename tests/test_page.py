@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL, environment, timeless
+from conftest import ROOT, SMALL, environment, timeless
 from forked import Bench, bench
 
 from cls.goodput import PARTS, lives, total
@@ -112,3 +112,17 @@ def test_a_server_that_never_answers_holds_nothing_up(runs: Bench, tmp_path: Pat
     assert timeless(ended.rows) == timeless(plain.rows) and ended.exit["outcome"] == "done"
     assert ended.seconds < 60
     assert KEY not in ended.output
+
+
+def test_nor_does_it_hold_up_the_end_of_a_single_process(tmp_path: Path) -> None:
+    """W&B's own exit would wait for its upload without end; this process leaves as a user's does, unlike forked ones."""
+    program = "import sys, cls.journal, train; cls.journal.FINISH_SECONDS = 2\ntrain.main(sys.argv[1:])"
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-c", program, *SMALL, "--track.wandb", "online", "--out", str(tmp_path / "run")],
+            env=environment(WANDB_API_KEY=KEY, WANDB_BASE_URL=url, PYTHONPATH=str(ROOT), WANDB_DIR=str(tmp_path)),
+            capture_output=True, text=True, timeout=50, cwd=tmp_path,
+        )  # fmt: skip
+    assert done.returncode == 0 and "W&B took longer than 2 seconds" in done.stderr, done.stderr
+    assert json.loads((tmp_path / "run" / "exit.json").read_text())["outcome"] == "done"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 from cls import recipes
 from cls.cli import parse_run
@@ -131,7 +132,9 @@ def test_the_plan_of_the_digits() -> None:
     assert found["requeues"] == 0
     busy = found["images_per_second"] / found["images_per_second_per_core"]
     assert found["cores_per_node"] == pytest.approx(busy + 1.5, abs=0.6)
-    assert found["sbatch"] == "sbatch --nodes=1 --gpus-per-node=3 --time=10 slurm/train.sh digits"
+    cores = found["cores_per_node"]
+    line = f"sbatch --nodes=1 --gpus-per-node=3 --time=10 --cpus-per-task={cores} slurm/train.sh digits"
+    assert found["sbatch"] == line
     json.dumps(found)  # is a document
 
 
@@ -139,7 +142,7 @@ def test_people_are_told_on_standard_error(capsys: pytest.CaptureFixture[str]) -
     table(planned())
     printed = capsys.readouterr()
     assert printed.out == ""
-    for part in ("activations", "usable on RTX 3090", "assumed:", "3, 3, 2", planned()["sbatch"] + "\n"):
+    for part in ("activations", "usable on RTX 3090", "assumed:", "3 + 3 + 2", planned()["sbatch"] + "\n"):
         assert part in printed.err, part
 
 
@@ -246,13 +249,14 @@ def test_the_line_gives_the_same_run_again(recipe: str, sections: dict[str, dict
     run = replace(change(recipes.get(recipe), **sections), out="runs/a b")
     if not run.data.path:
         run = change(run, data={"path": "photos"})
-    line = command(run, Request(gpu="a6000", gpus=2, nodes=3, time="1-00", script="slurm/a6000.sh"))
+    script = str(ROOT / "slurm" / "a6000.sh")
+    line = command(run, Request(gpu="a6000", gpus=2, nodes=3, time="1-00", script=script), 8)
     printed = subprocess.run(
         ["bash", "-c", line.replace("sbatch", "printf '%s\\0'", 1)], capture_output=True, text=True
     )
     words = printed.stdout.rstrip("\0").split("\0")
-    assert words[:4] == ["--nodes=3", "--gpus-per-node=2", "--time=1-00", "slurm/a6000.sh"]
-    assert asdict(parse_run(words[4:])) == asdict(run)
+    assert words[:5] == ["--nodes=3", "--gpus-per-node=a6000:2", "--time=1-00", "--cpus-per-task=8", script]
+    assert asdict(parse_run(words[5:])) == asdict(run)
     usual = flat(recipes.get(recipe))
-    named = {word.removeprefix("--").partition("=")[0].replace("-", "_") for word in words[5:] if word.startswith("--")}
+    named = {word.removeprefix("--").partition("=")[0].replace("-", "_") for word in words[6:] if word.startswith("--")}
     assert named == {name for name, value in flat(run).items() if value != usual[name]}

@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import threading
+import urllib.request
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -219,6 +220,7 @@ def test_no_network_is_told_like_offline(tmp_path, monkeypatch):
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # the discard port: refused at once
+    monkeypatch.setattr(urllib.request, "_opener", None)  # an earlier download in this process has made one for good
     with pytest.raises(ValueError, match=rf"Connection refused.*\n  curl -L --create-dirs -o .* {TORCHVISION_URL}"):
         check_weights(replace(FRESH, weights="DEFAULT"))
     assert not list(tmp_path.rglob("*.pth*"))
@@ -235,6 +237,7 @@ def test_timm_weights_come_from_the_hub_cache_or_the_command_is_named(tmp_path, 
         "Where there is internet, run:\n  hf download timm/resnetrs50.tf_in1k model.safetensors"
     )
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # the discard port: refused at once
+    monkeypatch.setattr(urllib.request, "_opener", None)  # an earlier download in this process has made one for good
     with pytest.raises(ValueError) as caught:
         check_weights(config)
     assert str(caught.value) == wanted % "<urlopen error [Errno 111] Connection refused>"

@@ -85,9 +85,7 @@ def refuse_bad(findings: list[dict[str, Any]]) -> None:
 def software() -> list[Finding]:
     cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else "not in use"  # type: ignore[no-untyped-call]  # torch
-    found = (
-        f"Python {platform.python_version()}, torch {torch.__version__} {cuda}, driver {driver()}, NCCL {nccl}"
-    )
+    found = f"Python {platform.python_version()}, torch {torch.__version__} {cuda}, driver {driver()}, NCCL {nccl}"
     return [Finding("ok", "software", found)]
 
 

@@ -75,7 +75,7 @@ def plan(run: Run, request: Request) -> dict[str, Any]:
     }
     if gpu:
         document |= _times(chosen, request, gpu, precision, step, steps, splits)
-    document["sbatch"] = command(chosen, request)
+    document["sbatch"] = command(chosen, request, document.get("cores_per_node", 0))
     document["problems"] = problems + _script_problems(request, gpu, document)
     return document
 
@@ -212,16 +212,21 @@ def _times(
 def _requeues(time: str, whole: float, epoch: float) -> int:
     limit = sbatch.seconds(time) if time else inf
     least = sbatch.STARTUP_SECONDS + sbatch.CHECKPOINT_SECONDS + epoch
-    if limit < least:
+    if limit <= least:
         raise ValueError(f"time is {time}, shorter than start-up and one epoch: give {ceil(least / 60)} or more")
     return sbatch.requeues(limit, whole)
 
 
-def command(run: Run, request: Request) -> str:
-    """The line to submit: the recipe and only the fields that differ from it, quoted for a shell."""
-    words = ["sbatch", f"--nodes={request.nodes}", f"--gpus-per-node={request.gpus}"]
+def command(run: Run, request: Request, cores: int) -> str:
+    """The line to submit: the recipe and only the fields that differ from it, quoted for a shell.
+
+    ``cores`` that feed a node's GPUs, 0 where that is not known; the GPUs' type as the script names it.
+    """
+    script = sbatch.read(Path(request.script).read_text(errors="replace")) if request.script else None
+    kind = (script.get("gpus-per-node") if script else "").rpartition(":")[0]
+    words = ["sbatch", f"--nodes={request.nodes}", f"--gpus-per-node={f'{kind}:' if kind else ''}{request.gpus}"]
     words += [f"--time={request.time}"] if request.time else []
-    words += [f"--cpus-per-task={request.cpus}"] if request.cpus else []
+    words += [f"--cpus-per-task={request.cpus or cores}"] if request.cpus or cores else []
     words += [request.script or SCRIPT, run.recipe]
     usual = flat(recipes.get(run.recipe))
     for name, value in flat(run).items():

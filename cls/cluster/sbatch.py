@@ -272,7 +272,7 @@ def _time(script: Script, needs: Needs) -> Found:
         yield line, f"--time: {error}"
         return
     least = STARTUP_SECONDS + needs.epoch_seconds + CHECKPOINT_SECONDS
-    if limit < least:
+    if limit <= least:
         yield line, f"--time={text} is shorter than start-up and one epoch: write --time={ceil(least / 60)} or more"
     elif (again := requeues(limit, needs.whole_seconds)) > 0:
         whole = needs.whole_seconds + STARTUP_SECONDS + CHECKPOINT_SECONDS

@@ -13,6 +13,7 @@ from typing import Any
 
 from cls.config import Run, Track
 from cls.files import Lines
+from cls.track import board, page
 from cls.track.behind import Behind
 from cls.track.board import Board
 from cls.track.page import Page, wandb_key, wandb_mode
@@ -48,8 +49,10 @@ class Tracker:
         self._mirrors: list[Behind] = []
         mode = wandb_mode(run.track)
         if mode != "disabled":
+            page.load()
             self._mirrors.append(Behind("W&B", lambda: Page(run, folder, mode, rows, info)))
         if run.track.tensorboard:
+            board.load()
             self._mirrors.append(Behind("TensorBoard", lambda: Board(folder, rows)))
 
     def log(self, row: Row) -> None:

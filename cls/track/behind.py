@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from cls.outcome import HANGING
 from cls.track.record import Row
 
 LOG = logging.getLogger("cls")
@@ -45,6 +46,7 @@ class Behind:
         self._actions.put(None)
         self._thread.join(seconds)
         if self._thread.is_alive():
+            HANGING.append(self.name)
             LOG.warning("%s took longer than %.0f seconds to end; metrics.jsonl has it all", self.name, seconds)
         return self._said
 

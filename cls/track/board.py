@@ -6,6 +6,11 @@ from pathlib import Path
 from cls.track.record import Row
 
 
+def load() -> None:
+    """As that of the W&B page."""
+    import torch.utils.tensorboard  # noqa: F401  # 1 s that only runs with the option pay
+
+
 class Board:
     """TensorBoard event files, rebuilt from the record at every start."""
 

@@ -49,6 +49,11 @@ def wandb_key() -> bool:
         raise ValueError(f"W&B: {error}; correct it, or use --track.wandb disabled") from error
 
 
+def load() -> None:
+    """Import W&B in this thread: loader workers, forked while another thread imports, would inherit its locks."""
+    import wandb  # noqa: F401  # 1 s that only rank 0 of a tracked run has to pay
+
+
 class Page:
     """One W&B run per run directory, whatever the number of processes that carried it."""
 
@@ -72,9 +77,8 @@ class Page:
         self._seen = self._run.summary.get("global_step", 0)
         for row in rows:
             self.log(row)
-        if self._run.offline:
-            self._replace_earlier(folder / "wandb")
-        else:
+        self._replace_earlier(folder / "wandb")
+        if not self._run.offline:
             LOG.info("W&B run: %s", self._run.url)
 
     def _replace_earlier(self, folder: Path) -> None:
