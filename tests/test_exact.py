@@ -77,7 +77,7 @@ def test_control_every_image_once_per_epoch(one: Result) -> None:
     assert len(seen) == STEPS * 32
 
 
-@pytest.mark.parametrize("processes", [2, 3, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.soak), 4])
 def test_same_bits_on_any_number_of_processes(folder: Path, one: Result, processes: int) -> None:
     result = run(folder, f"of{processes}", processes)
     assert traces(result, processes) == traces(one, 1)

@@ -115,7 +115,7 @@ def test_a_server_that_never_answers_holds_nothing_up(runs: Bench, tmp_path: Pat
 
 
 def test_nor_does_it_hold_up_the_end_of_a_single_process(tmp_path: Path) -> None:
-    """W&B's own exit would wait for its upload without end; this process leaves as a user's does, unlike forked ones."""
+    """W&B's own exit would wait for its upload without end; this process leaves as a user's does, not by _exit."""
     program = "import sys, cls.journal, train; cls.journal.FINISH_SECONDS = 2\ntrain.main(sys.argv[1:])"
     with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"

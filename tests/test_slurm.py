@@ -24,11 +24,11 @@ pytestmark = pytest.mark.skipif(bool(sandbox.reason()), reason=sandbox.reason())
 
 # Long enough to be hit in the middle, with checkpoints inside epochs.
 METHOD = """
---data.limit 100 --data.workers 0 --train.batch 16 --train.micro-batch 4 --train.epochs 8 --train.device cpu
+--data.limit 100 --data.workers 0 --train.batch 16 --train.micro-batch 4 --train.epochs 5 --train.device cpu
 --train.save-minutes 0.03 --track.wandb disabled
 """
 RUN = ["digits", *METHOD.split()]
-STEPS = 50
+STEPS = 32
 TINY = [*RUN, "--train.max-steps", "2", "--data.limit", "40"]
 ONE = ("--gpus-per-node=1", "--cpus-per-task=1")
 TWO = ("--gpus-per-node=2", "--cpus-per-task=2")
@@ -125,13 +125,13 @@ def test_a_preempted_job_goes_on(cluster: Slurm, place: Path, whole: Result, par
     node = f"{partition}-1"
     job = cluster.sbatch(place, "-p", partition, "-w", node, *ONE, "slurm/train.sh", *RUN)
     out = place / "runs" / f"digits-{job.id}"
-    job.steps(out, 20)
+    job.steps(out, 8)
     urgent = cluster.sbatch(place, "-p", "urgent", "-w", node, "--exclusive", "--wrap", "sleep 1")
     assert urgent.wait() == "COMPLETED 0:0"
     assert job.wait() == "COMPLETED 0:0", job.output()
     table = lives(out)
     assert len(table) == 2 and table[1]["outcome"] == "done" and int(job.field("Restarts")) >= 1
-    assert 20 <= table[0]["steps"] + table[0]["lost_steps"] < STEPS
+    assert 8 <= table[0]["steps"] + table[0]["lost_steps"] < STEPS
     if partition == "a6000":
         assert table[0]["outcome"] == "stopped" and table[0]["lost_steps"] == 0
     assert bits(job.result(f"runs/{out.name}")) == bits(whole)
@@ -202,10 +202,11 @@ def test_a_run_that_ends_with_an_error_is_not_queued_again(
 
 def test_an_array_of_variants_makes_a_run_each_and_one_table(cluster: Slurm, place: Path) -> None:
     """The last member, whose number is that of the whole array, is asked to leave: it alone comes back."""
-    lines = ["# seeds", "digits --seed 1 --train.max-steps 2", "digits --seed 2 --train.max-steps 2", "", "  # a head",
-             "digits --seed 3 --train.max-steps 2", 'digits --seed 4 --train.epochs 50 --model.head "16 relu"']  # fmt: skip
+    short, long = "--train.max-steps 2", "--train.epochs 12"
+    lines = ["# seeds", f"digits --seed 1 {short}", f"digits --seed 2 {short}", "", "  # and heads",
+             f"digits --seed 3 {short}", f'digits --seed 4 {long} --model.head "16 relu"']  # fmt: skip
     (place / "variants.txt").write_text("\n".join(lines) + "\n")
-    common = [word for word in [*METHOD.replace("--train.epochs 8", "").split(), "--data.limit", "40"]]
+    common = [*METHOD.replace("--train.epochs 5", "").split(), "--data.limit", "40"]
     job = cluster.sbatch(place, "--array=1-4%2", *ONE, "slurm/sweep.sh", "variants.txt", *common)
     folder = place / "runs" / f"sweep-{job.id}"
     last = Job(cluster, f"{job.id}_4", place)
@@ -219,7 +220,7 @@ def test_an_array_of_variants_makes_a_run_each_and_one_table(cluster: Slurm, pla
     assert head[:5] == ["run", "seed", "model.head", "train.epochs", "outcome"]
     assert [row[:5] for row in rows] == [
         ["001", "1", "", "4", "done"], ["002", "2", "", "4", "done"], ["003", "3", "", "4", "done"],
-        ["004", "4", "16 relu", "50", "done"],
+        ["004", "4", "16 relu", "12", "done"],
     ]  # fmt: skip
     assert [row[head.index("lives")] for row in rows] == ["1", "1", "1", "2"]
     again = cluster.sbatch(place, "--array=9", *ONE, "slurm/sweep.sh", "variants.txt")
