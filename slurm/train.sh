@@ -137,7 +137,9 @@ if [ "$(outcome)" != stopped ]; then
 fi
 # Preempted where the site sends no signal to the batch script: the processes got SIGTERM, this shell nothing.
 preempted=$(scontrol show job -o "$job" | grep -c 'PreemptTime=[0-9]') || true
-if [ "$asked" = TERM ]; then
+if [ "$asked" = TERM ] && [ "${preempted:-0}" -gt 0 ]; then
+    : # SLURM itself queues it again
+elif [ "$asked" = TERM ]; then
     goes_on "cancelled"
 elif [ "$asked" = USR1 ] || [ "${preempted:-0}" -gt 0 ] || grep -q 'the job ends in' "$out/exit.json"; then
     if [ "$lives" -ge "$most" ]; then
