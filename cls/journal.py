@@ -102,7 +102,7 @@ class Journal:
         assert self.lives is not None
         rank, longer = goodput.slowest(clocks)
         self.lives.add("epoch", step=step, slowest=rank, clock=clocks[0])
-        seconds = {f"time/{kind}": value for kind, value in clocks[0].items()}
+        seconds = {f"time/{kind}": value for kind, value in clocks[0].items()} | {"time/queue": round(queued(), 3)}
         return seconds | {
             "time/goodput": round(goodput.share(clocks[0], queued()), 4),
             "time/slowest_rank": rank,
