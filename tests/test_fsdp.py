@@ -165,6 +165,7 @@ def test_twenty_steps_have_the_losses_of_ddp(ddp: Life, fsdp: Life) -> None:
         assert torch.allclose(value, ddp.part("model")[name], rtol=1e-3, atol=1e-4), name
 
 
+@pytest.mark.soak
 def test_a_frozen_network_has_the_losses_of_ddp(frozen: dict[bool, Life]) -> None:
     assert len(frozen[True].figures("train/loss")) == 8
     same_figures(frozen[True], frozen[False], 1e-5)

@@ -211,6 +211,7 @@ def test_broken_images_are_replaced_counted_and_named_up_to_the_quota(photos: Pa
     assert "3 of 48 training images are broken" in result.output
 
 
+@pytest.mark.soak
 def test_a_signal_is_a_stop_and_the_same_command_continues(tmp_path: Path) -> None:
     args = [*SMALL, "--train.epochs", "3", "--out", str(tmp_path / "run")]
     command = [sys.executable, str(ROOT / "train.py"), *args]
