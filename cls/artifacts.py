@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from cls import checkpoint, report
+from cls import checkpoint
 from cls.config import Run, from_yaml, to_yaml
 from cls.data.sources import Splits
 from cls.evaluate import Look
@@ -92,6 +92,8 @@ def read_header(path: Path) -> tuple[Run, tuple[str, ...], Statistics, int]:
 
 def write_results(folder: Folder, state: State, splits: Splits, look: Look, cluster: Cluster, journal: Journal) -> str:
     """Predict validation and test with the best weights, write all files, and give the run's last line."""
+    from cls import report  # matplotlib: 0.6 s that only the end of a run has to pay
+
     run, out, fallback = folder.run, folder.path, fallback_class(splits)
     cluster.clock.turn("evaluation")
     best = out / "best" / "model.safetensors"

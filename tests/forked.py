@@ -77,6 +77,7 @@ def serve() -> None:
     import timm  # noqa: F401  # as above
     import torch
 
+    import cls.report  # noqa: F401  # as above
     import train  # noqa: F401  # as above
 
     torch.set_num_threads(1)

@@ -190,6 +190,7 @@ def test_a_read_only_place_is_refused_by_name(runs: Bench, disk: Mount) -> None:
 # --- a network file system ---
 
 
+@pytest.mark.soak
 def test_slow_renames_and_late_names_cost_time_only(runs: Bench, tmp_path: Path, whole: Ended) -> None:
     late = {"FORKED_SLOW": "0.2", "FORKED_LATE": "1.0"}
     stopped = runs.run(tmp_path / "run", KEEP1, 2, "SIGTERM@1:step:6", **late)

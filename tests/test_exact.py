@@ -77,7 +77,7 @@ def test_control_every_image_once_per_epoch(one: Result) -> None:
     assert len(seen) == STEPS * 32
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.soak), 4])
+@pytest.mark.parametrize("processes", [*(pytest.param(n, marks=pytest.mark.soak) for n in (2, 3)), 4])
 def test_same_bits_on_any_number_of_processes(folder: Path, one: Result, processes: int) -> None:
     result = run(folder, f"of{processes}", processes)
     assert traces(result, processes) == traces(one, 1)
@@ -121,6 +121,7 @@ def test_fast_reduction_of_a_model_without_batch_statistics_agrees_within_roundi
     assert losses[2] == pytest.approx(losses[1], rel=1e-5) and losses[4] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.soak
 def test_a_killed_run_ends_with_the_bits_of_the_uninterrupted_one(folder: Path, one: Result) -> None:
     """SIGKILL of the whole process group after the second checkpoint, then the same command again."""
     out = folder / "killed"

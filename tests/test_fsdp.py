@@ -286,6 +286,7 @@ def test_control_without_the_moments_the_losses_are_others(go: Go, halves: list[
     assert all(abs(a / b - 1) > 1e-4 for a, b in zip(ours[10:], theirs[10:], strict=True))
 
 
+@pytest.mark.soak
 def test_uneven_and_empty_pieces_go_on_in_others(go: Go) -> None:
     """CBAM's last convolution has one row, the output layer ten: four ranks hold 1 0 0 0 and 3 3 3 1, then two do."""
     args = [*COMMON, "--model.backbone", "timm/test_resnet", "--model.cbam", "4", "--model.freeze", *FROZEN]

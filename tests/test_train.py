@@ -146,7 +146,7 @@ def test_two_ranks_make_one_wandb_run(run12: Result) -> None:
     assert "test_resnet" in "".join(line for line in lines if "config" in line)
 
 
-@pytest.mark.parametrize(("name", "lr"), [("adamw", 1e-4), ("sgd", 3e-4)])
+@pytest.mark.parametrize(("name", "lr"), [("adamw", 1e-4), pytest.param("sgd", 3e-4, marks=pytest.mark.soak)])
 def test_epoch_one_matches_a_plain_loop(tmp_path: Path, name: str, lr: float) -> None:
     """The same weights and batches in a loop of ten lines: losses and validation to 1e-5.
 
