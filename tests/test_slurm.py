@@ -303,7 +303,7 @@ def test_slurm_accepts_every_printed_line(cluster: Slurm, place: Path) -> None:
 def test_every_printed_line_runs_to_its_end(cluster: Slurm, place: Path, whole: Result, photos: Path) -> None:
     """As it stands, followed by fields that make it small; runs/mlp-head-42 and photos are there."""
     small = ["--model.weights", "none", "--model.backbone", "resnext14_8x8d", "--data.size", "32", "--train.batch", "8",
-             "--train.micro-batch", "1", "--train.max-steps", "1", "--train.device", "cpu", "--data.workers", "0",
+             "--train.micro-batch", "2", "--train.max-steps", "1", "--train.device", "cpu", "--data.workers", "0",
              "--model.head", ""]  # fmt: skip
     for number, line in enumerate(printed_lines()):
         here = cluster.checkout.parent / f"here {number}"
