@@ -113,10 +113,15 @@ before=$(written)
 export CLS_DATA=${data/#\~/$HOME}
 srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --export=ALL --wait=600 --kill-on-bad-exit=0 \
     "$root/slurm/node.sh" "${launch[@]}" "$root/train.py" "${arguments[@]}" &
-child=$!
+child=$! told=''
 while kill -0 "$child" 2>/dev/null; do
     # again and again: at its start the run clears the request of an earlier life away
     if [ "$asked" = USR1 ] && [ -f "$out/config.yaml" ]; then touch "$out/stop"; fi
+    # at once: after scancel there are KillWait seconds left
+    if [ "$asked" = TERM ] && [ -z "$told" ]; then
+        told=yes
+        goes_on "asked to end (scancel, or SLURM itself starts it again)"
+    fi
     sleep 1 &
     wait $! || true # a trap ends it early
 done
@@ -137,10 +142,8 @@ if [ "$(outcome)" != stopped ]; then
 fi
 # Preempted where the site sends no signal to the batch script: the processes got SIGTERM, this shell nothing.
 preempted=$(scontrol show job -o "$job" | grep -c 'PreemptTime=[0-9]') || true
-if [ "$asked" = TERM ] && [ "${preempted:-0}" -gt 0 ]; then
-    : # SLURM itself queues it again
-elif [ "$asked" = TERM ]; then
-    goes_on "cancelled"
+if [ "$asked" = TERM ]; then
+    : # scancel is final, and SLURM itself queues a preempted job again
 elif [ "$asked" = USR1 ] || [ "${preempted:-0}" -gt 0 ] || grep -q 'the job ends in' "$out/exit.json"; then
     if [ "$lives" -ge "$most" ]; then
         goes_on "queued again $lives times, and CLS_RESTARTS is $most"

@@ -140,7 +140,8 @@ def test_the_probe_changes_no_bit(mode: str, before: int) -> None:
 FAST = [*TINY, "--train.reduce", "fast"]
 
 
-@pytest.mark.parametrize("world", [pytest.param(3, marks=pytest.mark.soak), 4])
+@pytest.mark.soak
+@pytest.mark.parametrize("world", [3, 4])
 def test_a_fast_run_that_is_continued_on_as_many_ranks_has_the_same_bits(runs: Bench, folder: Path, world: int) -> None:
     """DDP rebuilds its buckets after its first backward pass; the probe has had that pass before the first step."""
     straight = runs.run(folder / f"fast-{world}", FAST, world)

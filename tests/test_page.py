@@ -77,8 +77,8 @@ def test_goodput_accounts_for_all_the_time_there_was(runs: Bench, tmp_path: Path
     assert second["steps"] == STEPS - second["step"] and second["lost_steps"] == 0
     events = [json.loads(line) for line in (out / "lives.jsonl").read_text().splitlines()]
     (end,), (start,) = ([e for e in events if e["life"] == 1 and e["event"] == name] for name in ("end", "start"))
-    assert sum(second["seconds"].values()) == pytest.approx(end["time"] - start["began"], abs=0.2)
-    assert second["seconds"]["other"] < 0.2 and min(second["seconds"][k] for k in ("compute", "evaluation")) > 0
+    assert sum(second["seconds"].values()) == pytest.approx(end["time"] - start["began"], abs=1.0)
+    assert second["seconds"]["other"] < 1.0 and min(second["seconds"][k] for k in ("compute", "evaluation")) > 0
     whole = total([first, second])
     assert whole["steps"] == STEPS and whole["repeated_steps"] == first["lost_steps"]
     assert whole["seconds"] == {

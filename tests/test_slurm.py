@@ -145,7 +145,7 @@ def test_a_cancelled_job_is_over_and_its_run_goes_on_elsewhere(cluster: Slurm, p
     cluster.call("scancel", job.id)
     assert job.wait().startswith("CANCELLED") and job.field("Restarts") == "0"
     assert job.result("moved").exit["outcome"] == "stopped" and "SIGTERM" in job.result("moved").exit["reason"]
-    assert "cancelled. The same run goes on with: sbatch" in job.output()
+    assert "itself starts it again). The same run goes on with: sbatch" in job.output()
     other = cluster.sbatch(place, *TWO, "slurm/rtx3090.sh", *RUN, "--out", "moved")
     assert other.wait() == "COMPLETED 0:0", other.output()
     assert [(life["processes"], life["host"], life["outcome"]) for life in lives(out)] == [
