@@ -37,7 +37,7 @@ class Clock:
 
     @contextmanager
     def on(self, kind: str) -> Iterator[None]:
-        """What happens inside is of this kind; costs 1 us."""
+        """What happens inside is of this kind; costs 3 us, a step has a handful of them."""
         before = self._kind
         if before != "startup":
             self.turn(kind)

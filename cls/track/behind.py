@@ -32,7 +32,7 @@ class Behind:
         self._thread.start()
 
     def do(self, action: Callable[[Mirror], object]) -> None:
-        """Have this done when its turn comes; costs 1 us."""
+        """Have this done when its turn comes; never waits."""
         if not self._failed:
             self._actions.put(action)
 
