@@ -46,6 +46,10 @@ class Data:
     """Draw every class equally often instead of every image exactly once per epoch."""
     max_bad: float = 0.01
     """Stop when more than this share of the training images (and more than one) turn out to be broken."""
+    streaming: bool = False
+    """Read parquet or webdataset files block by block in a computed order, for sets too large to index by row."""
+    exact_order: bool = False
+    """Slow: every operation by torchvision on the full-size image, in the recipe's order, as the programs do it."""
     workers: int = -1
     """Loader processes per rank; -1 takes one per core this rank really has; 0 decodes in the main process."""
 

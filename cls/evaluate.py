@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cls.config import Run, View
+from cls.data.access import images_of
 from cls.data.draws import Views
 from cls.data.loader import Preprocess, batches, worker_count
 from cls.data.sources import Rows
@@ -90,7 +91,7 @@ def _logits(
     broken: dict[int, str],
 ) -> Tensor:  # rows classes, float32, on the host
     slices = row_slices(len(rows), run.train.eval_batch, cluster.rank, cluster.world)
-    data = Views(rows, view_ops(view, run.data), run.data.size, run.seed, view)
+    data = Views(images_of(rows), view_ops(view, run.data), run.data.size, run.seed, view)
     workers = worker_count(run.data.workers, cluster.local_world)
     found = torch.zeros(len(rows), classes, device=cluster.device)
     agreed = cluster.agreed()

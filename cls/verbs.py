@@ -14,6 +14,7 @@ from rich.table import Table
 from cls import goodput, recipes, report
 from cls.artifacts import read_header
 from cls.config import Run, View, change, from_yaml
+from cls.data.access import images_of
 from cls.data.draws import Draws
 from cls.data.ledger import audit
 from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
@@ -75,8 +76,9 @@ def recipe_page(name: str) -> dict[str, Any]:
 def contact_sheet(run: Run, to: Path, count: int, step: int) -> dict[str, Any]:
     """Training images of the steps from ``step`` on, as the model gets them."""
     splits = load(run.data, run.seed)
+    images_by_row = images_of(splits.train)
     mean, std = input_statistics(run)
-    draws = Draws(splits.train, training_ops(run.augment, run.data, mean), run.seed, run.data.balanced)
+    draws = Draws(images_by_row, training_ops(run.augment, run.data, mean), run.seed, run.data.balanced)
     size, every = run.train.micro_batch, run.train.batch // run.train.micro_batch
     steps = -(-count // run.train.batch)
     Steps(len(splits.train), run.train)
@@ -90,7 +92,7 @@ def contact_sheet(run: Run, to: Path, count: int, step: int) -> dict[str, Any]:
         pixels = ((images * prepare.std + prepare.mean).clamp(0, 1) * 255).round().byte()
         for image, target, draw, row in zip(pixels, targets, batch.draws, batch.rows, strict=True):
             shares = {splits.classes[c]: float(target[c]) for c in target.nonzero().flatten().tolist()}
-            tiles.append(Tile(image, shares, draw, str(splits.train[row]["id"])))
+            tiles.append(Tile(image, shares, draw, images_by_row.name(row)))
         if len(tiles) >= count:
             break
     tiles = tiles[:count]

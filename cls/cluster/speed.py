@@ -10,6 +10,7 @@ import numpy as np
 from cls.cluster.gpus import Gpu
 from cls.cluster.memory import Step
 from cls.config import Run
+from cls.data.access import images_of
 from cls.data.draws import Draws
 from cls.data.sources import Splits
 from cls.images.ops import training_ops
@@ -83,7 +84,7 @@ def images_per_second_per_core(run: Run, splits: Splits, images: int = 250, chun
     In this process, on the user's own images from draw 0 on; the first 10 are not timed.
     """
     ops = training_ops(run.augment, run.data, input_statistics(run)[0])
-    draws = Draws(splits.train, ops, run.seed, run.data.balanced)
+    draws = Draws(images_of(splits.train), ops, run.seed, run.data.balanced)
     rates, each = [], max(1, images // chunks)
     for draw in range(10):
         draws[draw]

@@ -6,6 +6,7 @@ import io
 import logging
 from pathlib import Path
 
+from cls.data.access import Images
 from cls.files import write_whole
 from cls.outcome import DataError
 from cls.parallel.cluster import Cluster
@@ -16,9 +17,9 @@ log = logging.getLogger("cls")
 class BrokenImages:
     """Distinct broken training images over all lives and ranks, named in bad_images.csv."""
 
-    def __init__(self, path: Path, ids: list[str], max_bad: float) -> None:
-        self.path, self.ids = path, ids
-        self.quota = max(1.0, max_bad * len(ids))
+    def __init__(self, path: Path, images: Images, max_bad: float) -> None:
+        self.path, self.images = path, images
+        self.quota = max(1.0, max_bad * len(images))
         self.reasons: dict[str, str] = {}
         self._new: dict[str, str] = {}
         if path.exists():
@@ -26,7 +27,7 @@ class BrokenImages:
                 self.reasons = {row["id"]: row["reason"] for row in csv.DictReader(file)}
 
     def note(self, broken: list[tuple[int, str]]) -> None:
-        self._new |= {self.ids[row]: reason for row, reason in broken}
+        self._new |= {self.images.name(row): reason for row, reason in broken}
 
     def agree(self, cluster: Cluster) -> None:
         """Exchange what the ranks found; DataError on all of them when there are too many."""
@@ -43,6 +44,6 @@ class BrokenImages:
             log.warning("%d broken training images so far, replaced; see %s", len(self.reasons), self.path)
         if len(self.reasons) > self.quota:
             raise DataError(
-                f"{len(self.reasons)} of {len(self.ids)} training images are broken, more than data.max_bad allows "
+                f"{len(self.reasons)} of {len(self.images)} training images are broken, more than data.max_bad allows "
                 f"({self.quota:.0f}); they are named in {self.path}: mend or delete them, then run the same command"
             )

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from cls.data.access import images_of
 from cls.data.broken import BrokenImages
 from cls.data.draws import Draws
 from cls.data.ledger import Ledger
@@ -19,18 +20,19 @@ class Feed:
     """Micro-batches of this rank for the given steps, in order; notes images that could not be read."""
 
     def __init__(self, splits: Splits, folder: Folder, cluster: Cluster, share: range, steps: range) -> None:
-        rows, run, self.device, self.clock = splits.train, folder.run, cluster.device, cluster.clock
+        run, self.device, self.clock = folder.run, cluster.device, cluster.clock
+        images = images_of(splits.train)
         self.prepare = preprocess(input_statistics(run), run.seed, run.train.channels_last, self.device)
         self.draws = Draws(
-            rows, training_ops(run.augment, run.data, input_statistics(run)[0]), run.seed, run.data.balanced
+            images, training_ops(run.augment, run.data, input_statistics(run)[0]), run.seed, run.data.balanced
         )
         indices = MicroBatchDraws(steps.start, steps.stop, run.train.batch, run.train.micro_batch, share)
         workers = worker_count(run.data.workers, cluster.local_world)
         self.batches = batches(self.draws, indices, workers, cluster.device.type == "cuda")
-        self.broken = BrokenImages(folder.path / "bad_images.csv", list(rows["id"]), run.data.max_bad)
+        self.broken = BrokenImages(folder.path / "bad_images.csv", images, run.data.max_bad)
         self.classes = len(splits.classes)
         self.weights = class_weights(self.draws.labels, self.classes, run.optim.class_weight, cluster.device)
-        self.ledger = Ledger(folder, cluster.rank, list(rows["id"])) if run.track.ledger else None
+        self.ledger = Ledger(folder, cluster.rank, images) if run.track.ledger else None
 
     def next(self) -> tuple[Tensor, Tensor]:
         """Images (b 3 h w, normalised) and labels (b) of the next micro-batch, on the device."""

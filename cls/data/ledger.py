@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from cls.data.access import Images
 from cls.data.loader import Batch
 from cls.files import Lines
 from cls.folder import Folder
@@ -17,16 +18,16 @@ HEADER = ("step", "draw", "id", "pixels")
 class Ledger:
     """One rank's rows of one life, in ``<out>/ledger/<life>-<rank>.csv``: step, draw, image, hash of its pixels."""
 
-    def __init__(self, folder: Folder, rank: int, ids: list[str]) -> None:
+    def __init__(self, folder: Folder, rank: int, images: Images) -> None:
         path = folder.path / "ledger" / f"{folder.life:04d}-{rank:04d}.csv"
         path.parent.mkdir(exist_ok=True)
         path.unlink(missing_ok=True)  # of a start that failed before its life began
-        self._lines, self._ids, self._batch = Lines(path), ids, folder.run.train.batch
+        self._lines, self._images, self._batch = Lines(path), images, folder.run.train.batch
 
     def note(self, batch: Batch) -> None:
         rows = []
         for draw, row, pixels in zip(batch.draws, batch.rows, batch.pixels, strict=True):
-            name = self._ids[row].replace('"', '""')
+            name = self._images.name(row).replace('"', '""')
             digest = hashlib.blake2b(pixels.numpy(), digest_size=16).hexdigest()
             rows.append(f'{draw // self._batch},{draw},"{name}",{digest}\n')
         self._lines.add("".join(rows).encode())
