@@ -15,12 +15,11 @@ from cls import goodput, recipes, report
 from cls.artifacts import read_header
 from cls.config import Run, View, change, from_yaml
 from cls.data.access import images_of
-from cls.data.draws import Draws
+from cls.data.draws import draws_of
 from cls.data.ledger import audit
 from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
 from cls.data.sources import load, load_images, load_labelled
 from cls.evaluate import predict
-from cls.images.ops import training_ops
 from cls.metrics import Predictions, per_class, summary
 from cls.mix import draw_mixing, mix, partners, soft_targets
 from cls.models import Statistics, build_model, input_statistics, load_exact
@@ -77,15 +76,14 @@ def contact_sheet(run: Run, to: Path, count: int, step: int) -> dict[str, Any]:
     """Training images of the steps from ``step`` on, as the model gets them."""
     splits = load(run.data, run.seed)
     images_by_row = images_of(splits.train)
-    mean, std = input_statistics(run)
-    draws = Draws(images_by_row, training_ops(run.augment, run.data, mean), run.seed, run.data.balanced)
+    draws = draws_of(images_by_row, run)
     size, every = run.train.micro_batch, run.train.batch // run.train.micro_batch
     steps = -(-count // run.train.batch)
     Steps(len(splits.train), run.train)
     indices = MicroBatchDraws(step, step + steps, run.train.batch, size, range(every))
-    prepare = preprocess((mean, std), run.seed, False, torch.device("cpu"))
+    prepare = preprocess(input_statistics(run), run.seed, False, torch.device("cpu"))
     tiles: list[Tile] = []
-    for i, batch in enumerate(batches(draws, indices, worker_count(run.data.workers, 1), False)):
+    for i, batch in enumerate(batches(draws, indices, worker_count(run.data.workers, 1), size)):
         at, index = step + i // every, i % every
         mixing, partner = draw_mixing(run.augment, run.seed, at), partners(size, run.seed, at, index)
         images, targets = mix(prepare(batch), soft_targets(batch.labels, len(splits.classes), 0.0), mixing, partner)

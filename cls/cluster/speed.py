@@ -11,10 +11,8 @@ from cls.cluster.gpus import Gpu
 from cls.cluster.memory import Step
 from cls.config import Run
 from cls.data.access import images_of
-from cls.data.draws import Draws
+from cls.data.draws import draws_of
 from cls.data.sources import Splits
-from cls.images.ops import training_ops
-from cls.models import input_statistics
 from cls.parallel.reduce import block_sizes, shares
 
 EFFICIENCY = 0.5  # of the datasheet's figures, for operations as for bandwidth; an assumption, not measured by us
@@ -83,15 +81,13 @@ def images_per_second_per_core(run: Run, splits: Splits, images: int = 250, chun
 
     In this process, on the user's own images from draw 0 on; the first 10 are not timed.
     """
-    ops = training_ops(run.augment, run.data, input_statistics(run)[0])
-    draws = Draws(images_of(splits.train), ops, run.seed, run.data.balanced)
+    draws = draws_of(images_of(splits.train), run)
     rates, each = [], max(1, images // chunks)
-    for draw in range(10):
-        draws[draw]
+    room = np.empty((max(10, each), run.data.size, run.data.size, 3), np.uint8)
+    draws.fill(range(10), room)
     for chunk in range(chunks):
         start = time.perf_counter()
-        for draw in range(10 + chunk * each, 10 + (chunk + 1) * each):
-            draws[draw]
+        draws.fill(range(10 + chunk * each, 10 + (chunk + 1) * each), room)
         rates.append(each / (time.perf_counter() - start))
     return median(rates)
 

@@ -1,17 +1,19 @@
 """Training images by integer: which image, in which order, augmented how, is a function of (seed, draw)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from cls.config import Run
 from cls.data.access import Encoded, Images
-from cls.images.decode import BadImage, decode
-from cls.images.draw import draw as draw_parameters
-from cls.images.ops import Op
-from cls.images.reference import apply
+from cls.images.decode import BadImage
+from cls.images.jpeg import Pixels
+from cls.images.ops import Op, training_ops
+from cls.images.render import Area, Renderer
+from cls.models import input_statistics
 from cls.outcome import DataError
 from cls.seed import generator
 
@@ -19,70 +21,112 @@ from cls.seed import generator
 MAX_TRIES = 50
 
 
-class Sample(NamedTuple):
-    """One augmented image as a loader worker sends it."""
+class Found(NamedTuple):
+    """All of a batch but its pixels: little enough to be sent from process to process; b images."""
 
-    pixels: Tensor  # 3 h w, uint8
-    label: int
-    draw: int
-    row: int
-    box: tuple[int, int, int, int]  # top, left, height, width of the erased box; zeros for none
-    broken: tuple[tuple[int, str], ...]  # (row, reason) of images that could not be read on the way here
+    labels: list[int]
+    areas: list[Area]
+    draws: list[int]
+    rows: list[int]
+    broken: list[tuple[int, str]]  # (row, reason) of images that could not be read on the way here
 
 
-class Draws(torch.utils.data.Dataset[Sample]):
-    """Map-style data set of all draws of a run; index = draw."""
+class Batch(NamedTuple):
+    """Images in draw order; b of them."""
 
-    def __init__(self, images: Images, ops: tuple[Op, ...], seed: int, balanced: bool = False) -> None:
-        self.images, self.ops, self.seed = images, ops, seed
+    pixels: Tensor  # b 3 h w, uint8, channels last in memory
+    labels: Tensor  # b, int64
+    areas: list[Area]  # to be erased
+    draws: list[int]
+    rows: list[int]
+    broken: list[tuple[int, str]]
+
+
+def batch_of(pixels: Tensor, found: Found) -> Batch:
+    """``pixels``: b h w 3."""
+    return Batch(pixels.permute(0, 3, 1, 2), torch.tensor(found.labels), *found[1:])
+
+
+class Draws:
+    """All draws of a run."""
+
+    def __init__(
+        self,
+        images: Images,
+        ops: tuple[Op, ...],
+        size: int,
+        seed: int,
+        balanced: bool = False,
+        exact_order: bool = False,
+    ) -> None:
+        self.images, self.size, self.seed = images, size, seed
         self.labels, self.order = images.labels, images.order(seed, balanced)
+        self._render = Renderer(ops, exact_order)
 
-    def __getitem__(self, draw: int) -> Sample:
-        row = self.order.row(draw)
+    def fill(self, draws: Sequence[int], out: Pixels) -> Found:
+        """Put the pixels of these draws into ``out``, uint8 [at least b, size, size, 3]."""
+        rows = [self.order.row(draw) for draw in draws]
+        areas: list[Area] = []
         broken: list[tuple[int, str]] = []
-        image: Image.Image | None = None
-        while image is None:
-            try:
-                image = decode(_content(self.images.read([row])[0]))
-            except BadImage as error:
-                broken.append((row, str(error)))
-                if len(broken) == min(len(self.labels), 2 * MAX_TRIES):
-                    raise DataError(
-                        f"{len(broken)} images in a row could not be read, at last {self.images.name(row)} ({error}): "
-                        "has data.path gone away?"
-                    ) from None
-                row = self._replacement(draw, [r for r, _ in broken])
-        rng = generator(self.seed, "augment", draw)
-        pixels, box = apply(image, draw_parameters(self.ops, *image.size, rng))
-        return Sample(pixels, int(self.labels[row]), draw, row, box, tuple(broken))
+        for at, (draw, content) in enumerate(zip(draws, self.images.read(rows), strict=True)):
+            tried: list[tuple[int, str]] = []
+            while True:
+                try:
+                    out[at], area = self._render(_content(content), generator(self.seed, "augment", draw))
+                    break
+                except BadImage as error:
+                    tried.append((rows[at], str(error)))
+                    rows[at] = self._replacement(draw, tried)
+                    content = self.images.read([rows[at]])[0]
+            areas.append(area)
+            broken += tried
+        return Found([int(self.labels[row]) for row in rows], areas, list(draws), rows, broken)
 
-    def _replacement(self, draw: int, broken: list[int]) -> int:
+    def _replacement(self, draw: int, tried: list[tuple[int, str]]) -> int:
         """Another image of the first one's class, the same wherever it is decoded; of any class after MAX_TRIES."""
+        broken = [row for row, _ in tried]
+        if len(broken) == min(len(self.labels), 2 * MAX_TRIES):
+            raise DataError(
+                f"{len(broken)} images in a row could not be read, at last {self.images.name(broken[-1])} "
+                f"({tried[-1][1]}): has data.path gone away?"
+            )
         others = np.setdiff1d(np.flatnonzero(self.labels == self.labels[broken[0]]), broken)
         if not len(others) or len(broken) >= MAX_TRIES:
             others = np.setdiff1d(np.arange(len(self.labels)), broken)
         return int(generator(self.seed, "replace", draw, len(broken)).choice(others))
 
 
-class Views(torch.utils.data.Dataset[Sample]):
-    """One view of every row of an evaluation split; index = row. A broken image is black and named in ``broken``."""
-
-    def __init__(self, images: Images, ops: tuple[Op, ...], size: int, seed: int, view: str) -> None:
-        self.images, self.ops, self.size, self.seed, self.view = images, ops, size, seed, view
-
-    def __getitem__(self, row: int) -> Sample:
-        label = int(self.images.labels[row])
-        try:
-            image = decode(_content(self.images.read([row])[0]))
-        except BadImage as error:
-            black = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
-            return Sample(black, label, row, row, (0, 0, 0, 0), ((row, str(error)),))
-        rng = generator(self.seed, "view", self.view, row)
-        pixels, box = apply(image, draw_parameters(self.ops, *image.size, rng))
-        return Sample(pixels, label, row, row, box, ())
+def draws_of(images: Images, run: Run) -> Draws:
+    """The training draws of a run."""
+    ops = training_ops(run.augment, run.data, input_statistics(run)[0])
+    return Draws(images, ops, run.data.size, run.seed, run.data.balanced, run.data.exact_order)
 
 
-def _content(found: Encoded) -> bytes:
+class Views:
+    """One view of every row of an evaluation split. A broken image is black and named in ``broken``."""
+
+    def __init__(
+        self, images: Images, ops: tuple[Op, ...], size: int, seed: int, view: str, exact_order: bool = False
+    ) -> None:
+        self.images, self.size, self.seed, self.view = images, size, seed, view
+        self._render = Renderer(ops, exact_order)
+
+    def fill(self, rows: Sequence[int], out: Pixels) -> Found:
+        """Put the pixels of these rows into ``out``, uint8 [at least b, size, size, 3]."""
+        areas: list[Area] = []
+        broken: list[tuple[int, str]] = []
+        for at, (row, content) in enumerate(zip(rows, self.images.read(rows), strict=True)):
+            area: Area = (0, 0, 0, 0)
+            try:
+                out[at], area = self._render(_content(content), generator(self.seed, "view", self.view, row))
+            except BadImage as error:
+                out[at] = 0
+                broken.append((row, str(error)))
+            areas.append(area)
+        return Found([int(self.images.labels[row]) for row in rows], areas, list(rows), list(rows), broken)
+
+
+def _content(found: Encoded) -> bytes | memoryview:
     if isinstance(found, BadImage):
         raise found
-    return bytes(found)
+    return found

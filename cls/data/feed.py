@@ -4,12 +4,11 @@ from torch import Tensor
 
 from cls.data.access import images_of
 from cls.data.broken import BrokenImages
-from cls.data.draws import Draws
+from cls.data.draws import draws_of
 from cls.data.ledger import Ledger
 from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
 from cls.data.sources import Splits
 from cls.folder import Folder
-from cls.images.ops import training_ops
 from cls.mix import class_weights
 from cls.models import input_statistics
 from cls.outcome import DataError
@@ -23,12 +22,10 @@ class Feed:
         run, self.device, self.clock = folder.run, cluster.device, cluster.clock
         images = images_of(splits.train)
         self.prepare = preprocess(input_statistics(run), run.seed, run.train.channels_last, self.device)
-        self.draws = Draws(
-            images, training_ops(run.augment, run.data, input_statistics(run)[0]), run.seed, run.data.balanced
-        )
+        self.draws = draws_of(images, run)
         indices = MicroBatchDraws(steps.start, steps.stop, run.train.batch, run.train.micro_batch, share)
         workers = worker_count(run.data.workers, cluster.local_world)
-        self.batches = batches(self.draws, indices, workers, cluster.device.type == "cuda")
+        self.batches = batches(self.draws, indices, workers, run.train.micro_batch, cluster.device)
         self.broken = BrokenImages(folder.path / "bad_images.csv", images, run.data.max_bad)
         self.classes = len(splits.classes)
         self.weights = class_weights(self.draws.labels, self.classes, run.optim.class_weight, cluster.device)

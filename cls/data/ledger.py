@@ -28,7 +28,7 @@ class Ledger:
         rows = []
         for draw, row, pixels in zip(batch.draws, batch.rows, batch.pixels, strict=True):
             name = self._images.name(row).replace('"', '""')
-            digest = hashlib.blake2b(pixels.numpy(), digest_size=16).hexdigest()
+            digest = hashlib.blake2b(pixels.permute(1, 2, 0).numpy(), digest_size=16).hexdigest()
             rows.append(f'{draw // self._batch},{draw},"{name}",{digest}\n')
         self._lines.add("".join(rows).encode())
 

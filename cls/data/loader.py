@@ -1,38 +1,43 @@
-"""From draws to micro-batches on the device: worker processes send uint8, floats exist only where the model is."""
+"""From draws to micro-batches on the device: worker processes write uint8 pixels into memory that all processes share.
 
+Only slot numbers, labels and the like cross a pipe. Copying pixels there and back costs 200 us an image at 224 px,
+most of it page faults of fresh memory; here the same pages are used again and again.
+"""
+
+import logging
+import math
+import mmap
 import os
-from collections.abc import Iterator
-from typing import NamedTuple
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from math import ceil
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from cls.data.draws import Sample
+from cls.cluster.measure import cgroup_limits, memory_bytes
+from cls.data.draws import Batch, Found, batch_of
+from cls.images.jpeg import Pixels
 from cls.models import Statistics
+from cls.outcome import DataError
 from cls.seed import torch_seed
 
+log = logging.getLogger("cls")
 
-class Batch(NamedTuple):
-    """Samples of one micro-batch, in draw order; b images."""
-
-    pixels: Tensor  # b 3 h w, uint8
-    labels: Tensor  # b, int64
-    boxes: Tensor  # b 4, int64: erased boxes
-    draws: list[int]
-    rows: list[int]
-    broken: list[tuple[int, str]]
+CPU = torch.device("cpu")
+PREFETCH = 4  # batches that each worker may be ahead
 
 
-def collate(samples: list[Sample]) -> Batch:
-    return Batch(
-        pixels=torch.stack([s.pixels for s in samples]),
-        labels=torch.tensor([s.label for s in samples]),
-        boxes=torch.tensor([s.box for s in samples]),
-        draws=[s.draw for s in samples],
-        rows=[s.row for s in samples],
-        broken=[found for s in samples for found in s.broken],
-    )
+class Source(Protocol):
+    """Draws or Views: pixels and facts by integer."""
+
+    size: int
+
+    def fill(self, indices: list[int], out: Pixels) -> Found: ...
 
 
 class MicroBatchDraws:
@@ -53,21 +58,112 @@ class MicroBatchDraws:
 
 def worker_count(wanted: int, local_world: int) -> int:
     """Loader processes per rank: the cores that this process may really use, shared by the ranks of its machine."""
-    return wanted if wanted >= 0 else min(16, max(1, len(os.sched_getaffinity(0)) // local_world))
+    return wanted if wanted >= 0 else min(16, max(1, cores() // local_world))
 
 
-def batches(dataset: Dataset[Sample], indices: object, workers: int, pin: bool) -> Iterator[Batch]:
-    """Micro-batches in the order of ``indices``, whatever the number of workers."""
-    loader = DataLoader(
-        dataset,
+def cores() -> int:
+    """Cores of this process: those it is bound to, or fewer where its control group's quota allows fewer."""
+    bound, quota = len(os.sched_getaffinity(0)), cgroup_limits().cores
+    return bound if math.isinf(quota) else min(bound, ceil(quota))
+
+
+class Slots(Dataset[tuple[int, Found]]):
+    """A worker's side: fills the slots of the shared memory in turn.
+
+    The loader lets a worker be at most PREFETCH batches ahead of the one that has been handed out last, so with two
+    slots more none is written to that is still being read: no locks, and nothing to clean up after a kill.
+    """
+
+    def __init__(self, source: Source, largest: int, workers: int) -> None:
+        self.source, self.each = source, PREFETCH + 2
+        shape = (workers * self.each, largest, source.size, source.size, 3)
+        _check_room(int(np.prod(shape)), workers)
+        # not /dev/shm, which containers keep small
+        self.pixels = torch.frombuffer(mmap.mmap(-1, int(np.prod(shape))), dtype=torch.uint8).view(shape)
+        self.busy = np.frombuffer(mmap.mmap(-1, workers * 3 * 8), dtype=np.int64).reshape(workers, 3)
+        self._count = 0
+
+    def __getitems__(self, indices: list[int]) -> tuple[int, Found]:
+        worker = get_worker_info()
+        assert worker is not None
+        self.busy[worker.id] = os.getpid(), indices[0], indices[-1]
+        slot = worker.id * self.each + self._count % self.each
+        self._count += 1
+        return slot, self.source.fill(indices, self.pixels[slot].numpy())
+
+
+def batches(
+    source: Source, indices: Iterable[list[int]], workers: int, largest: int, device: torch.device = CPU
+) -> Iterator[Batch]:
+    """Batches in the order of ``indices``, none longer than ``largest``, whatever the number of workers.
+
+    The pixels of a batch are overwritten after the next one has been asked for. DataError where a worker dies.
+    """
+    if not workers:
+        for some in indices:
+            room = torch.empty(len(some), source.size, source.size, 3, dtype=torch.uint8)
+            yield batch_of(room, source.fill(some, room.numpy()))
+        return
+    slots = Slots(source, largest, workers)
+    loader: DataLoader[tuple[int, Found]] = DataLoader(
+        slots,
         batch_sampler=indices,  # type: ignore[arg-type]  # any iterable of index lists
         num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin,
-        prefetch_factor=4 if workers else None,
+        collate_fn=_as_it_is,
+        prefetch_factor=PREFETCH,
+        multiprocessing_context="fork",  # the shared memory is inherited
         generator=torch.Generator(),  # the default would draw worker seeds from the generator of the dropout masks
     )
-    return iter(loader)
+    found = iter(loader)
+    with _pinned(slots.pixels, device):  # after the workers have been forked
+        while True:
+            try:
+                slot, facts = next(found)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise DataError(_epitaph(str(error), slots.busy)) from error
+            yield batch_of(slots.pixels[slot, : len(facts.draws)], facts)
+
+
+@contextmanager
+def _pinned(memory: Tensor, device: torch.device) -> Iterator[None]:
+    """Page-locked where the device is a GPU, so that copies to it run beside the computation."""
+    if device.type != "cuda":
+        yield
+        return
+    runtime = torch.cuda.cudart()
+    failed = int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
+    if failed:
+        log.info("the loader's memory cannot be page-locked (CUDA error %d): copies to the GPU take longer", failed)
+    try:
+        yield
+    finally:
+        if not failed:
+            runtime.cudaHostUnregister(memory.data_ptr())
+
+
+def _as_it_is(found: tuple[int, Found]) -> tuple[int, Found]:
+    return found
+
+
+def _epitaph(message: str, busy: np.ndarray) -> str:
+    gone = [row for row in busy.tolist() if str(row[0]) in re.findall(r"\d+", message)]
+    what = ", ".join(f"{pid} at draws {first} to {last}" for pid, first, last in gone)
+    return (
+        f"a loader process ended unexpectedly ({what or message}): if memory ran out, use fewer with --data.workers; "
+        "if it is always the same draws, `cls show --step` draws them"
+    )
+
+
+def _check_room(wanted: int, workers: int) -> None:
+    """ValueError before the kernel kills a process for want of memory."""
+    free = min(memory_bytes()[1], cgroup_limits().memory)
+    if wanted > free:
+        raise ValueError(
+            f"data.workers: {workers} loader processes share {wanted / 1e9:.1f} GB of images but {free / 1e9:.1f} GB "
+            f"are free: use --data.workers {max(1, int(workers * free / wanted / 2))}"
+        )
 
 
 class Preprocess(NamedTuple):
@@ -80,15 +176,27 @@ class Preprocess(NamedTuple):
 
     def __call__(self, batch: Batch) -> Tensor:  # b 3 h w, float32
         device = self.mean.device
-        images = batch.pixels.to(device, non_blocking=True).float() / 255
+        images = _on_device(batch.pixels, device).float() / 255
         noise = torch.Generator(device)
-        for i, (top, left, height, width) in enumerate(batch.boxes.tolist()):
+        for i, (top, left, height, width) in enumerate(batch.areas):
             if height:
                 noise.manual_seed(torch_seed(self.seed, "erase", batch.draws[i]))
                 box = torch.randn(3, height, width, generator=noise, device=device)
                 images[i, :, top : top + height, left : left + width] = box
         images = (images - self.mean) / self.std
-        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+        return images.contiguous(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+
+
+def _on_device(pixels: Tensor, device: torch.device) -> Tensor:
+    """Copied beside what the GPU computes; the host waits for the copy (0.2 ms), so that the slot is free again."""
+    if device.type != "cuda":
+        return pixels
+    beside = torch.cuda.Stream(device)
+    with torch.cuda.stream(beside):
+        copied = pixels.to(device, non_blocking=True)
+    beside.synchronize()
+    copied.record_stream(torch.cuda.current_stream(device))
+    return copied
 
 
 def preprocess(statistics: Statistics, seed: int, channels_last: bool, device: torch.device) -> Preprocess:
