@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
+
+_WORD = 2**64 - 1
 
 
 def fold(seed: int, *tags: str | int) -> int:
@@ -18,6 +21,15 @@ def fold(seed: int, *tags: str | int) -> int:
 def generator(seed: int, *tags: str | int) -> np.random.Generator:
     """A NumPy Philox generator with the full 128-bit key (torch's CPU generators keep only 32 bits of a seed)."""
     return np.random.Generator(np.random.Philox(key=fold(seed, *tags)))
+
+
+def rewind(rng: np.random.Generator, seed: int, *tags: str | int) -> np.random.Generator:
+    """Make a Philox generator the one that ``generator(seed, *tags)`` gives: 7 us instead of 19, which draw entropy."""
+    key = fold(seed, *tags)
+    fresh: Any = rng.bit_generator.state
+    fresh["state"] = {"counter": np.zeros(4, np.uint64), "key": np.array([key & _WORD, key >> 64], np.uint64)}
+    rng.bit_generator.state = fresh | {"buffer_pos": 4, "has_uint32": 0, "uinteger": 0}
+    return rng
 
 
 def torch_seed(seed: int, *tags: str | int) -> int:

@@ -4,20 +4,25 @@ import csv
 import hashlib
 import io
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
+from datasets import Dataset, Features, Value
 from PIL import Image
 from scipy import stats
 
 from cls import config
+from cls.data.access import Images, images_of
 from cls.data.broken import BrokenImages
-from cls.data.draws import MAX_TRIES, Draws, Order, Views
-from cls.data.loader import Batch, MicroBatchDraws, batches, collate, preprocess
+from cls.data.draws import MAX_TRIES, Batch, Draws, Source, Views, made_here
+from cls.data.folder import COLUMNS
+from cls.data.loader import MicroBatchDraws, batches, preprocess
+from cls.data.order import Order
 from cls.data.sources import load
 from cls.images.ops import Op, training_ops, view_ops
 from cls.outcome import DataError
@@ -56,8 +61,27 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return write(tmp_path_factory.mktemp("draws"), (5, 3, 9))  # 17 images
 
 
+class Sample(NamedTuple):
+    pixels: torch.Tensor  # 3 h w
+    label: int
+    draw: int
+    row: int
+    area: tuple[int, int, int, int]
+    broken: tuple[tuple[int, str], ...]
+
+
+def samples_of(source: Source, indices: Iterable[int]) -> list[Sample]:
+    """Each index as a batch of its own."""
+    found = (made_here(source, [index]) for index in indices)
+    return [Sample(b.pixels[0], int(b.labels[0]), b.draws[0], b.rows[0], b.areas[0], tuple(b.broken)) for b in found]
+
+
+def draws_of(rows: Dataset, ops: tuple[Op, ...] = OPS, seed: int = 0, exact_order: bool = False) -> Draws:
+    return Draws(images_of(rows), ops, SIZE, seed, exact_order=exact_order)
+
+
 def sha(batch: Batch) -> str:
-    return hashlib.sha256(batch.pixels.numpy().tobytes() + batch.boxes.numpy().tobytes()).hexdigest()
+    return hashlib.sha256(batch.pixels.numpy().tobytes() + repr(batch.areas).encode()).hexdigest()
 
 
 # --- order ---
@@ -134,7 +158,7 @@ def test_workers_do_not_matter(rows: Dataset) -> None:
     for workers in (0, 1, 3):
         indices = MicroBatchDraws(2, 6, 6, 3, range(2))
         found[workers] = [
-            (b.draws, b.rows, b.labels.tolist(), sha(b)) for b in batches(Draws(rows, OPS, 0), indices, workers, False)
+            (b.draws, b.rows, b.labels.tolist(), sha(b)) for b in batches(draws_of(rows), indices, workers, 3)
         ]
     assert len(found[0]) == 8 and found[0] == found[1] == found[3]
     assert [draw for draws, *_ in found[0] for draw in draws] == list(range(12, 36))
@@ -145,7 +169,7 @@ def test_the_global_generators_are_neither_read_nor_changed_by_loading(rows: Dat
         torch.manual_seed(seed)
         np.random.seed(seed)
         before = torch.get_rng_state()
-        hashes = [sha(b) for b in batches(Draws(rows, OPS, 0), MicroBatchDraws(0, 3, 4, 4, range(1)), 1, False)]
+        hashes = [sha(b) for b in batches(draws_of(rows), MicroBatchDraws(0, 3, 4, 4, range(1)), 1, 4)]
         assert torch.get_rng_state().equal(before)
         return hashes
 
@@ -153,9 +177,10 @@ def test_the_global_generators_are_neither_read_nor_changed_by_loading(rows: Dat
 
 
 def test_augmentation_depends_on_the_draw_only(rows: Dataset) -> None:
-    draws = Draws(rows, OPS, 0)
-    forward = [draws[d] for d in range(51)]
-    shuffled = {d: Draws(rows, OPS, 0)[d] for d in np.random.default_rng(0).permutation(51).tolist()}
+    draws = draws_of(rows)
+    forward = samples_of(draws, range(51))
+    order = np.random.default_rng(0).permutation(51).tolist()
+    shuffled = dict(zip(order, samples_of(draws_of(rows), order), strict=True))
     for d, sample in enumerate(forward):
         again = shuffled[d]
         assert sample.pixels.equal(again.pixels) and sample[1:] == again[1:]
@@ -163,14 +188,14 @@ def test_augmentation_depends_on_the_draw_only(rows: Dataset) -> None:
         assert sample.pixels.shape == (3, SIZE, SIZE) and sample.pixels.dtype == torch.uint8
     of_one_image = [sample.pixels.numpy().tobytes() for sample in forward if sample.row == 4]
     assert len(of_one_image) == len(set(of_one_image)) == 3  # another augmentation in every epoch
-    other = [Draws(rows, OPS, 1)[d] for d in range(51)]
+    other = samples_of(draws_of(rows, seed=1), range(51))
     assert any(not a.pixels.equal(b.pixels) for a, b in zip(forward, other, strict=True))
 
 
 def test_plain_framing_is_the_same_in_every_epoch(rows: Dataset) -> None:
     """The control of the test above: without random operations an image is always the same pixels."""
     plain = training_ops(config.Augment(frame="squash"), DATA, (0.5, 0.5, 0.5))
-    samples = [Draws(rows, plain, 0)[d] for d in range(51)]
+    samples = samples_of(draws_of(rows, plain, exact_order=True), range(51))
     for row in range(17):
         assert len({s.pixels.numpy().tobytes() for s in samples if s.row == row}) == 1
         own = next(s for s in samples if s.row == row)
@@ -186,8 +211,8 @@ HALF = jpeg(1, 0)[: len(jpeg(1, 0)) * 2 // 3]
 def test_broken_images_are_replaced_by_others_of_their_class(tmp_path: Path) -> None:
     rows = write(tmp_path, (4, 4, 4), {(0, 1): b"", (1, 2): HALF, (1, 3): b"no image"})
     bad = {1, 6, 7}
-    draws = Draws(rows, OPS, 0)
-    samples = [draws[d] for d in range(12 * 20)]
+    draws = draws_of(rows)
+    samples = samples_of(draws, range(12 * 20))
     replaced = [s for s in samples if s.broken]
     for sample in samples:
         asked = draws.order.row(sample.draw)
@@ -197,7 +222,7 @@ def test_broken_images_are_replaced_by_others_of_their_class(tmp_path: Path) -> 
             assert sample.broken[0][0] == asked and {row for row, _ in sample.broken} <= bad
         else:
             assert sample.broken == () and sample.row == asked
-        again = Draws(rows, OPS, 0)[sample.draw]  # the same in any process
+        (again,) = samples_of(draws_of(rows), [sample.draw])  # the same in any process
         assert again.pixels.equal(sample.pixels) and again[1:] == sample[1:]
     assert len(replaced) == 20 * 3
     assert {s.row for s in replaced if s.label == 0} == {0, 2, 3}  # not always the same one
@@ -208,7 +233,7 @@ def test_broken_images_are_replaced_by_others_of_their_class(tmp_path: Path) -> 
 
 def test_of_a_class_without_a_readable_image_another_class_has_its_own_label(tmp_path: Path) -> None:
     rows = write(tmp_path, (2, 3, 3), {(0, 0): b"", (0, 1): HALF})
-    samples = [s for s in (Draws(rows, OPS, 0)[d] for d in range(80)) if s.broken]
+    samples = [s for s in samples_of(draws_of(rows), range(80)) if s.broken]
     assert len(samples) == 20
     assert all(s.label == rows[s.row]["label"] and s.label in (1, 2) for s in samples)
     assert all({row for row, _ in s.broken} == {0, 1} for s in samples)
@@ -218,28 +243,34 @@ def test_of_a_class_without_a_readable_image_another_class_has_its_own_label(tmp
 def test_a_class_with_many_broken_images_never_yields_blank_squares(tmp_path: Path) -> None:
     """60 of 70 images of a class in 6,000 are within max_bad: nothing may be trained on but real images."""
     rows = write(tmp_path, (MAX_TRIES + 10, 4), {(0, n): b"" for n in range(MAX_TRIES + 10)})
-    draws = Draws(rows, OPS, 0)
-    for draw in range(5):
-        sample = draws[draw]
+    for sample in samples_of(draws_of(rows), range(5)):
         assert sample.row not in {row for row, _ in sample.broken}
 
 
 def test_when_no_image_can_be_read_it_is_a_data_error(tmp_path: Path) -> None:
     rows = write(tmp_path, (2, 2), {(label, n): b"" for label in (0, 1) for n in (0, 1)})
     with pytest.raises(DataError, match="read"):
-        Draws(rows, OPS, 0)[0]
+        samples_of(draws_of(rows), [0])
 
 
 def test_a_missing_file_is_a_broken_image(tmp_path: Path) -> None:
     rows = write(tmp_path, (3, 3))
     (tmp_path / "train" / "0" / "01.jpg").unlink()
-    found = {row: reason for d in range(6) for row, reason in Draws(rows, OPS, 0)[d].broken}
+    found = {row: reason for sample in samples_of(draws_of(rows), range(6)) for row, reason in sample.broken}
     assert found == {1: "cannot be read: No such file or directory"}
+
+
+def named(ids: list[str]) -> Images:
+    """Images of which only the names matter."""
+    nothing = [{"bytes": b"", "path": None}] * len(ids)
+    table = {"image": nothing, "id": ids, "label": [0] * len(ids)}
+    return images_of(Dataset.from_dict(table, features=Features(COLUMNS | {"label": Value("int64")})))
 
 
 def test_the_quota_counts_distinct_images_over_all_lives(tmp_path: Path) -> None:
     path, ids = tmp_path / "bad_images.csv", [f"a/{i}, x.jpg" for i in range(200)]
-    first = BrokenImages(path, ids, 0.01)
+    images = named(ids)
+    first = BrokenImages(path, images, 0.01)
     first.agree(ALONE)
     assert not path.exists()
     for _ in range(3):
@@ -249,7 +280,7 @@ def test_the_quota_counts_distinct_images_over_all_lives(tmp_path: Path) -> None
     with path.open(newline="") as file:
         assert list(csv.reader(file)) == [["id", "reason"], [ids[3], 'odd, "quoted"\nreason'], [ids[7], "empty file"]]
 
-    second = BrokenImages(path, ids, 0.01)  # a restart
+    second = BrokenImages(path, images, 0.01)  # a restart
     second.note([(7, "empty file")])
     second.agree(ALONE)
     second.note([(9, "gone")])
@@ -259,12 +290,12 @@ def test_the_quota_counts_distinct_images_over_all_lives(tmp_path: Path) -> None
         assert part in str(caught.value)
     assert len(path.read_text().splitlines()) == 5  # the third one is named there too
     with pytest.raises(DataError):
-        BrokenImages(path, ids, 0.01).agree(ALONE)  # once more is refused again
-    BrokenImages(path, ids, 0.02).agree(ALONE)
+        BrokenImages(path, images, 0.01).agree(ALONE)  # once more is refused again
+    BrokenImages(path, images, 0.02).agree(ALONE)
 
 
 def test_one_broken_image_is_always_tolerated(tmp_path: Path) -> None:
-    broken = BrokenImages(tmp_path / "bad.csv", ["a", "b"], 0.0)
+    broken = BrokenImages(tmp_path / "bad.csv", named(["a", "b"]), 0.0)
     broken.note([(0, "x")])
     broken.agree(ALONE)
     broken.note([(1, "x")])
@@ -274,8 +305,7 @@ def test_one_broken_image_is_always_tolerated(tmp_path: Path) -> None:
 
 def test_a_broken_evaluation_image_is_black_and_named(tmp_path: Path) -> None:
     rows = write(tmp_path, (2, 2), {(0, 1): b""})
-    views = Views(rows, view_ops("identity", DATA), SIZE, 0, "identity")
-    batch = collate([views[row] for row in range(4)])
+    batch = made_here(Views(images_of(rows), view_ops("identity", DATA), SIZE, 0, "identity"), range(4))
     assert batch.rows == [0, 1, 2, 3] and batch.labels.tolist() == [0, 0, 1, 1]
     assert batch.broken == [(1, "empty file (0 bytes)")]
     assert [bool(image.any()) for image in batch.pixels] == [True, False, True, True]
@@ -283,8 +313,8 @@ def test_a_broken_evaluation_image_is_black_and_named(tmp_path: Path) -> None:
 
 def test_random_views_depend_on_seed_view_and_row_only(rows: Dataset) -> None:
     def hashes(seed: int, view: config.View) -> list[bytes]:
-        views = Views(rows, view_ops(view, DATA), SIZE, seed, view)
-        return [views[row].pixels.numpy().tobytes() for row in range(17)]
+        views = Views(images_of(rows), view_ops(view, DATA), SIZE, seed, view)
+        return [sample.pixels.numpy().tobytes() for sample in samples_of(views, range(17))]
 
     assert hashes(0, "rotate") == hashes(0, "rotate") != hashes(1, "rotate")
     assert hashes(0, "identity") == hashes(1, "identity")
@@ -295,16 +325,16 @@ def test_random_views_depend_on_seed_view_and_row_only(rows: Dataset) -> None:
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def batch_of(draws: list[int], boxes: list[tuple[int, int, int, int]], size: int = SIZE) -> Batch:
+def random_batch(draws: list[int], boxes: list[tuple[int, int, int, int]], size: int = SIZE) -> Batch:
     pixels = torch.stack(
         [torch.from_numpy(np.random.default_rng(d).integers(0, 256, (3, size, size), dtype=np.uint8)) for d in draws]
     )
-    return Batch(pixels, torch.zeros(len(draws), dtype=torch.long), torch.tensor(boxes), draws, draws, [])
+    return Batch(pixels, torch.zeros(len(draws), dtype=torch.long), boxes, draws, draws, [])
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_normalisation_is_the_formula(channels_last: bool) -> None:
-    batch = batch_of([0, 1], [(0, 0, 0, 0)] * 2)
+    batch = random_batch([0, 1], [(0, 0, 0, 0)] * 2)
     images = preprocess((MEAN, STD), 0, channels_last, torch.device("cpu"))(batch)
     assert images.dtype == torch.float32 and images.is_contiguous(memory_format=torch.channels_last) == channels_last
     for channel in range(3):
@@ -316,7 +346,7 @@ def test_erased_boxes_are_standard_normal_noise_before_normalising() -> None:
     prepare = preprocess((MEAN, STD), 0, False, torch.device("cpu"))
     box = (4, 8, 100, 90)
     plain, erased = (
-        prepare(batch_of([5, 6, 7], boxes, 128)) for boxes in ([(0, 0, 0, 0)] * 3, [box, (0, 0, 0, 0), box])
+        prepare(random_batch([5, 6, 7], boxes, 128)) for boxes in ([(0, 0, 0, 0)] * 3, [box, (0, 0, 0, 0), box])
     )
     inside = torch.zeros(128, 128, dtype=torch.bool)
     inside[4:104, 8:98] = True
@@ -331,13 +361,13 @@ def test_erase_noise_depends_on_seed_and_draw_only() -> None:
     box, none = (2, 3, 5, 6), (0, 0, 0, 0)
     prepare = preprocess((MEAN, STD), 0, True, torch.device("cpu"))
     torch.manual_seed(1)
-    first = prepare(batch_of([40, 41], [box, box]))
+    first = prepare(random_batch([40, 41], [box, box]))
     torch.manual_seed(2)
     before = torch.get_rng_state()
-    second = prepare(batch_of([9, 41, 40], [none, box, box]))
+    second = prepare(random_batch([9, 41, 40], [none, box, box]))
     assert torch.get_rng_state().equal(before)
     assert second[2].equal(first[0]) and second[1].equal(first[1])
     noise = [image[:, 2:7, 3:9] for image in first]
     assert not noise[0].equal(noise[1])
-    other = preprocess((MEAN, STD), 1, True, torch.device("cpu"))(batch_of([40], [box]))
+    other = preprocess((MEAN, STD), 1, True, torch.device("cpu"))(random_batch([40], [box]))
     assert not other[0, :, 2:7, 3:9].equal(noise[0])

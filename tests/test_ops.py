@@ -245,7 +245,7 @@ def test_random_resized_crop_has_torchvisions_distribution(width: int, height: i
 
 
 def test_random_resized_crop_falls_back_to_the_centre() -> None:
-    op = ops.RandomResizedCrop(size=8, scale=(1.0, 1.0))
+    op = ops.RandomResizedCrop(size=32, scale=(1.0, 1.0))
     image = torch.empty(1, 20, 1000)
     assert v1.RandomResizedCrop.get_params(image, [1.0, 1.0], [3 / 4, 4 / 3]) == (0, 486, 20, 27)
     assert draw((op,), 1000, 20, generator(0))[0] == d.Crop(486, 0, 27, 20)

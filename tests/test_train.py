@@ -25,10 +25,11 @@ from torch.nn import functional as F
 
 import train
 from cls.cli import parse_run
-from cls.data.draws import Draws
+from cls.data.access import images_of
+from cls.data.draws import draws_of, made_here
 from cls.data.sources import load
 from cls.images.draw import draw
-from cls.images.ops import training_ops, view_ops
+from cls.images.ops import view_ops
 from cls.images.reference import apply
 from cls.models import build_model
 from cls.stop import SIGNALS
@@ -155,6 +156,7 @@ def test_epoch_one_matches_a_plain_loop(tmp_path: Path, name: str, lr: float) ->
     """
     args = [*SMALL, "--train.batch", "20", "--train.micro-batch", "20", "--train.epochs", "1"]
     args += ["--model.backbone", "timm/test_resnet", "--data.size", "64", "--train.channels-last", "False"]
+    args += ["--data.exact-order", "True"]
     args += ["--optim.name", name, "--optim.lr", str(lr), "--optim.schedule", "fixed"]
     result = launch(tmp_path / "run", args)
     assert result.code == 0, result.output
@@ -162,15 +164,14 @@ def test_epoch_one_matches_a_plain_loop(tmp_path: Path, name: str, lr: float) ->
     run = parse_run(args)
     splits = load(run.data, run.seed)
     torch.set_num_threads(1)
-    draws = Draws(splits.train, training_ops(run.augment, run.data, (0.5, 0.5, 0.5)), run.seed)
+    draws = draws_of(images_of(splits.train), run)
     model = build_model(run.model, 10, run.seed)
     kind = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}[name]
     optimizer = kind(model.parameters(), lr=lr, weight_decay=run.optim.weight_decay)
     losses = []
     for start in range(0, 100, 20):
-        samples = [draws[i] for i in range(start, start + 20)]
-        images = (torch.stack([s.pixels for s in samples]) / 255 - 0.5) / 0.5
-        loss = F.cross_entropy(model(images), torch.tensor([s.label for s in samples]))
+        batch = made_here(draws, range(start, start + 20))
+        loss = F.cross_entropy(model((batch.pixels.contiguous() / 255 - 0.5) / 0.5), batch.labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -23,8 +23,9 @@ from datasets import Dataset
 from PIL import Image
 
 from cls import config
-from cls.data.draws import Draws, Views
-from cls.data.loader import MicroBatchDraws, batches, collate
+from cls.data.access import images_of
+from cls.data.draws import Draws, Views, made_here
+from cls.data.loader import MicroBatchDraws, batches
 from cls.data.sources import load, read_bytes
 from cls.images.decode import MAX_PIXELS, BadImage, decode
 from cls.images.draw import RAND_OPS, RandOp
@@ -512,28 +513,32 @@ def bad(rows: Dataset, answers: dict[str, tuple[str, int]]) -> dict[int, str]:
 
 @pytest.mark.parametrize("augment", [config.Augment(), WILD, FRAME_LAST], ids=["default", "wild", "frame last"])
 def test_an_epoch_of_the_zoo(rows: Dataset, bad: dict[int, str], augment: config.Augment) -> None:
-    draws = Draws(rows, training_ops(augment, DATA, MEAN), 0)
-    samples = [draws[draw] for draw in range(len(rows))]
-    assert {row for sample in samples for row, _ in sample.broken} == bad.keys()
-    for draw, sample in enumerate(samples):
-        asked = draws.order.row(draw)
-        assert sample.pixels.shape == (3, SIZE, SIZE) and sample.row not in bad
-        assert sample.label == rows[asked]["label"] == rows[sample.row]["label"]
-        assert all(bad[row] == reason for row, reason in sample.broken)
-        assert (sample.broken[0][0] if sample.broken else sample.row) == asked
-    for draw in range(len(rows) - 1, 0, -7):  # the same from another object, in another order
-        again = Draws(rows, training_ops(augment, DATA, MEAN), 0)[draw]
-        assert again.pixels.equal(samples[draw].pixels) and again[1:] == samples[draw][1:]
+    for exact_order in (False, True):  # both paths call the same images broken, for the same reasons
+        draws = Draws(images_of(rows), training_ops(augment, DATA, MEAN), SIZE, 0, exact_order=exact_order)
+        samples = [made_here(draws, [draw]) for draw in range(len(rows))]
+        assert {row for sample in samples for row, _ in sample.broken} == bad.keys()
+        for draw, sample in enumerate(samples):
+            asked = draws.order.row(draw)
+            assert sample.pixels.shape == (1, 3, SIZE, SIZE) and sample.rows[0] not in bad
+            assert sample.labels.tolist() == [rows[asked]["label"]] == [rows[sample.rows[0]]["label"]]
+            assert all(bad[row] == reason for row, reason in sample.broken)
+            assert (sample.broken[0][0] if sample.broken else sample.rows[0]) == asked
+        for draw in range(len(rows) - 1, 0, -7):  # the same from another object, in another order
+            other = Draws(images_of(rows), training_ops(augment, DATA, MEAN), SIZE, 0, exact_order=exact_order)
+            again = made_here(other, [draw])
+            assert again.pixels.equal(samples[draw].pixels) and again[2:] == samples[draw][2:]
 
 
 def test_a_loader_process_sends_the_same(rows: Dataset, bad: dict[int, str]) -> None:
     steps = MicroBatchDraws(0, len(rows) // 16 + 1, 16, 8, range(2))
-    draws = Draws(rows, training_ops(WILD, DATA, MEAN), 0)
-    here, there = (list(batches(draws, steps, workers, False)) for workers in (0, 1))
-    assert len(here) == len(there) == len(steps)
-    for one, other in zip(here, there, strict=True):
-        assert one.pixels.equal(other.pixels) and one.labels.equal(other.labels) and one[3:] == other[3:]
-    assert dict(found for batch in there for found in batch.broken) == bad
+    draws = Draws(images_of(rows), training_ops(WILD, DATA, MEAN), SIZE, 0)
+    broken: dict[int, str] = {}
+    count = 0
+    for one, other in zip(*(batches(draws, steps, workers, 8) for workers in (0, 1)), strict=True):
+        assert one.pixels.equal(other.pixels) and one.labels.equal(other.labels) and one[2:] == other[2:]
+        broken |= dict(other.broken)
+        count += 1
+    assert count == len(steps) and broken == bad
 
 
 @pytest.mark.parametrize("view", ["identity", "hflip", "rotate", "crop"])
@@ -542,8 +547,7 @@ def test_broken_evaluation_images_are_black_and_named(
     rows: Dataset, bad: dict[int, str], view: config.View, frame: str
 ) -> None:
     data = config.Data(path="unused", size=SIZE, eval_frame=frame)  # type: ignore[arg-type]  # one of its two values
-    views = Views(rows, view_ops(view, data), SIZE, 0, view)
-    batch = collate([views[row] for row in range(len(rows))])
+    batch = made_here(Views(images_of(rows), view_ops(view, data), SIZE, 0, view), range(len(rows)))
     assert batch.rows == list(range(len(rows))) and batch.labels.tolist() == rows["label"][:]
     assert batch.pixels.shape[1:] == (3, SIZE, SIZE) and batch.broken == sorted(bad.items())
     assert not batch.pixels[sorted(bad)].any()

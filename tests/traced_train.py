@@ -12,7 +12,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train
-from cls.data import draws, feed
+from cls.data import feed
+from cls.images.render import Renderer
 
 trace: list[dict[str, Any]] = []
 decoded = 0
@@ -39,10 +40,10 @@ def traced_mix(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return images, targets
 
 
-def traced_decode(data: bytes) -> Any:
+def traced_render(self: Any, *args: Any) -> Any:
     global decoded
     decoded += 1
-    return decode(data)
+    return render(self, *args)
 
 
 def traced_predict(*args: Any, **kwargs: Any) -> Any:
@@ -52,9 +53,10 @@ def traced_predict(*args: Any, **kwargs: Any) -> Any:
     return result
 
 
-loader, pick, mix, decode, predict = feed.batches, train.partners, train.mix, draws.decode, train.predict
+loader, pick, mix, predict = feed.batches, train.partners, train.mix, train.predict
+render = Renderer.__call__
 train.partners, train.mix, train.predict = traced_partners, traced_mix, traced_predict
-feed.batches, draws.decode = traced_batches, traced_decode
+feed.batches, Renderer.__call__ = traced_batches, traced_render
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]

@@ -1,7 +1,7 @@
 """Training images by integer: which image, in which order, augmented how, is a function of (seed, draw)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from cls.images.ops import Op, training_ops
 from cls.images.render import Area, Renderer
 from cls.models import input_statistics
 from cls.outcome import DataError
-from cls.seed import generator
+from cls.seed import generator, rewind
 
 # Broken images in a row after which one draw looks in all classes; after as many more the data has gone away.
 MAX_TRIES = 50
@@ -47,6 +47,20 @@ def batch_of(pixels: Tensor, found: Found) -> Batch:
     return Batch(pixels.permute(0, 3, 1, 2), torch.tensor(found.labels), *found[1:])
 
 
+class Source(Protocol):
+    """Draws or Views: pixels and facts by integer."""
+
+    size: int
+
+    def fill(self, indices: Sequence[int], out: Pixels, /) -> Found: ...
+
+
+def made_here(source: Source, indices: Sequence[int]) -> Batch:
+    """A batch made in this process."""
+    room = torch.empty(len(indices), source.size, source.size, 3, dtype=torch.uint8)
+    return batch_of(room, source.fill(indices, room.numpy()))
+
+
 class Draws:
     """All draws of a run."""
 
@@ -61,7 +75,7 @@ class Draws:
     ) -> None:
         self.images, self.size, self.seed = images, size, seed
         self.labels, self.order = images.labels, images.order(seed, balanced)
-        self._render = Renderer(ops, exact_order)
+        self._render, self._rng = Renderer(ops, exact_order), generator(seed)
 
     def fill(self, draws: Sequence[int], out: Pixels) -> Found:
         """Put the pixels of these draws into ``out``, uint8 [at least b, size, size, 3]."""
@@ -72,7 +86,7 @@ class Draws:
             tried: list[tuple[int, str]] = []
             while True:
                 try:
-                    out[at], area = self._render(_content(content), generator(self.seed, "augment", draw))
+                    out[at], area = self._render(_content(content), rewind(self._rng, self.seed, "augment", draw))
                     break
                 except BadImage as error:
                     tried.append((rows[at], str(error)))
@@ -109,7 +123,7 @@ class Views:
         self, images: Images, ops: tuple[Op, ...], size: int, seed: int, view: str, exact_order: bool = False
     ) -> None:
         self.images, self.size, self.seed, self.view = images, size, seed, view
-        self._render = Renderer(ops, exact_order)
+        self._render, self._rng = Renderer(ops, exact_order), generator(seed)
 
     def fill(self, rows: Sequence[int], out: Pixels) -> Found:
         """Put the pixels of these rows into ``out``, uint8 [at least b, size, size, 3]."""
@@ -118,7 +132,7 @@ class Views:
         for at, (row, content) in enumerate(zip(rows, self.images.read(rows), strict=True)):
             area: Area = (0, 0, 0, 0)
             try:
-                out[at], area = self._render(_content(content), generator(self.seed, "view", self.view, row))
+                out[at], area = self._render(_content(content), rewind(self._rng, self.seed, "view", self.view, row))
             except BadImage as error:
                 out[at] = 0
                 broken.append((row, str(error)))

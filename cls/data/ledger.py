@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cls.data.access import Images
-from cls.data.loader import Batch
+from cls.data.draws import Batch
 from cls.files import Lines
 from cls.folder import Folder
 from cls.lives import read_lives

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import ceil
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from cls.cluster.measure import cgroup_limits, memory_bytes
-from cls.data.draws import Batch, Found, batch_of
-from cls.images.jpeg import Pixels
+from cls.data.draws import Batch, Found, Source, batch_of, made_here
 from cls.models import Statistics
 from cls.outcome import DataError
 from cls.seed import torch_seed
@@ -30,14 +29,6 @@ log = logging.getLogger("cls")
 
 CPU = torch.device("cpu")
 PREFETCH = 4  # batches that each worker may be ahead
-
-
-class Source(Protocol):
-    """Draws or Views: pixels and facts by integer."""
-
-    size: int
-
-    def fill(self, indices: list[int], out: Pixels) -> Found: ...
 
 
 class MicroBatchDraws:
@@ -100,14 +91,12 @@ def batches(
     The pixels of a batch are overwritten after the next one has been asked for. DataError where a worker dies.
     """
     if not workers:
-        for some in indices:
-            room = torch.empty(len(some), source.size, source.size, 3, dtype=torch.uint8)
-            yield batch_of(room, source.fill(some, room.numpy()))
+        yield from (made_here(source, some) for some in indices)
         return
     slots = Slots(source, largest, workers)
     loader: DataLoader[tuple[int, Found]] = DataLoader(
         slots,
-        batch_sampler=indices,  # type: ignore[arg-type]  # any iterable of index lists
+        batch_sampler=indices,
         num_workers=workers,
         collate_fn=_as_it_is,
         prefetch_factor=PREFETCH,
@@ -132,7 +121,7 @@ def _pinned(memory: Tensor, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    runtime = torch.cuda.cudart()
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     failed = int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
     if failed:
         log.info("the loader's memory cannot be page-locked (CUDA error %d): copies to the GPU take longer", failed)
@@ -143,7 +132,7 @@ def _pinned(memory: Tensor, device: torch.device) -> Iterator[None]:
             runtime.cudaHostUnregister(memory.data_ptr())
 
 
-def _as_it_is(found: tuple[int, Found]) -> tuple[int, Found]:
+def _as_it_is(found: Any) -> Any:
     return found
 
 
@@ -191,7 +180,7 @@ def _on_device(pixels: Tensor, device: torch.device) -> Tensor:
     """Copied beside what the GPU computes; the host waits for the copy (0.2 ms), so that the slot is free again."""
     if device.type != "cuda":
         return pixels
-    beside = torch.cuda.Stream(device)
+    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # as above
     with torch.cuda.stream(beside):
         copied = pixels.to(device, non_blocking=True)
     beside.synchronize()

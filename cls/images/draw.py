@@ -5,8 +5,7 @@ the same parameters, so they apply the same augmentation. The distributions are 
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +19,7 @@ BINS = 30
 """RandAugment: magnitudes run from 0 to this (31 bins)."""
 
 
-@dataclass(frozen=True)
-class Crop:
+class Crop(NamedTuple):
     """Cut a box, in pixels."""
 
     left: int
@@ -30,29 +28,25 @@ class Crop:
     height: int
 
 
-@dataclass(frozen=True)
-class Resize:
+class Resize(NamedTuple):
     """Resize to this many pixels, bilinear with antialiasing."""
 
     width: int
     height: int
 
 
-@dataclass(frozen=True)
-class Flip:
+class Flip(NamedTuple):
     axis: Literal["horizontal", "vertical"]
 
 
-@dataclass(frozen=True)
-class Rotation:
+class Rotation(NamedTuple):
     """Counter-clockwise about the centre, degrees."""
 
     angle: float
     fill: Fill
 
 
-@dataclass(frozen=True)
-class Shift:
+class Shift(NamedTuple):
     """Move right and down by whole pixels after scaling about the centre."""
 
     right: int
@@ -61,15 +55,13 @@ class Shift:
     fill: Fill
 
 
-@dataclass(frozen=True)
-class Colour:
+class Colour(NamedTuple):
     """Factors in the order of application; names are brightness, contrast, saturation, hue (turns)."""
 
     factors: tuple[tuple[str, float], ...]
 
 
-@dataclass(frozen=True)
-class RandOp:
+class RandOp(NamedTuple):
     """One operation of RandAugment: torchvision's name and signed magnitude (pixels for Translate, bits, 0..255)."""
 
     name: str
@@ -77,14 +69,12 @@ class RandOp:
     fill: Fill
 
 
-@dataclass(frozen=True)
-class Gaussian:
+class Gaussian(NamedTuple):
     kernel: int
     sigma: float
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """The box to be erased, pixels of the final image."""
 
     top: int
@@ -111,7 +101,7 @@ def draw(operations: tuple[Op, ...], width: int, height: int, rng: np.random.Gen
 def _draw(op: Op, width: int, height: int, rng: np.random.Generator) -> list[Param]:
     match op:
         case ops.RandomResizedCrop(size=size):
-            return [_random_box(op, width, height, rng), Resize(size, size)]
+            return [_on_grid(_random_box(op, width, height, rng), size), Resize(size, size)]
         case ops.ResizeShort(size=size):
             return _resize_short(size, width, height)
         case ops.CenterCrop(size=size):
@@ -123,17 +113,17 @@ def _draw(op: Op, width: int, height: int, rng: np.random.Generator) -> list[Par
         case ops.VFlip(p=p):
             return [Flip("vertical")] if rng.random() < p else []
         case ops.Rotate(degrees=degrees, fill=fill):
-            return [Rotation(rng.uniform(-degrees, degrees), fill)]
+            return [Rotation(_uniform(rng, -degrees, degrees), fill)]
         case ops.Affine(translate=share, zoom=zoom, fill=fill):
-            right, down = (round(rng.uniform(-share * side, share * side)) for side in (width, height))
-            return [Shift(right, down, rng.uniform(*zoom), fill)]
+            right, down = (round(_uniform(rng, -share * side, share * side)) for side in (width, height))
+            return [Shift(right, down, _uniform(rng, *zoom), fill)]
         case ops.Jitter():
             return [_colour(op, rng)]
         case ops.RandAugment(n=n):
             return [_rand_op(op, width, height, rng) for _ in range(n)]
         case ops.Blur(kernel=kernel):
             # Reflected edges need more pixels than half a kernel; a sliver of an image stays sharp.
-            return [Gaussian(kernel, rng.uniform(0.1, 2.0))] if min(width, height) > kernel // 2 else []
+            return [Gaussian(kernel, _uniform(rng, 0.1, 2.0))] if min(width, height) > kernel // 2 else []
         case ops.Erase():
             return _erase_box(op, width, height, rng)
 
@@ -141,8 +131,8 @@ def _draw(op: Op, width: int, height: int, rng: np.random.Generator) -> list[Par
 def _random_box(op: ops.RandomResizedCrop, width: int, height: int, rng: np.random.Generator) -> Crop:
     low, high = op.ratio
     for _ in range(10):
-        area = width * height * rng.uniform(*op.scale)
-        ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+        area = width * height * _uniform(rng, *op.scale)
+        ratio = math.exp(_uniform(rng, math.log(low), math.log(high)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             top = int(rng.integers(height - h + 1))
@@ -151,6 +141,17 @@ def _random_box(op: ops.RandomResizedCrop, width: int, height: int, rng: np.rand
     w = round(height * high) if width / height > high else width
     h = round(width / low) if width / height < low else height
     return Crop((width - w) // 2, (height - h) // 2, w, h)
+
+
+def _on_grid(crop: Crop, size: int) -> Crop:
+    """Moved by less than k pixels where the crop can be decoded at 1 / k: a reduced JPEG has a pixel for k x k."""
+    k = reduction(crop.width, crop.height, size, size)
+    return crop if k == 1 else Crop(*(number // k * k for number in crop))
+
+
+def reduction(width: int, height: int, to_width: int, to_height: int) -> int:
+    """The largest of 1, 2, 4, 8 by which a box can be decoded smaller and still not be below the target."""
+    return next(k for k in (8, 4, 2, 1) if k == 1 or (width // k >= to_width and height // k >= to_height))
 
 
 def _resize_short(size: int, width: int, height: int) -> list[Param]:
@@ -166,12 +167,17 @@ def _resize_short(size: int, width: int, height: int) -> list[Param]:
 def _colour(op: ops.Jitter, rng: np.random.Generator) -> Colour:
     order = rng.permutation(4)
     factors = [
-        ("brightness", rng.uniform(max(0.0, 1 - op.brightness), 1 + op.brightness), op.brightness),
-        ("contrast", rng.uniform(max(0.0, 1 - op.contrast), 1 + op.contrast), op.contrast),
-        ("saturation", rng.uniform(max(0.0, 1 - op.saturation), 1 + op.saturation), op.saturation),
-        ("hue", rng.uniform(-op.hue, op.hue), op.hue),
+        ("brightness", _uniform(rng, max(0.0, 1 - op.brightness), 1 + op.brightness), op.brightness),
+        ("contrast", _uniform(rng, max(0.0, 1 - op.contrast), 1 + op.contrast), op.contrast),
+        ("saturation", _uniform(rng, max(0.0, 1 - op.saturation), 1 + op.saturation), op.saturation),
+        ("hue", _uniform(rng, -op.hue, op.hue), op.hue),
     ]
     return Colour(tuple(factors[i][:2] for i in order if factors[i][2]))
+
+
+def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """``rng.uniform`` in a third of its time."""
+    return low + (high - low) * rng.random()
 
 
 RAND_OPS = (
@@ -210,8 +216,8 @@ def _erase_box(op: ops.Erase, width: int, height: int, rng: np.random.Generator)
     if rng.random() >= op.p:
         return []
     for _ in range(10):
-        area = width * height * rng.uniform(*op.scale)
-        ratio = math.exp(rng.uniform(math.log(op.ratio[0]), math.log(op.ratio[1])))
+        area = width * height * _uniform(rng, *op.scale)
+        ratio = math.exp(_uniform(rng, math.log(op.ratio[0]), math.log(op.ratio[1])))
         h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if h < height and w < width:
             top = int(rng.integers(height - h + 1))

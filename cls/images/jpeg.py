@@ -59,11 +59,6 @@ class Decoded:
         return int(self.pixels.shape[0])
 
 
-def reduction(width: int, height: int, to_width: int, to_height: int) -> int:
-    """The largest of 1, 2, 4, 8 by which a box can be decoded smaller and still not be below the target."""
-    return next(k for k in (8, 4, 2, 1) if k == 1 or (width // k >= to_width and height // k >= to_height))
-
-
 class Decoder:
     """Opens and decodes images, one at a time; owns the buffer."""
 

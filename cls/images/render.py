@@ -1,4 +1,4 @@
-"""One image from its bytes to the pixels that a worker sends: the fused path, or torchvision's where exact_order asks."""
+"""One image from its bytes to the pixels that a worker sends, by the fused path or by the reference."""
 
 import numpy as np
 
