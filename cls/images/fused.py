@@ -16,7 +16,8 @@ saturation
 exposed corners        of each move in its fill colour, coloured by what    the same
                        comes later
 JPEG                   decoded whole                                        at 1/2, 1/4, 1/8 where the crop stays larger
-                                                                            than the target; chroma replicated
+                                                                            than the target; chroma replicated where
+                                                                            the crop is larger
 =====================  ===================================================  ==========================================
 
 tests/test_fused.py holds the bounds: mean absolute difference in grey levels, per operation and per recipe.
@@ -62,8 +63,9 @@ def apply(
 def _cut(image: Jpeg | Decoded, cuts: list[Crop | Resize], decoder: Decoder) -> Pixels:
     crop = cuts[0] if cuts and isinstance(cuts[0], Crop) else Crop(0, 0, image.width, image.height)
     rest = cuts[1:] if cuts and cuts[0] is crop else cuts
-    k = reduction(crop.width, crop.height, rest[0].width, rest[0].height) if rest and isinstance(rest[0], Resize) else 1
-    pixels, k = decoder.pixels(image, k)
+    size = (rest[0].width, rest[0].height) if rest and isinstance(rest[0], Resize) else (crop.width, crop.height)
+    shrinks = crop.width > size[0] and crop.height > size[1]
+    pixels, k = decoder.pixels(image, reduction(crop.width, crop.height, *size), shrinks)
     left, top, width, height = crop.left // k, crop.top // k, -(-crop.width // k), -(-crop.height // k)
     pixels = pixels[top : top + height, left : left + width]
     for cut in rest:

@@ -69,8 +69,12 @@ class Decoder:
         """Size and, where the fast way cannot be taken, pixels; BadImage where they are no image."""
         return _header(data) or Decoded(np.array(decode(bytes(data))))
 
-    def pixels(self, image: Jpeg | Decoded, k: int) -> tuple[Pixels, int]:
-        """The image at 1 / k of its size, or whole where it cannot be reduced, and by how much it was; or BadImage."""
+    def pixels(self, image: Jpeg | Decoded, k: int = 1, shrinks: bool = False) -> tuple[Pixels, int]:
+        """The image at 1 / k of its size, or whole where it cannot be reduced, and by how much it was; or BadImage.
+
+        ``shrinks``: it will be made smaller. Chroma is then replicated, not interpolated: a tenth less time, and 0.2
+        grey levels of what is left of it.
+        """
         if isinstance(image, Decoded):
             return image.pixels, 1
         width, height = -(-image.width // k), -(-image.height // k)
@@ -79,7 +83,7 @@ class Decoder:
             pixels = simplejpeg.decode_jpeg(
                 image.data,
                 "RGB",
-                fastupsample=True,  # chroma is replicated, not interpolated: a tenth less time, 0.2 grey levels
+                fastupsample=shrinks,
                 min_factor=k,
                 min_width=height if lying else width,
                 min_height=width if lying else height,
