@@ -1,0 +1,181 @@
+"""The training loop with its data against the same steps on one micro-batch that stays on the device."""
+
+import time
+from collections.abc import Callable, Iterator
+from math import ceil
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cls.bench.chosen import spread
+from cls.bench.cpu import Lists
+from cls.config import Run, change
+from cls.data.access import images_of
+from cls.data.draws import Draws
+from cls.data.loader import Batch, Preprocess, batches, preprocess, worker_count
+from cls.data.sources import Splits
+from cls.images.ops import training_ops
+from cls.mix import class_weights, draw_mixing, loss_per_image, mix, partners, soft_targets
+from cls.models import input_statistics, train_mode
+from cls.parallel.cluster import Cluster, start
+from cls.parallel.guards import resolve_precision
+from cls.parallel.step import MicroBatches
+from cls.state import State, build_state
+from cls.steps import Steps
+from cls.stop import Stop
+
+MOST_STEPS = 20  # of one measurement
+TRIAL = 2  # images; BatchNorm needs them
+
+Next = Callable[[], tuple[Tensor, Tensor]]
+"""Gives a micro-batch on the device: images b 3 h w, normalised, and labels b."""
+
+
+class Trainer(NamedTuple):
+    """What a step needs."""
+
+    run: Run
+    classes: int
+    cluster: Cluster
+    state: State
+    micro: MicroBatches
+    weights: Tensor | None
+
+    def step(self, step: int, following: Next) -> None:
+        """train.py's step over the micro-batches that ``following`` gives."""
+        run, micro = self.run, self.micro
+        mixing = draw_mixing(run.augment, run.seed, step)
+        micro.begin()
+        for index in micro.share:
+            images, labels = following()
+            targets = soft_targets(labels, self.classes, run.optim.label_smoothing)
+            images, targets = mix(images, targets, mixing, partners(len(images), run.seed, step, index))
+            with micro.micro_batch(step, index):
+                with self.cluster.autocast(run.train.precision):
+                    logits = micro.model(images)
+                loss = loss_per_image(logits, targets, run.optim.loss, self.weights).sum()
+                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            micro.collect(index, loss)
+        micro.finish()
+        self.state.update(run.optim.clip)
+
+    def cut(self, batch: int, micro_batch: int) -> "Trainer":
+        """The same network with other pieces."""
+        run = change(self.run, train={"batch": batch, "micro_batch": micro_batch})
+        return self._replace(run=run, micro=MicroBatches(self.cluster, self.micro.model, run))
+
+    def seconds(self, first: int, steps: int, following: Next) -> float:
+        self.wait()
+        since = time.perf_counter()
+        for step in range(first, first + steps):
+            self.step(step, following)
+        self.wait()
+        return time.perf_counter() - since
+
+    def wait(self) -> None:
+        if self.cluster.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def trainer(run: Run, splits: Splits, cluster: Cluster) -> Trainer:
+    """Fresh weights: a step takes as long with them."""
+    run = change(run, model={"weights": "none"})
+    state = build_state(run, len(splits.classes), Steps(len(splits.train), run.train), cluster)
+    train_mode(state.model, run.model.freeze)
+    model = cluster.wrap(state.model, run.train.compile)
+    weights = class_weights(images_of(splits.train).labels, len(splits.classes), run.optim.class_weight, cluster.device)
+    return Trainer(run, len(splits.classes), cluster, state, MicroBatches(cluster, model, run), weights)
+
+
+class Feed:
+    """Our loader on the device, with as many workers as training has."""
+
+    def __init__(self, run: Run, splits: Splits, device: torch.device, lists: list[list[int]]) -> None:
+        statistics, images = input_statistics(run), images_of(splits.train)
+        draws = Draws(images, training_ops(run.augment, run.data, statistics[0]), run.seed, run.data.balanced)
+        self.workers, self.device = worker_count(run.data.workers, 1), device
+        self.lists, self.received = Lists(lists), 0
+        self.prepare: Preprocess = preprocess(statistics, run.seed, run.train.channels_last, device)
+        self.batches: Iterator[Batch] = batches(draws, self.lists, self.workers, device.type == "cuda")
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        self.received += 1
+        batch = next(self.batches)
+        return self.prepare(batch), batch.labels.to(self.device, non_blocking=True)
+
+    def empty(self) -> None:
+        """Throw away what was made ready in advance: it would make the first steps faster than all others are."""
+        for _ in range(self.lists.taken - self.received):
+            self.received += 1
+            next(self.batches)
+
+
+def measure(
+    run: Run, splits: Splits, draws: list[int], repeats: int, steps: int, seconds: float, stop: Stop
+) -> dict[str, Any]:
+    """Images per second with data and on a resident micro-batch, interleaved, the same number of steps each.
+
+    ``draws`` fills whole micro-batches. Where ``repeats`` of both would last longer than ``seconds`` even with a batch
+    of one micro-batch, the document says so and holds no figures.
+    """
+    cluster = start(run.train, stop)
+    run = change(run, train={"precision": resolve_precision(run.train.precision, cluster.device)})
+    work, size = trainer(run, splits, cluster), run.train.micro_batch
+    one = _image_seconds(work) * size  # seconds of a micro-batch
+    fits = int(seconds / (2 * repeats + 2) / one)  # micro-batches of one measurement
+    document: dict[str, Any] = {"device": _name(cluster.device), "precision": run.train.precision, "micro_batch": size}
+    if not steps and not fits:
+        why = f"a micro-batch takes about {one:.0f} s on this device: give --seconds {ceil(one * (2 * repeats + 2))}"
+        return document | {"left_out": why}
+    batch = run.train.batch if steps or fits * size >= run.train.batch else size
+    steps = steps or min(MOST_STEPS, fits * size // batch)
+    feed = Feed(run, splits, cluster.device, [draws[i : i + size] for i in range(0, len(draws), size)])
+    document |= {"batch": batch, "steps": steps, "workers": feed.workers}
+    return document | _compare(work.cut(batch, size), feed, steps, repeats)
+
+
+def _compare(work: Trainer, feed: Feed, steps: int, repeats: int) -> dict[str, Any]:
+    resident = feed.next()
+    work.step(0, lambda: resident)
+    rates: dict[str, list[float]] = {"with_data": [], "resident": []}
+    images, at = steps * work.run.train.batch, 1
+    for _ in range(repeats):
+        rates["resident"].append(images / work.seconds(at, steps, lambda: resident))
+        feed.empty()
+        work.step(at + steps, feed.next)  # the loader runs again, as it always does in training
+        rates["with_data"].append(images / work.seconds(at + steps + 1, steps, feed.next))
+        at += 2 * steps + 1
+    efficiency = [w / r for w, r in zip(rates["with_data"], rates["resident"], strict=True)]
+    return {
+        "images_per_second": {name: spread(values) | {"repeats": values} for name, values in rates.items()},
+        "efficiency": spread(efficiency) | {"repeats": efficiency},
+        "prepare_us_per_image": _prepare(work, feed, repeats),
+    }
+
+
+def _prepare(work: Trainer, feed: Feed, repeats: int) -> dict[str, float]:
+    """uint8 to normalised floats with erased boxes, on the device; part of ``with_data``."""
+    found, batch = [], next(feed.batches)
+    for _ in range(repeats):
+        work.wait()
+        since = time.perf_counter()
+        feed.prepare(batch)
+        work.wait()
+        found.append(1e6 * (time.perf_counter() - since) / len(batch.labels))
+    return spread(found)
+
+
+def _image_seconds(work: Trainer) -> float:
+    """What one image adds to a step, from steps of two images, the first of which warms up; rather too much."""
+    side, device = work.run.data.size, work.cluster.device
+    layout = torch.channels_last if work.run.train.channels_last else torch.contiguous_format
+    images = torch.zeros(TRIAL, 3, side, side, device=device).contiguous(memory_format=layout)
+    resident = images, torch.zeros(TRIAL, dtype=torch.int64, device=device)
+    small = work.cut(TRIAL, TRIAL)
+    small.step(0, lambda: resident)
+    return small.seconds(1, 1, lambda: resident) / TRIAL
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
