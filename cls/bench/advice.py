@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from cls.bench.options import Options
 from cls.cluster import speed
-from cls.cluster.gpus import find
+from cls.cluster.gpus import Gpu, find
 from cls.cluster.memory import trace_step
 from cls.config import Run
 
@@ -21,14 +21,19 @@ class Demand(NamedTuple):
     source: str
 
 
+def precision_on(run: Run, gpu: Gpu) -> str:
+    """bf16 or fp32, as the run itself would find it."""
+    wanted = run.train.precision
+    if wanted == "bf16" and not gpu.bf16_tflops:
+        raise ValueError(f"train.precision is bf16, which {gpu.name} does not compute: use --train.precision fp32")
+    return ("bf16" if gpu.bf16_tflops else "fp32") if wanted == "auto" else wanted
+
+
 def demand(run: Run, classes: int, options: Options, loop: dict[str, Any]) -> Demand | None:
     """A roofline for a named GPU; else what this machine's device does without waiting; None where neither is known."""
     if options.gpu:
         gpu = find(options.gpu)
-        wanted = run.train.precision
-        precision = ("bf16" if gpu.bf16_tflops else "fp32") if wanted == "auto" else wanted
-        if precision == "bf16" and not gpu.bf16_tflops:
-            raise ValueError(f"train.precision is bf16, which {gpu.name} does not compute: use --train.precision fp32")
+        precision = precision_on(run, gpu)
         step = trace_step(run, classes, precision, gpu=True)
         found = speed.estimate(step, run, gpu, precision, 1, 1, 10.0, False)
         return Demand(run.train.batch / found.step, gpu.name, "estimated (roofline of `cls plan`)")
@@ -46,8 +51,6 @@ def advise(
     if want is None:
         text = f"One core feeds {per_core:.0f} images/s; name your GPU (--gpu rtx3090) to hear what it wants."
         return document | {"text": text}
-    loaders = want.per_gpu / per_core
-    needed = ceil(loaders) + 1  # the training process has one for itself
     spare = max(0.0, cores - options.gpus)
     document |= {
         "device": want.device,
@@ -55,18 +58,20 @@ def advise(
         "images_per_second_per_gpu": want.per_gpu,
         "images_per_second_wanted": want.per_gpu * options.gpus,
         "images_per_second_of_the_cores": per_core * spare,
-        "cores_per_gpu": needed,
+        "cores_per_gpu": speed.cores_needed(want.per_gpu, per_core),
     }
     many = f"{options.gpus} x {want.device}" if options.gpus > 1 else want.device
     facts = (
         f"{run.recipe}: {many} takes {want.per_gpu * options.gpus:.0f} images/s ({want.source}), one core feeds "
         f"{per_core:.0f}"
     )
-    return document | {"text": f"{facts}: {_remedy(run, options, loaders, needed, short_side, cores)}."}
+    return document | {"text": f"{facts}: {_remedy(run, options, want, per_core, short_side, cores)}."}
 
 
-def _remedy(run: Run, options: Options, loaders: float, needed: int, short_side: float, cores: float) -> str:
-    asked = run.data.workers
+def _remedy(run: Run, options: Options, want: Demand, per_core: float, short_side: float, cores: float) -> str:
+    loaders, needed, asked = want.per_gpu / per_core, speed.cores_needed(want.per_gpu, per_core), run.data.workers
+    if want.device == "cpu" and loaders <= 1:
+        return "computing limits it, not the input, so there is nothing to do here"
     if cores >= needed * options.gpus:
         if 0 <= asked < loaders:
             return f"leave --data.workers out, or give {ceil(loaders)}; {asked} are too few"

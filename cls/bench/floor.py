@@ -15,10 +15,7 @@ ROUND = 1 << 20  # bytes
 
 
 class Floor:
-    """Decoding into one buffer: simplejpeg (libjpeg-turbo) where it can, else Pillow.
-
-    simplejpeg reads JPEGs of colours and greys; the few others (CMYK) and other formats go to Pillow.
-    """
+    """Decoding into one buffer by simplejpeg (libjpeg-turbo); by Pillow where that refuses a JPEG, or it is none."""
 
     def __init__(self, chosen: Sequence[Chosen]) -> None:
         largest = max(one.width * one.height * 3 for one in chosen)

@@ -47,8 +47,6 @@ def measure(
     with one_thread(), ExitStack() as stack:
         contestants = _contestants(run, split, images, chosen, with_peers, stack)
         found: dict[str, list[Cost]] = {name: [] for name in contestants}
-        for once in contestants.values():
-            once()  # warm-up
         names = list(contestants)
         for turn in range(repeats):
             for name in names[turn % len(names) :] + names[: turn % len(names)]:  # nobody is always first
@@ -93,6 +91,8 @@ def _contestants(
         "read": partial(read, images, chosen, size),
         "in_process": ours,
     }
+    for work in here.values():
+        work()  # warm-up; a stream has loaded some batches already
     return {name: partial(_timed, work, count) for name, work in here.items()} | {
         name: stream.measure for name, stream in streams.items()
     }

@@ -34,19 +34,25 @@ def table(document: dict[str, Any]) -> None:
     )
     rows = document["pipelines"]
     columns = [name for name in TITLES if name in rows[0]["us_per_image"]]
-    found = Table("CPU us per image", *(TITLES[name] for name in columns), *map(_pair, means), box=None)
-    for column in found.columns[1:]:
-        column.justify = "right"
+    times = _table("CPU us per image", [TITLES[name] for name in columns])
+    ratios = _table("ratio", [_pair(name) for name in means])
     for row in rows:
-        times = [_range(row["us_per_image"][name], ".0f") for name in columns]
-        found.add_row(row["recipe"], *times, *(_range(row["ratios"][name], ".2f") for name in means))
+        times.add_row(row["recipe"], *(_range(row["us_per_image"][name], ".0f") for name in columns))
+        ratios.add_row(row["recipe"], *(_range(row["ratios"][name], ".2f") for name in means))
     if len(rows) > 1:
-        found.add_row("geometric mean", *[""] * len(columns), *(f"{value:.2f}" for value in means.values()))
-    PEOPLE.print(found)
+        ratios.add_row("geometric mean", *(f"{value:.2f}" for value in means.values()))
+    PEOPLE.print("", times, "", ratios, "")
     for name, text in document["contestants"].items():
         say(f"{TITLES[name]}: {text}")
     _loop(document["loop"])
     PEOPLE.print(document["advice"]["text"], style="bold", markup=False, highlight=False)
+
+
+def _table(first: str, titles: list[str]) -> Table:
+    found = Table(first, box=None)
+    for title in titles:
+        found.add_column(title, justify="right")
+    return found
 
 
 def _loop(loop: dict[str, Any]) -> None:

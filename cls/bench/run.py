@@ -15,7 +15,7 @@ import torch
 
 from cls import recipes
 from cls.bench import loop, peers, pipelines
-from cls.bench.advice import advise, demand
+from cls.bench.advice import advise, demand, precision_on
 from cls.bench.chosen import about, choose
 from cls.bench.options import Options
 from cls.bench.report import say
@@ -26,6 +26,8 @@ from cls.config import Run, change
 from cls.data.access import images_of
 from cls.data.sources import load
 from cls.files import write_whole
+from cls.models import check_model
+from cls.steps import Steps
 from cls.stop import Stop
 
 PUBLISHED = ("attention-gate", "cbam-mixup", "mlp-head", "se-resnext", "resnet50-mlp")
@@ -40,6 +42,7 @@ def bench(run: Run, options: Options, stop: Stop) -> dict[str, Any]:
     """
     _check(run, options)
     splits = load(run.data, run.seed)
+    Steps(len(splits.train), run.train)  # a batch larger than the data is refused before minutes have gone by
     images, runs = images_of(splits.train), pipelines_of(run, options)
     counts = [ceil(options.images / each.train.batch) * each.train.batch for each in runs]
     say(f"reading {max(counts)} of {len(images)} training images …")
@@ -79,7 +82,8 @@ def _check(run: Run, options: Options) -> None:
     if options.steps < 0 or options.seconds <= 0:
         raise ValueError(f"steps is {options.steps}, seconds {options.seconds}: give 0 or more steps, and some seconds")
     if options.gpu:
-        find(options.gpu)
+        precision_on(run, find(options.gpu))
+    check_model(replace(run.model, weights="none"), run.data.size)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("bench measures one process: start it without a launcher")
 
