@@ -299,6 +299,7 @@ def test_a_loader_that_is_too_slow_shows_in_the_efficiency(photos: Path) -> None
     work = loop.trainer(run, splits, start(run.train, Stop()))
     found = loop._compare(work, fed, 4, 1)
     assert fed.workers == 1 and found["images_per_second"]["with_data"]["median"] < 1.5 / 0.05
+    assert 0 < found["waiting_for_data"]["median"] < 1
     fed.batches = iter(())  # ends the worker
 
 
@@ -331,7 +332,8 @@ def figures(us: float) -> dict[str, Any]:
         (300.0, 2, 3, -1, 300, "ask for 2 cores a GPU (4 in all; 3 are here)."),
         (2500.0, 1, 4, -1, 300, "4 cores a GPU are enough and 4 are here, so there is nothing to do"),
         (2500.0, 1, 4, 2, 300, "leave --data.workers out, or give 3; 2 are too few"),
-        (2500.0, 1, 2, -1, 1200, "or make smaller copies with `cls pack --short 256` (their short side is 1200 now)"),
+        (2500.0, 1, 2, -1, 1200, "or make smaller copies with `cls pack --short 512` (their short side is 1200 now)"),
+        (2500.0, 1, 2, -1, 700, "ask for 4 cores a GPU (4 in all; 2 are here)."),
     ],
 )
 def test_the_advice_follows_from_the_figures(

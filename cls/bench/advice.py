@@ -77,7 +77,9 @@ def _remedy(run: Run, options: Options, want: Demand, per_core: float, short_sid
             return f"leave --data.workers out, or give {ceil(loaders)}; {asked} are too few"
         return f"{needed} cores a GPU are enough and {cores:g} are here, so there is nothing to do"
     text = f"ask for {needed} cores a GPU ({needed * options.gpus} in all; {cores:g} are here)"
-    enough = round(run.data.size / run.data.crop_pct)
+    enough = round(run.data.size / run.data.crop_pct) * (
+        2 if run.augment.frame == "crop" else 1
+    )  # small boxes need more
     if short_side >= ROOMY * enough:
         text += f", or make smaller copies with `cls pack --short {enough}` (their short side is {short_side:.0f} now)"
     return text

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from cls.bench.chosen import spread
 from cls.bench.cpu import Lists
+from cls.bench.ours import draws_of
 from cls.config import Run, change
 from cls.data.access import images_of
-from cls.data.draws import Draws
 from cls.data.loader import Batch, Preprocess, batches, preprocess, worker_count
 from cls.data.sources import Splits
-from cls.images.ops import training_ops
 from cls.mix import class_weights, draw_mixing, loss_per_image, mix, partners, soft_targets
 from cls.models import input_statistics, train_mode
 from cls.parallel.cluster import Cluster, start
@@ -92,16 +91,16 @@ class Feed:
     """Our loader on the device, with as many workers as training has."""
 
     def __init__(self, run: Run, splits: Splits, device: torch.device, lists: list[list[int]]) -> None:
-        statistics, images = input_statistics(run), images_of(splits.train)
-        draws = Draws(images, training_ops(run.augment, run.data, statistics[0]), run.seed, run.data.balanced)
+        draws = draws_of(run, images_of(splits.train))
         self.workers, self.device = worker_count(run.data.workers, 1), device
-        self.lists, self.received = Lists(lists), 0
-        self.prepare: Preprocess = preprocess(statistics, run.seed, run.train.channels_last, device)
+        self.lists, self.received, self.waited = Lists(lists), 0, 0.0
+        self.prepare: Preprocess = preprocess(input_statistics(run), run.seed, run.train.channels_last, device)
         self.batches: Iterator[Batch] = batches(draws, self.lists, self.workers, device.type == "cuda")
 
     def next(self) -> tuple[Tensor, Tensor]:
-        self.received += 1
+        since = time.perf_counter()
         batch = next(self.batches)
+        self.received, self.waited = self.received + 1, self.waited + time.perf_counter() - since
         return self.prepare(batch), batch.labels.to(self.device, non_blocking=True)
 
     def empty(self) -> None:
@@ -138,18 +137,29 @@ def measure(
 def _compare(work: Trainer, feed: Feed, steps: int, repeats: int) -> dict[str, Any]:
     resident = feed.next()
     work.step(0, lambda: resident)
-    rates: dict[str, list[float]] = {"with_data": [], "resident": []}
-    images, at = steps * work.run.train.batch, 1
-    for _ in range(repeats):
-        rates["resident"].append(images / work.seconds(at, steps, lambda: resident))
+    found: dict[str, list[float]] = {"with_data": [], "resident": []}
+    waited, images, at = [], steps * work.run.train.batch, 1
+
+    def stays() -> None:
+        found["resident"].append(images / work.seconds(at, steps, lambda: resident))
+
+    def arrives() -> None:
         feed.empty()
-        work.step(at + steps, feed.next)  # the loader runs again, as it always does in training
-        rates["with_data"].append(images / work.seconds(at + steps + 1, steps, feed.next))
-        at += 2 * steps + 1
-    efficiency = [w / r for w, r in zip(rates["with_data"], rates["resident"], strict=True)]
+        work.step(at, feed.next)  # the loader runs again, as it always does in training
+        feed.waited = 0.0
+        seconds = work.seconds(at, steps, feed.next)
+        found["with_data"].append(images / seconds)
+        waited.append(feed.waited / seconds)
+
+    for turn in range(repeats):
+        for once in (stays, arrives) if turn % 2 else (arrives, stays):  # neither is always first
+            once()
+            at += steps
+    efficiency = [w / r for w, r in zip(found["with_data"], found["resident"], strict=True)]
     return {
-        "images_per_second": {name: spread(values) | {"repeats": values} for name, values in rates.items()},
+        "images_per_second": {name: spread(values) | {"repeats": values} for name, values in found.items()},
         "efficiency": spread(efficiency) | {"repeats": efficiency},
+        "waiting_for_data": spread(waited),
         "prepare_us_per_image": _prepare(work, feed, repeats),
     }
 

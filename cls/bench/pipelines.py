@@ -14,9 +14,9 @@ from cls.bench import peers
 from cls.bench.chosen import Chosen, spread
 from cls.bench.cpu import Cost, Stream
 from cls.bench.floor import Floor, read
+from cls.bench.ours import draws_of, one_micro_batch
 from cls.config import Run
 from cls.data.access import Images
-from cls.data.draws import Draws
 from cls.data.loader import batches
 from cls.images.ops import training_ops
 from cls.models import input_statistics
@@ -29,12 +29,6 @@ CONTESTANTS = {
 }
 AGAINST = {"in_process": "decode", "end_to_end": "decode"} | dict.fromkeys(peers.DESCRIBED, "end_to_end")
 """What each is compared with."""
-
-
-def one_micro_batch(draws: Draws, indices: list[int]) -> None:
-    """One micro-batch in this process, as a worker makes it."""
-    for draw in indices:
-        draws[draw]
 
 
 def measure(
@@ -70,8 +64,8 @@ def _contestants(
     """Functions that load all chosen images once."""
     statistics = input_statistics(run)
     operations = training_ops(run.augment, run.data, statistics[0])
-    draws = Draws(images, operations, run.seed, run.data.balanced)
-    floor, size, count = Floor(chosen), run.train.micro_batch, len(chosen)
+    draws, floor = draws_of(run, images), Floor(chosen)
+    size, count = run.train.micro_batch, len(chosen)
     micro_batches = _cut([one.draw for one in chosen], size)
     streams = {"end_to_end": Stream(lambda lists: batches(draws, lists, 1, False), micro_batches)}
     if with_peers:

@@ -64,7 +64,8 @@ def _loop(loop: dict[str, Any]) -> None:
         f"training loop on {loop['device']} ({loop['precision']}, batch {loop['batch']} in micro-batches of "
         f"{loop['micro_batch']}, {loop['workers']} workers, {loop['steps']} steps each): "
         f"{_range(rates['with_data'], '.1f')} images/s with data, {_range(rates['resident'], '.1f')} on a resident "
-        f"micro-batch; efficiency {_range(loop['efficiency'], '.3f')}; normalising on the device "
+        f"micro-batch; efficiency {_range(loop['efficiency'], '.3f')}, share of the time spent waiting for data "
+        f"{_range(loop['waiting_for_data'], '.3f')}; normalising on the device "
         f"{_range(loop['prepare_us_per_image'], '.0f')} us per image"
     )
 
