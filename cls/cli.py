@@ -224,21 +224,25 @@ def main() -> None:
             refuse_bad(document)
 
 
+def _command(verb: str, argv: list[str]) -> Any:
+    """What is to be done, of the verb's own type; needs no library that loads long."""
+    text = f"{VERBS[verb].__doc__} --json prints one JSON document on standard output."
+    if verb not in ("show", "plan", "bench", "fetch"):
+        return _tyro(VERBS[verb], None, argv, f"cls {verb}", text)
+    name, rest = ("digits", argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
+    text += f" Takes every field of train.py {name}."
+    own: dict[str, dict[str, Any]] = {"plan": {"request": Request()}, "bench": {"options": Options()}}
+    default = VERBS[verb](run=recipes.get(name), **own.get(verb, {}))
+    command: Any = _tyro(VERBS[verb], default, rest, f"cls {verb} {name}", text)
+    _check(command.run, name)
+    if verb != "fetch":
+        _need_images(command.run)
+    return command
+
+
 def _do(verb: str, argv: list[str], stop: Stop) -> Any:
     """Carry out a verb, which tells people about it on standard error; gives its JSON document."""
-    text = f"{VERBS[verb].__doc__} --json prints one JSON document on standard output."
-    if verb in ("show", "plan", "bench", "fetch"):
-        name, rest = ("digits", argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
-        text += f" Takes every field of train.py {name}."
-        own: dict[str, dict[str, Any]] = {"plan": {"request": Request()}, "bench": {"options": Options()}}
-        command: Any = _tyro(
-            VERBS[verb], VERBS[verb](run=recipes.get(name), **own.get(verb, {})), rest, f"cls {verb} {name}", text
-        )
-        _check(command.run, name)
-        if verb != "fetch":
-            _need_images(command.run)
-    else:
-        command = _tyro(VERBS[verb], None, argv, f"cls {verb}", text)
+    command = _command(verb, argv)
     from cls import verbs  # torch and datasets; --help must not wait for them
     from cls.cluster.doctor import doctor
     from cls.cluster.plan import plan, table

@@ -297,6 +297,7 @@ def test_a_loader_that_is_too_slow_shows_in_the_efficiency(photos: Path) -> None
     slow = Kept([jpeg(value) for value in range(8)], seconds=0.05)
     fed = loop.Feed(run, replace(splits, train=slow), torch.device("cpu"), [[0, 1, 2, 3]])  # type: ignore[arg-type]  # Images
     work = loop.trainer(run, splits, start(run.train, Stop()))
+    time.sleep(5 * 4 * slow.seconds)  # all that it makes ready in advance is ready
     found = loop._compare(work, fed, 4, 1)
     assert fed.workers == 1 and found["images_per_second"]["with_data"]["median"] < 1.5 / 0.05
     assert 0 < found["waiting_for_data"]["median"] < 1

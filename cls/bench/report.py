@@ -25,7 +25,7 @@ def say(text: str) -> None:
 
 def table(document: dict[str, Any]) -> None:
     machine, images, means = document["machine"], document["images"], document["geometric_means"]
-    say(f"{machine['cores']:g} cores, {machine['processor']}; " + ", ".join(
+    say(f"{machine['cores']:g} cores, {machine['processor']}, load average {machine['load_average']:.1f} before; " + ", ".join(
         f"{name} {version}" for name, version in document["versions"].items()))  # fmt: skip
     formats = ", ".join(f"{count} {name}" for name, count in images["formats"].items())
     say(

@@ -41,6 +41,7 @@ def bench(run: Run, options: Options, stop: Stop) -> dict[str, Any]:
     what is counted, but processes that share caches and memory slow each other down.
     """
     _check(run, options)
+    machine = _machine()
     splits = load(run.data, run.seed)
     Steps(len(splits.train), run.train)  # a batch larger than the data is refused before minutes have gone by
     images, runs = images_of(splits.train), pipelines_of(run, options)
@@ -55,7 +56,6 @@ def bench(run: Run, options: Options, stop: Stop) -> dict[str, Any]:
     draws = [one.draw for one in chosen[: counts[0]]]
     loops = loop.measure(run, splits, draws, options.repeats, options.steps, options.seconds, stop)
     facts = about(chosen, broken)
-    machine = _machine()
     want = demand(run, len(splits.classes), options, loops)
     document = {
         "recipe": run.recipe,
@@ -106,6 +106,7 @@ def _machine() -> dict[str, Any]:
     affinity = len(os.sched_getaffinity(0))
     return {
         "cores": min(float(affinity), cgroup_limits().cores),
+        "load_average": os.getloadavg()[0],  # above this process's own share: others use the cores as well
         "processor": model[1] if model else platform.machine(),
         "system": platform.platform(),
         "python": platform.python_version(),
