@@ -121,7 +121,7 @@ def measure(
     cluster = start(run.train, stop)
     run = change(run, train={"precision": resolve_precision(run.train.precision, cluster.device)})
     work, size = trainer(run, splits, cluster), run.train.micro_batch
-    one = _image_seconds(work) * size  # seconds of a micro-batch
+    one = _micro_batch_seconds(work, seconds)
     fits = int(seconds / (2 * repeats + 2) / one)  # micro-batches of one measurement
     document: dict[str, Any] = {"device": _name(cluster.device), "precision": run.train.precision, "micro_batch": size}
     if not steps and not fits:
@@ -176,15 +176,22 @@ def _prepare(work: Trainer, feed: Feed, repeats: int) -> dict[str, float]:
     return spread(found)
 
 
-def _image_seconds(work: Trainer) -> float:
-    """What one image adds to a step, from steps of two images, the first of which warms up; rather too much."""
+def _micro_batch_seconds(work: Trainer, seconds: float) -> float:
+    """A step of one micro-batch; judged by one of two images, which is too much, where it may last too long to try."""
+    size = work.run.train.micro_batch
+    rough = _step_seconds(work, TRIAL) * size / TRIAL
+    return _step_seconds(work, size) if 2 * rough < seconds / 4 else rough
+
+
+def _step_seconds(work: Trainer, images: int) -> float:
+    """The second step of this many images in one piece; the first one warms up."""
     side, device = work.run.data.size, work.cluster.device
     layout = torch.channels_last if work.run.train.channels_last else torch.contiguous_format
-    images = torch.zeros(TRIAL, 3, side, side, device=device).contiguous(memory_format=layout)
-    resident = images, torch.zeros(TRIAL, dtype=torch.int64, device=device)
-    small = work.cut(TRIAL, TRIAL)
-    small.step(0, lambda: resident)
-    return small.seconds(1, 1, lambda: resident) / TRIAL
+    pixels = torch.zeros(images, 3, side, side, device=device).contiguous(memory_format=layout)
+    resident = pixels, torch.zeros(images, dtype=torch.int64, device=device)
+    whole = work.cut(images, images)
+    whole.step(0, lambda: resident)
+    return whole.seconds(1, 1, lambda: resident)
 
 
 def _name(device: torch.device) -> str:

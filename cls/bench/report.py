@@ -25,8 +25,8 @@ def say(text: str) -> None:
 
 def table(document: dict[str, Any]) -> None:
     machine, images, means = document["machine"], document["images"], document["geometric_means"]
-    say(f"{machine['cores']:g} cores, {machine['processor']}, load average {machine['load_average']:.1f} before; " + ", ".join(
-        f"{name} {version}" for name, version in document["versions"].items()))  # fmt: skip
+    say(f"{machine['cores']:g} cores, {machine['processor']}, load average {machine['load_average']:.1f} before")
+    say(", ".join(f"{name} {version}" for name, version in document["versions"].items()))
     formats = ", ".join(f"{count} {name}" for name, count in images["formats"].items())
     say(
         f"{images['used']} images ({images['different']} different, {images['broken_left_out']} broken left out): "
