@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from cls import recipes
+from cls.bench.options import Options
 from cls.checks import check
 from cls.cluster.request import Request
 from cls.config import Run, View, to_yaml
@@ -168,6 +169,14 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure input pipelines and training loop on one's own images, ours and the usual ones side by side; advice."""
+
+    run: Annotated[Run, tyro.conf.arg(name="")]
+    options: Annotated[Options, tyro.conf.arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Fetch:
     """Download what a run needs, for machines without internet: pretrained weights and hub data, checked by hash."""
 
@@ -189,8 +198,8 @@ class Doctor:
 
 
 VERBS = {
-    "recipes": Recipes, "show": Show, "plan": Plan, "fetch": Fetch, "doctor": Doctor, "predict": Predict,
-    "evaluate": Evaluate, "audit": Audit, "sweep": Sweep,
+    "recipes": Recipes, "show": Show, "plan": Plan, "bench": Bench, "fetch": Fetch, "doctor": Doctor,
+    "predict": Predict, "evaluate": Evaluate, "audit": Audit, "sweep": Sweep,
 }  # fmt: skip
 
 
@@ -215,19 +224,25 @@ def main() -> None:
             refuse_bad(document)
 
 
+def _command(verb: str, argv: list[str]) -> Any:
+    """What is to be done, of the verb's own type; needs no library that loads long."""
+    text = f"{VERBS[verb].__doc__} --json prints one JSON document on standard output."
+    if verb not in ("show", "plan", "bench", "fetch"):
+        return _tyro(VERBS[verb], None, argv, f"cls {verb}", text)
+    name, rest = ("digits", argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
+    text += f" Takes every field of train.py {name}."
+    own: dict[str, dict[str, Any]] = {"plan": {"request": Request()}, "bench": {"options": Options()}}
+    default = VERBS[verb](run=recipes.get(name), **own.get(verb, {}))
+    command: Any = _tyro(VERBS[verb], default, rest, f"cls {verb} {name}", text)
+    _check(command.run, name)
+    if verb != "fetch":
+        _need_images(command.run)
+    return command
+
+
 def _do(verb: str, argv: list[str], stop: Stop) -> Any:
     """Carry out a verb, which tells people about it on standard error; gives its JSON document."""
-    text = f"{VERBS[verb].__doc__} --json prints one JSON document on standard output."
-    if verb in ("show", "plan", "fetch"):
-        name, rest = ("digits", argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
-        text += f" Takes every field of train.py {name}."
-        more = {"request": Request()} if verb == "plan" else {}
-        command: Any = _tyro(VERBS[verb], VERBS[verb](run=recipes.get(name), **more), rest, f"cls {verb} {name}", text)
-        _check(command.run, name)
-        if verb != "fetch":
-            _need_images(command.run)
-    else:
-        command = _tyro(VERBS[verb], None, argv, f"cls {verb}", text)
+    command = _command(verb, argv)
     from cls import verbs  # torch and datasets; --help must not wait for them
     from cls.cluster.doctor import doctor
     from cls.cluster.plan import plan, table
@@ -245,6 +260,8 @@ def _do(verb: str, argv: list[str], stop: Stop) -> Any:
             document = plan(command.run, command.request)
             table(document)
             return document
+        case Bench():
+            return verbs.bench_run(command.run, command.options, stop)
         case Fetch():
             return fetch(command.run)
         case Doctor():

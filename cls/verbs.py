@@ -13,6 +13,9 @@ from rich.table import Table
 
 from cls import goodput, recipes, report
 from cls.artifacts import read_header
+from cls.bench.options import Options
+from cls.bench.report import table as bench_table
+from cls.bench.run import bench
 from cls.config import Run, View, change, from_yaml
 from cls.data.access import images_of
 from cls.data.draws import draws_of
@@ -182,6 +185,13 @@ def evaluate_images(
         table.add_row(name, str(figure["images"]), *(f"{figure[key]:.3f}" for key in ("recall", "precision", "f1")))
     PEOPLE.print("worst classes:")
     PEOPLE.print(table)
+    return document
+
+
+def bench_run(run: Run, options: Options, stop: Stop) -> dict[str, Any]:
+    """Measure, and show it."""
+    document = bench(run, options, stop)
+    bench_table(document)
     return document
 
 

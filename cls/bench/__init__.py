@@ -1,0 +1,1 @@
+"""Side-by-side measurements on the user's own images and machine: `cls bench`."""

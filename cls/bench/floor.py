@@ -1,0 +1,47 @@
+"""What nobody can do without: reading and decoding the images, nothing else."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+import simplejpeg
+
+from cls.bench.chosen import Chosen
+from cls.data.access import Images
+from cls.images.decode import FORMATS
+
+ROUND = 1 << 20  # bytes
+
+
+class Floor:
+    """Decoding into one buffer by simplejpeg (libjpeg-turbo); by Pillow where that refuses a JPEG, or it is none."""
+
+    def __init__(self, chosen: Sequence[Chosen]) -> None:
+        largest = max(one.width * one.height * 3 for one in chosen)
+        self.buffer = np.ones(-(-largest // ROUND) * ROUND, np.uint8)  # ones: written to, so its pages are there
+        self.fast = [one.data for one in chosen if self._takes(one)]
+        self.slow = [one.data for one in chosen if not self._takes(one)]
+
+    def _takes(self, one: Chosen) -> bool:
+        if one.format not in ("JPEG", "MPO"):
+            return False
+        try:
+            simplejpeg.decode_jpeg(one.data, buffer=self.buffer)
+        except ValueError:
+            return False
+        return True
+
+    def decode(self) -> None:
+        for data in self.fast:
+            simplejpeg.decode_jpeg(data, buffer=self.buffer)
+        for data in self.slow:
+            with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                image.convert("RGB")
+
+
+def read(images: Images, chosen: Sequence[Chosen], together: int) -> None:
+    """The bytes of all images, ``together`` at a time."""
+    rows = [one.row for one in chosen]
+    for first in range(0, len(rows), together):
+        images.read(rows[first : first + together])
