@@ -23,13 +23,14 @@ import torch
 from cls.cluster import measure
 from cls.cluster.transport import Trial, trial
 from cls.config import Track
-from cls.data.loader import worker_count
 from cls.fetch import cache_folder, library_caches
 from cls.files import write_whole
 from cls.parallel.guards import choose_device, driver
 from cls.track.page import wandb_key, wandb_mode
 
 NETWORK_SECONDS = 3.0
+NCCL_SHM_BYTES = 32 << 20  # of each process: channels of 9.6 MB to its neighbours; an assumption, not measured by us
+LITTLE_SHM_BYTES = 1 << 20
 GIB = 1 << 30
 SLOWER = 2.0  # a transport that is slower than another one by this factor is not the one to use
 NCCL = ("NCCL_P2P_DISABLE=1", "NCCL_SHM_DISABLE=1", "NCCL_IB_DISABLE=1")  # what is known to mend a hanging NCCL
@@ -148,20 +149,17 @@ def memory() -> list[Finding]:
 
 
 def shared_memory() -> list[Finding]:
-    sizes, ranks = os.statvfs("/dev/shm"), max(1, torch.cuda.device_count())
-    return [
-        shm_finding(sizes.f_blocks * sizes.f_frsize, sizes.f_bavail * sizes.f_frsize, worker_count(-1, ranks) * ranks)
-    ]
+    sizes, gpus = os.statvfs("/dev/shm"), torch.cuda.device_count()
+    return [shm_finding(sizes.f_blocks * sizes.f_frsize, sizes.f_bavail * sizes.f_frsize, gpus)]
 
 
-def shm_finding(total: int, free: int, workers: int) -> Finding:
-    """Whether /dev/shm (bytes) holds what ``workers`` loader processes put there."""
-    need = measure.loader_bytes(workers)
-    found = f"{free / 1e6:.0f} of {total / 1e6:.0f} MB free; {workers} loader processes need {need / 1e6:.0f} MB"
+def shm_finding(total: int, free: int, gpus: int) -> Finding:
+    """Whether /dev/shm (bytes) holds what NCCL puts there; our loader's memory is not in it."""
+    need = gpus * NCCL_SHM_BYTES if gpus > 1 else LITTLE_SHM_BYTES
+    found = f"{free / 1e6:.0f} of {total / 1e6:.0f} MB free; {max(1, gpus)} processes want {need / 1e6:.0f} MB"
     if free >= need:
         return Finding("ok", "/dev/shm", found)
-    fit = free // measure.loader_bytes(1)
-    remedy = f"a larger one (docker run --shm-size 8g), or --data.workers {fit} over all GPUs of the machine"
+    remedy = "a larger one (docker run --shm-size 1g), or, slower between GPUs, export NCCL_SHM_DISABLE=1"
     return Finding("bad", "/dev/shm", found, remedy)
 
 

@@ -70,11 +70,6 @@ def memory_bytes() -> tuple[int, int]:
     return int(total[1]) * 1024, int(available[1]) * 1024
 
 
-def loader_bytes(workers: int) -> int:
-    """Shared memory that loader processes fill: each keeps 4 micro-batches of 16 images of 224 pixels ready."""
-    return workers * 4 * 16 * 3 * 224 * 224
-
-
 def existing(path: Path) -> Path:
     """The folder, or the nearest one above it that exists."""
     path = path.expanduser().absolute()
