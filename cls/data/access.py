@@ -1,15 +1,18 @@
 """Encoded images by row, many at a time: what the loader reads, whatever the images are kept in."""
 
+import hashlib
+import json
 import os
 import stat
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 
-from cls.data.order import Order
+from cls.data.order import BlockOrder, Order
 from cls.images.decode import BadImage
 
 Encoded = bytes | memoryview | BadImage
@@ -30,15 +33,29 @@ class Images(Protocol):
     def read(self, rows: Sequence[int]) -> list[Encoded]:
         """The encoded images of these rows, in this order."""
 
-    def order(self, seed: int, balanced: bool) -> Order:
+    def order(self, seed: int, balanced: bool) -> Order | BlockOrder:
         """Which row each training draw is."""
+
+
+class Blocks(Protocol):
+    """Images that lie in blocks, each of which is cheap to read as a whole; rows are counted through all blocks."""
+
+    counts: np.ndarray
+    """Rows of each block."""
+
+    def name(self, row: int) -> str: ...
+
+    def read(self, rows: Sequence[int]) -> list[Encoded]: ...
+
+    def identity(self) -> list[Any]:
+        """What the images are known by, besides counts and labels, in JSON's terms."""
 
 
 class Indexed:
     """Images of a Hugging Face dataset (columns image, label, id), whose Arrow tables are mapped, not read."""
 
     def __init__(self, rows: Dataset) -> None:
-        self.labels = np.asarray(rows["label"])
+        self.labels = column(rows, "label").to_numpy()
         self._images = rows.select_columns(["image"]).with_format("arrow")
         self._names = rows.select_columns(["id"]).with_format("arrow")
 
@@ -50,20 +67,63 @@ class Indexed:
 
     def read(self, rows: Sequence[int]) -> list[Encoded]:
         """5 to 10 us an image besides the file system's own time; bytes in Arrow are not copied."""
-        column = self._images[list(rows)].column("image").combine_chunks()
-        paths, content = column.field("path"), column.field("bytes")
-        return [
-            memoryview(data.as_buffer()).cast("B") if (data := content[i]).is_valid else _file(paths[i])
-            for i in range(len(rows))
-        ]
+        return encoded(self._images[list(rows)].column("image").combine_chunks(), range(len(rows)))
 
     def order(self, seed: int, balanced: bool) -> Order:
         return Order(self.labels, seed, balanced)
 
 
+class Stream:
+    """Labelled images in blocks, in a computed order that needs few blocks at a time."""
+
+    def __init__(self, blocks: Blocks, labels: np.ndarray) -> None:
+        assert len(labels) == blocks.counts.sum()
+        self.blocks, self.labels = blocks, labels
+        self.name, self.read = blocks.name, blocks.read
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def order(self, seed: int, balanced: bool) -> BlockOrder:
+        assert not balanced  # cls.checks: it would need all blocks at once
+        return BlockOrder(self.blocks.counts, seed)
+
+
 def images_of(rows: Dataset | Images) -> Images:
     """A split as images by row."""
     return Indexed(rows) if isinstance(rows, Dataset) else rows
+
+
+def column(rows: Dataset, name: str) -> pa.ChunkedArray:
+    """A column in row order, without a Python object for each value."""
+    return rows.select_columns([name]).with_format("arrow")[:].column(name)
+
+
+def fingerprint(rows: Dataset | Stream) -> str:
+    """What a split's images are, by id (or file and place) and label, however the columns are cut into chunks."""
+    digest = hashlib.sha256()
+    if isinstance(rows, Stream):
+        digest.update(json.dumps(rows.blocks.identity()).encode())
+        digest.update(rows.blocks.counts.astype("<i8").tobytes())
+        digest.update(rows.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+    lengths, ids = hashlib.sha256(), column(rows, "id")
+    for chunk in ids.chunks:
+        lengths.update(pc.binary_length(chunk).to_numpy(zero_copy_only=False).astype("<i4").tobytes())
+        digest.update(pc.binary_join(pa.ListArray.from_arrays([0, len(chunk)], chunk), "")[0].as_buffer())
+    digest.update(lengths.digest())
+    digest.update(column(rows, "label").to_numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def encoded(images: pa.Array, places: Sequence[int]) -> list[Encoded]:
+    """Images at some places of an Arrow column of ``{bytes, path}`` or plain binary; bytes in Arrow are not copied."""
+    if not isinstance(images, pa.StructArray):
+        return [memoryview(d.as_buffer()).cast("B") if (d := images[i]).is_valid else b"" for i in places]
+    paths, content = images.field("path"), images.field("bytes")
+    return [
+        memoryview(data.as_buffer()).cast("B") if (data := content[i]).is_valid else _file(paths[i]) for i in places
+    ]
 
 
 def _file(path: pa.Scalar) -> Encoded:
