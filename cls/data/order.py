@@ -14,8 +14,8 @@ class Order:
 
     def __init__(self, labels: np.ndarray, seed: int, balanced: bool) -> None:
         self.seed, self.rows = seed, len(labels)
-        self.of_class = [np.flatnonzero(labels == c) for c in range(int(labels.max()) + 1)]
-        self.of_class = [rows for rows in self.of_class if len(rows)] if balanced else []
+        classes = np.unique(labels[labels >= 0]) if balanced else ()
+        self.of_class = [np.flatnonzero(labels == c) for c in classes]
         self._cache: dict[tuple[str | int, ...], np.ndarray] = {}
 
     def row(self, draw: int) -> int:
@@ -39,6 +39,9 @@ class Order:
 WINDOW = 16
 """Blocks whose rows are mixed with each other. Of a class-sorted folder's blocks, 16 random ones hold about 16 classes;
 16 row groups of 4 MB are 64 MB for each process that reads them."""
+
+BLOCK = 128
+"""Rows of a block where the storage has none of its own: about 4 MB of small photos, too."""
 
 
 class BlockOrder:
@@ -77,3 +80,8 @@ class BlockOrder:
             rows = np.concatenate([np.arange(self._first[b], self._first[b] + self._counts[b]) for b in own])
             self._windows[epoch, window] = generator(self.seed, "window", epoch, window).permutation(rows)
         return self._windows[epoch, window]
+
+
+def block_counts(rows: int) -> np.ndarray:
+    """Rows of each block where rows lie one after the other and could be cut anywhere."""
+    return np.diff([*range(0, rows, BLOCK), rows])

@@ -49,8 +49,6 @@ def load(data: config.Data, seed: int) -> Splits:
     mapped by name to the classes of the training images. What cannot be used is a ValueError naming the field.
     """
     parts = _digits() if data.path == "digits" else _read(data.copy or data.path, data)
-    if data.streaming:
-        parts = stream.streamed(parts, data)
     _refuse_unusable(parts, data)
     classes = tuple(sorted(parts["train"].present, key=natural))
     if len(classes) < 2:
@@ -61,6 +59,11 @@ def load(data: config.Data, seed: int) -> Splits:
         if isinstance(part.images, Dataset)
     }
     if "val" not in labelled:
+        if data.streaming:
+            raise ValueError(
+                f"data.streaming needs validation images of their own, which {data.path} lacks: "
+                f"hold some out with {stream.pack_command(data.path)}"
+            )
         if not 0 < data.val_fraction < 1:
             raise ValueError(f"data.val_fraction must be between 0 and 1, found {data.val_fraction}")
         everything = labelled["train"]
@@ -116,6 +119,8 @@ def _read(path: str, data: config.Data) -> dict[str, Part]:
     root = Path(path).expanduser()
     if root.is_dir():
         if tables.is_saved(root):
+            if data.streaming:
+                raise ValueError(f"data.streaming: {path} is mapped where it lies; leave data.streaming off")
             return tables.read_saved(root, data)
         found, scanned = read_index(root), time.time()
         if found is None:
@@ -124,18 +129,22 @@ def _read(path: str, data: config.Data) -> dict[str, Part]:
                 raise ValueError(f"data.path: {path} holds no images ({listing.others} other files)")
             # A table of annotations may lie beside the images, a preview image beside the tables.
             if len(listing.tables) >= len(listing.images):
-                return tables.read_files(root, listing.tables, data)
+                return _tables(root, listing.tables, data)
             found = keep_index(root, listing, folder.read(root, listing), scanned)
         for level, text in found.notes:
             log.log(level, text)
-        return found.parts
+        return stream.folder_blocks(found.parts) if data.streaming else found.parts
     if root.is_file():
         if root.name.lower().endswith(TABLES):
-            return tables.read_files(root.parent, [root.name], data)
+            return _tables(root.parent, [root.name], data)
         raise ValueError(f"data.path: {path} is a file; expected a folder of images or one of {', '.join(TABLES)}")
     if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path) and not path.lower().endswith((*TABLES, *EXTENSIONS)):
-        return tables.read_hub(path, data)
+        return stream.read_hub(path, data) if data.streaming else tables.read_hub(path, data)
     raise ValueError(f"data.path: there is no file or folder {path}")
+
+
+def _tables(root: Path, names: list[str], data: config.Data) -> dict[str, Part]:
+    return stream.read_files(root, names, data) if data.streaming else tables.read_files(root, names, data)
 
 
 def _read_one(path: str, data: config.Data, *, labelled: bool) -> Part:
@@ -199,7 +208,9 @@ def _labels(part: Part, classes: tuple[str, ...], where: str) -> np.ndarray:
             f"{where} has {len(unknown)} classes that training lacks: {listed}; "
             f"training has {len(classes)}: {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
         )
-    return np.array([*(index.get(name, -1) for name in part.names), -1])[part.codes]  # code -1 is the last
+    numbers = np.array([*(index.get(name, -1) for name in part.names), -1], dtype=np.int64)  # code -1 is the last
+    labels: np.ndarray = numbers[part.codes]
+    return labels
 
 
 def _held_out(ids: pa.ChunkedArray, labels: np.ndarray, fraction: float, seed: int, tag: str) -> np.ndarray:

@@ -4,7 +4,6 @@ Parquet and tars are copied once to the datasets cache (HF_HOME) as memory-mappe
 of change; arrow and save_to_disk are mapped where they lie.
 """
 
-import json
 import logging
 import os
 import re
@@ -20,14 +19,15 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from cls import config
+from cls.data import tars
 from cls.data.access import column as column_of
 from cls.data.folder import TABLES
 from cls.data.part import COLUMNS, SPLITS, Part, coded
-from cls.images.decode import EXTENSIONS
 
 log = logging.getLogger("cls")
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, UnicodeError, tarfile.TarError, pa.ArrowException)
 LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label", "category")
 
 
@@ -48,11 +48,15 @@ def read_hub(name: str, data: config.Data) -> dict[str, Part]:
     try:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # the hub client raises OSError, ValueError, RuntimeError and httpx's own family
-        raise ValueError(
-            f"data.path: {name!r} is no file or folder here, and as a hub dataset it could not be loaded "
-            f"({reason(error)}); without internet, run 'cls fetch' where there is some, or give a local path"
-        ) from None
+        raise no_hub(name, error) from None
     return _parts(loaded, data)
+
+
+def no_hub(name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"data.path: {name!r} is no file or folder here, and as a hub dataset it could not be loaded "
+        f"({reason(error)}); without internet, run 'cls fetch' where there is some, or give a local path"
+    )
 
 
 def read_files(root: Path, names: list[str], data: config.Data) -> dict[str, Part]:
@@ -111,36 +115,10 @@ def _arrow(path: str) -> Dataset:
 
 
 def _samples(stamps: list[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
-    """Neighbouring members of a tar that share the name up to the first dot are one sample (webdataset).
-
-    Size and time of change are not used here: they are part of the cache's key.
-    """
-    empty = {"image": None, "label": None}
+    """Size and time of change are not used here: they are part of the cache's key."""
     for path, _, _ in stamps:
-        with tarfile.open(path) as tar:
-            sample: dict[str, Any] = {}
-            for member in tar:
-                folder, base = os.path.split(member.name)
-                if not member.isfile() or base.startswith("."):
-                    continue
-                stem, _, suffix = base.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                if sample.get("__key__") != key:
-                    if sample.get("image"):
-                        yield sample
-                    sample = {**empty, "__key__": key}
-                stream = tar.extractfile(member)
-                assert stream is not None  # isfile
-                last = suffix.rpartition(".")[2].lower()
-                if "." + last in EXTENSIONS:
-                    sample["image"] = {"bytes": stream.read(), "path": base}
-                elif last == "cls":
-                    sample["label"] = stream.read().decode().strip()
-                elif last == "json":
-                    label = json.loads(stream.read()).get("label")
-                    sample["label"] = sample["label"] if label is None else str(label)
-            if sample.get("image"):
-                yield sample
+        for one in tars.samples(path, "r:*", tars.content):
+            yield {"image": {"bytes": one.image, "path": one.base}, "label": one.label, "__key__": one.key}
 
 
 def _parts(loaded: Any, data: config.Data) -> dict[str, Part]:
