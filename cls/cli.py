@@ -15,6 +15,7 @@ from cls import recipes
 from cls.checks import check
 from cls.cluster.request import Request
 from cls.config import Run, View, to_yaml
+from cls.data.packing import Packing
 from cls.fetch import fetch, require_offline
 from cls.outcome import Ending
 from cls.stop import Stop
@@ -175,6 +176,17 @@ class Fetch:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Pack:
+    """Write images as self-contained parquet shards, to be streamed or read on file systems that hate small files."""
+
+    path: tyro.conf.Positional[str]
+    """A folder of images, a parquet, arrow or webdataset file or folder, or a hub name."""
+    to: str
+    """Folder for the shards and pack.json; the same command again goes on where it was interrupted."""
+    packing: Annotated[Packing, tyro.conf.arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Doctor:
     """Examine this machine: driver, cores, memory, caches, network, disk, and whether its GPUs can talk; remedies."""
 
@@ -189,7 +201,7 @@ class Doctor:
 
 
 VERBS = {
-    "recipes": Recipes, "show": Show, "plan": Plan, "fetch": Fetch, "doctor": Doctor, "predict": Predict,
+    "recipes": Recipes, "show": Show, "plan": Plan, "fetch": Fetch, "pack": Pack, "doctor": Doctor, "predict": Predict,
     "evaluate": Evaluate, "audit": Audit, "sweep": Sweep,
 }  # fmt: skip
 
@@ -247,6 +259,8 @@ def _do(verb: str, argv: list[str], stop: Stop) -> Any:
             return document
         case Fetch():
             return fetch(command.run)
+        case Pack():
+            return verbs.pack_images(command.path, command.to, command.packing)
         case Doctor():
             return doctor(command.out, command.data, command.save, command.seconds)
         case Audit():
