@@ -4,6 +4,7 @@ Each shard is written aside, read back and compared, and only then gets its name
 ones until ``pack.json`` says that all is there, so an interrupted `cls pack` goes on where it was.
 """
 
+import base64
 import hashlib
 import io
 import json
@@ -17,7 +18,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from math import ceil
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -27,7 +28,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from cls import config
 from cls.data.access import Encoded, column, fingerprint, images_of
-from cls.data.packing import Packing
+from cls.data.packing import PLACES, Packing
 from cls.data.part import SPLITS
 from cls.data.sources import labels_of, load
 from cls.files import replacing, write_whole
@@ -37,7 +38,7 @@ from cls.seed import generator
 log = logging.getLogger("cls")
 
 GROUP_BYTES = 4_000_000
-"""Of a row group: streaming holds 17 of them in each process that reads images."""
+"""Of a row group: a window of 16 of them is what streaming mixes."""
 SAMPLE = 64  # images from whose size the number of shards follows
 VERSION = 1
 
@@ -190,24 +191,50 @@ def _shard(path: Path, rows: Iterator[Row], classes: Sequence[str]) -> dict[str,
     """Write one shard, read it back, and give its entry of pack.json."""
     features = Features({"image": Image(), "label": ClassLabel(names=list(classes)), "__key__": Value("string")})
     written: list[tuple[str, int, bytes]] = []
+    places: list[tuple[int, int]] = []
     bad: dict[str, str] = {}
     with replacing(path) as aside:
-        with pq.ParquetWriter(aside, features.arrow_schema, compression="none", use_dictionary=False) as writer:
-            group, size = list[Row](), 0
-            for row in rows:
-                group.append(row)
-                written.append((row.key, row.label, _digest(row.data)))
-                bad |= {row.key: row.bad} if row.bad else {}
-                size += len(row.data)
-                if size >= GROUP_BYTES:
-                    writer.write_table(_table(group, features.arrow_schema))
-                    group, size = [], 0
-            if group:
+        with (
+            aside.open("w+b") as file,
+            pq.ParquetWriter(file, features.arrow_schema, compression="none", use_dictionary=False) as writer,
+        ):
+            for group in _groups(rows):
+                start = file.tell()
                 writer.write_table(_table(group, features.arrow_schema))
+                places += _places(file, start, group)
+                written += [(row.key, row.label, _digest(row.data)) for row in group]
+                bad |= {row.key: row.bad for row in group if row.bad}
+            writer.add_key_value_metadata({PLACES: base64.b64encode(np.array(places, dtype="<i8").tobytes())})
         if list(_read_back(aside)) != written:
             raise OSError(f"{path}: what was read back is not what was written; the disk is not to be trusted")
         entry = {"images": len(written), "bytes": aside.stat().st_size, "sha256": _sha256(aside), "undecodable": bad}
     return entry
+
+
+def _groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    group, size = list[Row](), 0
+    for row in rows:
+        group.append(row)
+        size += len(row.data)
+        if size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _places(file: BinaryIO, start: int, group: list[Row]) -> list[tuple[int, int]]:
+    """Offset and size in the file of each image of the row group that was written from ``start`` on.
+
+    Uncompressed parquet holds the bytes as they are; what equals an image is that image, wherever it lies.
+    """
+    file.flush()
+    content, found, at = os.pread(file.fileno(), file.tell() - start, start), [], 0
+    for row in group:
+        at = content.index(row.data, at)
+        found.append((start + at, len(row.data)))
+        at += len(row.data)
+    return found
 
 
 def _table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
@@ -216,10 +243,13 @@ def _table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
 
 
 def _read_back(path: Path) -> Iterator[tuple[str, int, bytes]]:
-    with pq.ParquetFile(path, memory_map=True) as parquet:
+    """What the shard holds, by pyarrow and, where they agree, by the noted places."""
+    with path.open("rb") as file, pq.ParquetFile(path, memory_map=True) as parquet:
+        places = iter(np.frombuffer(base64.b64decode(parquet.metadata.metadata[PLACES.encode()]), "<i8").reshape(-1, 2))
         for group in range(parquet.num_row_groups):
-            for row in parquet.read_row_group(group).to_pylist():
-                yield row["__key__"], row["label"], _digest(row["image"]["bytes"])
+            for row, (offset, size) in zip(parquet.read_row_group(group).to_pylist(), places, strict=False):
+                data = os.pread(file.fileno(), size, offset)
+                yield row["__key__"], row["label"], _digest(data) if data == row["image"]["bytes"] else b""
 
 
 def _digest(data: bytes) -> bytes:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+PLACES = "cls.places"
+"""In a shard's footer: offset and size of each image's bytes in the file, as base64 of little-endian int64 pairs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Packing:

@@ -4,14 +4,15 @@ Counts and labels alone are read at the start: the footers and label columns of 
 Validation and test images are ordinary datasets.
 """
 
+import base64
 import logging
 import os
 import re
 import shlex
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -22,13 +23,15 @@ from huggingface_hub import HfFileSystem, hf_hub_download, try_to_load_from_cach
 
 from cls import config
 from cls.data import tables
-from cls.data.access import Encoded, Indexed, encoded, fingerprint
+from cls.data.access import Encoded, Indexed, encoded, fingerprint, pread
 from cls.data.order import WINDOW, block_counts
+from cls.data.packing import PLACES
 from cls.data.part import SPLITS, Part
 from cls.data.tars import TarBlocks
 from cls.images.decode import BadImage
 
 log = logging.getLogger("cls")
+T = TypeVar("T")
 
 MAX_BLOCK_BYTES = 256_000_000
 """Each process that reads images holds WINDOW + 1 row groups."""
@@ -98,7 +101,11 @@ class FileBlocks:
 
 
 class RowGroups:
-    """Images in the row groups of parquet files, of which each process holds the last WINDOW + 1, decoded to Arrow."""
+    """Images in the row groups of parquet files.
+
+    Those that `cls pack` wrote say where each image lies, which is then read alone. Of others, each process that reads
+    images decodes every row group of a window, however few of its rows it needs, and holds the last WINDOW + 1.
+    """
 
     def __init__(self, root: Path, files: list["Footer"], column: str) -> None:
         self._files, self._column = files, column
@@ -106,46 +113,57 @@ class RowGroups:
         self._places = [(f, g) for f, file in enumerate(files) for g, count in enumerate(file.counts) if count]
         self.counts = np.array([files[f].counts[g] for f, g in self._places], dtype=np.int64)
         self._starts = np.cumsum(self.counts) - self.counts
+        self._files_start = np.cumsum([0, *(sum(file.counts) for file in files)])
         self._held: OrderedDict[int, pa.Array | BadImage] = OrderedDict()
 
     def name(self, row: int) -> str:
         """File and row in it, from 0."""
-        block = self._block_of(row)
-        file, group = self._places[block]
-        return f"{self._names[file]}:{sum(self._files[file].counts[:group]) + row - self._starts[block]}"
+        file, place = self._file_of(row)
+        return f"{self._names[file]}:{place}"
 
     def read(self, rows: Sequence[int]) -> list[Encoded]:
-        found: list[Encoded] = []
-        for row in rows:
-            block = self._block_of(row)
-            images = self._block(block)
-            bad = isinstance(images, BadImage)
-            found.append(images if bad else encoded(images, [int(row - self._starts[block])])[0])
-        return found
+        return [self._read(row) for row in rows]
 
-    def identity(self) -> list[Any]:
-        return [[name, file.size] for name, file in zip(self._names, self._files, strict=True)]
+    def _read(self, row: int) -> Encoded:
+        file, place = self._file_of(row)
+        if (places := self._files[file].places) is not None:
+            offset, size = places[place].tolist()
+            return self._of_local(file, lambda path: pread(path, offset, size))
+        block = int(np.searchsorted(self._starts, row, "right")) - 1
+        images = self._block(block)
+        return images if isinstance(images, BadImage) else encoded(images, [int(row - self._starts[block])])[0]
 
-    def _block_of(self, row: int) -> int:
-        return int(np.searchsorted(self._starts, row, "right")) - 1
+    def _file_of(self, row: int) -> tuple[int, int]:
+        file = int(np.searchsorted(self._files_start, row, "right")) - 1
+        return file, row - int(self._files_start[file])
+
+    def _of_local(self, file: int, take: Callable[[str], T]) -> T | BadImage:
+        try:
+            return take(_local(self._files[file].path))
+        except tables.UNREADABLE as error:
+            return BadImage(f"cannot be read: {tables.reason(error)}")
 
     def _block(self, block: int) -> pa.Array | BadImage:
         images = self._held.pop(block, None)
-        self._held[block] = self._read_block(block) if images is None else images
+        self._held[block] = self._decoded(block) if images is None else images
         while len(self._held) > WINDOW + 1:
             self._held.popitem(last=False)
         return self._held[block]
 
-    def _read_block(self, block: int) -> pa.Array | BadImage:
+    def _decoded(self, block: int) -> pa.Array | BadImage:
         file, group = self._places[block]
-        try:
-            with pq.ParquetFile(_local(self._files[file].path), memory_map=True) as parquet:
-                images = parquet.read_row_group(group, [self._column], use_threads=False).column(0).combine_chunks()
-        except tables.UNREADABLE as error:
-            return BadImage(f"cannot be read: {tables.reason(error)}")
-        if len(images) != self.counts[block]:
+
+        def take(path: str) -> pa.Array:
+            with pq.ParquetFile(path, memory_map=True) as parquet:
+                return parquet.read_row_group(group, [self._column], use_threads=False).column(0).combine_chunks()
+
+        images = self._of_local(file, take)
+        if not isinstance(images, BadImage) and len(images) != self.counts[block]:
             return BadImage(f"cannot be read: {self._names[file]} has changed since the start")
         return images
+
+    def identity(self) -> list[Any]:
+        return [[name, file.size] for name, file in zip(self._names, self._files, strict=True)]
 
 
 class Footer:
@@ -158,6 +176,8 @@ class Footer:
             self.features = Features.from_arrow_schema(parquet.schema_arrow)
             groups = [about.row_group(g) for g in range(about.num_row_groups)]
             self.counts = [group.num_rows for group in groups]
+            places = about.metadata.get(PLACES.encode()) if about.metadata else None
+            self.places = None if places is None else np.frombuffer(base64.b64decode(places), "<i8").reshape(-1, 2)
             self.largest = max((group.total_byte_size for group in groups), default=0)
         self.size = int(HfFileSystem().info(path)["size"]) if path.startswith(HUB) else os.stat(path).st_size
 
@@ -168,7 +188,7 @@ def row_groups(root: Path, paths: list[str], data: config.Data) -> Part:
     features = files[0].features
     image, label = tables.image_column(features, data), tables.label_column(features, data, "train")
     for file in files:
-        if file.largest > MAX_BLOCK_BYTES:
+        if file.places is None and file.largest > MAX_BLOCK_BYTES:
             raise ValueError(
                 f"data.streaming: {file.path} has row groups of {file.largest / 1e6:.0f} MB, of which each process "
                 f"that reads images would hold {WINDOW}: write smaller ones with {pack_command(data.path)}"

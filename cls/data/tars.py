@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 from datasets.table import MemoryMappedTable
 
-from cls.data.access import Encoded
+from cls.data.access import Encoded, pread
 from cls.data.index import cache_folder
 from cls.data.order import block_counts
 from cls.files import replacing
-from cls.images.decode import EXTENSIONS, BadImage
+from cls.images.decode import EXTENSIONS
 
 T = TypeVar("T")
 Mode = Literal["r:", "r:*"]
@@ -98,17 +98,7 @@ class TarBlocks:
     def _read(self, row: int) -> Encoded:
         tar, place = self._place(row)
         offset, size = (self._indices[tar].column(name)[place].as_py() for name in ("offset", "size"))
-        try:
-            descriptor = os.open(self._paths[tar], os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            return BadImage(f"cannot be read: {error.strerror}")
-        try:
-            data = os.pread(descriptor, size, offset)
-        except OSError as error:
-            return BadImage(f"cannot be read: {error.strerror}")
-        finally:
-            os.close(descriptor)
-        return data if len(data) == size else BadImage("cannot be read: the tar ends before it")
+        return pread(self._paths[tar], offset, size)
 
 
 def index(path: str) -> MemoryMappedTable | pa.Table:
