@@ -29,6 +29,7 @@ from cls.data.packing import PLACES
 from cls.data.part import SPLITS, Part
 from cls.data.tars import TarBlocks
 from cls.images.decode import BadImage
+from cls.outcome import DataError
 
 log = logging.getLogger("cls")
 T = TypeVar("T")
@@ -53,13 +54,10 @@ def read_files(root: Path, names: list[str], data: config.Data) -> dict[str, Par
             f"data.streaming: {root} has compressed tars, which cannot be read from the middle: unpack them to .tar, "
             f"or use {pack_command(data.path)}"
         )
-    parts = {split: tables.read_split(kind, paths, split, data) for split, paths in groups.items() if split != "train"}
-    if paths := groups.get("train"):
-        try:
-            parts["train"] = row_groups(root, paths, data) if kind == ".parquet" else _tars(root, paths)
-        except tables.UNREADABLE as error:
-            raise ValueError(f"data.path: cannot read {paths[0]}: {tables.reason(error)}") from None
-    return parts
+    parts = {}
+    if paths := groups.pop("train", []):
+        parts["train"] = row_groups(root, paths, data) if kind == ".parquet" else _tars(root, paths)
+    return parts | {split: tables.read_split(kind, paths, split, data) for split, paths in groups.items()}
 
 
 def folder_blocks(parts: dict[str, Part]) -> dict[str, Part]:
@@ -72,19 +70,15 @@ def folder_blocks(parts: dict[str, Part]) -> dict[str, Part]:
 def read_hub(name: str, data: config.Data) -> dict[str, Part]:
     """The parquet shards of a hub data set; each is downloaded once per machine, when its first image is needed."""
     try:
-        builder = datasets.load_dataset_builder(name)
-        found = {
-            SPLITS[s.lower()]: list(f) for s, f in (builder.config.data_files or {}).items() if s.lower() in SPLITS
-        }
-        if not all(path.endswith(".parquet") for paths in found.values() for path in paths):
-            raise ValueError(f"data.streaming: {name} is not kept as parquet files; use {pack_command(name)}")
-        parts = {s: tables.read_split(".parquet", p, s, data) for s, p in found.items() if s != "train"}
-        if paths := found.get("train"):
-            parts["train"] = row_groups(Path(""), paths, data)
+        listed = datasets.load_dataset_builder(name).config.data_files or {}
     except Exception as error:  # the hub client raises OSError, ValueError, RuntimeError and httpx's own family
-        if str(error).startswith("data."):
-            raise
         raise tables.no_hub(name, error) from None
+    found = {SPLITS[split.lower()]: list(files) for split, files in listed.items() if split.lower() in SPLITS}
+    if not all(path.endswith(".parquet") for paths in found.values() for path in paths):
+        raise ValueError(f"data.streaming: {name} is not kept as parquet files; use {pack_command(name)}")
+    parts = {split: tables.read_split(".parquet", f, split, data) for split, f in found.items() if split != "train"}
+    if paths := found.get("train"):
+        parts["train"] = row_groups(Path(""), paths, data)
     return parts
 
 
@@ -184,7 +178,10 @@ class Footer:
 
 def row_groups(root: Path, paths: list[str], data: config.Data) -> Part:
     """Training images in parquet files; ValueError where a row group is too large to hold a window of."""
-    files = [Footer(path) for path in paths]
+    files = []
+    for path in paths:
+        with tables.readable(path):
+            files.append(Footer(path))
     features = files[0].features
     image, label = tables.image_column(features, data), tables.label_column(features, data, "train")
     for file in files:
@@ -198,14 +195,15 @@ def row_groups(root: Path, paths: list[str], data: config.Data) -> Part:
         return Part(blocks, *tables.unknown(int(blocks.counts.sum())), tuple(features))
     columns = []
     for path in paths:
-        with _opened(path) as parquet:
+        with tables.readable(path), _opened(path) as parquet:
             columns += parquet.read([label], use_threads=False).column(0).chunks
     codes, names = tables.numbered(pa.chunked_array(columns), features[label], label)
     return Part(blocks, codes.astype(np.int32), names, tuple(features))
 
 
 def _tars(root: Path, paths: list[str]) -> Part:
-    blocks = TarBlocks(root, paths)
+    with tables.readable(paths[0]):
+        blocks = TarBlocks(root, paths)
     return Part(blocks, *tables.numbered(blocks.labels, Value("string"), "label"))
 
 
@@ -223,11 +221,19 @@ def _cached(path: str) -> str:
 
 
 def _local(path: str) -> str:
-    """A file on this machine; one of the hub is downloaded by the first process that needs it."""
+    """A file on this machine; one of the hub is downloaded by the first process that needs it.
+
+    That it could not be is no fault of its images: replacing them would let the network decide what is trained on.
+    """
     if not path.startswith(HUB):
         return path
     repo, revision, name = _of_hub(path)
-    return hf_hub_download(repo, name, revision=revision, repo_type="dataset")
+    try:
+        return hf_hub_download(repo, name, revision=revision, repo_type="dataset")
+    except Exception as error:  # as in read_hub
+        raise DataError(
+            f"{path} could not be downloaded ({tables.reason(error)}): run the same command again"
+        ) from None
 
 
 def _of_hub(path: str) -> tuple[str, str, str]:

@@ -9,6 +9,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -83,11 +84,18 @@ def grouped(root: Path, names: list[str]) -> tuple[str, dict[str, list[str]]]:
 
 
 def read_split(kind: str, paths: list[str], split: str, data: config.Data) -> Part:
-    try:
+    with readable(paths[0], Exception):  # pyarrow, tarfile and datasets each have their own family
         table = _load(kind, paths)
-    except Exception as error:  # pyarrow, tarfile and datasets each have their own family
-        raise ValueError(f"data.path: cannot read {paths[0]}: {reason(error)}") from None
     return _part(table, split, data)
+
+
+@contextmanager
+def readable(path: str, family: type[Exception] | tuple[type[Exception], ...] = UNREADABLE) -> Iterator[None]:
+    """What goes wrong inside is the fault of this file."""
+    try:
+        yield
+    except family as error:
+        raise ValueError(f"data.path: cannot read {path}: {reason(error)}") from None
 
 
 def _split_of(name: str) -> str:
