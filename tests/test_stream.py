@@ -23,7 +23,9 @@ from datasets import Image as ImageFeature
 from forked import Bench, bench
 from PIL import Image
 from scipy import stats
+from test_any_run import undisturbed
 
+import train
 from cls import config
 from cls.checks import check
 from cls.config import Run, change
@@ -445,6 +447,22 @@ def replaced(root: Path, out: Path, draws: int) -> set[int]:
     return wrong
 
 
+def check_broken(out: Path) -> None:
+    with (out / "bad_images.csv").open(newline="") as file:
+        assert {row["id"] for row in csv.DictReader(file)} == {"train-1.parquet:18", "train-1.parquet:64"}
+
+
+def test_a_run_streams_each_image_once_and_replaces_broken_ones(tmp_path: Path) -> None:
+    root, out = digits(tmp_path / "data"), tmp_path / "run"
+    with undisturbed(), pytest.raises(SystemExit) as left:
+        train.main([*run_args(root), "--train.max-steps", "4", "--out", str(out)])
+    assert left.value.code in (0, None)
+    assert len(replaced(root, out, 4 * 32)) >= 2
+    check_broken(out)
+    assert len({name for draw, (name, _) in used(out).items() if draw < 100}) == 98  # the first epoch: all but two
+
+
+@pytest.mark.soak
 def test_one_and_two_processes_train_the_same_weights(tmp_path: Path, runs: Bench) -> None:
     """With uneven shards and broken images, replaced by the same others everywhere."""
     root = digits(tmp_path / "data")
@@ -454,8 +472,7 @@ def test_one_and_two_processes_train_the_same_weights(tmp_path: Path, runs: Benc
     for ended in ends:
         assert set(ended.codes) == {0}, ended.output
         assert len(replaced(root, ended.out, 4 * 32)) >= 2
-        with (ended.out / "bad_images.csv").open(newline="") as file:
-            assert {row["id"] for row in csv.DictReader(file)} == {"train-1.parquet:18", "train-1.parquet:64"}
+        check_broken(ended.out)
     one, two = (ended.out for ended in ends)
     assert weights(one) == weights(two) and used(one) == used(two)
 

@@ -194,10 +194,7 @@ def _shard(path: Path, rows: Iterator[Row], classes: Sequence[str]) -> dict[str,
     places: list[tuple[int, int]] = []
     bad: dict[str, str] = {}
     with replacing(path) as aside:
-        with (
-            aside.open("w+b") as file,
-            pq.ParquetWriter(file, features.arrow_schema, compression="none", use_dictionary=False) as writer,
-        ):
+        with aside.open("w+b") as file, _writer(file, features.arrow_schema) as writer:
             for group in _groups(rows):
                 start = file.tell()
                 writer.write_table(_table(group, features.arrow_schema))
@@ -209,6 +206,11 @@ def _shard(path: Path, rows: Iterator[Row], classes: Sequence[str]) -> dict[str,
             raise OSError(f"{path}: what was read back is not what was written; the disk is not to be trusted")
         entry = {"images": len(written), "bytes": aside.stat().st_size, "sha256": _sha256(aside), "undecodable": bad}
     return entry
+
+
+def _writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
+    """Plain: images do not compress, and statistics would repeat the least and the greatest of each row group."""
+    return pq.ParquetWriter(file, schema, compression="none", use_dictionary=False, write_statistics=False)
 
 
 def _groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
