@@ -18,8 +18,6 @@ from cls.data.access import images_of
 from cls.data.draws import Draws
 from cls.data.ledger import audit
 from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
-from cls.data.pack import pack
-from cls.data.packing import Packing
 from cls.data.sources import load, load_images, load_labelled
 from cls.evaluate import predict
 from cls.images.ops import training_ops
@@ -187,18 +185,6 @@ def evaluate_images(
     PEOPLE.print("worst classes:")
     PEOPLE.print(table)
     return document
-
-
-def pack_images(path: str, to: str, packing: Packing) -> dict[str, Any]:
-    """Shards of any source; the document is pack.json's."""
-    found = pack(path, Path(to), packing)
-    table = Table("split", "images", "shards", "MB", box=None)
-    for split, one in found["splits"].items():
-        size = sum(entry["bytes"] for name, entry in found["files"].items() if name.startswith(f"{split}-"))
-        table.add_row(split, f"{one['images']:,}", str(one["shards"]), f"{size / 1e6:,.1f}")
-    PEOPLE.print(table)
-    print(f"{len(found['classes'])} classes; in {to}, for --data.path and datasets.load_dataset", file=sys.stderr)
-    return found
 
 
 def audit_run(path: str) -> dict[str, Any]:

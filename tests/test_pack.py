@@ -294,6 +294,7 @@ def test_the_verb_tells_and_gives_a_document(tmp_path: Path) -> None:
     assert counts == {"train": 1, "val": 1, "test": 1}
 
 
+@pytest.mark.soak
 def test_packed_folders_are_read_faster(clothing: Path, tmp_path: Path) -> None:
     """Prints images per second of CPU, read without decoding; nothing is asserted of time."""
     packed = tmp_path / "packed"

@@ -5,7 +5,11 @@ import hashlib
 import io
 import json
 import pickle
+import re
+import subprocess
+import sys
 import tarfile
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -17,13 +21,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import environment
+from conftest import ROOT, environment
 from datasets import ClassLabel, Features, Value
 from datasets import Image as ImageFeature
 from forked import Bench, bench
 from PIL import Image
 from scipy import stats
 from test_any_run import undisturbed
+from test_fetch import Hub, Server, unmoved
 
 import train
 from cls import config
@@ -368,6 +373,11 @@ def test_refusals_name_the_way_on(tmp_path: Path) -> None:
     refuse(unlabelled, r"\d+ of \d+ train images in .* have no label")
 
 
+def test_the_hub_is_not_streamed_from_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    refuse("some-org/some-data", r"data\.streaming reads some-org/some-data from the hub.*offline.*cls fetch")
+
+
 def test_row_groups_that_memory_cannot_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_parquet(tmp_path / "data")
     monkeypatch.setattr(streams, "MAX_BLOCK_BYTES", 3000)
@@ -503,3 +513,62 @@ def test_every_source_trains_the_same_on_any_number_of_processes(tmp_path: Path,
         assert ended.codes == [0] * world, ended.output
         found.add(weights(ended.out))
     assert len(found) == 1
+
+
+class Ranged(Hub):
+    """The test hub, which also gives parts of files."""
+
+    def _answer(self, data: bytes, status: int, headers: dict[str, str] | None = None, size: int = -1) -> None:
+        part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+        if part and status == 200 and self.command == "GET":
+            first, last = int(part[1]), int(part[2])
+            own = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
+            return super()._answer(data[first : last + 1], 206, (headers or {}) | own)
+        return super()._answer(data, status, headers, size)
+
+
+HUB_PROGRAM = """
+import json, sys
+from cls import config
+from cls.data.access import images_of
+from cls.data.sources import load
+from huggingface_hub import try_to_load_from_cache
+splits = load(config.Data(path="me/shots", streaming=True), 0)
+train = images_of(splits.train)
+here = lambda: [isinstance(try_to_load_from_cache("me/shots", f"data/train-{i}.parquet", repo_type="dataset"), str)
+                for i in range(2)]
+seen = [here()]
+first = [bytes(train.read([row])[0]).hex() for row in range(10)]
+seen.append(here())
+rest = [bytes(data).hex() for data in train.read(range(10, len(train)))]
+print(json.dumps({"here": [*seen, here()], "train": first + rest, "val": len(splits.val), "classes": splits.classes,
+                  "labels": train.labels.tolist(), "name": train.name(0)}))
+"""
+
+
+@pytest.mark.soak
+def test_hub_shards_are_downloaded_when_they_are_needed(tmp_path: Path) -> None:
+    """A server on this machine in place of the hub: footers and labels are read from afar, each shard comes once."""
+    items, server = pictures("train"), Server()
+    server.RequestHandlerClass = Ranged
+    for name, own in (("train-0", items[:50]), ("train-1", items[50:]), ("validation-0", pictures("val"))):
+        pq.write_table(table(own), tmp_path / "shard", row_group_size=5)
+        server.files[f"datasets/me/shots/data/{name}.parquet"] = (tmp_path / "shard").read_bytes()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    env = unmoved() | {
+        "HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    found = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", HUB_PROGRAM], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+        server.asked.clear()
+    server.shutdown()
+    assert found[0]["here"] == [[False, False], [True, False], [True, True]]
+    assert found[1]["here"] == [[True, True]] * 3
+    for one in found:
+        assert one["train"] == [data.hex() for data, _, _ in items] and one["val"] == 9
+        assert [one["classes"][label] for label in one["labels"]] == [name for _, name, _ in items]
+        assert one["classes"] == list(CLASSES) and one["name"].endswith("data/train-0.parquet:0")

@@ -45,7 +45,7 @@ def read_index(root: Path) -> Found | None:
         table.validate(full=True)  # 10 ms for 100,000 files: offsets beyond the file would end the process
         if len(table) != sum(part["rows"] for part in about["parts"]):
             return None
-        return Found(_parts(table, about), [(level, text) for level, text in about["notes"]])
+        return Found(_parts(table, about, path.stem), [(level, text) for level, text in about["notes"]])
     return None
 
 
@@ -79,7 +79,7 @@ def _write(file: pa.NativeFile, about: dict[str, Any], found: Found) -> None:
         writer.write_table(table)
 
 
-def _parts(table: MemoryMappedTable, about: dict[str, Any]) -> dict[str, Part]:
+def _parts(table: MemoryMappedTable, about: dict[str, Any], name: str) -> dict[str, Part]:
     parts, start = {}, 0
     for one in about["parts"]:
         own = table.slice(start, one["rows"])
@@ -88,7 +88,7 @@ def _parts(table: MemoryMappedTable, about: dict[str, Any]) -> dict[str, Part]:
         images = Dataset(
             own.select([*COLUMNS]),
             info=datasets.DatasetInfo(features=datasets.Features(COLUMNS)),
-            fingerprint=f"index-{one['split']}",
+            fingerprint=f"{name}-{one['split']}",
         )
         parts[one["split"]] = Part(images, codes, tuple(one["names"]))
     return parts

@@ -55,7 +55,8 @@ def pack(source: str, to: Path, how: Packing) -> dict[str, Any]:
 
     Rows lie in a seeded random order: class-sorted folders must not give blocks of one class.
     """
-    if to.absolute().is_relative_to(Path(source).expanduser().absolute()):
+    root = Path(source).expanduser()
+    if root.is_dir() and to.absolute().is_relative_to(root.absolute()):
         raise ValueError(f"--to {to} lies inside {source}: pack to a folder beside it")
     data = config.Data(path=source, val_fraction=how.val_fraction, image_column=how.image_column,
                        label_column=how.label_column)  # fmt: skip
@@ -64,7 +65,7 @@ def pack(source: str, to: Path, how: Packing) -> dict[str, Any]:
     rows = {split: rows for split, rows in found.items() if isinstance(rows, Dataset)}
     plan = {
         "version": VERSION,
-        "source": source if not Path(source).exists() else str(Path(source).absolute()),
+        "source": str(root.absolute()) if root.exists() else source,
         "options": asdict(how),
         "classes": list(splits.classes),
         "splits": {split: _split_plan(part, split, how) for split, part in rows.items()},
@@ -73,6 +74,10 @@ def pack(source: str, to: Path, how: Packing) -> dict[str, Any]:
     if not (to / "pack.json").exists():
         _write(to, plan, done, rows, splits.classes, how)
     document: dict[str, Any] = json.loads((to / "pack.json").read_text())
+    for split, part in document["splits"].items():
+        size = sum(entry["bytes"] for name, entry in document["files"].items() if name.startswith(f"{split}-"))
+        _say(f"{split}: {part['images']:,} images, {part['shards']} shards, {size / 1e6:,.1f} MB")
+    _say(f"{len(splits.classes)} classes; {to} is for --data.path and for datasets.load_dataset")
     return document | {"folder": str(to)}
 
 

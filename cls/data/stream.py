@@ -69,11 +69,17 @@ def folder_blocks(parts: dict[str, Part]) -> dict[str, Part]:
 
 def read_hub(name: str, data: config.Data) -> dict[str, Part]:
     """The parquet shards of a hub data set; each is downloaded once per machine, when its first image is needed."""
+    if datasets.config.HF_HUB_OFFLINE:
+        raise ValueError(
+            f"data.streaming reads {name} from the hub, but this process is told to be offline: run 'cls fetch' where "
+            "there is internet, and leave data.streaming off"
+        )
     try:
         listed = datasets.load_dataset_builder(name).config.data_files or {}
     except Exception as error:  # the hub client raises OSError, ValueError, RuntimeError and httpx's own family
         raise tables.no_hub(name, error) from None
-    found = {SPLITS[split.lower()]: list(files) for split, files in listed.items() if split.lower() in SPLITS}
+    named = {str(split).lower(): list(files) for split, files in listed.items()}
+    found = {SPLITS[split]: files for split, files in named.items() if split in SPLITS}
     if not all(path.endswith(".parquet") for paths in found.values() for path in paths):
         raise ValueError(f"data.streaming: {name} is not kept as parquet files; use {pack_command(name)}")
     parts = {split: tables.read_split(".parquet", f, split, data) for split, f in found.items() if split != "train"}
