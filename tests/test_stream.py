@@ -315,6 +315,39 @@ def test_files_that_go_away_or_shrink_are_broken_images_not_errors(tmp_path: Pat
     assert all(isinstance(data, BadImage) and "cannot be read" in str(data) for data in train.read(range(77)))
 
 
+def test_places_noted_by_cls_pack_are_not_trusted_in_a_rewritten_shard(tmp_path: Path) -> None:
+    """A program that copies all of a file's notes; the images then lie elsewhere."""
+    root = write_packed(tmp_path / "data")
+    path = root / "train-00000-of-00001.parquet"
+    train = images_of(streamed(root).train)
+    assert isinstance(train, Stream) and isinstance(train.blocks, streams.RowGroups)
+    assert train.blocks._files[0].places is not None
+    expected, rows = content(train, CLASSES), pq.read_table(path)
+    notes = pq.read_metadata(path).metadata
+    assert b"cls.places" in notes and b"cls.places" not in rows.schema.metadata
+    rows = rows.replace_schema_metadata({key: notes[key] for key in (b"huggingface", b"cls.places")})
+    for how in ({}, {"compression": "none", "row_group_size": 9}, {"compression": "none", "write_statistics": False}):
+        pq.write_table(rows, path, **how)
+        again = images_of(streamed(root).train)
+        assert isinstance(again, Stream) and again.blocks._files[0].places is None
+        assert content(again, CLASSES) == expected
+    # as cls pack writes, in another order that ends with the same image: the layout is the same, the places are not
+    plain = {"compression": "none", "write_statistics": False, "use_dictionary": False}
+    pq.write_table(rows.take([*range(75, -1, -1), 76]), path, **plain)
+    again = images_of(streamed(root).train)
+    assert isinstance(again, Stream) and again.blocks._files[0].places is not None
+    found = again.read(range(77))
+    right = [data for data, _ in expected]
+    assert sum(isinstance(data, BadImage) for data in found) > 60
+    assert all(isinstance(data, BadImage) or bytes(data) in right for data in found)
+
+
+def test_files_with_other_class_numbers_are_refused(tmp_path: Path) -> None:
+    root = write_parquet(tmp_path / "data")
+    pq.write_table(table(pictures("val"), ClassLabel(names=["2", "b", "10"])), root / "train-9.parquet")
+    refuse(root, r"train-9.parquet has other columns or class names than .*train-0.parquet")
+
+
 def test_tars_are_indexed_once_until_they_change(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, opened, plain = write_tars(tmp_path / "tars"), [], tarfile.open
     monkeypatch.setattr(tarfile, "open", lambda *a, **k: [opened.append(a), plain(*a, **k)][1])
@@ -378,8 +411,13 @@ def test_the_hub_is_not_streamed_from_offline(monkeypatch: pytest.MonkeyPatch) -
     refuse("some-org/some-data", r"data\.streaming reads some-org/some-data from the hub.*offline.*cls fetch")
 
 
-def test_row_groups_that_memory_cannot_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_groups_that_memory_cannot_hold_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     root = write_parquet(tmp_path / "data")
+    monkeypatch.setattr(streams, "LARGE_BLOCK_BYTES", 3000)
+    assert len(streamed(root).train) == 77
+    assert re.search(r"of which each process that reads images holds 16; smaller ones: cls pack ", caplog.text)
     monkeypatch.setattr(streams, "MAX_BLOCK_BYTES", 3000)
     refuse(root, r"train-\d.parquet has row groups of 0 MB.*would hold 16.*cls pack")
 

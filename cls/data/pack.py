@@ -233,12 +233,12 @@ def _groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
 def _places(file: BinaryIO, start: int, group: list[Row]) -> list[tuple[int, int]]:
     """Offset and size in the file of each image of the row group that was written from ``start`` on.
 
-    Uncompressed parquet holds the bytes as they are; what equals an image is that image, wherever it lies.
+    Uncompressed parquet holds each value's length, 4 bytes, and then its bytes as they are, in the order of the rows.
     """
     file.flush()
     content, found, at = os.pread(file.fileno(), file.tell() - start, start), [], 0
     for row in group:
-        at = content.index(row.data, at)
+        at = content.index(len(row.data).to_bytes(4, "little") + row.data, at) + 4
         found.append((start + at, len(row.data)))
         at += len(row.data)
     return found

@@ -35,7 +35,8 @@ log = logging.getLogger("cls")
 T = TypeVar("T")
 
 MAX_BLOCK_BYTES = 256_000_000
-"""Each process that reads images holds WINDOW + 1 row groups."""
+"""Of a row group; each process that reads images holds WINDOW + 1 of them."""
+LARGE_BLOCK_BYTES = 64_000_000  # of which a process holds 1 GB
 HUB = "hf://"
 
 
@@ -107,8 +108,9 @@ class RowGroups:
     images decodes every row group of a window, however few of its rows it needs, and holds the last WINDOW + 1.
     """
 
-    def __init__(self, root: Path, files: list["Footer"], column: str) -> None:
-        self._files, self._column = files, column
+    def __init__(self, root: Path, files: list["Footer"]) -> None:
+        self._files, self._column = files, files[0].image
+        self._here: dict[int, str] = {}
         self._names = [path if (path := f.path).startswith(HUB) else os.path.relpath(path, root) for f in files]
         self._places = [(f, g) for f, file in enumerate(files) for g, count in enumerate(file.counts) if count]
         self.counts = np.array([files[f].counts[g] for f, g in self._places], dtype=np.int64)
@@ -128,7 +130,7 @@ class RowGroups:
         file, place = self._file_of(row)
         if (places := self._files[file].places) is not None:
             offset, size = places[place].tolist()
-            return self._of_local(file, lambda path: pread(path, offset, size))
+            return self._of_local(file, lambda path: _at(path, offset, size))
         block = int(np.searchsorted(self._starts, row, "right")) - 1
         images = self._block(block)
         return images if isinstance(images, BadImage) else encoded(images, [int(row - self._starts[block])])[0]
@@ -138,8 +140,10 @@ class RowGroups:
         return file, row - int(self._files_start[file])
 
     def _of_local(self, file: int, take: Callable[[str], T]) -> T | BadImage:
+        if file not in self._here:
+            self._here[file] = _local(self._files[file].path)
         try:
-            return take(_local(self._files[file].path))
+            return take(self._here[file])
         except tables.UNREADABLE as error:
             return BadImage(f"cannot be read: {tables.reason(error)}")
 
@@ -167,44 +171,78 @@ class RowGroups:
 
 
 class Footer:
-    """What the end of a parquet file tells of it: rows of each row group, columns; and the file's size in bytes."""
+    """What is read of a parquet file at the start: rows of each row group, columns, labels; and its size in bytes."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, data: config.Data) -> None:
         self.path = path
         with _opened(path) as parquet:
             about = parquet.metadata
             self.features = Features.from_arrow_schema(parquet.schema_arrow)
+            self.image = tables.image_column(self.features, data)
+            self.label = tables.label_column(self.features, data, "train")
+            self.labels = parquet.read([self.label], use_threads=False).column(0).chunks if self.label else []
             groups = [about.row_group(g) for g in range(about.num_row_groups)]
             self.counts = [group.num_rows for group in groups]
-            places = about.metadata.get(PLACES.encode()) if about.metadata else None
-            self.places = None if places is None else np.frombuffer(base64.b64decode(places), "<i8").reshape(-1, 2)
-            self.largest = max((group.total_byte_size for group in groups), default=0)
+            self.places = places_of(about)
+            self.largest = 0 if self.places is not None else max((group.total_byte_size for group in groups), default=0)
         self.size = int(HfFileSystem().info(path)["size"]) if path.startswith(HUB) else os.stat(path).st_size
+
+    @property
+    def kind(self) -> Any:
+        """Of the labels: numbers mean the same classes in all files, or nothing."""
+        return self.features[self.label] if self.label else None
 
 
 def row_groups(root: Path, paths: list[str], data: config.Data) -> Part:
     """Training images in parquet files; ValueError where a row group is too large to hold a window of."""
     files = []
     for path in paths:
-        with tables.readable(path):
-            files.append(Footer(path))
-    features = files[0].features
-    image, label = tables.image_column(features, data), tables.label_column(features, data, "train")
-    for file in files:
-        if file.places is None and file.largest > MAX_BLOCK_BYTES:
-            raise ValueError(
-                f"data.streaming: {file.path} has row groups of {file.largest / 1e6:.0f} MB, of which each process "
-                f"that reads images would hold {WINDOW}: write smaller ones with {pack_command(data.path)}"
-            )
-    blocks = RowGroups(root, files, image)
-    if not label:
-        return Part(blocks, *tables.unknown(int(blocks.counts.sum())), tuple(features))
-    columns = []
-    for path in paths:
-        with tables.readable(path), _opened(path) as parquet:
-            columns += parquet.read([label], use_threads=False).column(0).chunks
-    codes, names = tables.numbered(pa.chunked_array(columns), features[label], label)
-    return Part(blocks, codes.astype(np.int32), names, tuple(features))
+        with tables.readable(path, tables.DAMAGED):
+            files.append(Footer(path, data))
+    first = files[0]
+    if other := next((file for file in files if _columns(file) != _columns(first)), None):
+        raise ValueError(f"data.path: {other.path} has other columns or class names than {first.path}")
+    largest = max(files, key=lambda file: file.largest)
+    held = f"{largest.path} has row groups of {largest.largest / 1e6:.0f} MB, of which each process that reads images"
+    if largest.largest > MAX_BLOCK_BYTES:
+        raise ValueError(
+            f"data.streaming: {held} would hold {WINDOW}: write smaller ones with {pack_command(data.path)}"
+        )
+    if largest.largest > LARGE_BLOCK_BYTES:
+        log.warning("%s holds %d; smaller ones: %s", held, WINDOW, pack_command(data.path))
+    blocks, columns = RowGroups(root, files), tuple(first.features)
+    if not first.label:
+        return Part(blocks, *tables.unknown(int(blocks.counts.sum())), columns)
+    labels = pa.chunked_array([chunk for file in files for chunk in file.labels])
+    codes, names = tables.numbered(labels, first.kind, first.label)
+    return Part(blocks, codes.astype(np.int32), names, columns)
+
+
+def places_of(about: pq.FileMetaData) -> np.ndarray | None:
+    """Offset and size of each image where `cls pack` noted them; None where the file was rewritten since."""
+    found = (about.metadata or {}).get(PLACES.encode())
+    if found is None:
+        return None
+    places = np.frombuffer(base64.b64decode(found), "<i8").reshape(-1, 2)
+    image = about.row_group(0).column(0)
+    last = about.row_group(about.num_row_groups - 1).column(0)
+    end = last.data_page_offset + last.total_compressed_size
+    same = len(places) == about.num_rows and image.compression == "UNCOMPRESSED" and places[-1].sum() == end
+    return places if same else None
+
+
+def _at(path: str, offset: int, size: int) -> Encoded:
+    """An image at its place; parquet keeps its length before it, which is compared."""
+    found = pread(path, offset - 4, size + 4)
+    if isinstance(found, BadImage):
+        return found
+    if int.from_bytes(found[:4], "little") != size:
+        return BadImage(f"cannot be read: {path} has changed since the start")
+    return memoryview(found)[4:]
+
+
+def _columns(file: Footer) -> tuple[str, str, Any]:
+    return file.image, file.label, file.kind
 
 
 def _tars(root: Path, paths: list[str]) -> Part:

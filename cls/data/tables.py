@@ -28,6 +28,7 @@ from cls.data.part import COLUMNS, SPLITS, Part, coded
 log = logging.getLogger("cls")
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
+DAMAGED = (OSError, pa.ArrowException)
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, UnicodeError, tarfile.TarError, pa.ArrowException)
 LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label", "category")
 
