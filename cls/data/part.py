@@ -33,7 +33,7 @@ class Part:
     @property
     def present(self) -> list[str]:
         """The classes that have images here."""
-        return [self.names[code] for code in np.unique(self.codes) if code >= 0]
+        return [self.names[code] for code in np.flatnonzero(np.bincount(self.codes[self.codes >= 0], minlength=1))]
 
 
 def coded(labels: Sequence[str | None] | pa.ChunkedArray) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -68,9 +68,9 @@ def load(data: config.Data, seed: int) -> Splits:
             raise ValueError(f"data.val_fraction must be between 0 and 1, found {data.val_fraction}")
         everything = labelled["train"]
         held = _held_out(column(everything, "id"), labels_of(everything), data.val_fraction, seed, "split")
-        labelled["train"] = everything.select(np.setdiff1d(np.arange(len(everything)), held))
+        labelled["train"] = everything.select(np.delete(np.arange(len(everything)), held))
         labelled["val"] = everything.select(held)
-    lacking = np.setdiff1d(np.arange(len(classes)), labels_of(labelled["val"]))
+    lacking = np.flatnonzero(np.bincount(labels_of(labelled["val"]), minlength=len(classes)) == 0)
     if len(lacking):
         log.warning(
             "validation has no image of %d classes: %s", len(lacking), ", ".join(classes[label] for label in lacking)
@@ -245,5 +245,6 @@ def _by_class(ids: pa.ChunkedArray, labels: np.ndarray) -> dict[int, np.ndarray]
     """Rows of each label, ascending, each sorted by id (its UTF-8 bytes: the order of Python's strings)."""
     by_id = pc.sort_indices(ids).to_numpy().astype(np.int64)
     order = by_id[np.argsort(labels[by_id], kind="stable")]
-    found, first = np.unique(labels[order], return_index=True)
-    return dict(zip(found.tolist(), np.split(order, first[1:]), strict=True))
+    counts = np.bincount(labels + 1)  # from -1, unknown; np.unique hashes all, 0.03 s for 100,000
+    classes = np.flatnonzero(counts)
+    return dict(zip((classes - 1).tolist(), np.split(order, np.cumsum(counts[classes])[:-1]), strict=True))

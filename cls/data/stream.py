@@ -133,7 +133,7 @@ class RowGroups:
             return self._of_local(file, lambda path: _at(path, offset, size))
         block = int(np.searchsorted(self._starts, row, "right")) - 1
         images = self._block(block)
-        return images if isinstance(images, BadImage) else encoded(images, [int(row - self._starts[block])])[0]
+        return images if isinstance(images, BadImage) else encoded(images, int(row - self._starts[block]))
 
     def _file_of(self, row: int) -> tuple[int, int]:
         file = int(np.searchsorted(self._files_start, row, "right")) - 1
