@@ -1,6 +1,5 @@
 """What a run leaves behind: the best weights as one file, predictions, the submission CSV and pictures."""
 
-import hashlib
 import json
 import platform
 from pathlib import Path
@@ -10,7 +9,8 @@ from safetensors import SafetensorError, safe_open
 
 from cls import checkpoint
 from cls.config import Run, from_yaml, to_yaml
-from cls.data.sources import Splits
+from cls.data.access import fingerprint
+from cls.data.sources import Splits, labels_of
 from cls.evaluate import Look
 from cls.files import write_whole
 from cls.folder import Folder
@@ -27,10 +27,10 @@ def keep_data(folder: Folder, splits: Splits, cluster: Cluster) -> None:
     Images are known by id and label: which draw is which image hangs on them. They must be the same on all ranks,
     which may read them from disks of their own.
     """
-    found: dict[str, object] = {}
-    for split, rows in (("train", splits.train), ("val", splits.val)):
-        listed = hashlib.sha256(json.dumps([list(rows["id"]), list(rows["label"])]).encode()).hexdigest()
-        found |= {split: {"images": len(rows), "sha256": listed}}
+    found = {
+        split: {"images": len(rows), "sha256": fingerprint(rows)}
+        for split, rows in (("train", splits.train), ("val", splits.val))
+    }
     everywhere = cluster.gather((platform.node(), found))
     other = next((host for host, seen in everywhere if seen != everywhere[0][1]), None)
     if other is not None:
@@ -41,7 +41,7 @@ def keep_data(folder: Folder, splits: Splits, cluster: Cluster) -> None:
     cluster.on_main(lambda: _keep(folder, splits, found))
 
 
-def _keep(folder: Folder, splits: Splits, found: dict[str, object]) -> None:
+def _keep(folder: Folder, splits: Splits, found: dict[str, dict[str, object]]) -> None:
     path, classes = folder.path / "data.json", folder.path / "classes.txt"
     if not path.exists():
         write_whole(classes, "".join(f"{name}\n" for name in splits.classes).encode())
@@ -57,7 +57,7 @@ def _keep(folder: Folder, splits: Splits, found: dict[str, object]) -> None:
 
 def fallback_class(splits: Splits) -> int:
     """The most frequent training class: the prediction for an image that cannot be read."""
-    return int(np.bincount(splits.train["label"]).argmax())
+    return int(np.bincount(labels_of(splits.train)).argmax())
 
 
 def best_header(run: Run, splits: Splits) -> dict[str, str]:

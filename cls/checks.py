@@ -51,6 +51,12 @@ def _combinations(run: Run) -> None:
             f"train.micro_batch is {train.micro_batch}, which does not divide train.batch {train.batch}: "
             f"use --train.micro-batch {_divisor(train.batch, train.micro_batch)}"
         )
+    if run.data.streaming and run.data.balanced:
+        raise ValueError("data.balanced draws from all classes at once, which data.streaming cannot: set one of them")
+    if run.data.streaming and run.data.limit:
+        raise ValueError("data.limit picks single images, which data.streaming cannot: use train.max_steps instead")
+    if run.data.streaming and run.data.path == "digits":
+        raise ValueError("data.streaming reads files block by block, but data.path is the embedded digits: set it off")
     if train.compile and train.reduce == "exact":
         raise ValueError("train.compile is not proven to give the same bits: add --train.reduce fast")
     if run.optim.schedule == "warmup-cosine" and run.optim.warmup >= train.epochs:

@@ -135,6 +135,8 @@ FIELDS: dict[str, st.SearchStrategy[Any] | None] = {
     "data.limit": None,
     "data.balanced": SWITCH,
     "data.max_bad": among(0.0, 0.01, 1.0),
+    "data.streaming": among(False),  # wants a validation split and other sources: test_stream
+    "data.exact_order": SWITCH,
     "data.workers": among(0),  # as cheap as it gets; other numbers: test_exact
     "augment.order": None,
     "augment.frame": among("crop", "center", "squash"),

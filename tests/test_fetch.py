@@ -126,7 +126,7 @@ import datasets.config, timm, torchvision
 from huggingface_hub import constants
 from cls import fetch
 from cls.cli import parse_run
-from cls.data import sources
+from cls.data import access, sources
 from cls.models.weights import weight_file
 
 def act(job):
@@ -143,7 +143,8 @@ def act(job):
     fetch.require_offline(run)
     splits = sources.load(run.data, run.seed)
     return {"weights": str(weight_file(run.model)), "ids": splits.train["id"][:] + splits.val["id"][:],
-            "bytes": sorted(sources.read_bytes(row).hex() for rows in (splits.train, splits.val) for row in rows)}
+            "bytes": sorted(bytes(data).hex() for rows in (splits.train, splits.val)
+                            for data in access.images_of(rows).read(range(len(rows))))}
 
 for line in sys.stdin:
     job = json.loads(line)

@@ -23,8 +23,9 @@ from PIL import Image as Pillow
 from sklearn.datasets import load_digits
 
 from cls import config
+from cls.data.access import images_of
 from cls.data.folder import natural
-from cls.data.sources import Splits, load, load_images, load_labelled, read_bytes
+from cls.data.sources import Splits, load, load_images, load_labelled
 from cls.images.decode import BadImage, decode
 
 
@@ -60,7 +61,14 @@ def ids(table: Dataset) -> list[str]:
 
 def rows(table: Dataset, classes: tuple[str, ...]) -> list[tuple[bytes, str]]:
     """(pixels, class name) of every row, sorted."""
-    return sorted((np.asarray(decode(read_bytes(row))).tobytes(), (*classes, "?")[row["label"]]) for row in table)
+    names = [(*classes, "?")[label] for label in table["label"]]
+    return sorted((np.asarray(decode(data)).tobytes(), name) for data, name in zip(contents(table), names, strict=True))
+
+
+def contents(table: Dataset) -> list[bytes]:
+    found = images_of(table).read(range(len(table)))
+    assert not any(isinstance(data, BadImage) for data in found)
+    return [bytes(data) for data in found]
 
 
 def contract(splits: Splits) -> None:
@@ -94,7 +102,7 @@ def test_split_folders(tmp_path: Path, val: str) -> None:
     assert ids(splits.test) == ["test/photo-0.jpg", "test/photo-1.jpg", "test/photo-2.jpg"]
     assert ids(splits.train)[-1] == "train/11/11-1.jpg"
     assert splits.train[20]["image"] == {"bytes": None, "path": f"{tmp_path}/train/10/10-0.jpg"}
-    assert read_bytes(splits.train[20]) == (tmp_path / "train/10/10-0.jpg").read_bytes()
+    assert contents(splits.train)[20] == (tmp_path / "train/10/10-0.jpg").read_bytes()
 
 
 def test_nested_hidden_and_other_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -216,9 +224,9 @@ def test_digits() -> None:
         assert np.abs(np.bincount(table["label"]) - expected).max() < 1
     assert ids(load(config.Data(path="digits"), seed=9).val) == ids(splits.val)
     truth = load_digits()
-    for row in (splits.train[0], splits.val[-1]):
+    for row, data in ((splits.train[0], contents(splits.train)[0]), (splits.val[-1], contents(splits.val)[-1])):
         i = int(row["id"].removeprefix("digit-"))
-        pixels = np.asarray(decode(read_bytes(row)))
+        pixels = np.asarray(decode(data))
         assert np.array_equal(pixels, np.repeat(np.rint(truth.images[i] * 255 / 16)[..., None], 3, 2))
         assert row["label"] == truth.target[i]
 
@@ -314,10 +322,10 @@ def test_columns_and_labels_of_tables(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table(table), path)
     splits = load(data(path), seed=0)
-    assert splits.classes == ("3", "20") and {read_bytes(row) for row in splits.train} == {body}
+    assert splits.classes == ("3", "20") and set(contents(splits.train)) == {body}
     assert sorted(ids(splits.train) + ids(splits.val)) == ["train-0", "train-1", "train-2", "train-3"]
     assert load(data(path, label_column="kind"), seed=0).classes == ("x", "y")
-    assert read_bytes(load(data(path, image_column="other"), seed=0).train[0]) == b"no image"
+    assert contents(load(data(path, image_column="other"), seed=0).train)[0] == b"no image"
     for field in ("image_column", "label_column"):
         with pytest.raises(ValueError, match=rf"data\.{field}.*'nope'.*other, img, n, cls, kind"):
             load(data(path, **{field: "nope"}), seed=0)
@@ -354,7 +362,7 @@ def test_images_for_prediction(tmp_path: Path) -> None:
     assert table["label"][:] == [-1] * 4
     single = load_images(str(root / "photo-1.jpg"), data(""))
     assert ids(single) == ["photo-1.jpg"]
-    assert read_bytes(single[0]) == (root / "photo-1.jpg").read_bytes()
+    assert contents(single)[0] == (root / "photo-1.jpg").read_bytes()
     pq.write_table(embedded(root).select(["image"]), tmp_path / "t.parquet")
     got = load_images(str(tmp_path / "t.parquet"), data("", label_column="gone"))
     assert rows(got, ()) == rows(table, ()) and got["label"][:] == [-1] * 4
@@ -376,12 +384,12 @@ def test_unreadable_rows_are_bad_images(tmp_path: Path) -> None:
     make(tmp_path, flat={"a": 2, "b": 2})
     table = load_images(str(tmp_path), data(""))
     (tmp_path / "a/a-0.jpg").unlink()
-    with pytest.raises(BadImage, match="No such file"):
-        read_bytes(table[0])
-    with pytest.raises(BadImage, match="empty"):
-        decode(read_bytes({"image": {"bytes": None, "path": None}}))
-    with pytest.raises(BadImage, match="empty"):
-        decode(read_bytes({"image": None}))
+    gone, there = images_of(table).read([0, 1])
+    assert isinstance(gone, BadImage) and "No such file" in str(gone)
+    assert bytes(there) == (tmp_path / "a/a-1.jpg").read_bytes()
+    images = pa.array([{"bytes": None, "path": None}, None], table.data.table.schema.field("image").type)
+    nothing = Dataset(pa.table({"image": images, "label": [0, 0], "id": ["x", "y"]}))
+    assert images_of(nothing).read([1, 0]) == [b"", b""]
 
 
 # What cannot be used

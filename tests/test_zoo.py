@@ -26,7 +26,7 @@ from cls import config
 from cls.data.access import images_of
 from cls.data.draws import Draws, Views, made_here
 from cls.data.loader import MicroBatchDraws, batches
-from cls.data.sources import load, read_bytes
+from cls.data.sources import load
 from cls.images.decode import MAX_PIXELS, BadImage, decode
 from cls.images.draw import RAND_OPS, RandOp
 from cls.images.draw import draw as draw_parameters
@@ -603,13 +603,14 @@ def reasons(root: Path, make: Callable[[Path], object]) -> dict[str, str]:
     found = {}
     rows = load(config.Data(path=str(root), size=SIZE), 0).train
     with patience(3):
-        for row in rows:
-            if "x.jpg" in row["id"]:
+        for name, data in zip(rows["id"], images_of(rows).read(range(len(rows))), strict=True):
+            if "x.jpg" in name:
                 try:
-                    decode(read_bytes(row))
-                    found[row["id"]] = ""
+                    found[name] = str(data) if isinstance(data, BadImage) else ""
+                    if not found[name]:
+                        decode(bytes(data))
                 except BadImage as error:
-                    found[row["id"]] = str(error)
+                    found[name] = str(error)
     return found
 
 

@@ -1,15 +1,18 @@
 """Encoded images by row, many at a time: what the loader reads, whatever the images are kept in."""
 
+import hashlib
+import json
 import os
 import stat
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 
-from cls.data.order import Order
+from cls.data.order import BlockOrder, Order
 from cls.images.decode import BadImage
 
 Encoded = bytes | memoryview | BadImage
@@ -30,40 +33,132 @@ class Images(Protocol):
     def read(self, rows: Sequence[int]) -> list[Encoded]:
         """The encoded images of these rows, in this order."""
 
-    def order(self, seed: int, balanced: bool) -> Order:
+    def order(self, seed: int, balanced: bool) -> Order | BlockOrder:
         """Which row each training draw is."""
+
+
+class Blocks(Protocol):
+    """Images that lie in blocks, each of which is cheap to read as a whole; rows are counted through all blocks."""
+
+    counts: np.ndarray
+    """Rows of each block."""
+
+    def name(self, row: int) -> str: ...
+
+    def read(self, rows: Sequence[int]) -> list[Encoded]: ...
+
+    def identity(self) -> list[Any]:
+        """What the images are known by, besides counts and labels, in JSON's terms."""
 
 
 class Indexed:
     """Images of a Hugging Face dataset (columns image, label, id), whose Arrow tables are mapped, not read."""
 
     def __init__(self, rows: Dataset) -> None:
-        self.labels = np.asarray(rows["label"])
-        self._images = rows.select_columns(["image"]).with_format("arrow")
-        self._names = rows.select_columns(["id"]).with_format("arrow")
+        self._rows, self._places = rows, _places(rows)
+        self.labels = column(rows, "label").to_numpy()
+        self._chunks = rows.data.column("image").chunks
+        self._starts = np.cumsum([0, *map(len, self._chunks)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Indexed, (self._rows,)  # a worker that is not forked maps the tables itself
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def name(self, row: int) -> str:
-        return str(self._names[row].column("id")[0].as_py())
+        return str(self._rows.data.column("id")[self._place(row)].as_py())
 
     def read(self, rows: Sequence[int]) -> list[Encoded]:
-        """5 to 10 us an image besides the file system's own time; bytes in Arrow are not copied."""
-        column = self._images[list(rows)].column("image").combine_chunks()
-        paths, content = column.field("path"), column.field("bytes")
-        return [
-            memoryview(data.as_buffer()).cast("B") if (data := content[i]).is_valid else _file(paths[i])
-            for i in range(len(rows))
-        ]
+        """A few us an image besides the file system's own time; bytes in Arrow are not copied."""
+        found = []
+        for row in rows:
+            place = self._place(row)
+            chunk = int(np.searchsorted(self._starts, place, "right")) - 1
+            found.append(encoded(self._chunks[chunk], place - int(self._starts[chunk])))
+        return found
 
     def order(self, seed: int, balanced: bool) -> Order:
         return Order(self.labels, seed, balanced)
+
+    def _place(self, row: int) -> int:
+        return row if self._places is None else int(self._places[row])
+
+
+class Stream:
+    """Labelled images in blocks, in a computed order that needs few blocks at a time."""
+
+    def __init__(self, blocks: Blocks, labels: np.ndarray) -> None:
+        assert len(labels) == blocks.counts.sum()
+        self.blocks, self.labels = blocks, labels
+        self.name, self.read = blocks.name, blocks.read
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def order(self, seed: int, balanced: bool) -> BlockOrder:
+        assert not balanced  # cls.checks: it would need all blocks at once
+        return BlockOrder(self.blocks.counts, seed)
 
 
 def images_of(rows: Dataset | Images) -> Images:
     """A split as images by row."""
     return Indexed(rows) if isinstance(rows, Dataset) else rows
+
+
+def column(rows: Dataset, name: str) -> pa.ChunkedArray:
+    """A column in row order, without a Python object for each value."""
+    found, places = rows.data.column(name), _places(rows)
+    return found if places is None else found.take(pa.array(places))
+
+
+def _places(rows: Dataset) -> np.ndarray | None:
+    """Where the rows of a selection lie in its table; None: in order. What datasets offers gathers row by row."""
+    if rows._indices is None:
+        return None
+    places: np.ndarray = rows._indices.column(0).to_numpy()
+    return places
+
+
+def fingerprint(rows: Dataset | Stream) -> str:
+    """What a split's images are, by id (or file and place) and label, however the columns are cut into chunks."""
+    digest = hashlib.sha256()
+    if isinstance(rows, Stream):
+        digest.update(json.dumps(rows.blocks.identity()).encode())
+        digest.update(rows.blocks.counts.astype("<i8").tobytes())
+        digest.update(rows.labels.astype("<i8").tobytes())
+        return digest.hexdigest()
+    lengths, ids = hashlib.sha256(), column(rows, "id")
+    for start in range(0, len(ids), 10_000):  # a joined copy of all would stay with the allocator
+        for piece in ids.slice(start, 10_000).chunks:
+            lengths.update(pc.binary_length(piece).to_numpy(zero_copy_only=False).astype("<i4").tobytes())
+            digest.update(pc.binary_join(pa.ListArray.from_arrays([0, len(piece)], piece), "")[0].as_buffer())
+    digest.update(lengths.digest())
+    digest.update(column(rows, "label").to_numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def encoded(images: pa.Array, place: int) -> Encoded:
+    """An image in an Arrow column of ``{bytes, path}`` or plain binary; its bytes are not copied."""
+    content = images.field("bytes") if isinstance(images, pa.StructArray) else images
+    if (data := content[place]).is_valid:
+        return memoryview(data.as_buffer()).cast("B")
+    return _file(images.field("path")[place]) if isinstance(images, pa.StructArray) else b""
+
+
+def pread(path: str, offset: int, size: int) -> Encoded:
+    """A part of a file; the file is opened each time (5 us), so that no worker inherits a descriptor."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        return BadImage(f"cannot be read: {error.strerror}")
+    try:
+        data = os.pread(descriptor, size, offset)
+    except OSError as error:
+        return BadImage(f"cannot be read: {error.strerror}")
+    finally:
+        os.close(descriptor)
+    return data if len(data) == size else BadImage(f"cannot be read: {path} has changed since the start")
 
 
 def _file(path: pa.Scalar) -> Encoded:

@@ -1,7 +1,7 @@
 """A folder of image files as a Hugging Face dataset.
 
 An own walk: 0.3 s for 30,000 files, where ``load_dataset("imagefolder")`` takes 14 to 18 s at every launch and drops
-the label column when one file lies deeper than the others.
+the label column when one file lies deeper than the others. What it finds is kept by index.py.
 """
 
 import logging
@@ -10,32 +10,31 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from datasets import Dataset, Features, Image, Value
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from cls.data.part import SPLITS, Part, coded, dataset
 from cls.images.decode import EXTENSIONS
-
-log = logging.getLogger("cls")
 
 TABLES = (".parquet", ".arrow", ".tar", ".tgz", ".tar.gz")
 """File name endings that tables.py reads."""
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-COLUMNS = {"image": Image(decode=False), "id": Value("string")}
-
-
-@dataclass(frozen=True)
-class Part:
-    """One split before its labels are numbered."""
-
-    images: Dataset  # columns image (undecoded) and id
-    names: Sequence[str | None]  # class name of each row; None where unknown
-    columns: tuple[str, ...] = ()  # of the table it was read from, for messages
 
 
 def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """Sort key with numbers as numbers: "2" before "10"; the text itself breaks ties ("1" and "01")."""
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
     return [(0, int(part), "") if part[0] in "0123456789" else (1, 0, part) for part in parts], name
+
+
+class Stamp(NamedTuple):
+    """A folder as it was before its names were read: another stamp, other names."""
+
+    path: str  # below the root, as it was walked; "" is the root itself
+    changed_ns: int
+    inode: int
+    device: int
 
 
 @dataclass(frozen=True)
@@ -45,18 +44,27 @@ class Listing:
     images: list[str]
     tables: list[str]
     others: int
+    folders: list[Stamp]
+    dangling: bool  # a link to nothing, which may be a folder later without a trace in the folders' stamps
+
+
+def stamp(root: str | Path, path: str) -> Stamp:
+    status = os.stat(f"{root}/{path}")
+    return Stamp(path, status.st_mtime_ns, status.st_ino, status.st_dev)
 
 
 def scan(root: Path) -> Listing:
     """Walk a folder and, through symbolic links, its subfolders. A folder that cannot be read is a ValueError."""
     images: list[str] = []
     tables: list[str] = []
-    others = 0
+    folders: list[Stamp] = []
+    others, dangling = 0, False
     root = Path(os.path.realpath(root))
     pending = [(root, "", frozenset((str(root),)))]
     while pending:
         folder, prefix, above = pending.pop()
         try:
+            folders.append(stamp(root, prefix))  # before the names: one that comes meanwhile makes it stale
             for entry in os.scandir(folder):
                 if entry.name.startswith("."):
                     continue
@@ -70,29 +78,37 @@ def scan(root: Path) -> Listing:
                     tables.append(prefix + entry.name)
                 else:
                     others += 1
+                    dangling |= entry.is_symlink() and not os.path.exists(entry.path)
         except OSError as error:
             raise ValueError(f"data.path: cannot read folder {folder}: {error.strerror}") from None
     for name in (*images, *tables):
         if not name.isprintable() and any(0xD800 <= ord(letter) < 0xE000 for letter in name):  # surrogates
             raise ValueError(f"data.path: the file name {name!r} in {root} is not UTF-8; rename it")
-    return Listing(sorted(images, key=natural), sorted(tables, key=natural), others)
+    return Listing(sorted(images, key=natural), sorted(tables, key=natural), others, folders, dangling)
 
 
 def files(root: Path, names: list[str], labels: Sequence[str | None]) -> Part:
     """Image files by their paths relative to ``root``, which become their ids."""
-    top = root.absolute()
-    images = [{"bytes": None, "path": f"{top}/{name}"} for name in names]
-    return Part(Dataset.from_dict({"image": images, "id": names}, features=Features(COLUMNS)), labels)
+    ids = pa.array(names, pa.string())
+    paths = pc.binary_join_element_wise(str(root.absolute()), ids, "/")
+    images = pa.StructArray.from_arrays([pa.nulls(len(names), pa.binary()), paths], ["bytes", "path"])
+    return Part(dataset(images, ids, f"files-{root.absolute()}"), *coded(labels))
 
 
-def read(root: Path, listing: Listing) -> dict[str, Part]:
+class Found(NamedTuple):
+    parts: dict[str, Part]
+    notes: list[tuple[int, str]]  # what is left out, which is told at every start: level and text
+
+
+def read(root: Path, listing: Listing) -> Found:
     """The splits of a folder: ``train/ val|valid|validation/ test/``, or only class folders (all of it is train).
 
     Labels are the names of the class folders; files may lie deeper inside them. The test folder may be flat, or have
     subfolders that are no classes: its images are then unlabelled. Everything else is a ValueError.
     """
+    notes: list[tuple[int, str]] = []
     if listing.others:
-        log.info("%s: %d files that are no images ignored", root, listing.others)
+        notes.append((logging.INFO, f"{root}: {listing.others} files that are no images ignored"))
     # A class may be called "train": it is the split only if it has folders (classes) inside.
     split_layout = any(name.lower().startswith("train/") and name.count("/") > 1 for name in listing.images)
     if not split_layout:
@@ -102,7 +118,7 @@ def read(root: Path, listing: Listing) -> dict[str, Part]:
                 f"data.path: {root} has {', '.join(sorted(only))} but no train/ with class folders; "
                 "expected train/<class>/..., or class folders only"
             )
-        return {"train": _class_folders(root, listing.images, depth=0)}
+        return Found({"train": _class_folders(root, listing.images, 0, notes)}, notes)
     groups: dict[str, list[str]] = {}
     folders: dict[str, set[str]] = {}
     for name in listing.images:
@@ -111,16 +127,16 @@ def read(root: Path, listing: Listing) -> dict[str, Part]:
         groups.setdefault(split or "", []).append(name)
         folders.setdefault(split or "", set()).add(top)
     if stray := groups.pop("", []):
-        log.warning("%s: %d images outside train/, val/ and test/ ignored, e.g. %s", root, len(stray), stray[0])
+        text = f"{root}: {len(stray)} images outside train/, val/ and test/ ignored, e.g. {stray[0]}"
+        notes.append((logging.WARNING, text))
     for split, tops in folders.items():
         if split and len(tops) > 1:
             raise ValueError(f"data.path: {root} has {' and '.join(sorted(tops))}; keep one folder for {split}")
     _refuse_empty(root, groups)
-    parts = {split: _class_folders(root, names, depth=1) for split, names in groups.items() if split != "test"}
+    parts = {split: _class_folders(root, names, 1, notes) for split, names in groups.items() if split != "test"}
     if "test" in groups:
-        classes = {name for name in parts["train"].names if name}
-        parts["test"] = _test_folder(root, groups["test"], classes)
-    return parts
+        parts["test"] = _test_folder(root, groups["test"], set(parts["train"].names))
+    return Found(parts, notes)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -137,13 +153,14 @@ def _refuse_empty(root: Path, groups: dict[str, list[str]]) -> None:
             raise ValueError(f"data.path: {entry.path} holds no images; fill it or remove it")
 
 
-def _class_folders(root: Path, names: list[str], depth: int) -> Part:
+def _class_folders(root: Path, names: list[str], depth: int, notes: list[tuple[int, str]]) -> Part:
     inside = [name for name in names if name.count("/") > depth]
     where = f"{root}/{names[0].rsplit('/', 1)[0]}" if depth and names else f"{root}"
     if not inside:
         raise ValueError(f"data.path: {where} has no class folders with images; expected <class>/<image> inside it")
     if len(inside) < len(names):
-        log.warning("%s: %d images outside the class folders ignored", where, len(names) - len(inside))
+        text = f"{where}: {len(names) - len(inside)} images outside the class folders ignored"
+        notes.append((logging.WARNING, text))
     return files(root, inside, [name.split("/")[depth] for name in inside])
 
 

@@ -14,8 +14,8 @@ class Order:
 
     def __init__(self, labels: np.ndarray, seed: int, balanced: bool) -> None:
         self.seed, self.rows = seed, len(labels)
-        self.of_class = [np.flatnonzero(labels == c) for c in range(int(labels.max()) + 1)]
-        self.of_class = [rows for rows in self.of_class if len(rows)] if balanced else []
+        classes = np.unique(labels[labels >= 0]) if balanced else ()
+        self.of_class = [np.flatnonzero(labels == c) for c in classes]
         self._cache: dict[tuple[str | int, ...], np.ndarray] = {}
 
     def row(self, draw: int) -> int:
@@ -34,3 +34,54 @@ class Order:
                 self._cache.clear()
             self._cache[tags] = generator(self.seed, *tags).permutation(n)
         return self._cache[tags]
+
+
+WINDOW = 16
+"""Blocks whose rows are mixed with each other. Of a class-sorted folder's blocks, 16 random ones hold about 16 classes;
+16 row groups of 4 MB are 64 MB for each process that reads them."""
+
+BLOCK = 128
+"""Rows of a block where the storage has none of its own: about 4 MB of small photos, too."""
+
+
+class BlockOrder:
+    """The row of each draw where rows lie in blocks: every row once per epoch, few blocks at a time.
+
+    In each epoch a permutation of the blocks is cut into windows of ``WINDOW``; within a window, rows are permuted.
+    """
+
+    def __init__(self, counts: np.ndarray, seed: int) -> None:
+        self.seed, self.rows = seed, int(counts.sum())
+        self._counts, self._first = counts, np.cumsum(counts) - counts
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._windows: dict[tuple[int, int], np.ndarray] = {}
+
+    def row(self, draw: int) -> int:
+        epoch, k = divmod(draw, self.rows)
+        blocks, starts = self._epoch(epoch)
+        window = int(np.searchsorted(starts, k, "right")) - 1
+        return int(self._window(epoch, window, blocks)[k - starts[window]])
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """This epoch's blocks in order, and at which place of the epoch each window starts."""
+        if epoch not in self._epochs:
+            if len(self._epochs) > 1:
+                self._epochs.clear()
+            blocks = generator(self.seed, "blocks", epoch).permutation(len(self._counts))
+            ends = np.cumsum(self._counts[blocks])
+            self._epochs[epoch] = blocks, np.concatenate([[0], ends[WINDOW - 1 : -1 : WINDOW]])
+        return self._epochs[epoch]
+
+    def _window(self, epoch: int, window: int, blocks: np.ndarray) -> np.ndarray:
+        if (epoch, window) not in self._windows:
+            if len(self._windows) > 1:
+                self._windows.clear()
+            own = blocks[window * WINDOW : (window + 1) * WINDOW]
+            rows = np.concatenate([np.arange(self._first[b], self._first[b] + self._counts[b]) for b in own])
+            self._windows[epoch, window] = generator(self.seed, "window", epoch, window).permutation(rows)
+        return self._windows[epoch, window]
+
+
+def block_counts(rows: int) -> np.ndarray:
+    """Rows of each block where rows lie one after the other and could be cut anywhere."""
+    return np.diff([*range(0, rows, BLOCK), rows])

@@ -4,27 +4,32 @@ Parquet and tars are copied once to the datasets cache (HF_HOME) as memory-mappe
 of change; arrow and save_to_disk are mapped where they lie.
 """
 
-import json
 import logging
 import os
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from cls import config
-from cls.data.folder import COLUMNS, SPLITS, TABLES, Part
-from cls.images.decode import EXTENSIONS
+from cls.data import tars
+from cls.data.access import column as column_of
+from cls.data.folder import TABLES
+from cls.data.part import COLUMNS, SPLITS, Part, coded
 
 log = logging.getLogger("cls")
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
+DAMAGED = (OSError, pa.ArrowException)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, UnicodeError, tarfile.TarError, pa.ArrowException)
 LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label", "category")
 
 
@@ -37,7 +42,7 @@ def read_saved(root: Path, data: config.Data) -> dict[str, Part]:
     try:
         loaded = datasets.load_from_disk(str(root))
     except Exception as error:  # missing shards, another format version: OSError, ValueError, ArrowInvalid, KeyError
-        raise ValueError(f"data.path: cannot read the saved dataset {root}: {_reason(error)}") from None
+        raise ValueError(f"data.path: cannot read the saved dataset {root}: {reason(error)}") from None
     return _parts(loaded, data)
 
 
@@ -45,41 +50,60 @@ def read_hub(name: str, data: config.Data) -> dict[str, Part]:
     try:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # the hub client raises OSError, ValueError, RuntimeError and httpx's own family
-        raise ValueError(
-            f"data.path: {name!r} is no file or folder here, and as a hub dataset it could not be loaded "
-            f"({_reason(error)}); without internet, run 'cls fetch' where there is some, or give a local path"
-        ) from None
+        raise no_hub(name, error) from None
     return _parts(loaded, data)
 
 
+def no_hub(name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"data.path: {name!r} is no file or folder here, and as a hub dataset it could not be loaded "
+        f"({reason(error)}); without internet, run 'cls fetch' where there is some, or give a local path"
+    )
+
+
 def read_files(root: Path, names: list[str], data: config.Data) -> dict[str, Part]:
-    """Parquet, arrow or tar files; the split is read from the start of a folder's or file's name (``val-0001.tar``)."""
+    kind, groups = grouped(root, names)
+    return {split: read_split(kind, paths, split, data) for split, paths in groups.items()}
+
+
+def grouped(root: Path, names: list[str]) -> tuple[str, dict[str, list[str]]]:
+    """Parquet, arrow or tar files; the split is read from the start of a folder's or file's name (``val-0001.tar``).
+
+    Gives their kind (file name ending) and the paths of each split; files of one kind without a split are train.
+    """
     kinds = {next(kind for kind in TABLES if name.lower().endswith(kind)) for name in names}
     if len(kinds) > 1:
         raise ValueError(f"data.path: {root} mixes {' and '.join(sorted(kinds))} files; point at one kind")
-    groups: dict[str | None, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_split_of(name), []).append(str(root / name))
-    if unnamed := groups.pop(None, []):
+    if unnamed := groups.pop("", []):
         if groups:
             raise ValueError(f"data.path: cannot tell the split of {unnamed[0]}; name it train-, val- or test-...")
         groups["train"] = unnamed
-    kind, parts = kinds.pop(), {}
-    for split, paths in groups.items():
-        assert split
-        try:
-            table = _load(kind, paths)
-        except Exception as error:  # pyarrow, tarfile and datasets each have their own family
-            raise ValueError(f"data.path: cannot read {paths[0]}: {_reason(error)}") from None
-        parts[split] = _part(table, split, data)
-    return parts
+    return kinds.pop(), groups
 
 
-def _split_of(name: str) -> str | None:
+def read_split(kind: str, paths: list[str], split: str, data: config.Data) -> Part:
+    with readable(paths[0], Exception):  # pyarrow, tarfile and datasets each have their own family
+        table = _load(kind, paths)
+    return _part(table, split, data)
+
+
+@contextmanager
+def readable(path: str, family: type[Exception] | tuple[type[Exception], ...] = UNREADABLE) -> Iterator[None]:
+    """What goes wrong inside is the fault of this file."""
+    try:
+        yield
+    except family as error:
+        raise ValueError(f"data.path: cannot read {path}: {reason(error)}") from None
+
+
+def _split_of(name: str) -> str:
     for piece in PurePosixPath(name.lower()).parts:
         if match := re.match(r"(train|validation|valid|val|test)(?![a-z])", piece):
             return SPLITS[match[1]]
-    return None
+    return ""
 
 
 def _load(kind: str, paths: list[str]) -> Dataset:
@@ -100,36 +124,10 @@ def _arrow(path: str) -> Dataset:
 
 
 def _samples(stamps: list[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
-    """Neighbouring members of a tar that share the name up to the first dot are one sample (webdataset).
-
-    Size and time of change are not used here: they are part of the cache's key.
-    """
-    empty = {"image": None, "label": None}
+    """Size and time of change are not used here: they are part of the cache's key."""
     for path, _, _ in stamps:
-        with tarfile.open(path) as tar:
-            sample: dict[str, Any] = {}
-            for member in tar:
-                folder, base = os.path.split(member.name)
-                if not member.isfile() or base.startswith("."):
-                    continue
-                stem, _, suffix = base.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                if sample.get("__key__") != key:
-                    if sample.get("image"):
-                        yield sample
-                    sample = {**empty, "__key__": key}
-                stream = tar.extractfile(member)
-                assert stream is not None  # isfile
-                last = suffix.rpartition(".")[2].lower()
-                if "." + last in EXTENSIONS:
-                    sample["image"] = {"bytes": stream.read(), "path": base}
-                elif last == "cls":
-                    sample["label"] = stream.read().decode().strip()
-                elif last == "json":
-                    label = json.loads(stream.read()).get("label")
-                    sample["label"] = sample["label"] if label is None else str(label)
-            if sample.get("image"):
-                yield sample
+        for one in tars.samples(path, "r:*", tars.content):
+            yield {"image": {"bytes": one.image, "path": one.base}, "label": one.label, "__key__": one.key}
 
 
 def _parts(loaded: Any, data: config.Data) -> dict[str, Part]:
@@ -145,31 +143,32 @@ def _parts(loaded: Any, data: config.Data) -> dict[str, Part]:
 
 
 def _part(table: Dataset, split: str, data: config.Data) -> Part:
-    image, label = _image_column(table.features, data), _label_column(table.features, data, split)
-    names: list[str | None] = _names(table, label) if label else [None] * len(table)
-    keys = table["__key__"][:] if "__key__" in table.features else None
+    image, label = image_column(table.features, data), label_column(table.features, data, split)
+    codes, names = numbered(column_of(table, label), table.features[label], label) if label else unknown(len(table))
     images = table.select_columns([image])
     if image != "image":
         images = images.rename_column(image, "image")
     try:
         images = images.cast_column("image", Image(decode=False))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, ValueError) as error:
-        raise ValueError(f"data.image_column: column {image!r} does not hold images: {_reason(error)}") from None
-    ids = _ids(images, keys, split)
-    return Part(images.add_column("id", ids, feature=COLUMNS["id"]), names, tuple(table.features))
+        raise ValueError(f"data.image_column: column {image!r} does not hold images: {reason(error)}") from None
+    ids = _ids(images, column_of(table, "__key__") if "__key__" in table.features else None, split)
+    return Part(images.add_column("id", ids, feature=COLUMNS["id"]), codes, names, tuple(table.features))
 
 
-def _ids(images: Dataset, keys: list[str] | None, split: str) -> list[str]:
+def _ids(images: Dataset, keys: pa.ChunkedArray | None, split: str) -> pa.Array:
     """``<split>/<name>`` where the rows have distinct keys or file names, else ``<split>-<row>``."""
     if keys is None:
-        paths = pc.struct_field(images.data.column("image"), "path").to_pylist()
-        keys = [PurePosixPath(path).name for path in paths if path]
-    if len(set(keys)) == len(images):
-        return [f"{split}/{key}" for key in keys]
-    return [f"{split}-{row}" for row in range(len(images))]
+        paths = pc.struct_field(images.data.column("image"), "path")
+        keys = pc.replace_substring_regex(pc.utf8_rtrim(paths, "/"), ".*/", "")
+    if not keys.null_count and pc.count_distinct(keys).as_py() == len(images):
+        return pc.binary_join_element_wise(split, keys.cast(pa.string()), "/")
+    rows = pa.array(np.arange(len(images))).cast(pa.string())
+    return pc.binary_join_element_wise(split, rows, "-")
 
 
-def _image_column(features: Features, data: config.Data) -> str:
+def image_column(features: Features, data: config.Data) -> str:
+    """The name of the column with the images: the configured one, or found by type, then by name."""
     if data.image_column:
         return _named(features, data.image_column, "data.image_column")
     kinds = {name: _image_kind(feature) for name, feature in features.items()}
@@ -189,7 +188,7 @@ def _image_kind(feature: Any) -> int:
     return 3 if isinstance(feature, Value) and feature.dtype in ("binary", "large_binary") else 0
 
 
-def _label_column(features: Features, data: config.Data, split: str) -> str:
+def label_column(features: Features, data: config.Data, split: str) -> str:
     """The name of the label column, empty if there is none; only a test split may lack the configured one."""
     if data.label_column and (split != "test" or data.label_column in features):
         return _named(features, data.label_column, "data.label_column")
@@ -205,18 +204,28 @@ def _named(features: Features, column: str, field: str) -> str:
     return column
 
 
-def _names(table: Dataset, column: str) -> list[str | None]:
-    """Class names: of a ClassLabel its names, strings themselves, integers as text; -1 and null are unknown."""
-    feature, values = table.features[column], table[column][:]
-    if isinstance(feature, ClassLabel):
-        return [None if value is None or value < 0 else feature.names[value] for value in values]
+def numbered(values: pa.ChunkedArray, feature: Any, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Codes and class names of a label column: the names of a ClassLabel, strings themselves, integers as text.
+
+    -1, null and the empty string are unknown (code -1).
+    """
     kind = feature.dtype if isinstance(feature, Value) else str(feature)
+    if isinstance(feature, ClassLabel):
+        codes = pc.fill_null(values.cast(pa.int64()), -1).to_numpy()
+        return np.maximum(codes, -1), tuple(feature.names)
     if kind in ("string", "large_string"):
-        return [value or None for value in values]
+        texts = values.cast(pa.string())
+        return coded(pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts))
     if kind == "bool" or re.fullmatch(r"u?int\d+", kind):
-        return [None if value is None or value < 0 else str(int(value)) for value in values]
+        numbers = values.cast(pa.int64())
+        return coded(pc.if_else(pc.less(numbers, 0), pa.scalar(None, pa.string()), numbers.cast(pa.string())))
     raise ValueError(f"data.label_column: column {column!r} holds {kind}; expected class names or integers")
 
 
-def _reason(error: Exception) -> str:
+def unknown(rows: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels where there are none."""
+    return np.full(rows, -1), ()
+
+
+def reason(error: Exception) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:200]

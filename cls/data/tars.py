@@ -1,0 +1,131 @@
+"""Webdataset tars: neighbouring members that share the name up to the first dot are one sample."""
+
+import contextlib
+import hashlib
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from datasets.table import MemoryMappedTable
+
+from cls.data.access import Encoded, pread
+from cls.data.index import cache_folder
+from cls.data.order import block_counts
+from cls.files import replacing
+from cls.images.decode import EXTENSIONS
+
+T = TypeVar("T")
+Mode = Literal["r:", "r:*"]
+SCHEMA = pa.schema({"key": pa.string(), "offset": pa.int64(), "size": pa.int64(), "label": pa.string()})
+
+
+class Sample(NamedTuple, Generic[T]):
+    key: str
+    base: str  # name of the image's member without folders
+    image: T
+    label: str | None  # of the member .cls, or "label" in .json
+
+
+def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = tar.extractfile(member)
+    assert stream is not None  # isfile
+    return stream.read()
+
+
+def samples(path: str, mode: Mode, take: Callable[[tarfile.TarFile, tarfile.TarInfo], T]) -> Iterator[Sample[T]]:
+    """One pass over a tar; ``take`` gives what is wanted of an image's member; samples without an image are left out.
+
+    ``mode``: "r:" for uncompressed tars only, "r:*" for any.
+    """
+    with tarfile.open(path, mode) as tar:
+        key, label = None, None
+        image: tuple[str, T] | None = None
+        for member in tar:
+            folder, base = os.path.split(member.name)
+            if not member.isfile() or base.startswith("."):
+                continue
+            stem, _, suffix = base.partition(".")
+            own = f"{folder}/{stem}" if folder else stem
+            if own != key:
+                if key is not None and image:
+                    yield Sample(key, *image, label)
+                key, label, image = own, None, None
+            last = suffix.rpartition(".")[2].lower()
+            if "." + last in EXTENSIONS:
+                image = base, take(tar, member)
+            elif last == "cls":
+                label = content(tar, member).decode().strip()
+            elif last == "json":
+                found = json.loads(content(tar, member)).get("label")
+                label = label if found is None else str(found)
+        if key is not None and image:
+            yield Sample(key, *image, label)
+
+
+class TarBlocks:
+    """Images in uncompressed tars, read where they lie; blocks are runs of neighbours."""
+
+    def __init__(self, root: Path, paths: Sequence[str]) -> None:
+        self._paths, self._indices = list(paths), [index(path) for path in paths]
+        self._names = [os.path.relpath(path, root) for path in paths]
+        self._starts = np.cumsum([0, *(len(found) for found in self._indices)])
+        self.counts = np.concatenate([block_counts(len(found)) for found in self._indices])
+
+    @property
+    def labels(self) -> pa.ChunkedArray:
+        return pa.chunked_array([c for found in self._indices for c in found.column("label").chunks], pa.string())
+
+    def name(self, row: int) -> str:
+        tar, place = self._place(row)
+        return f"{self._names[tar]}:{self._indices[tar].column('key')[place].as_py()}"
+
+    def read(self, rows: Sequence[int]) -> list[Encoded]:
+        return [self._read(row) for row in rows]
+
+    def identity(self) -> list[Any]:
+        sizes = [int(np.sum(found.column("size").to_numpy())) for found in self._indices]
+        return [*zip(self._names, sizes, strict=True)]
+
+    def _place(self, row: int) -> tuple[int, int]:
+        tar = int(np.searchsorted(self._starts, row, "right")) - 1
+        return tar, row - int(self._starts[tar])
+
+    def _read(self, row: int) -> Encoded:
+        tar, place = self._place(row)
+        offset, size = (self._indices[tar].column(name)[place].as_py() for name in ("offset", "size"))
+        return pread(self._paths[tar], offset, size)
+
+
+def index(path: str) -> MemoryMappedTable | pa.Table:
+    """Key, place and label of each sample; kept in the datasets cache by path, size and time of change.
+
+    The first pass reads the headers and labels only, about 30 us a member. A cache that cannot be written is no error.
+    """
+    status = os.stat(path)
+    known = hashlib.sha256(f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:32]
+    file = cache_folder() / f"tar-{known}.arrow"
+    with contextlib.suppress(OSError, ValueError):  # ArrowInvalid is a ValueError
+        return _mapped(file)
+    found = [
+        {"key": one.key, "offset": one.image[0], "size": one.image[1], "label": one.label}
+        for one in samples(path, "r:", lambda _, member: (member.offset_data, member.size))
+    ]
+    table = pa.Table.from_pylist(found, SCHEMA)
+    with contextlib.suppress(OSError):
+        with replacing(file) as aside, pa.ipc.new_stream(str(aside), SCHEMA) as writer:
+            writer.write_table(table)
+        return _mapped(file)
+    return table
+
+
+def _mapped(file: Path) -> MemoryMappedTable:
+    table = MemoryMappedTable.from_file(str(file))
+    table.validate(full=True)
+    if table.schema != SCHEMA:
+        raise ValueError("another version's")
+    return table
