@@ -20,9 +20,9 @@ from cls import config
 from cls.data.access import Images, images_of
 from cls.data.broken import BrokenImages
 from cls.data.draws import MAX_TRIES, Batch, Draws, Source, Views, made_here
-from cls.data.folder import COLUMNS
 from cls.data.loader import MicroBatchDraws, batches, preprocess
 from cls.data.order import Order
+from cls.data.part import COLUMNS
 from cls.data.sources import load
 from cls.images.ops import Op, training_ops, view_ops
 from cls.outcome import DataError
