@@ -138,16 +138,15 @@ def two_steps(run: Run) -> None:
     micro = MicroBatches(cluster, state.model, run)
     mixing = Mixing("mixup", 0.5) if run.augment.mixup else Mixing("none", 1.0)
     for step in range(2):
-        micro.begin()
-        for index in micro.share:
+        for piece in micro.begin(step):
             images = torch.rand(8, 3, 64, 64).contiguous(memory_format=torch.channels_last)
             targets = soft_targets(torch.arange(8), 10, 0.0)
             images, targets = mix(images, targets, mixing, torch.arange(8))
-            with micro.micro_batch(step, index):
+            with micro.carrying(piece):
                 logits = micro.model(images)
-                loss = loss_per_image(logits, targets, "ce").sum()
-                loss.backward()
-            micro.collect(index, loss)
+                losses = loss_per_image(logits, targets, "ce")
+                losses.sum().backward()
+            micro.collect(piece, losses)
         micro.finish()
         state.update(run.optim.clip)
 

@@ -274,7 +274,7 @@ def _trace(run: Run, size: int, classes: int, precision: str, gpu: bool) -> tupl
         for step, one in enumerate((change(run, train={"batch": size}), run)):
             micro = MicroBatches(cluster, model, one)
             _step(tracer, step, one, precision, classes, micro, state)
-    return tracer.tape, bool(micro.norms)
+    return tracer.tape, bool(micro.norms.buffers)
 
 
 def _fill(model: nn.Module, channels_last: bool) -> None:
@@ -300,22 +300,21 @@ def _step(tracer: Tracer, step: int, run: Run, precision: str, classes: int, mic
     mixing = Mixing("mixup" if run.augment.mixup else "cutmix", 0.5, (0.5, 0.5)) if mixed else Mixing("none", 1.0)
     layout = torch.channels_last if run.train.channels_last else torch.contiguous_format
     size = run.train.micro_batch
-    micro.begin()
-    for index in micro.share:
-        if index:
+    for piece in micro.begin(step):
+        if piece.start:
             tracer.mark()
-        tracer.counting = step == 1 and index == 0
+        tracer.counting = step == 1 and piece.start == 0
         images = torch.empty(size, 3, run.data.size, run.data.size).contiguous(memory_format=layout)
         labels = torch.empty(size, dtype=torch.int64)
         targets = soft_targets(labels, classes, run.optim.label_smoothing)
         images, targets = mix(images, targets, mixing, labels)
-        with micro.micro_batch(step, index):
+        with micro.carrying(piece):
             with micro.cluster.autocast(precision):
                 logits = micro.model(images)
-            loss = loss_per_image(logits, targets, run.optim.loss, weights).sum()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            losses = loss_per_image(logits, targets, run.optim.loss, weights)
+            losses.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         tracer.counting = False
-        micro.collect(index, loss)
+        micro.collect(piece, losses)
     tracer.mark()
     tracer.counting = step == 1
     tracer.tape.update = len(tracer.tape.flops)
