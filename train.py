@@ -58,8 +58,7 @@ def begin(folder: Folder, cluster: Cluster) -> tuple[Splits, Steps, State, int]:
 def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
     run = folder.run
     splits, steps, state, first = begin(folder, cluster)
-    micro = MicroBatches(cluster, cluster.wrap(state.model, run.train.compile), run)
-    probe(micro, state.optimizer, run)
+    micro = probe(MicroBatches(cluster, cluster.wrap(state.model, run.train.compile), run), state.optimizer, run)
     feed = Feed(splits, folder, cluster, micro.share, range(first, steps.total))
     look = partial(predict, classes=splits.classes, run=run, prepare=feed.prepare, cluster=cluster)
     losses = Losses(run.train.batch)

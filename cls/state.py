@@ -58,7 +58,7 @@ def build_state(run: Run, classes: int, steps: Steps, cluster: Cluster) -> State
             shard(network, sharding_units(network, run.model), cluster.mesh())
     lr = learning_rate(run.optim, run.train.batch)
     groups = parameter_groups(model, run.optim, fresh_parameters(model, run.model), lr)
-    optimizer = build_optimizer(groups, run.optim, cluster.device)
+    optimizer = build_optimizer(groups, run.optim)
     schedule = Schedule(optimizer, run.optim, run.train.epochs, steps.whole)
     train_mode(model, run.model.freeze)
     return State(model, optimizer, schedule, average, History())

@@ -330,8 +330,8 @@ JOBS: dict[str, Callable[[Cluster, Path], None]] = {
 }
 
 
-def launch(job: str, *worlds: int) -> None:
-    command = [sys.executable, __file__, job, *map(str, worlds)]
+def launch(job: str, *worlds: int, script: str = __file__) -> None:
+    command = [sys.executable, script, job, *map(str, worlds)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -372,7 +372,7 @@ def child(job: str, rank: int, world: int, folder: Path) -> None:
 
 
 def main(job: str, *worlds: str) -> int:
-    if job == "job_step":
+    if job != "job_total":
         importlib.import_module("torch._dynamo")  # DDP does it: once here instead of once in every child
     with tempfile.TemporaryDirectory() as found:
         folder = Path(found)

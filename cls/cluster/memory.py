@@ -236,18 +236,18 @@ def largest_unit(run: Run, classes: int) -> int:
     )
 
 
-def trace_step(run: Run, classes: int, precision: str, gpu: bool) -> Step:
+def trace_step(run: Run, classes: int, precision: str) -> Step:
     """Two optimizer steps of ``run`` at two micro-batches; ``precision`` is bf16 or fp32; seconds of CPU time.
 
-    ``gpu``: with the fused optimizer that a GPU gets. The kernels' own workspace is not seen.
+    The kernels' own workspace is not seen.
     """
-    found = [_trace(run, size, classes, precision, gpu) for size in SIZES]
+    found = [_trace(run, size, classes, precision) for size in SIZES]
     tapes = found[0][0], found[1][0]
     assert tapes[0].part == tapes[1].part and tapes[0].marks == tapes[1].marks
     return Step(run, tapes, found[0][1])
 
 
-def _trace(run: Run, size: int, classes: int, precision: str, gpu: bool) -> tuple[Tape, bool]:
+def _trace(run: Run, size: int, classes: int, precision: str) -> tuple[Tape, bool]:
     nobody: Any = None  # one process asks it for nothing
     cluster = Cluster(accelerator=nobody, rank=0, world=1, local_world=1, device=torch.device("cpu"))
     run = change(run, train={"batch": 2 * size, "micro_batch": size})
@@ -262,7 +262,7 @@ def _trace(run: Run, size: int, classes: int, precision: str, gpu: bool) -> tupl
                 _fill(network, run.train.channels_last)
                 tracer.label([*network.parameters(), *network.buffers()], name)
         groups = parameter_groups(model, run.optim, fresh_parameters(model, run.model), 1e-3)
-        optimizer = build_optimizer(groups, run.optim, torch.device("cuda" if gpu else "cpu"))
+        optimizer = build_optimizer(groups, run.optim)
         state = State(model, optimizer, Schedule(optimizer, run.optim, run.train.epochs, 100), average, History())
         train_mode(model, run.model.freeze)
         for parameter in model.parameters():

@@ -1,6 +1,6 @@
 """BatchNorm by micro-batch: running buffers as one row of numbers, and several micro-batches in one forward pass."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
-from torch.overrides import TorchFunctionMode
 
 Pair = tuple[Tensor | None, Tensor | None]
 """Running mean and variance."""
@@ -22,12 +21,15 @@ class Norms:
 
     def __init__(self, model: nn.Module) -> None:
         training = [m for m in model.modules() if isinstance(m, _NormBase) and m.training]
-        self.training = [norm for norm in training if isinstance(norm, _BatchNorm)]
+        self.batch = [norm for norm in training if isinstance(norm, _BatchNorm)]
         tracking = [norm for norm in training if norm.running_mean is not None]
         # a cumulative average (momentum None) would count the micro-batches that this rank has seen
         assert all(norm.momentum is not None for norm in tracking)
         self.learn = any(p.requires_grad for norm in training for p in norm.parameters())
-        self.together = all(isinstance(norm, _BatchNorm) for norm in tracking)  # can be taken apart again
+        # whose forward pass is known; of a model with others one micro-batch goes forward at a time
+        self.together = all(
+            type(norm).forward is _BatchNorm.forward or _activates(norm) for norm in {*tracking, *self.batch}
+        )
         self.buffers = [b for norm in tracking for b in (norm.running_mean, norm.running_var) if b is not None]
         self.counts = [norm.num_batches_tracked for norm in tracking if norm.num_batches_tracked is not None]
         self._sizes = [buffer.numel() for buffer in self.buffers]
@@ -60,39 +62,44 @@ class Norms:
         """
         rows = self._start.expand(count, -1).clone()
         means_and_variances = [iter(row.split_with_sizes(self._sizes)) for row in rows]
-        for norm in self.training:
+        for norm in self.batch:
             own: list[Pair] = [(None, None)] * count
             if norm.running_mean is not None:
                 own = [(next(row), next(row)) for row in means_and_variances]
-            norm.__dict__["forward"] = _Apart(norm, own)  # Module.__setattr__ takes 1 us for each
+            norm.__dict__["forward"] = _Apart(norm, own).forward  # Module.__setattr__ takes 1 us for each
         try:
             yield rows
         finally:
-            for norm in self.training:
+            for norm in self.batch:
                 del norm.__dict__["forward"]
 
 
-class _Apart(TorchFunctionMode):
-    """A norm's own forward in which ``F.batch_norm`` takes one micro-batch after the other.
+def _activates(norm: nn.Module) -> bool:
+    """Whether it is timm's norm with an activation; by name, since the import of timm takes 1.5 s."""
+    return f"{type(norm).__module__}.{type(norm).__name__}" == "timm.layers.norm_act.BatchNormAct2d"
 
-    It is ``F.batch_norm`` that is replaced, not the module: subclasses (timm's BatchNormAct2d) add an activation, which
-    then runs once and keeps one result for the backward pass. One call for each micro-batch and one concatenation cost
-    1.4 to 1.6 times the single norm on a CPU, the forward and backward pass of it. Folding micro-batches into channels
-    costs 2.1 (channels-last) to 3 times: two copies there and back in place of one, and memory traffic is all that a
-    norm costs, on a GPU too. A formula of var_mean and pointwise operations costs 6 to 8 times.
+
+class _Apart:
+    """A norm's forward pass that takes one micro-batch after the other.
+
+    One call for each and one concatenation cost 1.4 to 1.6 times the single norm on a CPU, forward and backward.
+    Folding micro-batches into channels costs 2.1 (channels-last) to 3 times: two copies there and back in place of one,
+    and memory traffic is all that a norm costs, on a GPU too. A formula of var_mean and pointwise operations costs 6 to
+    8 times. The activation of timm's BatchNormAct2d runs once, so that it keeps one result for the backward pass. (A
+    TorchFunctionMode around the norm's own forward would do for any subclass, but torch.compile drops it and the
+    gradients of weight and bias without a word: torch 2.14.)
     """
 
-    def __init__(self, norm: nn.Module, own: list[Pair]) -> None:
-        super().__init__()
-        self.norm, self.own = norm, own
+    def __init__(self, norm: _BatchNorm, own: list[Pair]) -> None:
+        self.norm, self.own, self.activates = norm, own, _activates(norm)
 
-    def __call__(self, images: Tensor) -> Any:
-        with self:
-            return type(self.norm).forward(self.norm, images)
-
-    def __torch_function__(self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
-        if func is not F.batch_norm:
-            return func(*args, **(kwargs or {}))
-        whole = args[0]  # with the images outermost; a transformer's norm sees b·tokens rows
-        parts = whole.split(len(whole) // len(self.own))
-        return torch.cat([func(part, *own, **kwargs) for part, own in zip(parts, self.own, strict=True)])
+    def forward(self, images: Tensor) -> Tensor:
+        norm: Any = self.norm
+        parts = images.split_with_sizes([len(images) // len(self.own)] * len(self.own))  # a norm of tokens has b·n rows
+        done = torch.cat([
+            F.batch_norm(part, mean, variance, norm.weight, norm.bias, True, norm.momentum or 0.0, norm.eps)
+            for part, (mean, variance) in zip(parts, self.own, strict=True)
+        ])  # fmt: skip
+        if self.activates:
+            done = norm.act(norm.drop(done))
+        return done

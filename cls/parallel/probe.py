@@ -9,8 +9,8 @@ from cls.parallel import reduce
 from cls.parallel.step import MicroBatches, advice, smaller
 
 
-def probe(micro: MicroBatches, optimizer: Optimizer, run: Run) -> None:
-    """Forward and backward of one piece; nothing of it stays. It is warm-up as well.
+def probe(micro: MicroBatches, optimizer: Optimizer, run: Run) -> MicroBatches:
+    """Forward and backward of one piece; nothing of it stays. It is warm-up as well. Gives ``micro``, cut into pieces.
 
     A micro-batch is part of the method and never changes by itself: where it does not fit this raises OutOfMemory, on
     all ranks, with the largest one that fits on each of them. How many of them make a piece (reduce=fast) is not: the
@@ -28,7 +28,7 @@ def probe(micro: MicroBatches, optimizer: Optimizer, run: Run) -> None:
             raise OutOfMemory(advice(run, found))
         most = -(-most // 2)
     if micro.exact:
-        return
+        return micro
     micro.cut(most)
     if micro.cluster.main:
         print(f"fast: {most} micro-batch{'es' * (most > 1)} per forward", flush=True)
@@ -36,6 +36,7 @@ def probe(micro: MicroBatches, optimizer: Optimizer, run: Run) -> None:
         # DDP rebuilds its buckets after its first backward; a resumed run must add in the order of the first life
         for _ in range(2):
             _forward_backward(micro, run, size, micro.pieces[-1])
+    return micro
 
 
 def _sharded(micro: MicroBatches, optimizer: Optimizer, run: Run, most: int) -> int:
