@@ -209,7 +209,7 @@ def test_sixteen_images_follow_from_four_and_six() -> None:
     run = small("exact", 2)
     step = trace_step(run, 10, "bf16")
     assert 16 not in SIZES
-    direct, _ = _trace(run, 16, 10, "bf16", True)
+    direct, _ = _trace(run, 16, 10, "bf16")
     assert direct.bytes == step._at("bytes", 16).tolist()
     assert direct.part == step.tapes[0].part and direct.marks == step.tapes[0].marks
     assert direct.flops == step._at("flops", 16).tolist() and direct.moved == step._at("moved", 16).tolist()
