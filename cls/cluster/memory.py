@@ -157,6 +157,7 @@ class Step:
     def peak(self, size: int, share: range) -> Need:
         """Highest need of a process that carries the micro-batches ``share`` of ``size`` images, without exchange.
 
+        One micro-batch a forward pass, in fast mode too: a run puts several into one only where they fit (the probe).
         Replays the second step. A micro-batch whose left sibling's gradients are still in ``.grad`` (or, in fast mode,
         any but the first) is the traced second one, else the traced first one; in exact mode every further partial sum
         on the stack is one more set of gradients: their number is that of the maximal aligned subtrees so far.
