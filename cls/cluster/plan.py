@@ -69,7 +69,6 @@ def plan(run: Run, request: Request) -> dict[str, Any]:
         "memory_gib": {name: round(value, 3) for name, value in needs[asked].items()},
         "memory_by_micro_batch_gib": {str(size): round(sum(need.values()), 2) for size, need in needs.items()},
         "micro_batches_per_gpu": _carried(chosen, request),
-        "micro_batches_per_forward": "1" if run.train.reduce == "exact" else "1 (more where there is room)",
         "sharding": _sharding(step, run, classes, asked, request),
         "gflop_per_image": round(float(step.work(asked)[0].sum()) / asked / 1e9, 2),
         "host_memory_gib_per_node": round(_host_gib(step, request), 1),
