@@ -19,13 +19,13 @@ from cls.data.sources import Splits, load
 from cls.evaluate import predict, validate
 from cls.folder import Folder, open_folder
 from cls.journal import Journal
-from cls.mix import draw_mixing, loss_per_image, mix, partners, soft_targets
-from cls.models import check_model, train_mode
+from cls.mix import draw_mixing, join, loss_per_image, mix, partners, soft_targets
+from cls.models import check_model
 from cls.outcome import Ending
 from cls.parallel.cluster import Cluster, start
 from cls.parallel.probe import probe
 from cls.parallel.step import MicroBatches
-from cls.parallel.watch import Losses
+from cls.parallel.watch import Garbage, Losses
 from cls.saver import Saver
 from cls.state import State, build_state
 from cls.steps import Steps
@@ -52,19 +52,18 @@ def begin(folder: Folder, cluster: Cluster) -> tuple[Splits, Steps, State, int]:
     steps = Steps(len(splits.train), folder.run.train)
     state = cluster.together(lambda: build_state(folder.run, len(splits.classes), steps, cluster))
     first = checkpoint.restore(folder.path / "checkpoints", state, cluster)
-    train_mode(state.model, folder.run.model.freeze)
     return splits, steps, state, first
 
 
 def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
     run = folder.run
     splits, steps, state, first = begin(folder, cluster)
-    micro = MicroBatches(cluster, cluster.wrap(state.model, run.train.compile), run)
-    probe(micro, state.optimizer, run)
+    micro = probe(MicroBatches(cluster, cluster.wrap(state.model, run.train.compile), run), state.optimizer, run)
     feed = Feed(splits, folder, cluster, micro.share, range(first, steps.total))
     look = partial(predict, classes=splits.classes, run=run, prepare=feed.prepare, cluster=cluster)
     losses = Losses(run.train.batch)
     with (
+        Garbage() as garbage,
         Journal(folder, cluster, steps, first, state.model) as journal,
         Saver(folder, cluster, state, best_header(run, splits), journal.lives) as saver,
     ):
@@ -84,10 +83,10 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
                     break
                 forward_backward(step, run, micro, feed, cluster)
                 result = micro.finish(cluster.stop.ask(), saver.due())
-                lr = state.update(run.optim.clip)
-                journal.steps(losses.put(step + 1, result, lr))
+                journal.steps(losses.put(step + 1, result, state.update(run.optim.clip)))
                 if steps.pauses(step + 1):
                     feed.broken.agree(cluster)
+                    garbage.collect()
             saver.finish()
             return write_results(folder, state, splits, look, cluster, journal)
         except Stopped:
@@ -101,19 +100,19 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
 def forward_backward(step: int, run: Run, micro: MicroBatches, feed: Feed, cluster: Cluster) -> None:
     """This rank's micro-batches of a step: their gradients, BatchNorm statistics and losses."""
     mixing = draw_mixing(run.augment, run.seed, step)
-    micro.begin()
-    for index in micro.share:
-        images, labels = feed.next()
-        targets = soft_targets(labels, feed.classes, run.optim.label_smoothing)
-        images, targets = mix(images, targets, mixing, partners(run.train.micro_batch, run.seed, step, index))
-        with micro.micro_batch(step, index):
+    for piece in micro.begin(step):  # of one micro-batch, or of several with reduce=fast
+        mixed = []
+        for index in piece:
+            images, labels = feed.next()
+            targets = soft_targets(labels, feed.classes, run.optim.label_smoothing)
+            mixed.append(mix(images, targets, mixing, partners(run.train.micro_batch, run.seed, step, index)))
+        images, targets = join(mixed)
+        with micro.carrying(piece):
             with cluster.autocast(run.train.precision):
                 logits = micro.model(images)
-            loss = loss_per_image(logits, targets, run.optim.loss, feed.weights).sum()
-            loss.backward()
-        micro.collect(index, loss)
-        if cluster.stop.at_once:
-            raise Stopped
+            losses = loss_per_image(logits, targets, run.optim.loss, feed.weights)
+            losses.sum().backward()
+        micro.collect(piece, losses)
 
 
 if __name__ == "__main__":

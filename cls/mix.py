@@ -60,6 +60,17 @@ def mix(images: Tensor, targets: Tensor, mixing: Mixing, partner: Tensor) -> tup
     return images, share * targets + (1 - share) * targets[partner]
 
 
+def join(mixed: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Images and targets of several micro-batches one behind the other; a single one is not copied. Empties the list:
+    a piece needs its memory.
+    """
+    if len(mixed) == 1:
+        return mixed.pop()
+    images, targets = zip(*mixed, strict=True)
+    mixed.clear()
+    return torch.cat(images), torch.cat(targets)
+
+
 def cutmix_box(mixing: Mixing, height: int, width: int) -> tuple[int, int, int, int]:
     """top, bottom, left, right of a box of area 1 - share around the drawn centre, clipped (the paper's rand_bbox)."""
     ratio = (1 - mixing.share) ** 0.5

@@ -32,10 +32,16 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def like(target: Tensor, value: Tensor) -> Tensor:
-    """``value``, the same on all ranks, on the device of ``target`` and spread as it is."""
+    """``value``, the same on all ranks, on the device of ``target``, spread and laid out in memory as it is.
+
+    Fused optimizers go through parameters and moments by address: row-major moments (a file knows no others) beside
+    channels-last parameters are another training, without a word on a CPU.
+    """
     value = value.to(target.device)
     if isinstance(target, DTensor):
         return distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
+    if value.stride() != target.stride():
+        value = torch.empty_like(target, dtype=value.dtype, requires_grad=False).copy_(value)
     return value
 
 

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from cls.config import Run
 from cls.history import History
-from cls.models import build_model, fresh_parameters, sharding_units
+from cls.models import build_model, fresh_parameters, sharding_units, train_mode
 from cls.optim import Schedule, build_optimizer, learning_rate, moving_average, parameter_groups
 from cls.parallel.cluster import Cluster
 from cls.sharded import shard
@@ -58,6 +58,7 @@ def build_state(run: Run, classes: int, steps: Steps, cluster: Cluster) -> State
             shard(network, sharding_units(network, run.model), cluster.mesh())
     lr = learning_rate(run.optim, run.train.batch)
     groups = parameter_groups(model, run.optim, fresh_parameters(model, run.model), lr)
-    optimizer = build_optimizer(groups, run.optim, cluster.device)
+    optimizer = build_optimizer(groups, run.optim)
     schedule = Schedule(optimizer, run.optim, run.train.epochs, steps.whole)
+    train_mode(model, run.model.freeze)
     return State(model, optimizer, schedule, average, History())

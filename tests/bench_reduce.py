@@ -40,12 +40,11 @@ def here(count: int) -> None:
         for kind, (micro, twin, optimizer) in loops.items():
             cluster.gather(None)
             since = time.perf_counter()
-            micro.begin()
-            for index in micro.share:
-                with micro.micro_batch(step, index):
-                    loss = twin(images).square().sum()
-                    loss.backward()
-                micro.collect(index, loss)
+            for piece in micro.begin(step):
+                with micro.carrying(piece):
+                    losses = twin(images).square().sum(1)
+                    losses.sum().backward()
+                micro.collect(piece, losses)
             float(micro.finish()[0])
             optimizer.step()
             cluster.gather(None)

@@ -34,12 +34,11 @@ PAIRS = 7
 
 def one_step(step: int, micro: MicroBatches, state: State, images: torch.Tensor, ask: bool = True) -> float:
     since = time.perf_counter()
-    micro.begin()
-    for index in micro.share:
-        with micro.micro_batch(step, index):
-            loss = micro.model(images).square().sum()
-            loss.backward()
-        micro.collect(index, loss)
+    for piece in micro.begin(step):
+        with micro.carrying(piece):
+            losses = micro.model(images).square().sum(1)
+            losses.sum().backward()
+        micro.collect(piece, losses)
     float(micro.finish(micro.cluster.stop.ask() if ask else False)[0])
     state.update(0.0)
     return time.perf_counter() - since

@@ -41,7 +41,7 @@ def build(seed: int = 0, average: bool = True, name: str = "adamw") -> State:
     config = Optim(
         name=name, lr=0.01, schedule="plateau", patience=1, plateau_on="either", head_lr=3.0, decay_norms=False
     )  # type: ignore[arg-type]  # a literal
-    optimizer = build_optimizer(parameter_groups(model, config, {"3.weight"}, 0.01), config, CPU)
+    optimizer = build_optimizer(parameter_groups(model, config, {"3.weight"}, 0.01), config)
     return State(
         model,
         optimizer,

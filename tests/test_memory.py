@@ -71,6 +71,21 @@ def test_a_micro_batch_that_does_not_fit_on_one_rank_stops_all_with_one_that_doe
     assert saved(again.out) == [(1, 0)]
 
 
+@pytest.mark.parametrize(
+    ("world", "megabytes", "found"),
+    [(2, 440, "1 micro-batch"), pytest.param(1, 800, "2 micro-batches", marks=pytest.mark.soak)],
+)
+def test_a_piece_that_does_not_fit_on_one_rank_is_cut_on_all(
+    runs: Bench, folder: Path, world: int, megabytes: int, found: str
+) -> None:
+    """Micro-batches of 32; the whole share is tried first (64 or 128 images) on the rank that has the limit."""
+    out, limit = folder / f"pieces-{world}", f"limit={megabytes}@{world - 1}:probe:1;SIGTERM@0:step:1"
+    ended = runs.run(out, [*LARGE, "--train.micro-batch", "32", "--train.reduce", "fast"], world, limit)
+    assert ended.codes == [85] * world and ended.struck == ["probe", "step"], ended.output
+    assert ended.output.count("per forward") == 1 and f"fast: {found} per forward\n" in ended.output
+    assert saved(out) == [(1, 0)]
+
+
 def test_memory_that_is_short_later_on_costs_no_checkpoint(runs: Bench, folder: Path, whole: Ended) -> None:
     """Rank 1 fails in the first of its two micro-batches of step 5; rank 0 loses its partner."""
     out = folder / "later"

@@ -120,6 +120,7 @@ def test_the_plan_of_the_digits() -> None:
     assert found["classes"] == 10 and found["training_images"] == 1438
     assert found["precision"] == "bf16" and found["fits"] and found["problems"] == []
     assert found["micro_batches_per_gpu"] == [3, 3, 2]
+    assert any("reduce fast puts several into one" in text for text in found["assumptions"])
     assert found["largest_micro_batch"] == 32  # 4 micro-batches; of 64 there would be 2 for 3 GPUs
     assert list(found["memory_by_micro_batch_gib"]) == ["2", "4", "8", "16", "32"]
     in_all = sum(found["memory_gib"].values())

@@ -36,7 +36,7 @@ def traced(backbone: str, precision: str = "fp32", freeze: tuple[str, ...] = ())
 def _traced(backbone: str, precision: str, freeze: tuple[str, ...]) -> Step:
     model = {"weights": "none", "backbone": backbone, "freeze": freeze}
     run = change(recipes.get("mlp-head"), model=model, train={"reduce": "fast", "batch": 64})
-    return trace_step(run, 100, precision, gpu=True)
+    return trace_step(run, 100, precision)
 
 
 def gib(step: Step, size: int) -> float:
@@ -116,7 +116,7 @@ def small(reduce: str, count: int, **sections: dict[str, Any]) -> Run:
 
 @cache
 def _traced_small(run: Run) -> Step:
-    return trace_step(run, 10, "fp32", gpu=True)
+    return trace_step(run, 10, "fp32")
 
 
 def small_step(run: Run) -> Step:
@@ -138,16 +138,15 @@ def two_steps(run: Run) -> None:
     micro = MicroBatches(cluster, state.model, run)
     mixing = Mixing("mixup", 0.5) if run.augment.mixup else Mixing("none", 1.0)
     for step in range(2):
-        micro.begin()
-        for index in micro.share:
+        for piece in micro.begin(step):
             images = torch.rand(8, 3, 64, 64).contiguous(memory_format=torch.channels_last)
             targets = soft_targets(torch.arange(8), 10, 0.0)
             images, targets = mix(images, targets, mixing, torch.arange(8))
-            with micro.micro_batch(step, index):
+            with micro.carrying(piece):
                 logits = micro.model(images)
-                loss = loss_per_image(logits, targets, "ce").sum()
-                loss.backward()
-            micro.collect(index, loss)
+                losses = loss_per_image(logits, targets, "ce")
+                losses.sum().backward()
+            micro.collect(piece, losses)
         micro.finish()
         state.update(run.optim.clip)
 
@@ -184,7 +183,7 @@ def test_the_estimate_is_what_the_allocator_really_held(case: str) -> None:
     run = CASES[case]
     torch.set_num_threads(1)
     held = allocated(run)
-    estimated = trace_step(run, 10, "fp32", gpu=False).peak(8, range(run.train.batch // 8)).total
+    estimated = trace_step(run, 10, "fp32").peak(8, range(run.train.batch // 8)).total
     assert estimated == pytest.approx(held, rel=0.1)
     assert 0.99 * estimated <= held <= 1.01 * (estimated + 2 * 4 * 512 * 512 * 9)
 
@@ -208,9 +207,9 @@ def test_parts_are_what_they_are_called() -> None:
 def test_sixteen_images_follow_from_four_and_six() -> None:
     """Each allocation, operation and byte of a direct trace at 16, not only the sum."""
     run = small("exact", 2)
-    step = trace_step(run, 10, "bf16", gpu=True)
+    step = trace_step(run, 10, "bf16")
     assert 16 not in SIZES
-    direct, _ = _trace(run, 16, 10, "bf16", True)
+    direct, _ = _trace(run, 16, 10, "bf16")
     assert direct.bytes == step._at("bytes", 16).tolist()
     assert direct.part == step.tapes[0].part and direct.marks == step.tapes[0].marks
     assert direct.flops == step._at("flops", 16).tolist() and direct.moved == step._at("moved", 16).tolist()

@@ -142,12 +142,11 @@ def images_of(step: int, batch: int = 12) -> Tensor:
 
 def one_step(micro: MicroBatches, model: nn.Module, step: int, batch: int = 12) -> Tensor:
     images, size = images_of(step, batch), batch // micro.count
-    micro.begin()
-    for index in micro.share:
-        with micro.micro_batch(step, index):
-            loss = model(images[index * size : (index + 1) * size]).square().sum()
-            loss.backward()
-        micro.collect(index, loss)
+    for piece in micro.begin(step):
+        with micro.carrying(piece):
+            losses = model(images[piece.start * size : piece.stop * size]).square().sum(1)
+            losses.sum().backward()
+        micro.collect(piece, losses)
     return micro.finish()[0]
 
 
@@ -206,11 +205,11 @@ def test_frozen_norms_keep_their_bits() -> None:
 def masks(seed: int, step: int, order: list[int]) -> dict[int, Tensor]:
     model = Net("group", dropout=0.5)
     micro = MicroBatches(cluster(), model, change(run_of(), seed=seed))
-    micro.begin()
+    micro.begin(step)
     found = {}
     for index in order:
         torch.rand(7)  # something else draws in between
-        with micro.micro_batch(step, index):
+        with micro.carrying(range(index, index + 1)):
             found[index] = model.drop(torch.ones(200))
     return found
 
@@ -331,8 +330,8 @@ JOBS: dict[str, Callable[[Cluster, Path], None]] = {
 }
 
 
-def launch(job: str, *worlds: int) -> None:
-    command = [sys.executable, __file__, job, *map(str, worlds)]
+def launch(job: str, *worlds: int, script: str = __file__) -> None:
+    command = [sys.executable, script, job, *map(str, worlds)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -373,7 +372,7 @@ def child(job: str, rank: int, world: int, folder: Path) -> None:
 
 
 def main(job: str, *worlds: str) -> int:
-    if job == "job_step":
+    if job != "job_total":
         importlib.import_module("torch._dynamo")  # DDP does it: once here instead of once in every child
     with tempfile.TemporaryDirectory() as found:
         folder = Path(found)

@@ -157,6 +157,7 @@ class Step:
     def peak(self, size: int, share: range) -> Need:
         """Highest need of a process that carries the micro-batches ``share`` of ``size`` images, without exchange.
 
+        One micro-batch a forward pass, in fast mode too: a run puts several into one only where they fit (the probe).
         Replays the second step. A micro-batch whose left sibling's gradients are still in ``.grad`` (or, in fast mode,
         any but the first) is the traced second one, else the traced first one; in exact mode every further partial sum
         on the stack is one more set of gradients: their number is that of the maximal aligned subtrees so far.
@@ -236,18 +237,18 @@ def largest_unit(run: Run, classes: int) -> int:
     )
 
 
-def trace_step(run: Run, classes: int, precision: str, gpu: bool) -> Step:
+def trace_step(run: Run, classes: int, precision: str) -> Step:
     """Two optimizer steps of ``run`` at two micro-batches; ``precision`` is bf16 or fp32; seconds of CPU time.
 
-    ``gpu``: with the fused optimizer that a GPU gets. The kernels' own workspace is not seen.
+    The kernels' own workspace is not seen.
     """
-    found = [_trace(run, size, classes, precision, gpu) for size in SIZES]
+    found = [_trace(run, size, classes, precision) for size in SIZES]
     tapes = found[0][0], found[1][0]
     assert tapes[0].part == tapes[1].part and tapes[0].marks == tapes[1].marks
     return Step(run, tapes, found[0][1])
 
 
-def _trace(run: Run, size: int, classes: int, precision: str, gpu: bool) -> tuple[Tape, bool]:
+def _trace(run: Run, size: int, classes: int, precision: str) -> tuple[Tape, bool]:
     nobody: Any = None  # one process asks it for nothing
     cluster = Cluster(accelerator=nobody, rank=0, world=1, local_world=1, device=torch.device("cpu"))
     run = change(run, train={"batch": 2 * size, "micro_batch": size})
@@ -262,7 +263,7 @@ def _trace(run: Run, size: int, classes: int, precision: str, gpu: bool) -> tupl
                 _fill(network, run.train.channels_last)
                 tracer.label([*network.parameters(), *network.buffers()], name)
         groups = parameter_groups(model, run.optim, fresh_parameters(model, run.model), 1e-3)
-        optimizer = build_optimizer(groups, run.optim, torch.device("cuda" if gpu else "cpu"))
+        optimizer = build_optimizer(groups, run.optim)
         state = State(model, optimizer, Schedule(optimizer, run.optim, run.train.epochs, 100), average, History())
         train_mode(model, run.model.freeze)
         for parameter in model.parameters():
@@ -274,7 +275,7 @@ def _trace(run: Run, size: int, classes: int, precision: str, gpu: bool) -> tupl
         for step, one in enumerate((change(run, train={"batch": size}), run)):
             micro = MicroBatches(cluster, model, one)
             _step(tracer, step, one, precision, classes, micro, state)
-    return tracer.tape, bool(micro.norms)
+    return tracer.tape, bool(micro.norms.buffers)
 
 
 def _fill(model: nn.Module, channels_last: bool) -> None:
@@ -300,22 +301,21 @@ def _step(tracer: Tracer, step: int, run: Run, precision: str, classes: int, mic
     mixing = Mixing("mixup" if run.augment.mixup else "cutmix", 0.5, (0.5, 0.5)) if mixed else Mixing("none", 1.0)
     layout = torch.channels_last if run.train.channels_last else torch.contiguous_format
     size = run.train.micro_batch
-    micro.begin()
-    for index in micro.share:
-        if index:
+    for piece in micro.begin(step):
+        if piece.start:
             tracer.mark()
-        tracer.counting = step == 1 and index == 0
+        tracer.counting = step == 1 and piece.start == 0
         images = torch.empty(size, 3, run.data.size, run.data.size).contiguous(memory_format=layout)
         labels = torch.empty(size, dtype=torch.int64)
         targets = soft_targets(labels, classes, run.optim.label_smoothing)
         images, targets = mix(images, targets, mixing, labels)
-        with micro.micro_batch(step, index):
+        with micro.carrying(piece):
             with micro.cluster.autocast(precision):
                 logits = micro.model(images)
-            loss = loss_per_image(logits, targets, run.optim.loss, weights).sum()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            losses = loss_per_image(logits, targets, run.optim.loss, weights)
+            losses.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         tracer.counting = False
-        micro.collect(index, loss)
+        micro.collect(piece, losses)
     tracer.mark()
     tracer.counting = step == 1
     tracer.tape.update = len(tracer.tape.flops)

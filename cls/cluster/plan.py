@@ -46,7 +46,7 @@ def plan(run: Run, request: Request) -> dict[str, Any]:
     check_model(replace(run.model, weights="none"), run.data.size)
     splits = load(run.data, run.seed)
     classes, steps = len(splits.classes), Steps(len(splits.train), run.train)
-    step = trace_step(run, classes, precision, gpu=True)
+    step = trace_step(run, classes, precision)
     usable = gpu.usable_gib if gpu else USABLE * request.memory
     needs = _needs(step, run, classes, request)
     asked, fitting = run.train.micro_batch, [size for size, need in needs.items() if sum(need.values()) <= usable]

@@ -24,6 +24,7 @@ ASSUMPTIONS = (
     f"at least {LAUNCH_SECONDS * 1e6:.0f} us to start",
     "fp32 convolutions run as TF32 where the GPU has it (torch's default)",
     f"GPUs of one node exchange gradients at {PCIE_GB_PER_S:.0f} GB/s (PCIe), not overlapped with computing",
+    "one micro-batch per forward pass; reduce fast puts several into one where memory allows it, which is no slower",
     "images arrive in time (see the cores); validation is counted by its images at a third of a training image's time",
 )
 

@@ -188,7 +188,8 @@ def start(train: Train, stop: Stop) -> Cluster:
         cpu=device == "cpu",
         mixed_precision="no",  # autocast is entered where the forward is; the launcher's choice must not add another
         kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
+            # fast: gradients live in the buckets that are exchanged, one set less; exact never fills the buckets
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=train.reduce == "fast"),
             InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
         ],
     )

@@ -2,31 +2,37 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from cls.config import Run
 from cls.outcome import OutOfMemory, out_of_memory
 from cls.parallel import reduce
 from cls.parallel.cluster import Cluster
+from cls.parallel.norms import Norms
 from cls.seed import torch_seed
+from cls.stop import Stopped
 
 
 class MicroBatches:
     """The micro-batches that this rank carries, and the sums over all of them.
 
-    Each micro-batch sees the step's BatchNorm buffers and its own dropout masks, seeded by (seed, step, micro-batch):
-    what it computes does not depend on who carries it or on what was computed before. ``exact`` adds gradients in the
-    fixed tree of :mod:`cls.parallel.reduce`; ``fast`` lets autograd accumulate and DDP all-reduce while it goes back.
-    Buffers and the loss are a few hundred kilobytes and take the tree in both modes. ``model`` is in train mode.
-    Sharded (FSDP), each micro-batch's gradients are summed over ranks at once: kept whole they would fill the memory
-    that sharding is to save.
+    Each micro-batch sees the step's BatchNorm buffers: what it computes does not depend on who carries it or on what
+    was computed before. ``exact`` makes one forward pass of each, with dropout masks seeded by (seed, step,
+    micro-batch), and adds gradients in the fixed tree of :mod:`cls.parallel.reduce`.
+
+    ``fast`` is the same method in other bits. The micro-batches of a *piece* go through the model in one forward pass;
+    BatchNorm statistics, mixing partners and running buffers stay those of each micro-batch; the piece draws its
+    dropout masks from one generator state, seeded by (seed, step, first micro-batch of the piece). Autograd accumulates
+    pieces, and DDP all-reduces while the last one goes back. A piece is one micro-batch until :meth:`cut` is told, by
+    the probe, how many fit. Buffers and losses are a few hundred kilobytes and take the tree in both modes. ``model``
+    is in train mode. Sharded (FSDP), each piece's gradients are summed over ranks at once: kept whole they would fill
+    the memory that sharding is to save.
     """
 
     def __init__(self, cluster: Cluster, model: nn.Module, run: Run) -> None:
@@ -46,18 +52,15 @@ class MicroBatches:
                 + (f"--num_processes {fewer}, or " if fewer else "")
                 + "DDP (--config_file accelerate_configs/ddp.yaml)"
             )
-        training = [m for m in model.modules() if isinstance(m, _NormBase) and m.training]
-        if run.train.micro_batch == 1 and any(p.requires_grad for norm in training for p in norm.parameters()):
+        self.norms = Norms(model)
+        if run.train.micro_batch == 1 and self.norms.learn:
             raise ValueError("train.micro_batch is 1: BatchNorm needs the statistics of 2 or more images")
-        self.norms = [norm for norm in training if norm.running_mean is not None]
-        # a cumulative average (momentum None) would count the micro-batches that this rank has seen
-        assert all(norm.momentum is not None for norm in self.norms)
         self.share = reduce.shares(self.count, cluster.world)[cluster.rank]
         self.exact = run.train.reduce == "exact"
         self.run, self.batch, self.seed = run, run.train.batch, run.seed
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.start: list[Tensor] = []
-        self.done: int | None = None  # forward passes of the step that is being made
+        self.cut(1)
+        self.underway = False  # a step is being made
         self.left: list[Tensor] = []  # the first of two siblings
         self.rooms: dict[str, Tensor] = {}
         if isinstance(model, DistributedDataParallel) and not self.exact:
@@ -68,50 +71,68 @@ class MicroBatches:
                     module.set_gradient_divide_factor(1.0)  # a sum; the batch is divided by once, in finish()
                     module.set_force_sum_reduction_for_comms(True)
 
-    def begin(self) -> None:
-        """Start a step: remember the BatchNorm buffers that every micro-batch starts from."""
-        self.start = [buffer.clone() for buffer in self._buffers()]
-        self.done = 0
+    def cut(self, most: int) -> None:
+        """From now on at most so many micro-batches go through the model at once; the last piece takes the rest."""
+        assert most == 1 or not self.exact
+        starts = self.share[::most]
+        self.pieces = [range(start, min(start + most, self.share.stop)) for start in starts]
+
+    def begin(self, step: int) -> list[range]:
+        """Start a step: remember the buffers that every micro-batch starts from. Gives the pieces to carry."""
+        self.norms.remember()
+        self.step, self.underway = step, True
         self.stack: list[reduce.Block] = []
         for parameter in self.parameters:
             parameter.grad = None
+        return self.pieces
 
     @contextmanager
-    def micro_batch(self, step: int, index: int) -> Iterator[None]:
-        """Forward and backward of one micro-batch go inside."""
-        torch._foreach_copy_(self._buffers(), self.start) if self.start else None
-        self._seed_dropout(step, index)
-        quiet = isinstance(self.model, DistributedDataParallel) and (self.exact or index != self.share[-1])
-        assert self.done is not None
+    def carrying(self, piece: range) -> Iterator[None]:
+        """Forward and backward of a piece, its micro-batches one behind the other, go inside."""
+        self._seed_dropout(self.step, piece.start)
+        quiet = isinstance(self.model, DistributedDataParallel) and (self.exact or piece.stop != self.share.stop)
+        together = self.norms.apart(len(piece)) if len(piece) > 1 else nullcontext(None)
+        self.norms.recall()
         try:
-            with self.model.no_sync() if quiet else nullcontext():  # type: ignore[operator]  # DDP's
+            with together as self.rows, self.model.no_sync() if quiet else nullcontext():  # type: ignore[operator]  # DDP's
                 yield
         except Exception as error:
             if out_of_memory(error):
                 raise OutOfMemory(f"{advice(self.run, smaller(self.run))} ({error})") from error
             raise
-        self.done += 1
 
-    def collect(self, index: int, loss: Tensor) -> None:
-        """Take one micro-batch's summed loss (scalar), buffers and, in exact mode, gradients.
+    def collect(self, piece: range, losses: Tensor) -> None:
+        """Take a piece's losses (one per image), buffers and, in exact mode, gradients.
 
-        Where a rank carries two siblings, the left one's stay in ``.grad`` and autograd adds the right one's, layer by
-        layer: one set of gradients less in memory.
+        Raises Stopped where a stop cannot wait for the end of the step.
         """
-        head = torch.zeros(3, device=loss.device)  # loss, wishes to stop, wishes to save
-        head[0] = loss.detach()
-        values = [head, *(buffer.clone() for buffer in self._buffers())]
+        losses = losses.detach()
+        rows = [torch.cat([losses.sum().view(1), losses.new_zeros(2), *self.norms.buffers])]
+        if self.rows is not None:
+            sums = losses.view(len(piece), -1).sum(1, keepdim=True)
+            rows = [*torch.cat([sums, losses.new_zeros(len(piece), 2), self.rows], dim=1)]
+        if self.exact:
+            self._collect_gradients(piece.start, rows)
+        else:
+            for index, row in zip(piece, rows, strict=True):
+                reduce.push(self.stack, index, [row])
+        if self.cluster.stop.at_once:
+            raise Stopped
+
+    def _collect_gradients(self, index: int, values: list[Tensor]) -> None:
+        """Where a rank carries two siblings, the left one's stay in ``.grad`` and autograd adds the right one's, layer
+        by layer: one set of gradients less in memory.
+        """
         if index % 2 == 0 and index + 1 in self.share:
             self.left = values
             return
         size = 2 if index % 2 and index - 1 in self.share else 1
         if size == 2:
             torch._foreach_add_(values, self.left)
-        if self.exact:
-            for parameter in self.parameters:
-                grad = parameter.grad
-                values.append(torch.zeros_like(parameter) if grad is None else grad)
-                parameter.grad = None
+        for parameter in self.parameters:
+            grad = parameter.grad
+            values.append(torch.zeros_like(parameter) if grad is None else grad)
+            parameter.grad = None
         reduce.push(self.stack, index + 1 - size, values, size)
 
     def finish(self, stop: bool = False, save: bool = False) -> Tensor:
@@ -123,44 +144,29 @@ class MicroBatches:
             if wish:
                 self.stack[0].values[0][place] += 1
         with self.cluster.clock.on("exchange"):
-            result, *values = reduce.total(self.stack, self.count, self.cluster, self.rooms)
-        buffers, gradients = values[: len(self.start)], values[len(self.start) :]
-        if buffers:
-            torch._foreach_div_(buffers, self.count)
-            torch._foreach_copy_(self._buffers(), buffers)
-        for norm in self.norms:
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked -= len(self.share) - 1  # each forward added one; a step counts once
+            row, *gradients = reduce.total(self.stack, self.count, self.cluster, self.rooms)
+        self.norms.become(row[3:].div_(self.count))
+        self.norms.count(1)
         if self.exact:
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
         else:
             gradients = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_div_(gradients, self.batch)
-        result = result.clone()  # the next step writes into the same room
+        result = row[:3].clone()  # the next step writes into the same room
         result[0] /= self.batch
-        self.done = None
+        self.underway = False
         return result
 
     def abandon(self) -> None:
         """Give an unfinished step up, if there is one: buffers as it found them, no gradients."""
-        if self.done is None:
+        if not self.underway:
             return
-        if self.start:
-            torch._foreach_copy_(self._buffers(), self.start)
-        for norm in self.norms:
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked -= self.done
+        self.norms.recall()
+        self.norms.count(0)
         for parameter in self.parameters:
             parameter.grad = None
-        self.done = None
-
-    def _buffers(self) -> list[Tensor]:
-        return [
-            buffer
-            for norm in self.norms
-            for buffer in (cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var))
-        ]
+        self.underway = False
 
     def _seed_dropout(self, step: int, index: int) -> None:
         device = self.cluster.device
