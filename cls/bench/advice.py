@@ -34,7 +34,7 @@ def demand(run: Run, classes: int, options: Options, loop: dict[str, Any]) -> De
     if options.gpu:
         gpu = find(options.gpu)
         precision = precision_on(run, gpu)
-        step = trace_step(run, classes, precision, gpu=True)
+        step = trace_step(run, classes, precision)
         found = speed.estimate(step, run, gpu, precision, 1, 1, 10.0, False)
         return Demand(run.train.batch / found.step, gpu.name, "estimated (roofline of `cls plan`)")
     if "images_per_second" in loop:

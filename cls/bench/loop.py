@@ -15,10 +15,11 @@ from cls.data.access import images_of
 from cls.data.draws import Batch, draws_of
 from cls.data.loader import Preprocess, batches, preprocess, worker_count
 from cls.data.sources import Splits
-from cls.mix import class_weights, draw_mixing, loss_per_image, mix, partners, soft_targets
+from cls.mix import class_weights, draw_mixing, join, loss_per_image, mix, partners, soft_targets
 from cls.models import input_statistics, train_mode
 from cls.parallel.cluster import Cluster, start
 from cls.parallel.guards import resolve_precision
+from cls.parallel.probe import probe
 from cls.parallel.step import MicroBatches
 from cls.state import State, build_state
 from cls.steps import Steps
@@ -45,24 +46,27 @@ class Trainer(NamedTuple):
         """train.py's step over the micro-batches that ``following`` gives."""
         run, micro = self.run, self.micro
         mixing = draw_mixing(run.augment, run.seed, step)
-        micro.begin()
-        for index in micro.share:
-            images, labels = following()
-            targets = soft_targets(labels, self.classes, run.optim.label_smoothing)
-            images, targets = mix(images, targets, mixing, partners(len(images), run.seed, step, index))
-            with micro.micro_batch(step, index):
+        for piece in micro.begin(step):
+            mixed = []
+            for index in piece:
+                images, labels = following()
+                targets = soft_targets(labels, self.classes, run.optim.label_smoothing)
+                mixed.append(mix(images, targets, mixing, partners(len(images), run.seed, step, index)))
+            images, targets = join(mixed)
+            with micro.carrying(piece):
                 with self.cluster.autocast(run.train.precision):
                     logits = micro.model(images)
-                loss = loss_per_image(logits, targets, run.optim.loss, self.weights).sum()
-                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            micro.collect(index, loss)
+                losses = loss_per_image(logits, targets, run.optim.loss, self.weights)
+                losses.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            micro.collect(piece, losses)
         micro.finish()
         self.state.update(run.optim.clip)
 
     def cut(self, batch: int, micro_batch: int) -> "Trainer":
         """The same network with other pieces."""
         run = change(self.run, train={"batch": batch, "micro_batch": micro_batch})
-        return self._replace(run=run, micro=MicroBatches(self.cluster, self.micro.model, run))
+        micro = MicroBatches(self.cluster, self.micro.model, run)
+        return self._replace(run=run, micro=probe(micro, self.state.optimizer, run))
 
     def seconds(self, first: int, steps: int, following: Next) -> float:
         self.wait()

@@ -1,5 +1,7 @@
 """What fits? Tried at the start, on all ranks, at full size, beside all that a step will hold."""
 
+import sys
+
 import torch
 from torch.optim import Optimizer
 
@@ -31,7 +33,7 @@ def probe(micro: MicroBatches, optimizer: Optimizer, run: Run) -> MicroBatches:
         return micro
     micro.cut(most)
     if micro.cluster.main:
-        print(f"fast: {most} micro-batch{'es' * (most > 1)} per forward", flush=True)
+        print(f"fast: {most} micro-batch{'es' * (most > 1)} per forward", file=sys.stderr, flush=True)
     if micro.cluster.world > 1 and not micro.cluster.fsdp:
         # DDP rebuilds its buckets after its first backward; a resumed run must add in the order of the first life
         for _ in range(2):

@@ -22,8 +22,8 @@ class Garbage:
     """Python's search for circular garbage, at the steps where the loop asks for it and at no others.
 
     By itself it searches all 400,000 objects of the libraries for 240 ms, at another step on each rank, while the
-    others wait, and the young ones for 0.7 ms in each step. What was there before the first step is left out here: a
-    search then takes 1 ms. Everything else goes when its last reference does, as ever.
+    others wait. What was there before the first step is left out here, so that a search has little to look at.
+    Everything else goes when its last reference does, as ever.
     """
 
     def __enter__(self) -> Self:
