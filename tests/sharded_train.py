@@ -192,6 +192,7 @@ class Record:
 
     def _alive(self) -> int:
         """Every tensor that Python can see, but for this record's own."""
+        gc.unfreeze()  # the loop hides what was there before its first step
         gc.collect()
         own = [*self.start.values(), *self.last.values(), *self.ema.values()]
         every = [t for t in gc.get_objects() if issubclass(type(t), Tensor) and not isinstance(t, DTensor)]

@@ -84,11 +84,11 @@ class _Apart:
     """A norm's forward pass that takes one micro-batch after the other.
 
     One call for each and one concatenation cost 1.4 to 1.6 times the single norm on a CPU, forward and backward.
-    Folding micro-batches into channels costs 2.1 (channels-last) to 6.7 times: two copies there and back in place of one,
-    and memory traffic is all that a norm costs, on a GPU too. A formula of var_mean and pointwise operations costs 6 to
-    8 times. The activation of timm's BatchNormAct2d runs once, so that it keeps one result for the backward pass. (A
-    TorchFunctionMode around the norm's own forward would do for any subclass, but torch.compile drops it and the
-    gradients of weight and bias without a word: torch 2.14.)
+    Folding micro-batches into channels costs 2.1 (channels-last) to 6.7 times: two copies there and back in place
+    of one, and memory traffic is all that a norm costs, on a GPU too. A formula of var_mean and pointwise
+    operations costs 6 to 8 times. The activation of timm's BatchNormAct2d runs once, so that it keeps one result
+    for the backward pass. (A TorchFunctionMode around the norm's own forward would do for any subclass, but
+    torch.compile drops it and the gradients of weight and bias without a word: torch 2.14.)
     """
 
     def __init__(self, norm: _BatchNorm, own: list[Pair]) -> None:
