@@ -33,7 +33,7 @@ class Norms:
         self.buffers = [b for norm in tracking for b in (norm.running_mean, norm.running_var) if b is not None]
         self.counts = [norm.num_batches_tracked for norm in tracking if norm.num_batches_tracked is not None]
         self._sizes = [buffer.numel() for buffer in self.buffers]
-        self._empty = torch.empty(0, device=next(model.parameters()).device)
+        self._empty = torch.empty(0, device=next((p.device for p in model.parameters()), None))
 
     def remember(self) -> None:
         """Keep buffers and counts as they are: the step's start."""
