@@ -207,6 +207,17 @@ def test_later_colours_change_earlier_corners() -> None:
     assert ours[50, 70].tolist() == [128, 128, 128]
 
 
+def test_only_what_is_exposed_is_painted() -> None:
+    """Whole pixels: no row or column more than the reference paints."""
+    white = Image.new("RGB", (64, 48), "white")
+    for move in (d.RandOp("TranslateX", 5.0, BLACK), d.Shift(0, -7, 1.0, BLACK), d.Shift(3, 2, 1.0, BLACK)):
+        moves = (d.Rotation(360.0, BLACK), move)  # a first move that exposes nothing
+        ours, _ = fused.apply(Decoded(np.array(white)), moves, Decoder())
+        theirs = reference.apply(white, moves)[0].permute(1, 2, 0).numpy()
+        assert len(arrange(moves, 64, 48).frames) == 2
+        assert np.array_equal(ours, theirs), move
+
+
 # --- JPEG ---
 
 
@@ -222,6 +233,29 @@ def test_exif_orientation_is_applied_by_the_fast_decoder(orientation: int) -> No
         upright = decode(data).reduce(k)
         assert reduced == k and pixels.shape[:2] == (upright.height, upright.width)
         assert np.abs(pixels.astype(int) - np.asarray(upright).astype(int)).mean() < 2.0
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("flipped", [False, True])
+def test_a_reduced_crop_does_not_move(orientation: int, flipped: bool) -> None:
+    """Sides that no power of two divides: the decoder's blocks begin at the stored corner, crops at the upright one."""
+    y, x = np.mgrid[0:757, 0:1003]
+    ramp = Image.fromarray(np.uint8(np.stack([x / 4, y / 4, (x + y) / 8], 2)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    crop = ops.RandomResizedCrop(size=64, scale=(0.08, 1.0))
+    operations = (ops.HFlip(p=1.0), ops.VFlip(p=1.0), crop) if flipped else (crop,)
+    assert difference([encode(ramp, exif=exif)] * 6, operations) < 0.75
+
+
+def test_orientation_behind_fill_bytes() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(picture(1, 320, 200), exif=exif)
+    at = data.index(b"\xff\xe1")
+    filled = data[:at] + b"\xff\xff" + data[at:]
+    image = Decoder().open(filled)
+    assert isinstance(image, Jpeg) and (image.width, image.height) == decode(filled).size == (200, 320)
 
 
 def test_orientation_in_xmp_alone() -> None:

@@ -88,6 +88,16 @@ def test_a_dead_worker_is_an_error_that_names_its_draws() -> None:
     assert seen <= 100
 
 
+def test_a_fault_in_a_worker_is_told_as_it_is() -> None:
+    class Faulty(Numbers):
+        def fill(self, indices: Sequence[int], out: Pixels) -> Found:
+            raise RuntimeError("tensors of another kind")
+
+    with pytest.raises(RuntimeError, match="tensors of another kind") as caught:
+        next(batches(Faulty(), LISTS, 1, 4))
+    assert "unexpectedly" not in str(caught.value)
+
+
 def test_no_shared_memory_file_and_no_descriptor_is_left() -> None:
     """Anonymous memory: containers keep /dev/shm small, and a killed process would leave its files there."""
     shared = Path("/dev/shm")

@@ -3,6 +3,7 @@
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,7 +44,10 @@ def still(pids: Sequence[int]) -> None:
 
 def _runs(pid: int) -> bool:
     """A runnable thread that gets no core on a crowded machine is not idle; nor is one that waits for the disk."""
-    states = [task.read_text().rpartition(")")[2].split()[0] for task in Path(f"/proc/{pid}/task").glob("*/stat")]
+    states = []
+    for task in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(OSError):  # that thread has just ended
+            states.append(task.read_text().rpartition(")")[2].split()[0])
     return any(state in "RD" for state in states)
 
 

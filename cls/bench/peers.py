@@ -121,5 +121,6 @@ def _loader(dataset: Any, lists: Lists, workers: int, collate: Any) -> DataLoade
         batch_sampler=lists,
         num_workers=workers,
         collate_fn=collate,
+        multiprocessing_context="fork" if workers else None,  # functions inside functions cannot be sent
         generator=torch.Generator(),
     )

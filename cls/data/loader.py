@@ -10,7 +10,8 @@ import mmap
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -111,6 +112,8 @@ def batches(
             except StopIteration:
                 return
             except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker"):
+                    raise  # of a worker that lives: a fault of ours
                 raise DataError(_epitaph(str(error), slots.busy)) from error
             yield batch_of(slots.pixels[slot, : len(facts.draws)], facts)
 
@@ -124,6 +127,8 @@ def _pinned(memory: Tensor, device: torch.device) -> Iterator[None]:
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     failed = int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0))
     if failed:
+        with suppress(RuntimeError):  # the error would be raised by what is launched next
+            torch.zeros(1, device=device)
         log.info("the loader's memory cannot be page-locked (CUDA error %d): copies to the GPU take longer", failed)
     try:
         yield
@@ -180,12 +185,18 @@ def _on_device(pixels: Tensor, device: torch.device) -> Tensor:
     """Copied beside what the GPU computes; the host waits for the copy (0.2 ms), so that the slot is free again."""
     if device.type != "cuda":
         return pixels
-    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # as above
+    beside = _stream(device)
     with torch.cuda.stream(beside):
         copied = pixels.to(device, non_blocking=True)
     beside.synchronize()
     copied.record_stream(torch.cuda.current_stream(device))
     return copied
+
+
+@lru_cache(maxsize=1)
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all copies: memory is kept by stream."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def preprocess(statistics: Statistics, seed: int, channels_last: bool, device: torch.device) -> Preprocess:

@@ -23,6 +23,8 @@ JPEG                   decoded whole                                        at 1
 tests/test_fused.py holds the bounds: mean absolute difference in grey levels, per operation and per recipe.
 """
 
+import math
+
 import cv2
 import numpy as np
 import torch
@@ -65,7 +67,10 @@ def _cut(image: Jpeg | Decoded, cuts: list[Crop | Resize], decoder: Decoder) -> 
     rest = cuts[1:] if cuts and cuts[0] is crop else cuts
     size = (rest[0].width, rest[0].height) if rest and isinstance(rest[0], Resize) else (crop.width, crop.height)
     shrinks = crop.width > size[0] and crop.height > size[1]
-    pixels, k = decoder.pixels(image, reduction(crop.width, crop.height, *size), shrinks)
+    k = reduction(crop.width, crop.height, *size)
+    while not image.on_grid(crop.left, crop.top, k):
+        k //= 2
+    pixels, k = decoder.pixels(image, k, shrinks)
     left, top, width, height = crop.left // k, crop.top // k, -(-crop.width // k), -(-crop.height // k)
     pixels = pixels[top : top + height, left : left + width]
     for cut in rest:
@@ -103,17 +108,19 @@ def _warp(pixels: Pixels, plan: Plan) -> Pixels:
 
 def _expose(pixels: Pixels, frame: Frame, later: list[Change]) -> None:
     """Paint what lies outside of a frame with its fill colour, as changed by what came later."""
-    a, b, c, d, e, f = inverse(frame.matrix)
-    corners = ((0, 0), (frame.width, 0), (frame.width, frame.height), (0, frame.height))
-    quad = [(a * x + b * y + c - 0.5, d * x + e * y + f - 0.5) for x, y in corners]
     height, width = pixels.shape[:2]
     if _covers(frame, width, height):
         return
     colour = np.full((1, 1, 3), frame.fill, np.uint8)
     for change in later:
         colour = change(colour)
+    a, b, _, d, e, _ = frame.matrix
+    x, y = math.hypot(a, b) / 2, math.hypot(d, e) / 2  # fillPoly paints its outline, too: half a pixel more
+    corners = ((-x, -y), (frame.width + x, -y), (frame.width + x, frame.height + y), (-x, frame.height + y))
+    a, b, c, d, e, f = inverse(frame.matrix)
+    hole = [(a * x + b * y + c - 0.5, d * x + e * y + f - 0.5) for x, y in corners]
     whole = [(-2, -2), (width + 1, -2), (width + 1, height + 1), (-2, height + 1)]
-    both = [np.rint(np.array(polygon) * 2**_BITS).astype(np.int32) for polygon in (whole, quad)]
+    both = [np.rint(np.array(polygon) * 2**_BITS).astype(np.int32) for polygon in (whole, hole)]
     cv2.fillPoly(pixels, both, colour.ravel().tolist(), shift=_BITS)
 
 

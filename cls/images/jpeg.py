@@ -43,12 +43,20 @@ class Jpeg:
     height: int
     orientation: int
 
+    def on_grid(self, left: int, top: int, k: int) -> bool:
+        """Whether pixels of k x k, counted from the stored image's corner, begin there in the upright one."""
+        x, y = (self.orientation in turned for turned in ((2, 3, 6, 7), (3, 4, 7, 8)))
+        return not (left % k or top % k or (x and self.width % k) or (y and self.height % k))
+
 
 @dataclass(frozen=True)
 class Decoded:
     """An image that had to be decoded to know its size."""
 
     pixels: Pixels
+
+    def on_grid(self, left: int, top: int, k: int) -> bool:
+        return True  # it is never decoded smaller
 
     @property
     def width(self) -> int:
@@ -120,6 +128,9 @@ def _has_app1(data: bytes | memoryview) -> bool:
     """Whether there is a segment that can hold an orientation (EXIF or XMP) before the pixels."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        if data[at + 1] == 0xFF:  # a marker may be preceded by any number of these
+            at += 1
+            continue
         if data[at + 1] == 0xE1:
             return True
         at += 2 + (data[at + 2] << 8 | data[at + 3])
