@@ -116,6 +116,8 @@ def index(path: str) -> MemoryMappedTable | pa.Table:
         for one in samples(path, "r:", lambda _, member: (member.offset_data, member.size))
     ]
     table = pa.Table.from_pylist(found, SCHEMA)
+    with contextlib.suppress(OSError, ValueError):
+        return _mapped(file)  # another process was faster, and others may have its index mapped
     with contextlib.suppress(OSError):
         with replacing(file) as aside, pa.ipc.new_stream(str(aside), SCHEMA) as writer:
             writer.write_table(table)
