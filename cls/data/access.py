@@ -109,6 +109,15 @@ def column(rows: Dataset, name: str) -> pa.ChunkedArray:
     return found if places is None else found.take(pa.array(places))
 
 
+def files_of(rows: Dataset) -> pa.ChunkedArray:
+    """Where the file of each image lies, in row order; null where the table has its bytes."""
+    chunks = rows.data.column("image").chunks
+    inside = [(images.field("bytes").is_valid(), images.field("path")) for images in chunks]
+    found = pa.chunked_array([pc.if_else(here, pa.scalar(None, pa.string()), path) for here, path in inside])
+    places = _places(rows)
+    return found if places is None else found.take(pa.array(places))
+
+
 def _places(rows: Dataset) -> np.ndarray | None:
     """Where the rows of a selection lie in its table; None: in order. What datasets offers gathers row by row."""
     if rows._indices is None:
