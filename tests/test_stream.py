@@ -11,6 +11,8 @@ import tarfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,9 +30,11 @@ from PIL import Image
 from scipy import stats
 from test_any_run import undisturbed
 from test_fetch import Hub, Server, unmoved
+from test_folder import CLUSTER
 
 import train
 from cls import config
+from cls.artifacts import _keep
 from cls.checks import check
 from cls.config import Run, change
 from cls.data import stream as streams
@@ -40,6 +44,7 @@ from cls.data.order import WINDOW, BlockOrder, block_counts
 from cls.data.pack import pack
 from cls.data.packing import Packing
 from cls.data.sources import Splits, load
+from cls.folder import open_folder
 from cls.images.decode import BadImage
 from cls.parallel.reduce import shares
 
@@ -414,6 +419,21 @@ def test_tars_are_indexed_once_until_they_change(tmp_path: Path, cache: Path, mo
     for file in (cache / "cls-index").glob("tar-*"):
         file.write_bytes(b"damaged")
     assert len(streamed(root).train) == 78
+
+
+def test_a_run_is_told_what_differs_when_its_images_are_read_another_way(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "data")
+    run = replace(change(Run(), data={"path": str(root)}), out=str(tmp_path / "run"))
+    with open_folder(run, CLUSTER) as folder:
+        for streaming, message in ((True, None), (True, None), (False, "77 training images as then, but other .*read")):
+            splits = load(config.Data(path=str(root), streaming=streaming), 0)
+            found = {"train": {"images": len(splits.train), "sha256": fingerprint(splits.train)}}
+            with pytest.raises(ValueError, match=message) if message else nullcontext():
+                _keep(folder, splits, found)
+        (root / "train/b/b-1.jpg").unlink()
+        splits = streamed(root)
+        with pytest.raises(ValueError, match=r"\(77 training images then, 76 now\): use another --out"):
+            _keep(folder, splits, {"train": {"images": 76, "sha256": fingerprint(splits.train)}})
 
 
 # --- what cannot be streamed ---
