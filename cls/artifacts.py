@@ -49,9 +49,14 @@ def _keep(folder: Folder, splits: Splits, found: dict[str, dict[str, object]]) -
         return
     stored = json.loads(path.read_text())
     if stored != found or classes.read_text().splitlines() != list(splits.classes):
+        then, now = stored["train"]["images"], len(splits.train)
+        what = (
+            f"{then} training images then, {now} now"
+            if then != now
+            else (f"{now} training images as then, but other images, labels or classes, or another way of reading them")
+        )
         raise ValueError(
-            f"data.path: {folder.run.data.path} is not what {folder.path} was started with "
-            f"({stored['train']['images']} training images then, {len(splits.train)} now): use another --out"
+            f"data.path: {folder.run.data.path} is not what {folder.path} was started with ({what}): use another --out"
         )
 
 

@@ -47,7 +47,7 @@ class Data:
     max_bad: float = 0.01
     """Stop when more than this share of the training images (and more than one) turn out to be broken."""
     streaming: bool = False
-    """Read parquet or webdataset files block by block in a computed order, for sets too large to index by row."""
+    """Read a folder, parquet, tar or hub set block by block in a computed order, when it is too large to index."""
     exact_order: bool = False
     """Slow: every operation by torchvision on the full-size image, in the recipe's order, as the programs do it."""
     workers: int = -1

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ def replacing(path: Path) -> Iterator[Path]:
     The mode is 0644 whatever the umask was made for: other users of a cluster read the run directory.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # same folder: a rename across file systems is a copy
+    own = f"{socket.gethostname()}-{os.getpid()}"  # two nodes of a shared file system may have the same process id
+    aside = path.with_name(f".{path.name}.{own}.tmp")  # same folder: a rename across file systems is a copy
     try:
         yield aside
         aside.chmod(0o644)

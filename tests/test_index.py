@@ -3,8 +3,8 @@
 import gc
 import json
 import os
-import pickle
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -21,12 +21,16 @@ from cls import config
 from cls.data import folder, index
 from cls.data.access import column, fingerprint, images_of
 from cls.data.sources import Splits, load
+from cls.files import replacing
+
+TICK = 0.02  # of the file system's clock, at most: nobody can set the time that is looked at, so it is waited for
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     found = tmp_path_factory.mktemp("cache")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", found)
+    monkeypatch.setattr(index, "RACY_SECONDS", TICK)
     return found / "cls-index"
 
 
@@ -48,7 +52,7 @@ def make(root: Path, images: int = 3, classes: tuple[str, ...] = ("a", "b", "c")
         for name in classes:
             for i in range(images):
                 jpeg(root / split / name / f"{i}.jpg")
-    age(root)
+    age()
     return root
 
 
@@ -57,10 +61,9 @@ def jpeg(path: Path) -> None:
     Image.new("RGB", (9, 7)).save(path, "JPEG")
 
 
-def age(root: Path, seconds: float = 60.0) -> None:
-    """As if nobody had changed these folders for a minute."""
-    for above, *_ in os.walk(root, followlinks=True):
-        os.utime(above, (time.time() - seconds,) * 2)
+def age() -> None:
+    """Until no folder is too young any more."""
+    time.sleep(2 * TICK)
 
 
 def start(root: Path) -> Splits:
@@ -78,7 +81,7 @@ def test_the_second_start_reads_no_folder_and_gives_the_same(tmp_path: Path, wal
     root = make(tmp_path / "photos", classes=("2", "10", "ä"))
     jpeg(root / "test" / "x.jpg")
     (root / "val" / "notes.txt").write_text("x")
-    age(root)
+    age()
     first = listed(start(root))
     assert walks
     walks.clear()
@@ -93,7 +96,7 @@ def test_the_second_start_reads_no_folder_and_gives_the_same(tmp_path: Path, wal
 def test_what_is_left_out_is_told_at_every_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = make(tmp_path)
     jpeg(root / "train" / "stray.jpg")
-    age(root)
+    age()
     for _ in range(2):
         caplog.clear()
         start(root)
@@ -111,6 +114,7 @@ CHANGES = {
     ],
     "a new split": lambda root: jpeg(root / "test/0.jpg"),
     "another folder in its place": lambda root: swap(root),
+    "other names and the old times": lambda root: restored(root),
     "a table instead": lambda root: [(root / f"train-{i}.tar").touch() for i in range(30)],
 }
 
@@ -122,6 +126,17 @@ def swap(root: Path) -> None:
     jpeg(root / "train/a/other.jpg")
     os.utime(root / "train/a", ns=(old.st_atime_ns, old.st_mtime_ns))
     os.utime(root / "train", ns=(above.st_atime_ns, above.st_mtime_ns))
+
+
+def restored(root: Path) -> None:
+    """As cp -a, rsync and tar leave it: the same folders with other names, and the times they had elsewhere."""
+    folders = [Path(above) for above, *_ in os.walk(root)]
+    old = [os.stat(path) for path in folders]
+    jpeg(root / "train/b/new.jpg")
+    (root / "train/a/1.jpg").unlink()
+    for path, status in zip(folders, old, strict=True):
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert [os.stat(path).st_mtime_ns for path in folders] == [status.st_mtime_ns for status in old]
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -137,7 +152,7 @@ def test_every_change_of_names_is_seen(tmp_path: Path, change: str) -> None:
     else:
         after = listed(start(root))
         assert after != before
-        age(root)
+        age()
         assert listed(start(root)) == after
 
 
@@ -159,7 +174,7 @@ def test_links_are_followed_as_they_lead_now(tmp_path: Path) -> None:
     # a link behind a link: no folder below the root changes when its end does
     (tmp_path / "ahead").symlink_to(one / "train/a")
     (two / "train/linked").symlink_to(tmp_path / "ahead")
-    age(two)
+    age()
     assert len(start(two).train) == 18 and index.read_index(two)
     (tmp_path / "ahead").unlink()
     (tmp_path / "ahead").symlink_to(two / "val/b")
@@ -169,36 +184,68 @@ def test_links_are_followed_as_they_lead_now(tmp_path: Path) -> None:
 def test_a_link_to_nothing_is_looked_at_each_time(tmp_path: Path) -> None:
     root = make(tmp_path / "photos")
     (root / "train/later").symlink_to(tmp_path / "later")
-    age(root)
+    age()
     assert len(start(root).train) == 9 and index.read_index(root) is None
     jpeg(tmp_path / "later/0.jpg")
     assert start(root).classes == ("a", "b", "c", "later")
 
 
-def test_a_folder_that_changed_a_moment_ago_is_not_trusted(tmp_path: Path, cache: Path) -> None:
+def test_a_folder_that_changed_a_moment_ago_is_not_trusted(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another file may come within the same tick of the file system's clock."""
     root = make(tmp_path)
-    os.utime(root / "train/b")
+    monkeypatch.setattr(index, "RACY_SECONDS", 2.0)
+    jpeg(root / "train/b/new.jpg")
+    os.utime(root / "train/b", (1, 1))  # what it says of itself is not asked
     start(root)
     assert not cache.exists()
-    age(root / "train/b", index.RACY_SECONDS + 1)
+    monkeypatch.setattr(index, "RACY_SECONDS", TICK)
+    age()
     start(root)
     assert len(list(cache.iterdir())) == 1
 
 
-def test_a_name_that_comes_during_the_walk_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_that_another_process_kept_meanwhile_stays(tmp_path: Path, cache: Path) -> None:
+    """Two starts at once: the slower one has walked, too, but others may have the first one's file mapped."""
+    root = make(tmp_path)
+    first = start(root)
+    (file,) = cache.iterdir()
+    inode, listing = file.stat().st_ino, folder.scan(root)
+    found = index.keep_index(root, listing, folder.read(root, listing), time.time())
+    assert file.stat().st_ino == inode and [*cache.iterdir()] == [file]
+    assert found.parts["train"].images["id"][:] == first.train["id"][:]
+
+
+def test_two_nodes_with_the_same_process_id_write_to_different_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with replacing(tmp_path / "index") as own:
+        monkeypatch.setattr(socket, "gethostname", lambda: "node2")
+        with replacing(tmp_path / "index") as other:
+            assert own != other
+            own.write_text("one")
+            other.write_text("two")
+        assert own.read_text() == "one"
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("index", "one")]
+
+
+def test_a_name_that_comes_during_the_walk_is_not_lost(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, scandir = make(tmp_path), os.scandir
 
     def late(path: object) -> object:
         found = list(scandir(path))
         if str(path).endswith("train/b"):
             jpeg(root / "train/b/late.jpg")
-            os.utime(root / "train/b", (time.time() - 30,) * 2)  # as if it had come 30 s before
+            age()
         return iter(found)
 
     monkeypatch.setattr(os, "scandir", late)
     assert len(start(root).train) == 9
-    monkeypatch.undo()
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert len(list(cache.iterdir())) == 1
     assert len(start(root).train) == 10
 
 
@@ -252,9 +299,10 @@ def test_a_selection_is_taken_at_once(tmp_path: Path) -> None:
     rows = start(tmp_path / "photos").train
     assert column(rows, "id").to_pylist() == rows["id"][:] and column(rows, "label").to_pylist() == rows["label"][:]
     assert len(rows) == 36 and len(column(rows, "id").chunks) < 3
-    again = pickle.loads(pickle.dumps(images_of(rows)))  # as a worker that is not forked gets it
-    assert [again.name(row) for row in range(36)] == rows["id"][:]
-    assert again.read([35, 0]) == images_of(rows).read([35, 0])
+    images = images_of(rows)
+    assert [images.name(row) for row in range(36)] == rows["id"][:]
+    paths = [rows["image"][row]["path"] for row in (35, 0)]
+    assert images.read([35, 0]) == [Path(path).read_bytes() for path in paths]
 
 
 MEASURE = """
@@ -300,7 +348,7 @@ def many(root: Path, files: int) -> Path:
         if i < 1000:
             path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"\xff\xd8")
-    age(root)
+    age()
     return root
 
 
@@ -314,6 +362,7 @@ def measured(small: Path, large: Path, cache: Path, *how: str) -> dict[str, floa
     return json.loads(done.stdout)
 
 
+@pytest.mark.soak
 def test_the_index_is_mapped_not_held(tmp_path: Path) -> None:
     """Per file: 8 bytes of label and 8 of the epoch's permutation; names and paths stay in the mapped file."""
     small, large = many(tmp_path / "small", 1000), many(tmp_path / "large", 8000)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from PIL import Image
 
 from cls import config
 from cls.data import pack as packs
+from cls.data import shard
 from cls.data.access import images_of
 from cls.data.pack import pack
 from cls.data.packing import PLACES, Packing
@@ -101,7 +103,7 @@ def test_shards_hold_the_same_images_for_every_reader(tmp_path: Path) -> None:
 
 
 def test_rows_lie_in_a_seeded_random_order_in_small_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packs, "GROUP_BYTES", 8000)  # about 5 images
+    monkeypatch.setattr(shard, "GROUP_BYTES", 8000)  # about 5 images
     source = photos(tmp_path / "photos", each=40)
     orders = []
     for name, seed in (("one", 0), ("again", 0), ("other", 1)):
@@ -116,7 +118,7 @@ def test_rows_lie_in_a_seeded_random_order_in_small_row_groups(tmp_path: Path, m
 
 def test_the_places_in_the_footer_are_where_the_bytes_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images that are empty, equal, or a part of another one."""
-    monkeypatch.setattr(packs, "GROUP_BYTES", 3000)
+    monkeypatch.setattr(shard, "GROUP_BYTES", 3000)
     source = photos(tmp_path / "photos")
     whole = (source / "train/2/0.jpg").read_bytes()
     for i, data in enumerate((b"", whole, whole[: len(whole) // 2], whole[:1], b"\0", whole)):
@@ -176,12 +178,55 @@ def test_large_images_are_reduced_upright_small_and_broken_ones_stay(
 
 def test_a_file_that_cannot_be_read_stops_the_packing(tmp_path: Path) -> None:
     source = photos(tmp_path / "photos")
-    (source / "train/2/gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    link = source / "train/2/gone.jpg"
+    link.symlink_to(tmp_path / "nowhere.jpg")
     with pytest.raises(ValueError, match=r"train/2/gone\.jpg cannot be read: No such file.*run the same command"):
         pack(str(source), tmp_path / "packed", Packing())
-    (source / "train/2/gone.jpg").unlink()
-    with pytest.raises(ValueError, match="splits other ones"):
+    link.unlink()
+    os.mkfifo(link)
+    with pytest.raises(ValueError, match=r"train/2/gone\.jpg is no regular file.*run the same command"):
         pack(str(source), tmp_path / "packed", Packing())
+    assert not (tmp_path / "packed").exists()  # nothing is begun that could not go on
+    link.unlink()
+    link.symlink_to("/proc/self/mem")  # a regular file whose first byte cannot be read
+    with pytest.raises(ValueError, match=r"train/2/gone\.jpg cannot be read: .*: run the same command"):
+        pack(str(source), tmp_path / "packed", Packing())
+    link.unlink()
+    with pytest.raises(ValueError, match="packed was begun with other images: name another --to, or delete it"):
+        pack(str(source), tmp_path / "packed", Packing())
+
+
+def test_files_that_change_between_two_commands_are_noticed(tmp_path: Path) -> None:
+    """The same names and sizes; held-out images, too."""
+    source, to = tmp_path / "photos", tmp_path / "packed"
+    for label, name in enumerate("ab"):
+        for i in range(5):
+            save(source / name / f"{i}.bmp", noise(100 * label + i))
+    pack(str(source), to, Packing())
+    for path in sorted(source.rglob("*.bmp")):
+        data, status = path.read_bytes(), path.stat()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(ValueError, match="packed was begun with image files of other sizes or times of change"):
+            pack(str(source), to, Packing())
+        path.write_bytes(data)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    pack(str(source), to, Packing())
+
+
+def test_what_cannot_be_gone_on_with_is_one_clear_error(tmp_path: Path) -> None:
+    source, to = photos(tmp_path / "photos", each=2), tmp_path / "packed"
+    (tmp_path / "file").touch()
+    for wrong in ("file", "file/below"):
+        with pytest.raises(ValueError, match=rf"--to .*/{wrong}: .*/file is a file; name a folder"):
+            pack(str(source), tmp_path / wrong, Packing())
+    pack(str(source), to, Packing())
+    whole = json.loads((to / "pack.json").read_text())
+    for name in ("pack.json", "packing.json"):
+        for text in ("{", "[]", "{}", json.dumps(whole | {"files": {"a": 1}}), "\udcff"):
+            (to / name).write_bytes(text.encode(errors="surrogateescape"))
+            with pytest.raises(ValueError, match=rf"{to}/{name} is damaged \(.*delete {to}, or name another --to"):
+                pack(str(source), to, Packing())
+        (to / name).unlink()
 
 
 # --- going on ---
@@ -201,7 +246,7 @@ def test_a_killed_packing_goes_on_where_it_was(tmp_path: Path) -> None:
     source, to = tmp_path / "photos", tmp_path / "packed"
     for label, name in enumerate("ab"):
         for i in range(60):
-            save(source / name / f"{i:03d}.png", noise(1000 * label + i, 200, 180))  # 108 kB
+            save(source / name / f"{i:03d}.bmp", noise(1000 * label + i, 200, 180))  # 108 kB, and none to compress
     env = environment(HF_DATASETS_CACHE=str(tmp_path / "cache"), PYTHONPATH=str(ROOT))
     process = subprocess.Popen(command(source, to), env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while len(shards(to)) < 3 and process.poll() is None:
@@ -237,6 +282,26 @@ def test_a_finished_packing_is_verified_and_mended(tmp_path: Path, capsys: pytes
     ]  # fmt: skip
 
 
+def test_a_kill_while_a_damaged_shard_is_mended_loses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, to = photos(tmp_path / "photos", each=2), tmp_path / "packed"
+    first = pack(str(source), to, Packing())
+    (to / "val-00000-of-00001.parquet").write_bytes(b"damaged")
+    before = shards(to)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(packs, "write_shard", killed)
+        pack(str(source), to, Packing())
+    assert not (to / "pack.json").exists() and (to / "packing.json").exists()
+    assert pack(str(source), to, Packing()) == first
+    changed = {name for name, time in shards(to).items() if time != before[name]}
+    assert changed == {"val-00000-of-00001.parquet"} and not (to / "packing.json").exists()
+    (to / "packing.json").write_bytes((to / "pack.json").read_bytes())  # a kill just before it would have gone
+    assert pack(str(source), to, Packing()) == first and not (to / "packing.json").exists()
+
+
 def test_another_packing_in_the_same_folder_is_refused_by_name(tmp_path: Path) -> None:
     source, to = photos(tmp_path / "photos"), tmp_path / "packed"
     pack(str(source), to, Packing())
@@ -251,7 +316,7 @@ def test_another_packing_in_the_same_folder_is_refused_by_name(tmp_path: Path) -
     with pytest.raises(ValueError, match=r"source '.*photos', not '.*other'"):
         pack(str(other), to, Packing())
     save(source / "train/2/new.jpg", noise(1))
-    with pytest.raises(ValueError, match=r"begun with splits other ones"):
+    with pytest.raises(ValueError, match=r"begun with other images"):
         pack(str(source), to, Packing())
     with pytest.raises(ValueError, match=r"is not empty"):
         pack(str(source), other, Packing())
@@ -264,7 +329,7 @@ def test_another_packing_in_the_same_folder_is_refused_by_name(tmp_path: Path) -
 
 def test_what_the_disk_gives_back_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that loses a byte between writing and reading: no shard gets its name."""
-    source, to, read = photos(tmp_path / "photos"), tmp_path / "packed", packs._read_back
+    source, to, read = photos(tmp_path / "photos"), tmp_path / "packed", shard._read_back
 
     def spoilt(path: Path) -> Any:
         data = bytearray(path.read_bytes())
@@ -273,7 +338,7 @@ def test_what_the_disk_gives_back_is_compared(tmp_path: Path, monkeypatch: pytes
         path.write_bytes(data)
         return read(path)
 
-    monkeypatch.setattr(packs, "_read_back", spoilt)
+    monkeypatch.setattr(shard, "_read_back", spoilt)
     with pytest.raises(OSError, match="not what was written"):
         pack(str(source), to, Packing())
     assert not shards(to) and [path.name for path in to.iterdir()] == ["packing.json"]

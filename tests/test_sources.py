@@ -370,6 +370,17 @@ def test_images_for_prediction(tmp_path: Path) -> None:
         load_images(str(tmp_path / "gone"), data(""))
 
 
+@pytest.mark.parametrize("kind", ["parquet", "tar cls"])
+def test_what_a_streaming_run_predicts_and_evaluates_is_not_streamed(tmp_path: Path, kind: str) -> None:
+    source = make(tmp_path / "images", train={"a": 2, "b": 1}, val={"a": 1})
+    (path,) = convert(source, tmp_path / "other", kind).glob("train-*")
+    predicted = load_images(str(path), data("", streaming=True))
+    assert predicted["label"][:] == [-1] * 3
+    labelled = load_labelled(str(path), ("a", "b"), data("", streaming=True))
+    assert rows(labelled, ("a", "b")) == rows(load(data(source), seed=0).train, ("a", "b"))
+    assert contents(predicted) == contents(labelled)
+
+
 def test_labelled_path_for_evaluation(tmp_path: Path) -> None:
     root = make(tmp_path / "images", flat={"10": 1, "2": 2})
     assert load_labelled(str(root), ("1", "2", "10"), data(""))["label"][:] == [1, 1, 2]

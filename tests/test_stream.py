@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import pickle
 import re
 import subprocess
 import sys
@@ -12,6 +11,8 @@ import tarfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,11 @@ from PIL import Image
 from scipy import stats
 from test_any_run import undisturbed
 from test_fetch import Hub, Server, unmoved
+from test_folder import CLUSTER
 
 import train
 from cls import config
+from cls.artifacts import _keep
 from cls.checks import check
 from cls.config import Run, change
 from cls.data import stream as streams
@@ -41,6 +44,7 @@ from cls.data.order import WINDOW, BlockOrder, block_counts
 from cls.data.pack import pack
 from cls.data.packing import Packing
 from cls.data.sources import Splits, load
+from cls.folder import open_folder
 from cls.images.decode import BadImage
 from cls.parallel.reduce import shares
 
@@ -193,10 +197,8 @@ def write_tars(root: Path, how: str = "cls", mode: str = "w", suffix: str = "tar
             with tarfile.open(root / f"{split}-{i}.{suffix}", mode) as tar:
                 for data, name, file in own:
                     meta = {"cls": name.encode(), "json": json.dumps({"label": name}).encode()}[how]
-                    for member, body in ((file, data), (f"{Path(file).stem}.{how}", meta)):
-                        info = tarfile.TarInfo(member)
-                        info.size = len(body)
-                        tar.addfile(info, io.BytesIO(body))
+                    add(tar, file, data)
+                    add(tar, f"{Path(file).stem}.{how}", meta)
     return root
 
 
@@ -242,8 +244,6 @@ def test_every_source_streams_the_same_images(tmp_path: Path, kind: str) -> None
     plain = load(config.Data(path=str(root)), 0)  # map-style: the same validation images, the same training images
     assert splits.val["id"][:] == plain.val["id"][:] and splits.val["label"][:] == plain.val["label"][:]
     assert sorted(content(images_of(plain.train), plain.classes)) == expected
-    again = pickle.loads(pickle.dumps(train))  # as a worker that is not forked gets it
-    assert content(again, CLASSES, mixed) == content(train, CLASSES, mixed)
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet", "tar cls", "packed"])
@@ -264,7 +264,61 @@ def test_names_say_where_an_image_is(tmp_path: Path) -> None:
         "train-0.parquet:0", "train-0.parquet:2", "train-1.parquet:0", "train-2.parquet:16",
     ]  # fmt: skip
     tars = images_of(streamed(write_tars(tmp_path / "tars")).train)
-    assert [tars.name(row) for row in (0, 29, 30)] == ["train-0.tar:2-0", "train-0.tar:2-29", "train-1.tar:2-30"]
+    assert [tars.name(row) for row in (0, 29, 30)] == [
+        "train-0.tar:0:2-0", "train-0.tar:29:2-29", "train-1.tar:0:2-30",
+    ]  # fmt: skip
+
+
+def add(tar: tarfile.TarFile, name: str, body: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(body)
+    tar.addfile(info, io.BytesIO(body))
+
+
+def test_a_tar_may_repeat_keys_and_hold_json_of_another_kind(tmp_path: Path) -> None:
+    root = write_tars(tmp_path / "data")
+    with tarfile.open(root / "train-2.tar", "w") as tar:
+        for key, number in (("x", 90), ("y", 91), ("x", 92), ("y", 93)):
+            add(tar, f"{key}.json", b'["no", "object"]')
+            add(tar, f"{key}.jpg", picture(2, number))
+            add(tar, f"{key}.cls", b"b")
+    train = images_of(streamed(root).train)
+    names = [train.name(row) for row in range(len(train))]
+    assert names[77:] == [f"train-2.tar:{place}:{key}" for place, key in enumerate("xyxy")]
+    assert len(set(names)) == 81
+    assert content(train, CLASSES, range(77, 81)) == [(picture(2, number), "b") for number in range(90, 94)]
+    assert len(load(config.Data(path=str(root)), 0).train) == 81
+    with tarfile.open(root / "train-3.tar", "w") as tar:
+        add(tar, "z.jpg", picture(2, 94))
+        add(tar, "z.json", b"3")
+    refuse(root, "1 of 82 train images in .* have no label")
+
+
+def test_one_failed_read_does_not_spoil_the_row_group(tmp_path: Path) -> None:
+    root = write_parquet(tmp_path / "data")
+    train = images_of(streamed(root).train)
+    (root / "train-1.parquet").rename(tmp_path / "away")
+    assert isinstance(train.read([5])[0], BadImage)
+    (tmp_path / "away").rename(root / "train-1.parquet")
+    assert content(train, CLASSES) == [(data, name) for data, name, _ in pictures("train")]
+
+
+def test_a_shard_without_rows_is_none(tmp_path: Path) -> None:
+    root = write_packed(tmp_path / "data")
+    schema = pq.read_schema(root / "train-00000-of-00001.parquet")
+    with pq.ParquetWriter(root / "train-00001-of-00001.parquet", schema) as writer:
+        writer.add_key_value_metadata({"cls.places": ""})
+    assert len(streamed(root).train) == 77
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("kind", ["parquet", "tar cls"])
+def test_the_damaged_file_is_named(tmp_path: Path, kind: str, streaming: bool) -> None:
+    root = SOURCES[kind](tmp_path / "data")
+    path = next(root.glob("train-1.*"))
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(ValueError, match=rf"data\.path: cannot read {re.escape(str(path))}: "):
+        load(config.Data(path=str(root), streaming=streaming), 0)
 
 
 def test_each_row_group_is_decoded_once_per_epoch_and_few_are_held(tmp_path: Path) -> None:
@@ -359,14 +413,27 @@ def test_tars_are_indexed_once_until_they_change(tmp_path: Path, cache: Path, mo
     first = content(images_of(streamed(root).train), CLASSES)
     assert opened == []
     with plain(root / "train-1.tar", "a") as tar:
-        for name, body in (("x.jpg", picture(2, 99)), ("x.cls", b"b")):
-            info = tarfile.TarInfo(name)
-            info.size = len(body)
-            tar.addfile(info, io.BytesIO(body))
+        add(tar, "x.jpg", picture(2, 99))
+        add(tar, "x.cls", b"b")
     assert content(images_of(streamed(root).train), CLASSES) == [*first, (picture(2, 99), "b")]
     for file in (cache / "cls-index").glob("tar-*"):
         file.write_bytes(b"damaged")
     assert len(streamed(root).train) == 78
+
+
+def test_a_run_is_told_what_differs_when_its_images_are_read_another_way(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "data")
+    run = replace(change(Run(), data={"path": str(root)}), out=str(tmp_path / "run"))
+    with open_folder(run, CLUSTER) as folder:
+        for streaming, message in ((True, None), (True, None), (False, "77 training images as then, but other .*read")):
+            splits = load(config.Data(path=str(root), streaming=streaming), 0)
+            found = {"train": {"images": len(splits.train), "sha256": fingerprint(splits.train)}}
+            with pytest.raises(ValueError, match=message) if message else nullcontext():
+                _keep(folder, splits, found)
+        (root / "train/b/b-1.jpg").unlink()
+        splits = streamed(root)
+        with pytest.raises(ValueError, match=r"\(77 training images then, 76 now\): use another --out"):
+            _keep(folder, splits, {"train": {"images": 76, "sha256": fingerprint(splits.train)}})
 
 
 # --- what cannot be streamed ---

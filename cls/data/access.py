@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,9 +60,6 @@ class Indexed:
         self._chunks = rows.data.column("image").chunks
         self._starts = np.cumsum([0, *map(len, self._chunks)])
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Indexed, (self._rows,)  # a worker that is not forked maps the tables itself
-
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -112,6 +109,15 @@ def column(rows: Dataset, name: str) -> pa.ChunkedArray:
     return found if places is None else found.take(pa.array(places))
 
 
+def files_of(rows: Dataset) -> pa.ChunkedArray:
+    """Where the file of each image lies, in row order; null where the table has its bytes."""
+    chunks = rows.data.column("image").chunks
+    inside = [(images.field("bytes").is_valid(), images.field("path")) for images in chunks]
+    found = pa.chunked_array([pc.if_else(here, pa.scalar(None, pa.string()), path) for here, path in inside])
+    places = _places(rows)
+    return found if places is None else found.take(pa.array(places))
+
+
 def _places(rows: Dataset) -> np.ndarray | None:
     """Where the rows of a selection lie in its table; None: in order. What datasets offers gathers row by row."""
     if rows._indices is None:
@@ -147,35 +153,31 @@ def encoded(images: pa.Array, place: int) -> Encoded:
 
 
 def pread(path: str, offset: int, size: int) -> Encoded:
-    """A part of a file; the file is opened each time (5 us), so that no worker inherits a descriptor."""
+    """A part of a file."""
+    data = _opened(path, lambda descriptor: os.pread(descriptor, size, offset))
+    if isinstance(data, BadImage) or len(data) == size:
+        return data
+    return BadImage(f"cannot be read: {path} has changed since the start")
+
+
+def _opened(path: str, take: Callable[[int], Encoded]) -> Encoded:
+    """The file is opened each time (5 us), so that no worker inherits a descriptor."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
+        try:
+            return take(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         return BadImage(f"cannot be read: {error.strerror}")
-    try:
-        data = os.pread(descriptor, size, offset)
-    except OSError as error:
-        return BadImage(f"cannot be read: {error.strerror}")
-    finally:
-        os.close(descriptor)
-    return data if len(data) == size else BadImage(f"cannot be read: {path} has changed since the start")
 
 
 def _file(path: pa.Scalar) -> Encoded:
-    if not path.is_valid:
-        return b""
-    try:
-        # a pipe would be waited for, a device read without end
-        descriptor = os.open(path.as_py(), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        return BadImage(f"cannot be read: {error.strerror}")
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            return BadImage("is no regular file")
-        with open(descriptor, "rb", closefd=False, buffering=0) as file:
-            return file.read()
-    except OSError as error:
-        return BadImage(f"cannot be read: {error.strerror}")
-    finally:
-        os.close(descriptor)
+    return _opened(path.as_py(), _whole) if path.is_valid else b""
+
+
+def _whole(descriptor: int) -> Encoded:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return BadImage("is no regular file")  # a device would be read without end
+    with open(descriptor, "rb", closefd=False, buffering=0) as file:
+        return file.read()

@@ -50,7 +50,8 @@ class Listing:
 
 def stamp(root: str | Path, path: str) -> Stamp:
     status = os.stat(f"{root}/{path}")
-    return Stamp(path, status.st_mtime_ns, status.st_ino, status.st_dev)
+    # ctime: cp -a, rsync and tar set the other time of change to what it was elsewhere, nobody can set this one
+    return Stamp(path, status.st_ctime_ns, status.st_ino, status.st_dev)
 
 
 def scan(root: Path) -> Listing:

@@ -1,8 +1,8 @@
 """What a walk of a folder found, kept for the next start, which then only looks whether a folder has changed.
 
 One Arrow file for each folder of images, in the datasets cache (HF_HOME), mapped and not read: 100,000 files then cost
-a process no memory but its labels. It holds while each folder that was walked has the inode and time of change that
-it had; images rewritten in place change nothing here, their names are what is kept.
+a process no memory but its labels. It holds while each folder that was walked has the inode and the ctime that it
+had; images rewritten in place change nothing here, their names are what is kept.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from cls.files import replacing
 RACY_SECONDS = 2.0
 """A folder younger than this when it is walked may get one more name within the same tick of its file system's clock
 (FAT's is 2 s) and keep its time of change."""
-VERSION = 1
+VERSION = 2
 
 
 def cache_folder() -> Path:
@@ -53,10 +53,13 @@ def keep_index(root: Path, listing: Listing, found: Found, scanned: float) -> Fo
     """Keep what a walk that began at ``scanned`` (seconds since 1970) found; gives it mapped where that is possible.
 
     A cache that cannot be written is no error: the next start walks again, as it does while a folder is too young.
+    What another process kept meanwhile stays: others may have it mapped.
     """
     youngest = max(one.changed_ns for one in listing.folders) / 1e9
     if listing.dangling or youngest > scanned - RACY_SECONDS:
         return found
+    if known := read_index(root):
+        return known
     about: dict[str, Any] = {"version": VERSION, "root": os.path.realpath(root), "notes": found.notes}
     about["folders"] = listing.folders
     about["parts"] = [{"split": split, "rows": len(part), "names": part.names} for split, part in found.parts.items()]

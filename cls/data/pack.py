@@ -1,15 +1,17 @@
 """Any source of images as self-contained parquet shards, for file systems that hate small files and for streaming.
 
 Each shard is written aside, read back and compared, and only then gets its name. ``packing.json`` notes the finished
-ones until ``pack.json`` says that all is there, so an interrupted `cls pack` goes on where it was.
+ones until ``pack.json`` says that all is there, so an interrupted `cls pack` goes on where it was. It refuses to where
+the source has changed since: other ids, labels or classes, other sizes or times of change of image files. Images that
+lie inside tables and tars are known by id and label only.
 """
 
-import base64
 import hashlib
 import io
 import json
 import logging
 import os
+import stat
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,37 +19,32 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import timedelta
 from math import ceil
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
-import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import Dataset
 
 from cls import config
-from cls.data.access import Encoded, column, fingerprint, images_of
-from cls.data.packing import PLACES, Packing
+from cls.data.access import Encoded, column, files_of, fingerprint, images_of
+from cls.data.packing import Packing
 from cls.data.part import SPLITS
+from cls.data.shard import Row, sha256, write_shard
 from cls.data.sources import labels_of, load
-from cls.files import replacing, write_whole
+from cls.files import write_whole
 from cls.images.decode import BadImage, decode
 from cls.seed import generator
 
 log = logging.getLogger("cls")
 
-GROUP_BYTES = 4_000_000
-"""Of a row group: a window of 16 of them is what streaming mixes."""
 SAMPLE = 64  # images from whose size the number of shards follows
-VERSION = 1
-
-
-class Row(NamedTuple):
-    key: str  # the image's id without its split
-    label: int
-    data: bytes
-    bad: str  # why it could not be decoded, where that was tried
+VERSION = 2
+OTHER = {
+    "classes": "other classes",
+    "splits": "other images",
+    "stamps": "image files of other sizes or times of change",
+}
 
 
 def pack(source: str, to: Path, how: Packing) -> dict[str, Any]:
@@ -58,6 +55,9 @@ def pack(source: str, to: Path, how: Packing) -> dict[str, Any]:
     root = Path(source).expanduser()
     if root.is_dir() and to.absolute().is_relative_to(root.absolute()):
         raise ValueError(f"--to {to} lies inside {source}: pack to a folder beside it")
+    above = next(path for path in (to.absolute(), *to.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise ValueError(f"--to {to}: {above} is a file; name a folder")
     data = config.Data(path=source, val_fraction=how.val_fraction, image_column=how.image_column,
                        label_column=how.label_column)  # fmt: skip
     splits = load(data, how.seed)
@@ -68,6 +68,7 @@ def pack(source: str, to: Path, how: Packing) -> dict[str, Any]:
         "source": str(root.absolute()) if root.exists() else source,
         "options": asdict(how),
         "classes": list(splits.classes),
+        "stamps": {split: _stamps(part) for split, part in rows.items()},
         "splits": {split: _split_plan(part, split, how) for split, part in rows.items()},
     }
     done = _begin(to, plan)
@@ -95,6 +96,24 @@ def _split_plan(rows: Dataset, split: str, how: Packing) -> dict[str, Any]:
     }
 
 
+def _stamps(rows: Dataset) -> str:
+    """Hash of the image files' sizes and times of change: one look at each, which also finds those that are gone."""
+    digest = hashlib.sha256()
+    for path in (path for chunk in files_of(rows).chunks for path in chunk.drop_null().to_pylist()):
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise _unread(path, f"cannot be read: {error.strerror}") from None
+        if not stat.S_ISREG(status.st_mode):
+            raise _unread(path, "is no regular file")
+        digest.update(b"%d %d\n" % (status.st_size, status.st_mtime_ns))
+    return digest.hexdigest()
+
+
+def _unread(path: str, why: str) -> ValueError:
+    return ValueError(f"{path} {why}: mend or remove it, then run the same command")
+
+
 def _order(rows: Dataset, split: str, how: Packing) -> list[int]:
     return list(map(int, generator(how.seed, "pack", split).permutation(len(rows))))
 
@@ -103,13 +122,16 @@ def _begin(to: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """The shards that an earlier command of the same plan has finished, each compared with its hash."""
     for name in ("pack.json", "packing.json"):
         if (to / name).exists():
-            known = json.loads((to / name).read_text())
-            _refuse_other(to, known, plan)
-            whole = {file: entry for file, entry in known["files"].items() if _sha256(to / file) == entry["sha256"]}
-            if len(whole) < len(known["files"]):
-                lost = sorted(set(known["files"]) - set(whole))
+            asked, files = _known(to / name)
+            _refuse_other(to, asked, plan)
+            whole = {file: entry for file, entry in files.items() if sha256(to / file) == entry["sha256"]}
+            if len(whole) < len(files):
+                lost = sorted(set(files) - set(whole))
                 log.warning("%s: %s damaged or gone, packed again", to, ", ".join(lost))
+                _note(to / "packing.json", plan, whole)  # first: a kill in between must not lose what is whole
                 (to / "pack.json").unlink(missing_ok=True)
+            elif name == "pack.json":
+                (to / "packing.json").unlink(missing_ok=True)  # of one that was killed just before its end
             for aside in to.glob(".*.tmp"):  # of a process that was killed
                 aside.unlink()
             if whole:
@@ -117,17 +139,31 @@ def _begin(to: Path, plan: dict[str, Any]) -> dict[str, Any]:
             return whole
     if to.exists() and any(to.iterdir()):
         raise ValueError(f"--to {to} is not empty and holds no begun packing: name a new folder")
-    write_whole(to / "packing.json", json.dumps(plan | {"files": {}}, indent=1).encode())
+    _note(to / "packing.json", plan, {})
     return {}
 
 
-def _refuse_other(to: Path, known: dict[str, Any], plan: dict[str, Any]) -> None:
-    old, new = known["options"] | known, plan["options"] | plan
-    for name in [*plan["options"], "version", "source", "classes", "splits"]:
+def _known(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was asked for, and the finished shards."""
+    try:
+        known = json.loads(path.read_text())
+        files = {name: entry for name, entry in known["files"].items() if entry["sha256"]}
+        return known["options"] | known, files
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete {path.parent}, or name another --to") from None
+
+
+def _note(path: Path, plan: dict[str, Any], files: dict[str, Any]) -> None:
+    write_whole(path, json.dumps(plan | {"files": files}, indent=1).encode())
+
+
+def _refuse_other(to: Path, old: dict[str, Any], plan: dict[str, Any]) -> None:
+    new = plan["options"] | plan
+    for name in [*plan["options"], "version", "source", *OTHER]:
         if old.get(name) != new[name]:
             field = f"--{name.replace('_', '-')}" if name in plan["options"] else name
-            values = "other ones" if name in ("classes", "splits") else f"{old.get(name)!r}, not {new[name]!r}"
-            raise ValueError(f"{to} was begun with {field} {values}: name another --to, or delete it")
+            what = OTHER.get(name) or f"{field} {old.get(name)!r}, not {new[name]!r}"
+            raise ValueError(f"{to} was begun with {what}: name another --to, or delete it")
 
 
 def _write(to: Path, plan: dict[str, Any], done: dict[str, Any], rows: dict[str, Dataset], classes: Sequence[str],
@@ -140,9 +176,9 @@ def _write(to: Path, plan: dict[str, Any], done: dict[str, Any], rows: dict[str,
             if name in done:
                 meter.skip(len(own))
                 continue
-            done[name] = _shard(to / name, _rows(part, split, own.tolist(), how, meter), classes)
-            write_whole(to / "packing.json", json.dumps(plan | {"files": done}, indent=1).encode())
-    write_whole(to / "pack.json", json.dumps(plan | {"files": done}, indent=1).encode())
+            done[name] = write_shard(to / name, _rows(part, split, own.tolist(), how, meter), classes)
+            _note(to / "packing.json", plan, done)
+    _note(to / "pack.json", plan, done)
     (to / "packing.json").unlink()
     bad = sum(len(entry["undecodable"]) for entry in done.values())
     if bad:
@@ -160,7 +196,9 @@ def _rows(part: Dataset, split: str, own: list[int], how: Packing, meter: "Meter
             for place, (data, bad) in zip(places, shrunk, strict=True):
                 key = ids[place].as_py()
                 if bad.startswith("cannot be read"):
-                    raise ValueError(f"{key} {bad}: mend or remove it, then run the same command")
+                    raise ValueError(
+                        f"{key} {bad}: run the same command when it can be read, or remove it and name another --to"
+                    )
                 top, _, rest = key.partition("/")
                 yield Row(rest if SPLITS.get(top.lower()) == split and rest else key, int(labels[place]), data, bad)
                 meter.add(len(data))
@@ -190,85 +228,6 @@ def _shrunk(data: Encoded, how: Packing) -> tuple[bytes, str]:
         buffer, "JPEG", quality=how.quality
     )
     return buffer.getvalue(), ""
-
-
-def _shard(path: Path, rows: Iterator[Row], classes: Sequence[str]) -> dict[str, Any]:
-    """Write one shard, read it back, and give its entry of pack.json."""
-    features = Features({"image": Image(), "label": ClassLabel(names=list(classes)), "__key__": Value("string")})
-    written: list[tuple[str, int, bytes]] = []
-    places: list[tuple[int, int]] = []
-    bad: dict[str, str] = {}
-    with replacing(path) as aside:
-        with aside.open("w+b") as file, _writer(file, features.arrow_schema) as writer:
-            for group in _groups(rows):
-                start = file.tell()
-                writer.write_table(_table(group, features.arrow_schema))
-                places += _places(file, start, group)
-                written += [(row.key, row.label, _digest(row.data)) for row in group]
-                bad |= {row.key: row.bad for row in group if row.bad}
-            writer.add_key_value_metadata({PLACES: base64.b64encode(np.array(places, dtype="<i8").tobytes())})
-        if list(_read_back(aside)) != written:
-            raise OSError(f"{path}: what was read back is not what was written; the disk is not to be trusted")
-        entry = {"images": len(written), "bytes": aside.stat().st_size, "sha256": _sha256(aside), "undecodable": bad}
-    return entry
-
-
-def _writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
-    """Plain: images do not compress, and statistics would repeat the least and the greatest of each row group."""
-    return pq.ParquetWriter(file, schema, compression="none", use_dictionary=False, write_statistics=False)
-
-
-def _groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    group, size = list[Row](), 0
-    for row in rows:
-        group.append(row)
-        size += len(row.data)
-        if size >= GROUP_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
-def _places(file: BinaryIO, start: int, group: list[Row]) -> list[tuple[int, int]]:
-    """Offset and size in the file of each image of the row group that was written from ``start`` on.
-
-    Uncompressed parquet holds each value's length, 4 bytes, and then its bytes as they are, in the order of the rows.
-    """
-    file.flush()
-    content, found, at = os.pread(file.fileno(), file.tell() - start, start), [], 0
-    for row in group:
-        at = content.index(len(row.data).to_bytes(4, "little") + row.data, at) + 4
-        found.append((start + at, len(row.data)))
-        at += len(row.data)
-    return found
-
-
-def _table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
-    images = [{"bytes": row.data, "path": PurePosixPath(row.key).name} for row in rows]
-    return pa.table([images, [row.label for row in rows], [row.key for row in rows]], schema=schema)
-
-
-def _read_back(path: Path) -> Iterator[tuple[str, int, bytes]]:
-    """What the shard holds, by pyarrow and, where they agree, by the noted places."""
-    with path.open("rb") as file, pq.ParquetFile(path, memory_map=True) as parquet:
-        places = iter(np.frombuffer(base64.b64decode(parquet.metadata.metadata[PLACES.encode()]), "<i8").reshape(-1, 2))
-        for group in range(parquet.num_row_groups):
-            for row, (offset, size) in zip(parquet.read_row_group(group).to_pylist(), places, strict=False):
-                data = os.pread(file.fileno(), size, offset)
-                yield row["__key__"], row["label"], _digest(data) if data == row["image"]["bytes"] else b""
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return ""
 
 
 class Meter:

@@ -148,7 +148,7 @@ def _tables(root: Path, names: list[str], data: config.Data) -> dict[str, Part]:
 
 
 def _read_one(path: str, data: config.Data, *, labelled: bool) -> Part:
-    root = Path(path).expanduser()
+    root, data = Path(path).expanduser(), replace(data, streaming=False)  # that is how the run was trained
     if not labelled:
         data = replace(data, label_column="")
     if root.is_file() and root.suffix.lower() in EXTENSIONS and not labelled:

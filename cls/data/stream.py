@@ -22,7 +22,7 @@ from datasets import Dataset, Features, Value
 from huggingface_hub import HfFileSystem, hf_hub_download, try_to_load_from_cache
 
 from cls import config
-from cls.data import tables
+from cls.data import tables, tars
 from cls.data.access import Encoded, Indexed, encoded, fingerprint, pread
 from cls.data.order import WINDOW, block_counts
 from cls.data.packing import PLACES
@@ -116,7 +116,7 @@ class RowGroups:
         self.counts = np.array([files[f].counts[g] for f, g in self._places], dtype=np.int64)
         self._starts = np.cumsum(self.counts) - self.counts
         self._files_start = np.cumsum([0, *(sum(file.counts) for file in files)])
-        self._held: OrderedDict[int, pa.Array | BadImage] = OrderedDict()
+        self._held: OrderedDict[int, pa.Array] = OrderedDict()
 
     def name(self, row: int) -> str:
         """File and row in it, from 0."""
@@ -148,11 +148,13 @@ class RowGroups:
             return BadImage(f"cannot be read: {tables.reason(error)}")
 
     def _block(self, block: int) -> pa.Array | BadImage:
-        images = self._held.pop(block, None)
-        self._held[block] = self._decoded(block) if images is None else images
-        while len(self._held) > WINDOW + 1:
-            self._held.popitem(last=False)
-        return self._held[block]
+        held = self._held.pop(block, None)
+        images = self._decoded(block) if held is None else held
+        if not isinstance(images, BadImage):  # a failed read would spoil all of the block's rows, not one
+            self._held[block] = images
+            while len(self._held) > WINDOW + 1:
+                self._held.popitem(last=False)
+        return images
 
     def _decoded(self, block: int) -> pa.Array | BadImage:
         file, group = self._places[block]
@@ -221,7 +223,7 @@ def row_groups(root: Path, paths: list[str], data: config.Data) -> Part:
 def places_of(about: pq.FileMetaData) -> np.ndarray | None:
     """Offset and size of each image where `cls pack` noted them; None where the file was rewritten since."""
     found = (about.metadata or {}).get(PLACES.encode())
-    if found is None:
+    if found is None or not about.num_row_groups:
         return None
     places = np.frombuffer(base64.b64decode(found), "<i8").reshape(-1, 2)
     image = about.row_group(0).column(0)
@@ -246,8 +248,11 @@ def _columns(file: Footer) -> tuple[str, str, Any]:
 
 
 def _tars(root: Path, paths: list[str]) -> Part:
-    with tables.readable(paths[0]):
-        blocks = TarBlocks(root, paths)
+    indices = {}
+    for path in paths:
+        with tables.readable(path):
+            indices[path] = tars.index(path)
+    blocks = TarBlocks(root, indices)
     return Part(blocks, *tables.numbered(blocks.labels, Value("string"), "label"))
 
 

@@ -17,6 +17,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from cls import config
@@ -85,9 +86,27 @@ def grouped(root: Path, names: list[str]) -> tuple[str, dict[str, list[str]]]:
 
 
 def read_split(kind: str, paths: list[str], split: str, data: config.Data) -> Part:
-    with readable(paths[0], Exception):  # pyarrow, tarfile and datasets each have their own family
+    try:
         table = _load(kind, paths)
+    except Exception as error:  # pyarrow, tarfile and datasets each have their own family
+        for path in filter(os.path.exists, paths):  # not the hub's
+            with readable(path, Exception):
+                _read_through(kind, path)
+        where = paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]} together"
+        raise ValueError(f"data.path: cannot read {where}: {reason(error)}") from None
     return _part(table, split, data)
+
+
+def _read_through(kind: str, path: str) -> None:
+    """Fails for a damaged file; of several, datasets does not say which it is."""
+    if kind == ".parquet":
+        rows: Iterator[Any] = pq.ParquetFile(path).iter_batches()
+    elif kind == ".arrow":
+        rows = iter([_arrow(path)])
+    else:
+        rows = tars.samples(path, "r:*", tars.content)
+    for _ in rows:
+        pass
 
 
 @contextmanager

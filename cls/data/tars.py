@@ -61,7 +61,8 @@ def samples(path: str, mode: Mode, take: Callable[[tarfile.TarFile, tarfile.TarI
             elif last == "cls":
                 label = content(tar, member).decode().strip()
             elif last == "json":
-                found = json.loads(content(tar, member)).get("label")
+                about = json.loads(content(tar, member))
+                found = about.get("label") if isinstance(about, dict) else None
                 label = label if found is None else str(found)
         if key is not None and image:
             yield Sample(key, *image, label)
@@ -70,9 +71,9 @@ def samples(path: str, mode: Mode, take: Callable[[tarfile.TarFile, tarfile.TarI
 class TarBlocks:
     """Images in uncompressed tars, read where they lie; blocks are runs of neighbours."""
 
-    def __init__(self, root: Path, paths: Sequence[str]) -> None:
-        self._paths, self._indices = list(paths), [index(path) for path in paths]
-        self._names = [os.path.relpath(path, root) for path in paths]
+    def __init__(self, root: Path, indices: dict[str, pa.Table]) -> None:
+        self._paths, self._indices = list(indices), list(indices.values())
+        self._names = [os.path.relpath(path, root) for path in indices]
         self._starts = np.cumsum([0, *(len(found) for found in self._indices)])
         self.counts = np.concatenate([block_counts(len(found)) for found in self._indices])
 
@@ -81,8 +82,9 @@ class TarBlocks:
         return pa.chunked_array([c for found in self._indices for c in found.column("label").chunks], pa.string())
 
     def name(self, row: int) -> str:
+        """File, sample in it, from 0, and its key, which another sample of the file may have, too."""
         tar, place = self._place(row)
-        return f"{self._names[tar]}:{self._indices[tar].column('key')[place].as_py()}"
+        return f"{self._names[tar]}:{place}:{self._indices[tar].column('key')[place].as_py()}"
 
     def read(self, rows: Sequence[int]) -> list[Encoded]:
         return [self._read(row) for row in rows]
@@ -116,6 +118,8 @@ def index(path: str) -> MemoryMappedTable | pa.Table:
         for one in samples(path, "r:", lambda _, member: (member.offset_data, member.size))
     ]
     table = pa.Table.from_pylist(found, SCHEMA)
+    with contextlib.suppress(OSError, ValueError):
+        return _mapped(file)  # another process was faster, and others may have its index mapped
     with contextlib.suppress(OSError):
         with replacing(file) as aside, pa.ipc.new_stream(str(aside), SCHEMA) as writer:
             writer.write_table(table)
