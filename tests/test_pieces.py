@@ -202,8 +202,9 @@ def job_pieces(group: Cluster, folder: Path) -> None:
         assert group.gather(sums) == [sums] * group.world
 
 
-def test_pieces_on_two_and_three_processes() -> None:
-    launch("job_pieces", 2, 3, script=__file__)
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.soak)])
+def test_pieces_on_several_processes(processes: int) -> None:
+    launch("job_pieces", processes, script=__file__)
 
 
 if __name__ == "__main__":
