@@ -183,7 +183,7 @@ class Train:
     batch: int = 64
     """Global batch: images per optimizer step over all processes."""
     micro_batch: int = 16
-    """Images per forward pass, which BatchNorm statistics, mixing partners and dropout masks share; divides batch."""
+    """Images that share BatchNorm statistics, mixing partners and, with exact, dropout masks; divides batch."""
     max_steps: int = 0
     """Smoke run: stop after this many optimizer steps; 0 runs all epochs."""
     eval_batch: int = 32

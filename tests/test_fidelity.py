@@ -30,7 +30,7 @@ def test_digits_end_alike(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_photos_end_alike(tmp_path: Path, clothing: Path) -> None:
-    """900 held-out photos, 1,000 to train on, at 96 pixels: report 5's augmentations, which differ most."""
+    """920 held-out photos, 1,000 to train on, at 96 pixels: report 5's augmentations, which differ most."""
     weights = SHARED / "weights" / "tf_efficientnet_lite0.safetensors"
     if not weights.is_file():
         pytest.skip("needs the weights in ../shared/weights")

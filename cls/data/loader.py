@@ -182,7 +182,7 @@ class Preprocess(NamedTuple):
 
 
 def _on_device(pixels: Tensor, device: torch.device) -> Tensor:
-    """Copied beside what the GPU computes; the host waits for the copy (0.2 ms), so that the slot is free again."""
+    """Copied beside what the GPU computes; the host waits for the copy, so that the slot is free again."""
     if device.type != "cuda":
         return pixels
     beside = _stream(device)

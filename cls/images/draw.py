@@ -176,7 +176,7 @@ def _colour(op: ops.Jitter, rng: np.random.Generator) -> Colour:
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """``rng.uniform`` in a third of its time."""
+    """``rng.uniform``'s number, without its look at whether these are arrays."""
     return low + (high - low) * rng.random()
 
 

@@ -1,4 +1,4 @@
-"""JPEG at the speed of its decoder: header first, then only as many pixels as the crop needs.
+"""JPEG at the speed of its decoder: header first, then no more pixels than the crop needs.
 
 simplejpeg (libjpeg-turbo) is the one wrapper that is strict about damaged files, decodes at 1/2, 1/4 and 1/8, and into
 memory that is used again: fresh pages cost up to a quarter of the time. What it does not take as Pillow would (CMYK,
