@@ -13,7 +13,7 @@ LAYERS = {
     "data": 2, "parallel": 2, "checkpoint": 2, "evaluate": 2, "track": 2, "report": 2, "folder": 2, "journal": 2,
     "artifacts": 2, "sheet": 2, "state": 2, "saver": 2, "goodput": 2, "cluster": 2, "fetch": 2, "sweep": 2,
     "bench": 2,
-    "cli": 3, "verbs": 3, "train": 3,
+    "cli": 3, "commands": 3, "verbs": 3, "train": 3,
 }  # fmt: skip
 
 FILES = [*sorted(ROOT.glob("cls/**/*.py")), ROOT / "train.py"]
@@ -83,7 +83,7 @@ OWNERS = {
     "wandb": ("cls/track/page.py",),
     "datasets": ("cls/data/",),
     "accelerate": ("cls/parallel/", "train.py"),
-    "tyro": ("cls/cli.py",),
+    "tyro": ("cls/cli.py", "cls/commands.py"),
     "matplotlib": ("cls/report.py", "cls/sheet.py"),
 }
 
