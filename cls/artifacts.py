@@ -1,6 +1,7 @@
 """What a run leaves behind: the best weights as one file, predictions, the submission CSV and pictures."""
 
 import json
+import logging
 import platform
 from pathlib import Path
 
@@ -9,16 +10,18 @@ from safetensors import SafetensorError, safe_open
 
 from cls import checkpoint
 from cls.config import Run, from_yaml, to_yaml
-from cls.data.access import fingerprint
+from cls.data.access import fingerprint, images_of
 from cls.data.sources import Splits, labels_of
 from cls.evaluate import Look
 from cls.files import write_whole
 from cls.folder import Folder
 from cls.journal import Journal
-from cls.metrics import summary
+from cls.metrics import Predictions, summary
 from cls.models import Statistics, input_statistics, load_exact
 from cls.parallel.cluster import Cluster
 from cls.state import State
+
+log = logging.getLogger("cls")
 
 
 def keep_data(folder: Folder, splits: Splits, cluster: Cluster) -> None:
@@ -108,14 +111,17 @@ def write_results(folder: Folder, state: State, splits: Splits, look: Look, clus
     val = look(state.evaluated, splits.val)
     figures = {f"best/{name}": value for name, value in summary(val).items()}
     text = f"best validation accuracy {figures['best/accuracy']:.4f}"
-    if run.augment.tta:
-        figures["best/accuracy_tta"] = summary(look(state.evaluated, splits.val, views=run.augment.tta))["accuracy"]
+    views = look(state.evaluated, splits.val, views=run.augment.tta) if run.augment.tta else None
+    if views is not None:
+        figures["best/accuracy_tta"] = summary(views)["accuracy"]
         text += f", with test-time views {figures['best/accuracy_tta']:.4f}"
     test = look(state.evaluated, splits.test, views=run.augment.tta or ("identity",)) if splits.test else None
     if not cluster.main:
         return text
     (out / "predictions").mkdir(exist_ok=True)
     report.write_parquet(out / "predictions" / "val.parquet", val)
+    if views is not None:
+        report.write_parquet(out / "predictions" / "val_tta.parquet", views)
     if test is not None:
         report.write_parquet(out / "predictions" / "test.parquet", test)
         report.write_csv(out, test, fallback)
@@ -125,5 +131,20 @@ def write_results(folder: Folder, state: State, splits: Splits, look: Look, clus
             text += f" (accuracy {figures['test/accuracy']:.4f})"
     pictures = report.write_report(out, val, journal.rows())
     text += f"; pictures: {', '.join(path.name for path in pictures.values())} in {out}"
+    journal.results()
+    text += _write_page(out, splits, val)
     journal.result(text, figures, pictures)
     return text
+
+
+def _write_page(out: Path, splits: Splits, val: Predictions) -> str:
+    """What the run's last line says of report.html; no fault of a page may make a failure of a finished training."""
+    from cls import page  # as the pictures
+
+    try:
+        pictures = page.Pictures(thumbs=page.thumbnails(images_of(splits.val), val))
+        page.write_page(page.read_material(out), pictures, out / "report.html")
+        return f"; all of it: {out / 'report.html'}"
+    except Exception as error:
+        log.warning("report.html was not written (%s: %s); try: cls report %s", type(error).__name__, error, out)
+        return ""

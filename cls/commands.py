@@ -93,6 +93,31 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write report.html: curves, confusion matrix, wrong images, calibration, time and setup of a run on one page."""
+
+    run: tyro.conf.Positional[str]
+    """Run directory, of a finished run or of one that still goes on."""
+    to: str = ""
+    """File to write; empty: report.html in the run directory."""
+    neighbours: int = 0
+    """Show so many nearest training images of the predicted and of the true class beside the 24 most confidently wrong
+    images; costs a pass over at most 5,000 training images."""
+    predict: bool = False
+    """Predict the validation images with the best weights where the run has not stored that yet, plain and with its
+    test-time views: a pass over them for each view."""
+    device: str = "auto"
+    """auto, cpu or cuda, for --predict and --neighbours."""
+    workers: int = -1
+    """Loader processes; -1 takes one per core."""
+
+    def do(self, stop: Stop) -> Any:
+        from cls import verbs
+
+        return verbs.report_run(self.run, self.to, self.neighbours, self.predict, self.device, self.workers, stop)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Audit:
     """Show a run's lives and lost steps; prove from its ledger that no image was lost or repeated."""
 
@@ -195,5 +220,5 @@ class Doctor:
 
 VERBS = {
     "recipes": Recipes, "show": Show, "plan": Plan, "bench": Bench, "fetch": Fetch, "pack": Pack, "doctor": Doctor,
-    "predict": Predict, "evaluate": Evaluate, "audit": Audit, "sweep": Sweep,
+    "predict": Predict, "evaluate": Evaluate, "report": Report, "audit": Audit, "sweep": Sweep,
 }  # fmt: skip

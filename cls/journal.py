@@ -1,7 +1,11 @@
 """What rank 0 writes and shows while a run goes on; the other ranks' journals do nothing."""
 
+import contextlib
 import os
 import platform
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +24,9 @@ from cls.parallel.watch import Finished
 from cls.steps import Steps
 from cls.track import Progress, Tracker, read_rows, rewind
 from cls.track.page import FINISH_SECONDS, LEAVE_SECONDS
+
+# the libraries whose versions decide a result
+DECIDE = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "opencv-python-headless", "simplejpeg")
 
 
 class Journal:
@@ -41,7 +48,7 @@ class Journal:
             self.lives = Lives(folder.path, folder.life)
             self.lives.add(
                 "start", step=first, processes=cluster.world, sharded=cluster.fsdp,
-                **{key: info[key] for key in ("device", "host", "job", "nodes")},
+                **{key: info[key] for key in ("device", "host", "job", "nodes", "command", "versions")},
                 began=round(began(), 3), queue=round(queued(), 3), **gone,
             )  # fmt: skip
             gloo = " (gloo)" if cluster.world > 1 and cluster.device.type == "cpu" else ""
@@ -115,6 +122,11 @@ class Journal:
             self.figures = figures
             self.progress.line(text)
 
+    def results(self) -> None:
+        """The predictions are written: where the time has gone until here, for the report."""
+        if self.lives:
+            self.lives.add("results", step=self.step, clock=self.cluster.clock.read())
+
     def rows(self) -> list[dict[str, Any]]:
         return read_rows(self.folder.path)
 
@@ -130,5 +142,14 @@ def describe(cluster: Cluster, model: nn.Module) -> dict[str, Any]:
         "host": platform.node(),
         "job": os.environ.get("SLURM_JOB_ID", ""),
         "nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
-        "versions": {"cls": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "command": shlex.join(sys.argv),
+        "versions": {"cls": __version__, "python": platform.python_version()} | _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in DECIDE:
+        with contextlib.suppress(PackageNotFoundError):  # another distribution of the same library, as conda's
+            found[name] = version(name)
+    return found

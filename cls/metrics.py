@@ -108,6 +108,48 @@ def per_class(p: Predictions) -> PerClass:
     )
 
 
+def wrong(p: Predictions) -> Ints:
+    """Rows of the labelled images that have a prediction and a wrong one, the most confident first."""
+    rows = np.flatnonzero((p.labels >= 0) & readable(p) & (p.probs.argmax(axis=1) != p.labels))
+    return rows[np.argsort(-p.probs[rows].max(axis=1, initial=0.0), kind="stable")]
+
+
+BINS = 15
+"""Of the calibration error; Guo et al. 2017 use as many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Images by their confidence, the largest probability; one figure per bin, each of shape BINS."""
+
+    images: Ints
+    confidence: Floats
+    """Mean confidence; nan where there is no image."""
+    accuracy: Floats
+    """Share that is right; nan where there is no image."""
+    error: float
+    """The expected calibration error; nan without images."""
+
+
+def calibration(p: Predictions) -> Calibration:
+    """Whether images predicted with confidence x are right in a share x of cases.
+
+    Expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3): bin m of M holds the confidences in
+    ((m - 1)/M, m/M]; ECE = sum over bins of images in it / all images * |accuracy - mean confidence|.
+    Broken and unlabelled images are left out.
+    """
+    rows = (p.labels >= 0) & readable(p)
+    confidence = p.probs[rows].max(axis=1, initial=0.0)
+    right = p.probs[rows].argmax(axis=1) == p.labels[rows]
+    bins = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    images = np.bincount(bins, minlength=BINS)
+    present = np.where(images > 0, images, np.nan)  # nan: an empty bin has no mean
+    means = np.bincount(bins, confidence, BINS) / present
+    shares = np.bincount(bins, right, BINS) / present
+    error = float(np.nansum(images * np.abs(shares - means)) / len(bins)) if len(bins) else float("nan")
+    return Calibration(images=images, confidence=means, accuracy=shares, error=error)
+
+
 def macro_f1(p: Predictions) -> float:
     """Mean F1 over the classes that occur among the labels (scikit-learn's macro average with those as ``labels``).
 

@@ -90,7 +90,8 @@ def read_parquet(path: Path) -> Predictions:
         return Predictions(
             ids=table["id"].to_pylist(),
             labels=np.array([number[name] for name in table["label"].to_pylist()], dtype=np.int64),
-            probs=np.array(table["probs"].to_pylist(), dtype=np.float64).reshape(len(table), len(classes)),
+            # not as Python's numbers: those of 30,000 images and 1,000 classes would be a gigabyte
+            probs=table["probs"].combine_chunks().flatten().to_numpy().reshape(len(table), len(classes)),
             errors=table["error"].to_pylist(),
             classes=classes,
             loss=float(facts["loss"]),
@@ -122,7 +123,13 @@ def _plain(axes: Axes, title: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _series(rows: Sequence[Row], key: str) -> tuple[list[int], list[float]]:
+def ticks(low: float, high: float) -> list[float]:
+    """About five round numbers from ``low`` to ``high``."""
+    return [float(tick) for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
+
+
+def series(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
+    """Steps and finite values of one figure of the record."""
     points = [(row["step"], row[key]) for row in rows if key in row and math.isfinite(row[key])]
     return [step for step, _ in points], [value for _, value in points]
 
@@ -141,17 +148,17 @@ def curves(rows: Sequence[Row], path: Path) -> None:
     """Loss, validation accuracy and learning rate against the optimizer step, epochs on the upper axis."""
     figure = Figure(figsize=(8, 8.5), layout="constrained")
     loss, score, rate = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1.6])
-    steps, values = _series(rows, "train/loss")
+    steps, values = series(rows, "train/loss")
     if steps:
         loss.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
         loss.plot(steps, smooth(values, 1 - 1 / max(1, len(values) / 50)), color=BLUE, label="training (smoothed)")
-    steps, values = _series(rows, "val/loss")
+    steps, values = series(rows, "val/loss")
     if steps:
         loss.plot(steps, values, color=ORANGE, marker="o", markersize=4, label="validation")
     _plain(loss, "Loss")
     if loss.get_legend_handles_labels()[1]:
         loss.legend(frameon=False, loc="upper right")
-    steps, values = _series(rows, "val/accuracy")
+    steps, values = series(rows, "val/accuracy")
     title = "Validation accuracy"
     if steps:
         best = int(np.argmax(values))
@@ -162,7 +169,7 @@ def curves(rows: Sequence[Row], path: Path) -> None:
         score.text(0.5, 0.5, "no validation yet", transform=score.transAxes, ha="center", color=GREY)
     _plain(score, title)
     score.yaxis.set_major_formatter(PercentFormatter(1.0))
-    steps, values = _series(rows, "train/lr")
+    steps, values = series(rows, "train/lr")
     rate.plot(steps, values, color=GREY)
     rate.set_ylim(0, 1.1 * max(values, default=0.0) or 1.0)
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cls import goodput, recipes, report
+from cls import goodput, page, recipes, report
 from cls.artifacts import read_header
 from cls.bench.options import Options
 from cls.bench.report import table as bench_table
@@ -21,7 +21,7 @@ from cls.data.access import images_of
 from cls.data.draws import draws_of
 from cls.data.ledger import audit
 from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
-from cls.data.sources import load, load_images, load_labelled
+from cls.data.sources import Splits, load, load_images, load_labelled
 from cls.evaluate import predict
 from cls.metrics import Predictions, per_class, summary
 from cls.mix import draw_mixing, mix, partners, soft_targets
@@ -186,6 +186,46 @@ def evaluate_images(
     PEOPLE.print("worst classes:")
     PEOPLE.print(table)
     return document
+
+
+def report_run(
+    path: str, to: str, neighbours: int, predict_first: bool, device: str, workers: int, stop: Stop
+) -> dict[str, Any] | None:
+    """Write report.html of a run, from what its directory holds and, where asked, from its best weights."""
+    if neighbours < 0:
+        raise ValueError(f"--neighbours must be 0 or more, found {neighbours}")
+    material = page.read_material(Path(path))
+    splits, why = _own_images(change(material.run, data={"workers": workers, "copy": ""}))
+    if (predict_first or neighbours) and splits is None:
+        raise ValueError(f"--predict and --neighbours need the run's images: {why}")
+    trained = load_trained(path, device, workers, stop) if predict_first or neighbours else None
+    if trained and splits and predict_first:
+        tta = material.run.augment.tta
+        views = material.views or (trained.look(splits.val, tta) if tta else None)
+        material = dataclasses.replace(material, val=material.val or trained.look(splits.val, ()), views=views)
+    if trained and not trained.cluster.main:
+        return None
+    pictures = page.Pictures(note=f"Without pictures: {why}" if why else "")
+    if splits and material.val:
+        val = images_of(splits.val)
+        pictures = page.Pictures(thumbs=page.thumbnails(val, material.val))
+        if trained and neighbours:
+            prepare = preprocess(trained.statistics, trained.run.seed, trained.run.train.channels_last,
+                                 trained.cluster.device)  # fmt: skip
+            look = page.features(trained.model, trained.run, prepare)
+            near, note = page.neighbours(look, images_of(splits.train), val, material.val, neighbours, trained.run.seed)
+            pictures = dataclasses.replace(pictures, near=near, note=note)
+    document = page.write_page(material, pictures, Path(to) if to else Path(path) / "report.html")
+    print(f"{document['file']} ({document['bytes'] / 1e6:.1f} MB)", file=sys.stderr)
+    return document
+
+
+def _own_images(run: Run) -> tuple[Splits | None, str]:
+    """The images a run was trained on, or why they cannot be had now: the rest of a report does without."""
+    try:
+        return load(run.data, run.seed), ""
+    except ValueError as error:
+        return None, str(error)
 
 
 def bench_run(run: Run, options: Options, stop: Stop) -> dict[str, Any]:

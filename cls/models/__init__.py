@@ -16,7 +16,7 @@ from cls.seed import torch_seed
 
 __all__ = [
     "Statistics", "build_model", "check_model", "fresh_parameters", "input_statistics", "load_exact", "normalization",
-    "sharding_units", "train_mode",
+    "output_layer", "sharding_units", "train_mode",
 ]  # fmt: skip
 
 
@@ -75,6 +75,14 @@ def fresh_parameters(model: nn.Module, config: Model) -> set[str]:
         for name, _ in model.named_parameters()
         if name.startswith((f"{classifier}.", *added)) and not (config.gate and name.startswith(f"{classifier}.0."))
     }
+
+
+def output_layer(model: nn.Module, config: Model) -> nn.Linear:
+    """The last layer of a network of :func:`build_model`: features b f -> logits b classes."""
+    head = model.get_submodule(classifier_name(config.backbone))
+    last = head[-1] if isinstance(head, nn.Sequential) else head
+    assert isinstance(last, nn.Linear)
+    return last
 
 
 def input_statistics(run: Run) -> Statistics:

@@ -1,0 +1,76 @@
+"""What a run directory holds, read once; a run that is not finished holds less."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cls import goodput
+from cls.config import Run, from_yaml
+from cls.lives import read_lives
+from cls.metrics import Predictions
+from cls.report import read_parquet
+from cls.track.record import read_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    folder: Path
+    run: Run
+    rows: list[dict[str, Any]]
+    """metrics.jsonl."""
+    lives: list[dict[str, Any]]
+    """:func:`cls.goodput.lives`."""
+    starts: list[dict[str, Any]]
+    """The start event of each life."""
+    counts: dict[str, int]
+    """Training and validation images by split; empty for runs of early versions."""
+    outcome: str
+    """How the run ended, '' where it has not."""
+    val: Predictions | None
+    """Validation by the best weights."""
+    views: Predictions | None
+    """The same averaged over the recipe's test-time views."""
+    test: Predictions | None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Empty while the run has not stored them."""
+        names = self.folder / "classes.txt"
+        if self.val is None and names.exists():
+            return tuple(names.read_text().splitlines())
+        return self.val.classes if self.val else ()
+
+
+def read_material(folder: Path) -> Material:
+    """ValueError where ``folder`` is no run directory, or a file in it is damaged."""
+    if not (folder / "config.yaml").is_file():
+        raise ValueError(f"{folder} is not a run directory: it has no config.yaml")
+    data, events = folder / "data.json", read_lives(folder)
+    found = json.loads(data.read_text()) if data.exists() else {}
+    return Material(
+        folder=folder,
+        run=from_yaml((folder / "config.yaml").read_text()),
+        rows=read_rows(folder),
+        lives=goodput.lives(folder),
+        starts=[event for event in events if event["event"] == "start"],
+        counts={split: facts["images"] for split, facts in found.items()},
+        outcome=_outcome(folder, events),
+        val=_predictions(folder, "val"),
+        views=_predictions(folder, "val_tta"),
+        test=_predictions(folder, "test"),
+    )
+
+
+def _predictions(folder: Path, name: str) -> Predictions | None:
+    path = folder / "predictions" / f"{name}.parquet"
+    return read_parquet(path) if path.exists() else None
+
+
+def _outcome(folder: Path, events: list[dict[str, Any]]) -> str:
+    if events and events[-1]["event"] == "results":  # at this moment the run writes its last files
+        return "done"
+    try:
+        return str(json.loads((folder / "exit.json").read_text())["outcome"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

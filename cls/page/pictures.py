@@ -1,0 +1,72 @@
+"""Photos on the page: small JPEGs inside the file, without what cameras write beside the pixels."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from cls.data.access import Encoded, Images
+from cls.images.decode import BadImage
+from cls.images.jpeg import Decoder
+from cls.metrics import Predictions, wrong
+
+SIDE = 128
+"""Longer side of a thumbnail, pixels; about 4 kB."""
+THUMBNAILS = 200
+"""Of the most confidently wrong images; 1 MB of page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Near:
+    """A training image that lies near a wrong one."""
+
+    id: str
+    picture: str
+    similarity: float
+    """Cosine of the angle between the features before the output layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """``thumbs`` and ``near`` by row of the validation split."""
+
+    thumbs: dict[int, str] = field(default_factory=dict)
+    """data: addresses."""
+    near: dict[int, tuple[list[Near], list[Near]]] = field(default_factory=dict)
+    """Nearest training images of the predicted and of the true class, nearest first."""
+    note: str = ""
+    """What was looked at for ``near``, or why there are no pictures."""
+
+
+def thumbnails(images: Images, p: Predictions) -> dict[int, str]:
+    """Of the most confidently wrong images, by row; without those that are not ``p``'s or cannot be decoded now."""
+    decoder, found = Decoder(), {}
+    for row in wrong(p)[:THUMBNAILS].tolist():
+        picture = thumbnail(decoder, images.read([row])[0]) if _same(images, p.ids, row) else ""
+        if picture:
+            found[row] = picture
+    return found
+
+
+def _same(images: Images, ids: Sequence[str], row: int) -> bool:
+    return len(images) == len(ids) and images.name(row) == ids[row]
+
+
+def thumbnail(decoder: Decoder, content: Encoded) -> str:
+    """A data: address of a JPEG of at most SIDE pixels; '' where the image is broken."""
+    try:
+        if isinstance(content, BadImage):
+            raise content
+        image = decoder.open(content)
+        k = next(k for k in (8, 4, 2, 1) if k == 1 or max(image.width, image.height) >= SIDE * k)
+        pixels, _ = decoder.pixels(image, k, shrinks=True)
+    except BadImage:
+        return ""
+    picture = Image.fromarray(np.ascontiguousarray(pixels))  # of pixels alone: a camera notes where it was
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=75, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
