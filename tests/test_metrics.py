@@ -11,7 +11,18 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from cls.metrics import Predictions, accuracy, confusion, macro_f1, per_class, predicted, summary, top_k
+from cls.metrics import (
+    Predictions,
+    accuracy,
+    calibration,
+    confusion,
+    macro_f1,
+    per_class,
+    predicted,
+    summary,
+    top_k,
+    wrong,
+)
 
 
 def make(labels, probs, errors=None, loss=0.5):
@@ -124,3 +135,34 @@ def test_rows_must_agree():
         make([0, 1], [[1, 0], [0, 1]], ["", "", ""])
     with pytest.raises(AssertionError, match="labels outside"):
         make([0, 2], [[1, 0], [0, 1]])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_calibration_by_its_formula(seed):
+    """Guo et al. 2017, equations 2 and 3, image by image."""
+    p = drawn(seed, broken=20, unlabelled=30)
+    kept = [i for i in range(300) if p.labels[i] >= 0 and not p.errors[i]]
+    total, found = 0.0, calibration(p)
+    for m in range(1, 16):
+        bin_ = [i for i in kept if (m - 1) / 15 < p.probs[i].max() <= m / 15]
+        assert found.images[m - 1] == len(bin_)
+        if bin_:
+            right = sum(p.probs[i].argmax() == p.labels[i] for i in bin_) / len(bin_)
+            sure = sum(p.probs[i].max() for i in bin_) / len(bin_)
+            assert (found.accuracy[m - 1], found.confidence[m - 1]) == (pytest.approx(right), pytest.approx(sure))
+            total += len(bin_) / len(kept) * abs(right - sure)
+        else:
+            assert np.isnan(found.accuracy[m - 1])
+    assert found.error == pytest.approx(total) and 0.01 < total < 0.5
+
+
+def test_calibration_at_the_ends():
+    sure = make([0, 1], [[1, 0], [1, 0]])  # certain, and right half of the time
+    assert calibration(sure).error == 0.5 and calibration(sure).images[-1] == 2
+    assert np.isnan(calibration(make([-1], [[0.5, 0.5]])).error)
+
+
+def test_wrong_images_by_confidence():
+    p = make([0, 0, 1, -1, 1, 0], [[0.4, 0.6], [0.1, 0.9], [0.2, 0.8], [1, 0], [0.7, 0.3], [0, 0]], [""] * 5 + ["cut"])
+    assert wrong(p).tolist() == [1, 4, 0]
+    assert wrong(make([0], [[1, 0]])).tolist() == []

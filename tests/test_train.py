@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -71,10 +72,21 @@ def test_the_readme_command_reaches_97_percent(digits: Result) -> None:
         "curves.png",
         "confusion.png",
         "worst_classes.png",
+        "report.html",
         "best/model.safetensors",
     ):
         assert (digits.out / name).stat().st_size > 0
     assert not (digits.out / "lock").exists()
+
+
+def test_the_report_of_a_run_tells_its_result(digits: Result) -> None:
+    page = (digits.out / "report.html").read_text()
+    best = max(row.get("val/accuracy", 0) for row in digits.rows)
+    assert f'<p class="big">{100 * best:.1f}%</p>' in page and "on 359 images" in page
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page)
+    assert sum(json.loads(found)["cells"][2::3]) == 359
+    assert "train.py</pre>" in page and ">done</td>" in page and "has not ended" not in page
+    assert page.count('src="data:image/jpeg') == 359 - round(best * 359)  # a picture of each mistake
 
 
 def test_evaluate_agrees_with_training(digits: Result) -> None:

@@ -1,12 +1,12 @@
 """report.html: all that is known of a run on one page, in one file that needs no network.
 
-``material`` reads the run directory, ``pictures`` and ``neighbours`` add photos, ``document`` turns it into words and
+``material`` reads the run directory, ``pictures`` and ``nearest`` add photos, ``document`` turns it into words and
 numbers, ``charts`` into lines; report.html, .css and .js lay it out. Summary and tables need no JavaScript.
 """
 
 from cls.page.document import write_page
 from cls.page.material import Material, read_material
-from cls.page.neighbours import features, neighbours
+from cls.page.nearest import features, neighbours
 from cls.page.pictures import Pictures, thumbnails
 
 __all__ = ["Material", "Pictures", "features", "neighbours", "read_material", "thumbnails", "write_page"]

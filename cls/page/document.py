@@ -161,10 +161,9 @@ def _parameters(run: Run, classes: int) -> tuple[int, int]:
 
 
 def _classes(p: Predictions) -> list[dict[str, Any]]:
-    """One row per class that has images, the worst first, with what it is taken for."""
+    """One row per class, the worst first and those without images last, with what it is taken for."""
     figures, counts = per_class(p), confusion(p)
-    present = np.flatnonzero(figures.support)
-    ranked = present[np.lexsort((-figures.support[present], figures.recall[present]))]
+    ranked = np.lexsort((-figures.support, figures.recall))  # nan, no images, is last
     rows = []
     for i in ranked.tolist():
         others = counts[i].copy()

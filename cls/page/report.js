@@ -80,7 +80,8 @@
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const keyed = [...body.rows].map((row) => {
         const text = row.cells[column].textContent;
-        return [column ? parseFloat(text.replace(/,/g, "")) : text, row];
+        const number = parseFloat(text.replace(/,/g, ""));
+        return [column ? (Number.isNaN(number) ? (down ? -1 : 1e9) : number) : text, row]; // "–" is last either way
       });
       const compare = column ? (a, b) => a[0] - b[0] : (a, b) => order.compare(a[0], b[0]);
       keyed.sort((a, b) => (down ? -compare(a, b) : compare(a, b)));
@@ -163,6 +164,7 @@
     left = Math.round(clamp(widest + 26, 40, size * 0.3));
     top = Math.round(clamp(widest + 26, 40, size * 0.22));
     side = size - left - 1;
+    Object.assign(canvas.dataset, { left, top, side });
     canvas.style.height = `${top + side + 1}px`;
     canvas.width = Math.round(size * ratio);
     canvas.height = Math.round((top + side + 1) * ratio);

@@ -108,7 +108,8 @@ def sample(labels: np.ndarray, wanted: Sequence[int], seed: int) -> tuple[np.nda
     everything = [np.flatnonzero(labels == label) for label in wanted]
     chosen = [rows if len(rows) <= each else np.sort(rng.choice(rows, each, replace=False)) for rows in everything]
     found, total = sum(map(len, chosen)), sum(map(len, everything))
-    note = f"all {total:,} training images of these classes"
+    note = f"Neighbours (cosine of the features before the output layer) among all {total:,} training images of "
     if found < total:
-        note = f"{found:,} of {total:,} training images of these classes, drawn by seed {seed}, at most {each} a class"
+        note = note.replace("all", f"{found:,} (at most {each} a class, drawn by seed {seed}) of the")
+    note += "their classes."
     return np.concatenate([*chosen, np.empty(0, np.int64)]), note
