@@ -21,9 +21,11 @@ from PIL import Image
 from cls import page, recipes
 from cls.config import change, to_yaml
 from cls.data.access import images_of
+from cls.data.draws import Views, made_here
 from cls.data.loader import preprocess
 from cls.data.sources import load
 from cls.images.jpeg import Decoder
+from cls.images.ops import view_ops
 from cls.lives import Lives
 from cls.metrics import Predictions, confusion, per_class, wrong
 from cls.models import build_model
@@ -504,9 +506,9 @@ def test_the_nearest_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
     model.fc = model.fc[:-1]
     whole = {}
     for name, images in (("train", train), ("val", val)):
-        pixels = np.stack([digit(content) for content in images.read(range(len(images)))])
+        plain = Views(images, view_ops("identity", run.data), run.data.size, 0, "identity")
         with torch.no_grad():
-            whole[name] = model(torch.tensor(pixels) * 2 - 1).numpy()
+            whole[name] = model(made_here(plain, range(len(images))).pixels / 255 * 2 - 1).numpy()
     row = next(iter(found))
     own = whole["val"][row]
     cosine = whole["train"] @ own / np.linalg.norm(whole["train"], axis=1) / np.linalg.norm(own)
@@ -524,11 +526,6 @@ def test_the_nearest_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
         "12 (at most 4 a class, drawn by seed 5)" in note
         and f"of the {(np.isin(train.labels, [1, 4, 7])).sum()}" in note
     )
-
-
-def digit(content: Any) -> np.ndarray:
-    """3 h w, 0 to 1."""
-    return np.asarray(Image.open(io.BytesIO(bytes(content))).convert("RGB"), np.float32).transpose(2, 0, 1) / 255
 
 
 def test_the_package_has_its_page() -> None:
