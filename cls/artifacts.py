@@ -20,6 +20,7 @@ from cls.metrics import Predictions, summary
 from cls.models import Statistics, input_statistics, load_exact
 from cls.parallel.cluster import Cluster
 from cls.state import State
+from cls.track import Mistake
 
 log = logging.getLogger("cls")
 
@@ -132,19 +133,22 @@ def write_results(folder: Folder, state: State, splits: Splits, look: Look, clus
     pictures = report.write_report(out, val, journal.rows())
     text += f"; pictures: {', '.join(path.name for path in pictures.values())} in {out}"
     journal.results()
-    text += _write_page(out, splits, val)
-    journal.result(text, figures, pictures)
+    text, mistakes = _write_page(out, splits, val, text)
+    journal.result(text, figures, pictures, mistakes)
     return text
 
 
-def _write_page(out: Path, splits: Splits, val: Predictions) -> str:
-    """What the run's last line says of report.html; no fault of a page may make a failure of a finished training."""
+def _write_page(out: Path, splits: Splits, val: Predictions, text: str) -> tuple[str, list[Mistake]]:
+    """The run's last line with report.html in it, and the images that are wrong.
+
+    No fault of a page may make a failure of a finished training.
+    """
     from cls import page  # as the pictures
 
     try:
-        pictures = page.Pictures(thumbs=page.thumbnails(images_of(splits.val), val))
-        page.write_page(page.read_material(out), pictures, out / "report.html")
-        return f"; all of it: {out / 'report.html'}"
+        thumbs = page.thumbnails(images_of(splits.val), val)
+        page.write_page(page.read_material(out), page.Pictures(thumbs=thumbs), out / "report.html")
+        return f"{text}; all of it: {out / 'report.html'}", page.mistakes(val, thumbs)
     except Exception as error:
         log.warning("report.html was not written (%s: %s); try: cls report %s", type(error).__name__, error, out)
-        return ""
+        return text, []

@@ -220,6 +220,8 @@ class Track:
     """W&B project."""
     name: str = ""
     """W&B run name; empty: the run directory's name."""
+    artifact: Literal["auto", "always", "never"] = "auto"
+    """Give W&B the best weights with classes and preprocessing: auto does so online; offline it costs a copy."""
     tensorboard: bool = False
     """Also write TensorBoard event files (needs the extra 'tensorboard')."""
     ledger: bool = False

@@ -22,7 +22,7 @@ from cls.outcome import classify
 from cls.parallel.cluster import Cluster
 from cls.parallel.watch import Finished
 from cls.steps import Steps
-from cls.track import Progress, Tracker, read_rows, rewind
+from cls.track import Mistake, Progress, Tracker, read_rows, rewind
 from cls.track.page import FINISH_SECONDS, LEAVE_SECONDS
 
 # the libraries whose versions decide a result
@@ -116,9 +116,9 @@ class Journal:
             "time/slowest_longer": round(longer, 3),
         }
 
-    def result(self, text: str, figures: dict[str, float], pictures: dict[str, Path]) -> None:
+    def result(self, text: str, figures: dict[str, float], pictures: dict[str, Path], mistakes: list[Mistake]) -> None:
         if self.tracker:
-            self.tracker.pictures(pictures)
+            self.tracker.results(pictures, mistakes, self.folder.path / "best" / "model.safetensors")
             self.figures = figures
             self.progress.line(text)
 

@@ -205,6 +205,7 @@ FIELDS: dict[str, st.SearchStrategy[Any] | None] = {
     "track.wandb": among("disabled", "auto"),
     "track.project": among("cls", "another project"),
     "track.name": among("", "a name, with: signs/and\u00fcmlaut"),
+    "track.artifact": among("auto", "always", "never"),
     "track.tensorboard": SWITCH,
     "track.ledger": SWITCH,
 }

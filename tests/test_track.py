@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 import math
@@ -8,10 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save_file
 
 from cls.config import Run, Track, change
-from cls.track import Progress, Tracker, check_tracking, read_rows, rewind, wandb_mode
+from cls.track import Mistake, Progress, Tracker, check_tracking, read_rows, rewind, wandb_mode
 
 ROOT = Path(__file__).parents[1]
 KEY = "0123456789abcdef" * 2 + "fedcba98"  # shaped like a W&B key
@@ -116,17 +120,64 @@ def test_continued_offline_run_is_complete(tmp_path):
 
 
 def test_pictures(tmp_path):
-    from PIL import Image
-
     Image.new("RGB", (8, 8), "red").save(tmp_path / "curves.png")
     tracker = Tracker(run(wandb="offline"), tmp_path, info={})
     tracker.log(row(7))
-    tracker.pictures({"curves": tmp_path / "curves.png"})
+    tracker.results({"curves": tmp_path / "curves.png"}, [], tmp_path / "model.safetensors")
     tracker.finish({}, 60)
     (records,) = inspect(tmp_path)
     shown = [r for r in history(records) if any(key.startswith("curves") for key in r)]
     assert len(shown) == 1 and shown[0]["global_step"] == 7
     assert len(list((tmp_path / "wandb").glob("offline-*/files/media/images/curves*.png"))) == 1
+
+
+def test_wrong_images_and_the_model_are_on_the_page(tmp_path):
+    data = io.BytesIO()
+    Image.new("RGB", (12, 8), "blue").save(data, "JPEG")
+    names = ["<b>cat</b>", "dog"]
+    header = {"classes": json.dumps(names), "statistics": json.dumps([[0.5] * 3, [0.25] * 3])}
+    save_file({"w": np.zeros(3)}, tmp_path / "model.safetensors", header)
+    mistakes = [Mistake(f"val/{i}.jpg", data.getvalue(), *names, 0.9 - i / 100) for i in range(70)]
+    for artifact in ("auto", "always"):
+        folder = tmp_path / artifact
+        tracker = Tracker(run(wandb="offline", artifact=artifact), folder, info={})
+        tracker.log(row(7))
+        tracker.results({}, mistakes, tmp_path / "model.safetensors")
+        tracker.finish({}, 60)
+        (records,) = inspect(folder)
+        (shown,) = [r for r in history(records) if any(key.startswith("wrong_images") for key in r)]
+        assert shown["global_step"] == 7 and "table-file" in str(shown)
+        (file,) = (folder / "wandb").glob("offline-*/files/media/table/wrong_images*.json")
+        table = json.loads(file.read_text())
+        assert table["columns"] == ["id", "picture", "true", "predicted", "probability"]
+        assert [line[:1] + line[2:] for line in table["data"]] == [
+            [wrong.id, *names, wrong.probability] for wrong in mistakes[:64]
+        ]
+        (kept,) = [r["artifact"] for r in records if r["type"] == "artifact" and r["artifact"]["type"] == "run_table"]
+        (photo,) = [item for item in kept["manifest"]["contents"] if item["path"].endswith(".jpg")]  # all are the same
+        with Image.open(photo["local_path"]) as image:
+            assert image.size == (12, 8) and image.format == "JPEG"
+        models = [r["artifact"] for r in records if r["type"] == "artifact" and r["artifact"]["type"] == "model"]
+        assert len(models) == (artifact == "always")  # offline it is asked for
+    facts = json.loads(models[0]["metadata"])
+    assert facts["classes"] == names and facts["statistics"] == [[0.5] * 3, [0.25] * 3]
+    assert facts["data"] == {"size": 224, "eval_frame": "center", "crop_pct": 0.875}
+
+
+def test_a_home_that_cannot_be_written_costs_the_page_its_table_only(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "file"))
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(data, "JPEG")
+    (tmp_path / "curves.png").write_bytes(data.getvalue())
+    tracker = Tracker(run(wandb="offline"), tmp_path / "run", info={})
+    tracker.log(row(7))
+    tracker.results({"curves": tmp_path / "curves.png"}, [Mistake("a", data.getvalue(), "x", "y", 0.5)], tmp_path)
+    assert tracker.finish({"test/accuracy": 0.5}, 60)
+    assert "W&B does not get the wrong images" in caplog.text and "WANDB_DATA_DIR" in caplog.text
+    (records,) = inspect(tmp_path / "run")
+    assert any("test/accuracy" in str(r) for r in records if r["type"] == "summary")
+    assert sum("curves" in str(r) for r in history(records)) == 1
 
 
 def test_killed_process_loses_no_row(tmp_path):
@@ -233,7 +284,7 @@ def test_unwritable_mirrors_do_not_stop_training(tmp_path, caplog):
     tracker = Tracker(run(wandb="offline", tensorboard=True), tmp_path, info={})
     for step in (1, 2, 3):
         tracker.log(row(step, **{"train/loss": 1.0}))
-    tracker.pictures({"curves": tmp_path / "not there.png"})
+    tracker.results({"curves": tmp_path / "not there.png"}, [], tmp_path / "model.safetensors")
     tracker.finish({"test/accuracy": 1.0}, 60)
     assert len(read_rows(tmp_path)) == 3
     warnings = [r.getMessage() for r in caplog.records if r.name == "cls"]
@@ -242,7 +293,7 @@ def test_unwritable_mirrors_do_not_stop_training(tmp_path, caplog):
 
 def test_failure_while_running_is_warned_of_once(tmp_path, caplog):
     tracker = Tracker(run(wandb="offline"), tmp_path, info={})
-    tracker.pictures({"curves": tmp_path / "not there.png"})
+    tracker.results({"curves": tmp_path / "not there.png"}, [], tmp_path / "model.safetensors")
     tracker.log(row(1, **{"train/loss": 1.0}))
     assert tracker.finish({}, 60) == ""
     assert len(read_rows(tmp_path)) == 1

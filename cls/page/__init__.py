@@ -7,6 +7,6 @@ numbers, ``charts`` into lines; report.html, .css and .js lay it out. Summary an
 from cls.page.document import write_page
 from cls.page.material import Material, read_material
 from cls.page.nearest import features, neighbours
-from cls.page.pictures import Pictures, thumbnails
+from cls.page.pictures import Pictures, mistakes, thumbnails
 
-__all__ = ["Material", "Pictures", "features", "neighbours", "read_material", "thumbnails", "write_page"]
+__all__ = ["Material", "Pictures", "features", "mistakes", "neighbours", "read_material", "thumbnails", "write_page"]

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,7 @@ from cls.data.access import Encoded, Images
 from cls.images.decode import BadImage
 from cls.images.jpeg import Decoder
 from cls.metrics import Predictions, wrong
+from cls.track.record import Mistake
 
 SIDE = 128
 """Longer side of a thumbnail, pixels; about 4 kB."""
@@ -48,6 +49,17 @@ def thumbnails(images: Images, p: Predictions) -> dict[int, str]:
         picture = thumbnail(decoder, images.read([row])[0]) if _same(images, p.ids, row) else ""
         if picture:
             found[row] = picture
+    return found
+
+
+def mistakes(p: Predictions, thumbs: Mapping[int, str]) -> list[Mistake]:
+    """The wrong images that have a thumbnail, the most confident first."""
+    found = []
+    for row in wrong(p).tolist():
+        if row in thumbs:
+            guess, picture = int(p.probs[row].argmax()), base64.b64decode(thumbs[row].partition(",")[2])
+            names = p.classes[p.labels[row]], p.classes[guess]
+            found.append(Mistake(p.ids[row], picture, *names, float(p.probs[row, guess])))
     return found
 
 

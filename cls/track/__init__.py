@@ -7,7 +7,7 @@ up to 32 KiB of rows in memory) is sent by the next one.
 
 import importlib.util
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from cls.track.behind import Behind
 from cls.track.board import Board
 from cls.track.page import Page, wandb_key, wandb_mode
 from cls.track.progress import Progress
-from cls.track.record import Row, encode, read_rows, rewind
+from cls.track.record import Mistake, Row, encode, read_rows, rewind
 
-__all__ = ["Progress", "Tracker", "check_tracking", "read_rows", "rewind", "wandb_mode"]
+__all__ = ["Mistake", "Progress", "Tracker", "check_tracking", "read_rows", "rewind", "wandb_mode"]
 
 
 def check_tracking(track: Track) -> None:
@@ -65,10 +65,10 @@ class Tracker:
         for mirror in self._mirrors:
             mirror.do(lambda target: target.log(timed))
 
-    def pictures(self, paths: Mapping[str, Path]) -> None:
-        """Show PNG files under their names."""
+    def results(self, pictures: Mapping[str, Path], mistakes: Sequence[Mistake], model: Path) -> None:
+        """Show PNG files under their names and wrong images; ``model`` is a run's best/model.safetensors."""
         for mirror in self._mirrors:
-            mirror.do(lambda target: target.pictures(paths))
+            mirror.do(lambda target: target.results(pictures, mistakes, model))
 
     def finish(self, summary: Mapping[str, float], seconds: float) -> str:
         """Close everything, waiting for a mirror at most so long; gives the

@@ -3,19 +3,19 @@
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from cls.outcome import HANGING
-from cls.track.record import Row
+from cls.track.record import Mistake, Row
 
 LOG = logging.getLogger("cls")
 
 
 class Mirror(Protocol):
     def log(self, row: Row) -> None: ...
-    def pictures(self, paths: Mapping[str, Path]) -> None: ...
+    def results(self, pictures: Mapping[str, Path], mistakes: Sequence[Mistake], model: Path) -> None: ...
     def finish(self, summary: Mapping[str, float]) -> str: ...
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cls.track.record import Row
+from cls.track.record import Mistake, Row
 
 
 def load() -> None:
@@ -26,7 +26,7 @@ class Board:
             if key not in ("step", "time"):
                 self._writer.add_scalar(key, value, int(row["step"]), walltime=row["time"])
 
-    def pictures(self, paths: Mapping[str, Path]) -> None:
+    def results(self, pictures: Mapping[str, Path], mistakes: Sequence[Mistake], model: Path) -> None:
         """TensorBoard shows curves of its own; the files lie in the run directory."""
 
     def finish(self, summary: Mapping[str, float]) -> str:

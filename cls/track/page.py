@@ -1,6 +1,7 @@
 """The W&B page of a run: one run, whatever the number of processes and lives that carried it."""
 
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -11,13 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from PIL import Image
+from safetensors import safe_open
+
 from cls.config import Run, Track
 from cls.files import write_whole
-from cls.track.record import Row
+from cls.track.record import Mistake, Row
 
 Mode = Literal["online", "offline", "disabled"]
 LOG = logging.getLogger("cls")
 INIT_SECONDS = 60  # a cluster node without internet waits this long at every start, then logs offline
+MISTAKES = 64  # wrong images that the page shows
 FINISH_SECONDS = 120  # upload at the end; what is left stays on disk for `wandb sync`
 LEAVE_SECONDS = 10  # the same when a run is stopped: its next life sends what is left
 
@@ -60,6 +65,8 @@ class Page:
     def __init__(self, run: Run, folder: Path, mode: Mode, rows: Sequence[Row], info: dict[str, Any]) -> None:
         import wandb
 
+        self._artifact = run.track.artifact
+        self._framing = {name: getattr(run.data, name) for name in ("size", "eval_frame", "crop_pct")}
         try:
             self._run = _init_wandb(run, folder, mode, info)
         except Exception as error:  # no network, a refused key, a server that does not answer
@@ -95,10 +102,28 @@ class Page:
         values = {key: value for key, value in row.items() if key not in ("step", "time")}
         self._run.log({"global_step": self._step, **values})  # never step=: what is behind the server's is dropped
 
-    def pictures(self, paths: Mapping[str, Path]) -> None:
+    def results(self, pictures: Mapping[str, Path], mistakes: Sequence[Mistake], model: Path) -> None:
+        """Pictures, the first MISTAKES wrong images as a table and, where the configuration says so, the weights."""
         import wandb
 
-        self._run.log({"global_step": self._step} | {name: wandb.Image(str(path)) for name, path in paths.items()})
+        self._run.log({"global_step": self._step} | {name: wandb.Image(str(path)) for name, path in pictures.items()})
+        try:
+            if mistakes:
+                self._run.log({"global_step": self._step, "wrong_images": _table(mistakes[:MISTAKES])})
+            if self._artifact == "always" or (self._artifact == "auto" and not self._run.offline):
+                self._send(model)
+        except OSError as error:  # W&B copies these to WANDB_DATA_DIR, by default the home folder, which may be full
+            LOG.warning("W&B does not get the wrong images or the model: %s", error)
+
+    def _send(self, model: Path) -> None:
+        import wandb
+
+        with safe_open(model, framework="np") as file:
+            header = file.metadata()
+        facts = {key: json.loads(header[key]) for key in ("classes", "statistics")}  # mean and std of the input
+        artifact = wandb.Artifact(f"model-{self._run.id}", "model", metadata=facts | {"data": self._framing})
+        artifact.add_file(str(model))
+        self._run.log_artifact(artifact, aliases=["best"])
 
     def finish(self, summary: Mapping[str, float]) -> str:
         command = f"wandb sync {shlex.quote(self._run.settings.sync_dir)}"
@@ -108,6 +133,17 @@ class Page:
         except TimeoutError:
             return command
         return command if self._run.offline else ""
+
+
+def _table(mistakes: Sequence[Mistake]) -> Any:
+    import wandb
+
+    photos = (wandb.Image(Image.open(io.BytesIO(wrong.picture)), file_type="jpg") for wrong in mistakes)
+    rows = [
+        [wrong.id, photo, wrong.true, wrong.predicted, wrong.probability]
+        for wrong, photo in zip(mistakes, photos, strict=True)
+    ]
+    return wandb.Table(["id", "picture", "true", "predicted", "probability"], rows)
 
 
 def _init_wandb(run: Run, folder: Path, mode: Mode, info: dict[str, Any]) -> Any:

@@ -5,11 +5,22 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cls.files import write_whole
 
 Row = Mapping[str, float]
+
+
+class Mistake(NamedTuple):
+    """A validation image that the run's best weights take for another class."""
+
+    id: str
+    picture: bytes
+    """A small JPEG."""
+    true: str
+    predicted: str
+    probability: float
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
