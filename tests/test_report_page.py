@@ -17,8 +17,10 @@ import pytest
 import torch
 from conftest import ROOT
 from PIL import Image
+from safetensors.torch import save_file
 
 from cls import page, recipes
+from cls.artifacts import best_header
 from cls.config import change, to_yaml
 from cls.data.access import images_of
 from cls.data.draws import Views, made_here
@@ -35,7 +37,7 @@ from cls.page.document import document
 from cls.page.pictures import SIDE, thumbnail
 from cls.report import write_parquet
 from cls.stop import Stop
-from cls.verbs import report_run
+from cls.verbs import evaluate_images, report_run
 
 CHROMIUM = shutil.which("chromium")
 EVIL = (
@@ -454,6 +456,26 @@ def test_a_run_that_goes_on_has_a_report(browser: Any, tmp_path: Path) -> None:
 def written(out: Path) -> str:
     page.write_page(page.read_material(out), page.Pictures(), out / "report.html")
     return (out / "report.html").read_text()
+
+
+def test_predictions_that_a_run_has_not_stored_can_be_made(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(run, out, ignore=shutil.ignore_patterns("predictions", "exit.json"))
+    config = page.read_material(out).run
+    splits = load(config.data, 0)
+    (out / "best").mkdir()
+    weights = {name: value.contiguous() for name, value in build_model(config.model, 5, 7).state_dict().items()}
+    save_file(weights, out / "best" / "model.safetensors", best_header(config, splits))
+    before = {path for path in out.rglob("*") if path.is_file()}
+    told = report_run(str(out), "", 1, True, "cpu", 0, Stop())
+    figures = evaluate_images(str(out), "", (), "cpu", 0, Stop())
+    assert told is not None and figures is not None
+    assert told["summary"]["validation accuracy"].startswith(f"{100 * figures['accuracy']:.2f}% ")
+    assert told["summary"]["loss"] == f"{figures['loss']:.4f}" and {p for p in out.rglob("*") if p.is_file()} == before
+    text = (out / "report.html").read_text()
+    assert "Averaged over identity, hflip" in text and text.count("nearest training images of") == 2 * min(
+        24, round(60 * (1 - figures["accuracy"]))
+    )
 
 
 def test_no_secret_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
