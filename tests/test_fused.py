@@ -365,13 +365,13 @@ def test_large_photos_are_as_faithful_as_another_resize_filter() -> None:
 
 
 def test_the_buffer_is_used_again_and_a_result_does_not_change_with_the_next_image() -> None:
-    render = Renderer((CROP,), False)
-    first, _ = render(PICTURES[0], generator(0))
+    both, other = Renderer((CROP,), False), Renderer((CROP,), False)
+    first, _ = both.render(both.plan(PICTURES[0], generator(0)))
     kept = first.copy()
-    render(PICTURES[1], generator(1))
+    waiting = [both.plan(PICTURES[i], generator(i)) for i in (1, 2)]
+    one, _ = both.render(waiting[0])
     assert np.array_equal(first, kept)  # a resized image is its own
-    one, _ = Renderer((CROP,), False)(PICTURES[1], generator(1))
-    again, _ = render(PICTURES[1], generator(1))
+    again, _ = other.render(other.plan(PICTURES[1], generator(1)))
     assert np.array_equal(one, again)
 
 

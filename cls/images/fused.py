@@ -50,8 +50,13 @@ def apply(
     The pixels may lie in the decoder's buffer: copy them before the next image.
     """
     plan = arrange(params, image.width, image.height)
+    return carry_out(image, plan, decoder), plan.box
+
+
+def carry_out(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
+    """The final pixels of a plan made for this image; see :func:`apply`."""
     if plan.frames:
-        pixels, _ = paint(_warp(image, plan, decoder), plan.looks[0])
+        pixels: Pixels = paint(_warp(image, plan, decoder), plan.looks[0])[0]
         _expose(pixels, plan.frames[0], [])
         changes: list[list[Change]] = []
         for looks in plan.looks[1:]:
@@ -60,10 +65,10 @@ def apply(
         for at in range(1, len(plan.frames)):
             _expose(pixels, plan.frames[at], [change for done in changes[at:] for change in done])
     else:
-        pixels, _ = paint(_cut(image, plan.cuts, decoder), plan.looks[0])
+        pixels = paint(_cut(image, plan.cuts, decoder), plan.looks[0])[0]
         if any(plan.mirrored):
             pixels = cv2.flip(pixels, {(True, False): 1, (False, True): 0, (True, True): -1}[plan.mirrored])
-    return pixels, plan.box
+    return pixels
 
 
 def _cut(image: Jpeg | Decoded, cuts: list[Crop | Resize], decoder: Decoder) -> Pixels:
