@@ -40,6 +40,7 @@ cv2.setNumThreads(0)  # one thread in each process: there are as many processes 
 HALVED = 1.75
 """Source pixels in a final one from which on they are averaged two by two before a warp: as sharp as the reference."""
 _BITS = 4  # fixed-point places of fillPoly
+_ONE = 2**_BITS
 
 
 def apply(
@@ -142,17 +143,22 @@ def _expose(pixels: Pixels, frame: Frame, later: list[Change]) -> None:
     height, width = pixels.shape[:2]
     if _covers(frame, width, height):
         return
-    colour = np.full((1, 1, 3), frame.fill, np.uint8)
-    for change in later:
-        colour = change(colour)
+    colour: tuple[int, ...] = frame.fill
+    if later:
+        patch = np.full((1, 1, 3), frame.fill, np.uint8)
+        for change in later:
+            patch = change(patch)
+        colour = tuple(patch.ravel().tolist())
     a, b, _, d, e, _ = frame.matrix
     x, y = math.hypot(a, b) / 2, math.hypot(d, e) / 2  # fillPoly paints its outline, too: half a pixel more
     corners = ((-x, -y), (frame.width + x, -y), (frame.width + x, frame.height + y), (-x, frame.height + y))
     a, b, c, d, e, f = inverse(frame.matrix)
-    hole = [(a * x + b * y + c - 0.5, d * x + e * y + f - 0.5) for x, y in corners]
-    whole = [(-2, -2), (width + 1, -2), (width + 1, height + 1), (-2, height + 1)]
-    both = np.rint(np.array([whole, hole]) * 2**_BITS).astype(np.int32)
-    cv2.fillPoly(pixels, list(both), colour.ravel().tolist(), shift=_BITS)
+    hole = [
+        (round((a * x + b * y + c) * _ONE - _ONE / 2), round((d * x + e * y + f) * _ONE - _ONE / 2)) for x, y in corners
+    ]
+    left, right, bottom = -2 * _ONE, (width + 1) * _ONE, (height + 1) * _ONE
+    whole = [(left, left), (right, left), (right, bottom), (left, bottom)]
+    cv2.fillPoly(pixels, list(np.array([whole, hole], np.int32)), colour, shift=_BITS)
 
 
 def _covers(frame: Frame, width: int, height: int) -> bool:
