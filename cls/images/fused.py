@@ -110,10 +110,10 @@ def _warp(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
     crop, (a, b, c, d, e, f) = region(plan, image.width, image.height)
     size = round(crop.width / plan.shrunk[0]), round(crop.height / plan.shrunk[1])
     pixels, k = _decode(image, crop, size, decoder)
-    while plan.shrunk[0] * plan.shrunk[1] / k**2 >= HALVED**2:
-        pixels, k = _halve(pixels), 2 * k
+    pixels, x, y = _halve(pixels, plan.shrunk[0] / k, plan.shrunk[1] / k)
+    x, y = k * x, k * y
     # from pixel centres to pixel numbers, as OpenCV counts
-    matrix = np.array([[a / k, b / k, (c + (a + b) / 2) / k - 0.5], [d / k, e / k, (f + (d + e) / 2) / k - 0.5]])
+    matrix = np.array([[a / x, b / x, (c + (a + b) / 2) / x - 0.5], [d / y, e / y, (f + (d + e) / 2) / y - 0.5]])
     # four channels: OpenCV has a kernel for them that takes half the time of three
     wide = cv2.warpAffine(
         cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA),
@@ -126,16 +126,25 @@ def _warp(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
     return cv2.cvtColor(wide, cv2.COLOR_RGBA2RGB)
 
 
-def _halve(pixels: Pixels) -> Pixels:
-    """Means of 2 x 2 pixels, in a tenth of the time of any other filter; an odd last line is what is beside it."""
-    height, width = pixels.shape[:2]
-    if min(height, width) < 2:
-        return pixels
-    even = pixels[: height // 2 * 2, : width // 2 * 2]  # OpenCV's fast way takes no others
-    half = cv2.resize(even, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-    return (
-        cv2.copyMakeBorder(half, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE) if height % 2 or width % 2 else half
-    )
+def _halve(pixels: Pixels, across: float, down: float) -> tuple[Pixels, int, int]:
+    """Means of 2 x 2 pixels (a tenth of the time of any other filter), of 2 x 1 where one side shrinks twice as much,
+    until fewer than HALVED go into one; and what that divided width and height by.
+
+    ``across``, ``down``: pixels that go into one.
+    """
+    x = y = 1
+    while max(across, down) >= HALVED and (across * down >= HALVED**2 or not 0.5 < across / down < 2.0):
+        by = (2 if 2 * across > down else 1), (2 if 2 * down > across else 1)
+        width, height = pixels.shape[1] // by[0], pixels.shape[0] // by[1]
+        if not width or not height:
+            break
+        even = pixels[: height * by[1], : width * by[0]]  # OpenCV's fast way takes no others
+        odd = pixels.shape[0] - even.shape[0], pixels.shape[1] - even.shape[1]
+        pixels = cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA)
+        if any(odd):  # the last line is what is beside it
+            pixels = cv2.copyMakeBorder(pixels, 0, odd[0], 0, odd[1], cv2.BORDER_REPLICATE)
+        x, y, across, down = x * by[0], y * by[1], across / by[0], down / by[1]
+    return pixels, x, y
 
 
 def _expose(pixels: Pixels, frame: Frame, later: list[Change]) -> None:
