@@ -61,8 +61,8 @@ def seed_variance(*groups: Bools) -> tuple[float, int]:
 
     The variance of the accuracies contains the share ``rest / n`` that finitely many images leave; the two-way analysis
     of variance estimates it. Subtracting all of it and cutting at zero makes intervals too short with two or three
-    seeds (92 % measured), subtracting nothing makes them too long without a seed effect (98 %): 1 - 1/df of it, at least
-    half, is subtracted, by simulation (tests/test_stats.py), not by theory. Both groups are assumed to vary equally.
+    seeds (92 % measured), subtracting nothing makes them too long without a seed effect (98 %). df / (df + 2) of it is
+    subtracted: chosen by simulation (tests/test_stats.py), not by theory. Both groups are assumed to vary equally.
     """
     several = [right.astype(np.float64) for right in groups if len(right) > 1]
     df = sum(len(right) - 1 for right in several)
@@ -70,12 +70,12 @@ def seed_variance(*groups: Bools) -> tuple[float, int]:
         return 0.0, 0
     between = rest = 0.0
     for right in several:
-        s, n = right.shape
+        n = right.shape[1]
         accuracies = right.mean(axis=1, keepdims=True)  # s 1
         between += float(((accuracies - accuracies.mean()) ** 2).sum())
         residual = right - accuracies - right.mean(axis=0) + accuracies.mean()  # s n
         rest += float((residual**2).sum()) / max(n - 1, 1) / n
-    return max(between - (1 - 1 / max(df, 2)) * rest, 0.0) / df, df
+    return max(between - df / (df + 2) * rest, 0.0) / df, df
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,10 +185,10 @@ def paired_difference(first: Bools, second: Bools) -> Difference:
     One imaginary image is added for each side (Bonett & Price 2012, J. Educ. Behav. Stat. 37), without which the
     bootstrap covers only 89 % at 100 images and 97 % accuracy, and says "0 to 0" where the networks never disagree.
 
-    Seeds: resampling rows as well (the crossed, or pigeonhole, bootstrap: Owen 2007, Ann. Appl. Stat. 1) counts the rest
-    several times and knows only the two or three seeds there are: measured coverage of its 95 % interval was 99 %
-    without a seed effect, 84 % at two seeds and a middling one, 69 % at a large one. No resampling mends that (McCullagh
-    2000, Bernoulli 6). Each resample of the images gets instead a seed effect drawn from Student's t with s + s' - 2
+    Seeds: resampling rows as well (the crossed, or pigeonhole, bootstrap: Owen 2007, Ann. Appl. Stat. 1) counts the
+    rest several times and knows only the two or three seeds there are: its 95 % interval covered 99 % without a seed
+    effect, 84 % at two seeds and a middling one, 69 % at a large one. No resampling mends that (McCullagh 2000,
+    Bernoulli 6). Each resample of the images gets instead a seed effect drawn from Student's t with s + s' - 2
     degrees of freedom, scaled by :func:`seed_variance`. That covers 93 to 97 % (tests/test_stats.py).
     Equal seeds of both groups are taken as independent. The result is a function of the data alone.
     """
