@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from cls.stats import Bools, Difference, class_differences, holm, paired_differe
 
 EXAMPLES = 3
 SAME = tuple(field for field in MOMENT if field != "train.max_steps")  # a run cut short is not another seed of it
+SEED_WORD = r"[-_/.= ]+(seed|s)?[-_/.= ]*\d*$"  # what is left of it when the end of a name is taken away
 Split = Literal["val", "test"]
 
 
@@ -57,7 +59,8 @@ def compare(paths: Sequence[str], baseline: str = "", split: Split = "val") -> d
     members = [read_member(path, split) for path in paths]
     labels = common_labels(members)
     groups = _first(group_up(members), baseline)
-    images, names = sorted(labels), sorted(set(labels.values()))
+    images, present = sorted(labels), set(labels.values())
+    names = [name for name in members[0].found.classes if name in present]  # in their natural order
     right = {group.name: np.array([right_of(m.found, images) for m in group.members]) for group in groups}
     numbers = np.array([names.index(labels[image]) for image in images])
     base = groups[0]
@@ -129,7 +132,8 @@ def _some(names: Sequence[str]) -> str:
 def right_of(p: Predictions, images: Sequence[str]) -> Bools:
     """n: whether each of ``images`` (ids) got its label; a broken one did not."""
     row = {name: i for i, name in enumerate(p.ids)}
-    return ((p.probs.argmax(axis=1) == p.labels) & readable(p))[[row[image] for image in images]]
+    right: Bools = (p.probs.argmax(axis=1) == p.labels) & readable(p)
+    return right[[row[image] for image in images]]
 
 
 def group_up(members: Sequence[Member]) -> list[Group]:
@@ -151,14 +155,14 @@ def group_up(members: Sequence[Member]) -> list[Group]:
 def _names(kinds: Sequence[Sequence[Member]]) -> list[str]:
     """Short and different: what is left of the paths without the folder they share, and without the seed."""
     paths = [os.path.abspath(re.sub(r"(/predictions/\w+)?\.parquet$", "", m.name)) for same in kinds for m in same]
-    shared = os.path.commonpath([os.path.dirname(path) for path in paths])
-    short = iter([os.path.relpath(path, shared) for path in paths])
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    short = iter([os.path.relpath(path, folder) for path in paths])
     firsts, names = [], []
     for same in kinds:
         own = [next(short) for _ in same]
         firsts.append(own[0])
-        stem = re.sub(r"[-_/.= ]+(seed|s)?[-_/.= ]*\d*$", "", os.path.commonprefix(own)) if len(own) > 1 else own[0]
-        names.append(stem or own[0])
+        shared = "".join(letters[0] for letters in takewhile(lambda x: len(set(x)) == 1, zip(*own, strict=False)))
+        names.append(re.sub(SEED_WORD, "", shared) or own[0] if len(own) > 1 else own[0])
     return names if len(set(names)) == len(names) else firsts
 
 
@@ -238,7 +242,8 @@ def verdict(found: Difference, images: int, seeds: tuple[int, int]) -> str:
         sides = (low, high) if low > 0 else (-high, -low)
         word = "better" if low > 0 else "worse"
         return f"{word} by {abs(100 * found.difference):.1f} points ({sides[0]:.1f} to {sides[1]:.1f})"
-    several = f" and {seeds[0]} against {seeds[1]} seeds" if max(seeds) > 1 else ""
+    several = f" and {seeds[0]} seeds each" if seeds[0] == seeds[1] else f" and {seeds[0]} against {seeds[1]} seeds"
+    several = several if max(seeds) > 1 else ""
     text = f"cannot be told apart on {images:,} images{several}"
     if math.isfinite(found.images_needed):
         return f"{text}; about {about(found.images_needed):,} would be needed"

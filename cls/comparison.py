@@ -34,49 +34,57 @@ def p_text(p: float) -> str:
 
 
 def sheets(document: dict[str, Any]) -> list[Sheet]:
-    """All tables of a comparison, those without rows left out."""
+    """All tables of a comparison; tables without rows and columns without text are left out."""
     found = [_accuracies(document), _differences(document)]
     found += [_classes(document["baseline"], row) for row in document["comparisons"]]
     found.append(_fields(document))
-    return [sheet for sheet in found if sheet.rows]
+    return [_full(sheet) for sheet in found if sheet.rows]
+
+
+def _full(sheet: Sheet) -> Sheet:
+    kept = [i for i in range(len(sheet.columns)) if any(row[i] for row in sheet.rows)]
+    rows = [tuple(row[i] for i in kept) for row in sheet.rows]
+    return Sheet(sheet.title, tuple(sheet.columns[i] for i in kept), rows)
 
 
 def _accuracies(document: dict[str, Any]) -> Sheet:
     columns = ("run", "seed", "accuracy", "sd of seeds", "95 % interval", "broken")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for group in document["groups"]:
         runs, several = group["runs"], len(group["runs"]) > 1
         if several:
-            interval = f"{percent(group['low'])} to {percent(group['high'])}"
-            rows.append(
-                (group["group"], f"{len(runs)} seeds", percent(group["mean"]), percent(group["sd"]), interval, "")
-            )
+            count, sd = f"{len(runs)} seeds", percent(group["sd"])
+            rows.append((group["group"], count, percent(group["mean"]), sd, _interval(group), ""))
         for run in runs:
             seed = "" if run["seed"] is None else str(run["seed"])
-            interval = f"{percent(run['low'])} to {percent(run['high'])}"
             name = f"· {run['run']}" if several else group["group"]
-            rows.append((name, seed, percent(run["accuracy"]), "", interval, str(run["broken"] or "")))
+            rows.append((name, seed, percent(run["accuracy"]), "", _interval(run), str(run["broken"] or "")))
     title = f"Accuracy on {document['images']:,} {document['split']} images of {document['classes']} classes"
     return Sheet(title, columns, rows)
 
 
+def _interval(row: dict[str, Any]) -> str:
+    return f"{percent(row['low'])} to {percent(row['high'])}"
+
+
 def _differences(document: dict[str, Any]) -> Sheet:
+    columns = ("run", "points", "95 % interval", "only it right", "only baseline right", "p", "p (Holm)")
     many = len(document["comparisons"]) > 1
-    columns = ("run", "points", "95 % interval", "only it right", "only baseline right", "p")
-    columns += ("p (Holm)",) if many else ()
-    rows = []
-    for row in document["comparisons"]:
-        interval = f"{points(row['low'])} to {points(row['high'])}"
-        only = (str(row.get("only_group", "")), str(row.get("only_baseline", "")))
-        cells = (row["group"], points(row["difference"]), interval, *only, p_text(row["p"]))
-        rows.append((*cells, p_text(row["p_holm"]), row["verdict"]) if many else (*cells, row["verdict"]))
-    return Sheet(f"Difference to {document['baseline']} on the same images", (*columns, "verdict"), rows)
+    rows: list[tuple[str, ...]] = [
+        (
+            row["group"], points(row["difference"]), f"{points(row['low'])} to {points(row['high'])}",
+            str(row.get("only_group", "")), str(row.get("only_baseline", "")),
+            p_text(row["p"]), p_text(row["p_holm"]) if many else "",
+        )
+        for row in document["comparisons"]
+    ]  # fmt: skip
+    return Sheet(f"Difference to {document['baseline']} on the same images", columns, rows)
 
 
 def _classes(baseline: str, comparison: dict[str, Any]) -> Sheet:
     columns = ("class", "images", f"recall of {baseline}", f"of {comparison['group']}", "points", "p", "p (FDR)")
     changed = [row for row in comparison["classes"] if row["difference"]]
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             row["class"], str(row["images"]), percent(row["baseline"]), percent(row["group"]),
             points(row["difference"]), p_text(row["p"]), p_text(row["p_adjusted"]),
@@ -89,7 +97,7 @@ def _classes(baseline: str, comparison: dict[str, Any]) -> Sheet:
 
 def _fields(document: dict[str, Any]) -> Sheet:
     columns = ("field", *(group["group"] for group in document["groups"]))
-    rows = [(field, *map(_value, values)) for field, values in document["fields"].items()]
+    rows: list[tuple[str, ...]] = [(field, *map(_value, values)) for field, values in document["fields"].items()]
     return Sheet("Fields that differ", columns, rows)
 
 
@@ -106,7 +114,7 @@ def notes(document: dict[str, Any]) -> list[str]:
     several = any(group["seeds"] > 1 for group in document["groups"])
     single = any(group["seeds"] == 1 for group in document["groups"])
     out = [
-        "Accuracies: Wilson intervals. Differences: images are resampled in pairs; the verdict follows the interval."
+        "Accuracies: Wilson intervals. Differences: bootstrap over images, paired; the verdict follows the interval."
     ]
     if several:
         out.append("Several seeds: intervals hold for images and seeds not seen; p by the same model, not McNemar's.")
@@ -122,22 +130,28 @@ def notes(document: dict[str, Any]) -> list[str]:
     return out
 
 
+def verdicts(document: dict[str, Any]) -> list[str]:
+    """One sentence for each comparison."""
+    return [f"{row['group']} against {document['baseline']}: {row['verdict']}" for row in document["comparisons"]]
+
+
 def show(document: dict[str, Any]) -> None:
     """Print for people, on standard error."""
     for sheet in sheets(document):
-        table = Table(*map(escape, sheet.columns), box=None, title=escape(sheet.title), title_justify="left")
+        PEOPLE.print(sheet.title, style="bold", markup=False, highlight=False)
+        table = Table(*map(escape, sheet.columns), box=None)
         for row in sheet.rows:
             table.add_row(*map(escape, row))
         PEOPLE.print(table, "")
-    for row in document["comparisons"]:
-        PEOPLE.print(f"{row['group']} against {document['baseline']}: {row['verdict']}", markup=False, highlight=False)
+    for sentence in verdicts(document):
+        PEOPLE.print(sentence, markup=False, highlight=False, soft_wrap=True)
     for note in notes(document):
-        PEOPLE.print(note, style="dim", markup=False, highlight=False)
+        PEOPLE.print(note, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def markdown(document: dict[str, Any]) -> str:
     """The tables and notes as one Markdown text."""
-    lines = []
+    lines = [*(f"- **{_plain(sentence)}**" for sentence in verdicts(document)), ""] if document["comparisons"] else []
     for sheet in sheets(document):
         lines += [f"### {_plain(sheet.title)}", "", _row(sheet.columns), "|" + "---|" * len(sheet.columns)]
         lines += [*map(_row, sheet.rows), ""]

@@ -11,6 +11,7 @@ single runs are therefore about those networks only.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,12 +153,18 @@ def _parts(first: Bools, second: Bools) -> Parts:
     )
 
 
+@cache
+def _student(df: int) -> Floats:
+    """Student's t as its quantiles at equal steps: as many random draws would scatter in the far tails that count."""
+    quantiles: Floats = stats.t.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES, df)
+    return quantiles
+
+
 def _p(first: Bools, second: Bools, parts: Parts) -> float:
     """Two-sided p: McNemar's for single runs, else that of a normal image part plus a Student's t seed part."""
     if not parts.df:
         return mcnemar(first[0], second[0])
-    share = (np.arange(RESAMPLES) + 0.5) / RESAMPLES
-    noise = np.sqrt(parts.of_seeds) * stats.t.ppf(share, parts.df)
+    noise = np.sqrt(parts.of_seeds) * _student(parts.df)
     return float(min(2 * special.ndtr((noise - abs(parts.difference)) / np.sqrt(parts.of_images)).mean(), 1.0))
 
 
@@ -197,7 +204,7 @@ def paired_difference(first: Bools, second: Bools) -> Difference:
     total = parts.counts.sum()
     drawn = rng.multinomial(total, parts.counts / total, size=RESAMPLES) @ parts.values / total
     if parts.df:
-        drawn = drawn + np.sqrt(parts.of_seeds) * rng.standard_t(parts.df, size=RESAMPLES)
+        drawn = drawn + np.sqrt(parts.of_seeds) * rng.permutation(_student(parts.df))
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Difference(
         difference=parts.difference,
