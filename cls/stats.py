@@ -101,12 +101,11 @@ def pooled_accuracy(right: Bools) -> Accuracy:
     """
     s, n = right.shape
     mean, effective = float(right.mean()), float(n)
-    if s > 1 and 0 < mean < 1:
+    if s > 1 and n > 1 and 0 < mean < 1:
         between, df = seed_variance(right)
         of_images = float(right.mean(axis=0).var(ddof=1)) / n
         variance = of_images + between / s * (float(stats.t.ppf((1 + LEVEL) / 2, df)) / Z) ** 2
-        # the second: nothing observed but a seed effect of nothing, as when all seeds agree on nothing at all
-        effective = min(mean * (1 - mean) / variance, n * s) if variance > 0 else n
+        effective = mean * (1 - mean) / max(variance, mean * (1 - mean) / (s * n))  # s n answers are no more than that
     low, high = wilson(mean, effective)
     sd = float(right.mean(axis=1).std(ddof=1)) if s > 1 else float("nan")
     return Accuracy(mean=mean, low=low, high=high, sd=sd, seeds=s, images=n)
@@ -143,7 +142,7 @@ def _parts(first: Bools, second: Bools) -> Parts:
     centre = float(values @ counts) / total
     between, df = seed_variance(first, second)
     return Parts(
-        difference=float(second.mean() - first.mean()),
+        difference=float(each.mean().round(12)),  # 0, not 1e-17, where it is none
         discordant=float((each**2).mean()),
         values=values,
         counts=counts,
