@@ -245,9 +245,11 @@ def verdict(found: Difference, images: int, seeds: tuple[int, int]) -> str:
     several = f" and {seeds[0]} seeds each" if seeds[0] == seeds[1] else f" and {seeds[0]} against {seeds[1]} seeds"
     several = several if max(seeds) > 1 else ""
     text = f"cannot be told apart on {images:,} images{several}"
-    if math.isfinite(found.images_needed):
-        return f"{text}; about {about(found.images_needed):,} would be needed"
-    return f"{text}: equally often right" if found.difference == 0 else f"{text}; more seeds would be needed"
+    if found.difference == 0:
+        return f"{text}: equally often right"
+    if math.isinf(found.images_needed):
+        return f"{text}; with as few seeds no number of images would be enough"
+    return f"{text}; about {about(found.images_needed):,} would be needed"
 
 
 def about(n: float) -> int:

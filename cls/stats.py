@@ -27,7 +27,7 @@ LEVEL = 0.95
 POWER = 0.8
 """Chance to tell the difference apart that :func:`images_needed` plans for."""
 RESAMPLES = 10_000
-Z = float(stats.norm.ppf((1 + LEVEL) / 2))
+Z = float(special.ndtri((1 + LEVEL) / 2))
 
 
 def wilson(rate: float, n: float) -> tuple[float, float]:
@@ -104,7 +104,7 @@ def pooled_accuracy(right: Bools) -> Accuracy:
     if s > 1 and n > 1 and 0 < mean < 1:
         between, df = seed_variance(right)
         of_images = float(right.mean(axis=0).var(ddof=1)) / n
-        variance = of_images + between / s * (float(stats.t.ppf((1 + LEVEL) / 2, df)) / Z) ** 2
+        variance = of_images + between / s * (float(special.stdtrit(df, (1 + LEVEL) / 2)) / Z) ** 2
         effective = mean * (1 - mean) / max(variance, mean * (1 - mean) / (s * n))  # s n answers are no more than that
     low, high = wilson(mean, effective)
     sd = float(right.mean(axis=1).std(ddof=1)) if s > 1 else float("nan")
@@ -155,7 +155,7 @@ def _parts(first: Bools, second: Bools) -> Parts:
 @cache
 def _student(df: int) -> Floats:
     """Student's t as its quantiles at equal steps: as many random draws would scatter in the far tails that count."""
-    quantiles: Floats = stats.t.ppf((np.arange(RESAMPLES) + 0.5) / RESAMPLES, df)
+    quantiles: Floats = special.stdtrit(df, (np.arange(RESAMPLES) + 0.5) / RESAMPLES)
     return quantiles
 
 
@@ -222,8 +222,8 @@ def images_needed(difference: float, discordant: float, of_seeds: float = 0.0, d
     more images: it adds under both roots, its first z taken from Student's t. inf where it alone is too large.
     """
     gap = abs(difference)
-    student = float(stats.t.ppf((1 + LEVEL) / 2, df)) if df else Z
-    reach = float(stats.norm.ppf(POWER))
+    student = float(special.stdtrit(df, (1 + LEVEL) / 2)) if df else Z
+    reach = float(special.ndtri(POWER))
 
     def lacking(inverse: float) -> float:
         alone = np.sqrt(Z**2 * discordant * inverse + student**2 * of_seeds)
