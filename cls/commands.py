@@ -136,6 +136,8 @@ class Compare:
         from cls.comparison import markdown, show
         from cls.files import write_whole
 
+        if Path(self.to or "-").is_dir():
+            raise ValueError(f"to: {self.to} is a folder: name a Markdown file in it")
         document = compare(self.runs, self.baseline, self.split)
         show(document)
         if self.to:

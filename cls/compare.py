@@ -3,6 +3,7 @@
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
@@ -68,7 +69,7 @@ def compare(paths: Sequence[str], baseline: str = "", split: Split = "val") -> d
     for row, p in zip(comparisons, holm(np.array([row["p"] for row in comparisons])), strict=True):
         row["p_holm"] = float(p)
     return {
-        "split": split,
+        "split": split if any(not path.endswith(".parquet") for path in paths) else "",
         "images": len(images),
         "classes": len(names),
         "baseline": base.name,
@@ -86,16 +87,21 @@ def read_member(path: str, split: Split) -> Member:
     if file is not given and not (given / "config.yaml").is_file():
         raise ValueError(f"{path} is neither a run directory (it has no config.yaml) nor a predictions file (.parquet)")
     if not file.is_file():
-        what = "the run must have ended" if split == "val" else "the run's data must have a test split"
-        raise ValueError(f"{file} does not exist: {what}; cls evaluate and cls predict make predictions for any images")
+        what = "a run writes it when it ends" + (", if its data has a test split" if split == "test" else "")
+        raise ValueError(f"{file} does not exist: " + (what if file is not given else "name a predictions file"))
     found = read_parquet(file)
     if not (found.labels >= 0).any():
         raise ValueError(f"{file} has no labels, so nothing in it is right or wrong: compare labelled images")
-    if len(set(found.ids)) < len(found.ids):
-        twice = next(name for name in found.ids if found.ids.count(name) > 1)
+    twice, times = Counter(found.ids).most_common(1)[0]
+    if times > 1:
         raise ValueError(f"{file} holds image {twice!r} more than once: every image counts once")
-    own = file.parent.name == "predictions" and (folder / "config.yaml").is_file()
-    return Member(path, flat(from_yaml((folder / "config.yaml").read_text())) if own else {}, found)
+    config = folder / "config.yaml"
+    if file.parent.name != "predictions" or not config.is_file():
+        return Member(path, {}, found)
+    try:
+        return Member(path, flat(from_yaml(config.read_text())), found)
+    except ValueError as error:
+        raise ValueError(f"{config}: {error}; compare its predictions/{file.name} copied elsewhere") from error
 
 
 def labelled(p: Predictions) -> dict[str, str]:

@@ -59,7 +59,8 @@ def _accuracies(document: dict[str, Any]) -> Sheet:
             seed = "" if run["seed"] is None else str(run["seed"])
             name = f"· {run['run']}" if several else group["group"]
             rows.append((name, seed, percent(run["accuracy"]), "", _interval(run), str(run["broken"] or "")))
-    title = f"Accuracy on {document['images']:,} {document['split']} images of {document['classes']} classes"
+    of = f"{document['split']} images" if document["split"] else "images"
+    title = f"Accuracy on {document['images']:,} {of} of {document['classes']} classes"
     return Sheet(title, columns, rows)
 
 

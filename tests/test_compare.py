@@ -47,10 +47,10 @@ def guesses(seed: int, rate: float) -> np.ndarray:
     return score < np.quantile(score, rate + 0.004 * seed)
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Three seeds each of a plain run and of two others, and one run of one seed."""
-    made = {}
+    tmp_path, made = tmp_path_factory.mktemp("runs"), {}
     for name, rate, lr in (("plain", 0.75, 1e-4), ("fine", 0.9, 1e-3), ("alike", 0.77, 3e-4)):
         for seed in range(3):
             run = change(Run(), seed=seed, optim={"lr": lr}, data={"workers": seed})
@@ -160,6 +160,7 @@ def test_broken_images_are_wrong_and_counted(tmp_path: Path) -> None:
 def test_a_predictions_file_of_a_run_has_that_runs_configuration(runs: dict[str, str]) -> None:
     files = [f"{runs[name]}/predictions/val.parquet" for name in ("plain-s0", "plain-s1", "fine-s0")]
     document = compare(files)
+    assert sheets(document)[0].title == "Accuracy on 300 images of 4 classes"  # of which split, the files do not say
     assert [(g["group"], g["seeds"]) for g in document["groups"]] == [("plain", 2), ("fine-s0", 1)]
     assert document["comparisons"][0]["verdict"] == compare([runs[n] for n in ("plain-s0", "plain-s1", "fine-s0")])[
         "comparisons"
@@ -182,11 +183,12 @@ def test_the_test_split_is_compared_where_it_is_labelled(tmp_path: Path) -> None
         make_run(tmp_path / name, predictions(guesses(seed, rate)), change(Run(), optim={"lr": rate}), "test")
         for seed, (name, rate) in enumerate((("a", 0.7), ("b", 0.9)))
     ]
-    assert compare(runs, split="test")["comparisons"][0]["told_apart"]
+    document = compare(runs, split="test")
+    assert document["comparisons"][0]["told_apart"] and sheets(document)[0].title.startswith("Accuracy on 300 test im")
     blind = replace(predictions(guesses(0, 0.5)), labels=np.full(N, -1))
     with pytest.raises(ValueError, match=r"test\.parquet has no labels, so nothing in it is right or wrong"):
         compare([make_run(tmp_path / "blind", blind, Run(), "test")], split="test")
-    with pytest.raises(ValueError, match=r"val\.parquet does not exist: the run must have ended"):
+    with pytest.raises(ValueError, match=r"val\.parquet does not exist: a run writes it when it ends"):
         compare(runs)
 
 
@@ -213,6 +215,8 @@ def test_what_is_no_run_is_one_clear_message(tmp_path: Path, runs: dict[str, str
     strange = tmp_path / "strange.parquet"
     strange.write_bytes(b"PAR1")
     twice = predictions(guesses(0, 0.8))
+    old = Path(make_run(tmp_path / "old", twice, Run())) / "config.yaml"
+    old.write_text(old.read_text().replace("  lr:", "  learning_rate:"))
     write_parquet(tmp_path / "twice.parquet", replace(twice, ids=[twice.ids[1], *twice.ids[1:]]))
     for words, text in (
         ([], "name at least one run directory"),
@@ -221,6 +225,7 @@ def test_what_is_no_run_is_one_clear_message(tmp_path: Path, runs: dict[str, str
         ([str(strange)], "not a predictions file of cls"),
         ([str(tmp_path / "twice.parquet")], "holds image '1/photo 1.jpg' more than once"),
         ([runs["plain-s0"], runs["fine-s0"], runs["plain-s0"]], "are the same run: name it once"),
+        ([str(tmp_path / "old")], f"{tmp_path / 'old'}/config.yaml: config: unknown field optim.learning_rate"),
     ):
         with pytest.raises(ValueError) as caught:
             compare(words)
@@ -292,6 +297,11 @@ def test_one_group_alone_has_a_table_and_nothing_to_compare(runs: dict[str, str]
     assert document["comparisons"] == [] and document["fields"] == {}
     assert [sheet.title for sheet in sheets(document)] == ["Accuracy on 300 val images of 4 classes"]
     assert markdown(document).startswith("### Accuracy on 300 val images of 4 classes\n\n| run | seed | accuracy |")
+
+
+def test_a_folder_cannot_be_written_as_a_file(runs: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"to: .* is a folder: name a Markdown file"):
+        Compare(runs=(runs["single"],), to=str(tmp_path)).do(Stop())
 
 
 def test_names_with_marks_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
