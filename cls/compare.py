@@ -63,7 +63,8 @@ def compare(paths: Sequence[str], baseline: str = "", split: Split = "val") -> d
     images, present = sorted(labels), set(labels.values())
     names = [name for name in members[0].found.classes if name in present]  # in their natural order
     right = {group.name: np.array([right_of(m.found, images) for m in group.members]) for group in groups}
-    numbers = np.array([names.index(labels[image]) for image in images])
+    number = {name: i for i, name in enumerate(names)}
+    numbers = np.array([number[labels[image]] for image in images])
     base = groups[0]
     comparisons = [_against(base, other, right, numbers, names) for other in groups[1:]]
     for row, p in zip(comparisons, holm(np.array([row["p"] for row in comparisons])), strict=True):
@@ -101,7 +102,7 @@ def read_member(path: str, split: Split) -> Member:
     try:
         return Member(path, flat(from_yaml(config.read_text())), found)
     except ValueError as error:
-        raise ValueError(f"{config}: {error}; compare its predictions/{file.name} copied elsewhere") from error
+        raise ValueError(f"{config}: {error}; copy predictions/{file.name} and name the copy") from error
 
 
 def labelled(p: Predictions) -> dict[str, str]:
