@@ -15,7 +15,7 @@ import numpy as np
 from cls.config import MOMENT, flat, from_yaml
 from cls.metrics import Predictions, readable
 from cls.report import read_parquet
-from cls.stats import Bools, Difference, class_differences, holm, paired_difference, pooled_accuracy
+from cls.stats import LEVEL, Bools, Difference, class_differences, holm, paired_difference, pooled_accuracy
 
 EXAMPLES = 3
 SAME = tuple(field for field in MOMENT if field != "train.max_steps")  # a run cut short is not another seed of it
@@ -69,6 +69,8 @@ def compare(paths: Sequence[str], baseline: str = "", split: Split = "val") -> d
     comparisons = [_against(base, other, right, numbers, names) for other in groups[1:]]
     for row, p in zip(comparisons, holm(np.array([row["p"] for row in comparisons])), strict=True):
         row["p_holm"] = float(p)
+        if row["told_apart"] and p > 1 - LEVEL and len(comparisons) > 1:
+            row["verdict"] += f"; among {len(comparisons)} comparisons this may be chance (Holm's p is {p:.2f})"
     return {
         "split": split if any(not path.endswith(".parquet") for path in paths) else "",
         "images": len(images),

@@ -21,6 +21,11 @@ class Sheet:
     rows: list[tuple[str, ...]]
 
 
+def numeric(sheet: Sheet, column: int) -> bool:
+    """Whether a column holds numbers only, which stand under each other from the right."""
+    return all(row[column][:1] in (*"+-<0123456789", "") for row in sheet.rows)
+
+
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
@@ -126,7 +131,7 @@ def notes(document: dict[str, Any]) -> list[str]:
     if any(row["images_needed"] for row in document["comparisons"] if not row["told_apart"]):
         out.append("Images needed: for 80 % chance to tell the difference apart, if it is as large as observed here.")
     if len(document["comparisons"]) > 1:
-        out.append("Each interval holds for itself; among several comparisons one may miss by chance: see p (Holm).")
+        out.append("Each interval holds for itself; p (Holm) allows for the number of comparisons.")
     out.append("p (FDR) of classes: Benjamini-Hochberg over all classes.")
     return out
 
@@ -140,7 +145,9 @@ def show(document: dict[str, Any]) -> None:
     """Print for people, on standard error."""
     for sheet in sheets(document):
         PEOPLE.print(sheet.title, style="bold", markup=False, highlight=False)
-        table = Table(*map(escape, sheet.columns), box=None)
+        table = Table(box=None)
+        for i, column in enumerate(sheet.columns):
+            table.add_column(escape(column), justify="right" if numeric(sheet, i) else "left")
         for row in sheet.rows:
             table.add_row(*map(escape, row))
         PEOPLE.print(table, "")
@@ -154,7 +161,8 @@ def markdown(document: dict[str, Any]) -> str:
     """The tables and notes as one Markdown text."""
     lines = [*(f"- **{_plain(sentence)}**" for sentence in verdicts(document)), ""] if document["comparisons"] else []
     for sheet in sheets(document):
-        lines += [f"### {_plain(sheet.title)}", "", _row(sheet.columns), "|" + "---|" * len(sheet.columns)]
+        rule = "".join("---:|" if numeric(sheet, i) else "---|" for i in range(len(sheet.columns)))
+        lines += [f"### {_plain(sheet.title)}", "", _row(sheet.columns), f"|{rule}"]
         lines += [*map(_row, sheet.rows), ""]
     return "\n".join([*lines, *(f"- {note}" for note in notes(document))]).rstrip() + "\n"
 

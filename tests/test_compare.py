@@ -292,6 +292,22 @@ def test_the_verb_prints_tables_json_and_markdown(runs: dict[str, str], tmp_path
     assert document == again
 
 
+def test_the_best_of_many_is_not_praised_for_its_luck(tmp_path: Path) -> None:
+    base = np.arange(N) >= 60
+    lucky = base.copy()
+    lucky[[*range(18), *range(100, 106)]] ^= True  # 18 more right, 6 more wrong
+    others = [np.roll(base, shift) for shift in (60, 120, 180, 240)]  # as many right, other ones
+    paths = []
+    for i, right in enumerate([base, lucky, *others]):
+        paths.append(str(tmp_path / f"{i}.parquet"))
+        write_parquet(Path(paths[-1]), predictions(right))
+    alone, among = (compare(paths[:k])["comparisons"][0] for k in (2, 6))
+    assert alone["p"] == among["p"] == mcnemar(base, lucky) == alone["p_holm"] and among["p_holm"] == 5 * alone["p"]
+    assert 0.01 < alone["p"] < 0.05 and alone["verdict"].endswith(")") and "chance" not in alone["verdict"]
+    praise = f"{alone['verdict']}; among 5 comparisons this may be chance (Holm's p is {5 * alone['p']:.2f})"
+    assert among["verdict"] == praise
+
+
 def test_one_group_alone_has_a_table_and_nothing_to_compare(runs: dict[str, str]) -> None:
     document = compare([runs["plain-s0"], runs["plain-s1"]])
     assert document["comparisons"] == [] and document["fields"] == {}
