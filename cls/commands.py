@@ -6,7 +6,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -144,6 +144,33 @@ class Sweep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Compare runs on the same images: accuracies with intervals, paired differences, classes, fields that differ."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Run directories, or predictions files (.parquet); runs that differ only in the seed are pooled."""
+    baseline: str = ""
+    """Run, or group of seeds, that the others are compared with; empty: the first."""
+    split: Literal["val", "test"] = "val"
+    """Which stored predictions of run directories: predictions/val.parquet or test.parquet (where labelled)."""
+    to: str = ""
+    """Markdown file to write the tables to; empty: none."""
+
+    def do(self, stop: Stop) -> Any:
+        from cls.compare import compare
+        from cls.comparison import markdown, show
+        from cls.files import write_whole
+
+        if Path(self.to or "-").is_dir():
+            raise ValueError(f"to: {self.to} is a folder: name a Markdown file in it")
+        document = compare(self.runs, self.baseline, self.split)
+        show(document)
+        if self.to:
+            write_whole(Path(self.to), markdown(document).encode())
+        return document
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Tell before queueing what a run needs: memory, largest micro-batch, time, cores, and the sbatch line."""
 
@@ -221,4 +248,5 @@ class Doctor:
 VERBS = {
     "recipes": Recipes, "show": Show, "plan": Plan, "bench": Bench, "fetch": Fetch, "pack": Pack, "doctor": Doctor,
     "predict": Predict, "evaluate": Evaluate, "report": Report, "audit": Audit, "sweep": Sweep,
+    "compare": Compare,
 }  # fmt: skip

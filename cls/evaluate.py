@@ -91,7 +91,8 @@ def _logits(
     broken: dict[int, str],
 ) -> Tensor:  # rows classes, float32, on the host
     slices = row_slices(len(rows), run.train.eval_batch, cluster.rank, cluster.world)
-    data = Views(images_of(rows), view_ops(view, run.data), run.data.size, run.seed, view, run.data.exact_order)
+    frame = run.data.evaluated
+    data = Views(images_of(rows), view_ops(view, frame), frame.size, run.seed, view, run.data.exact_order)
     workers = worker_count(run.data.workers, cluster.local_world)
     found = torch.zeros(len(rows), classes, device=cluster.device)
     agreed = cluster.agreed()

@@ -90,8 +90,8 @@ def read_parquet(path: Path) -> Predictions:
         return Predictions(
             ids=table["id"].to_pylist(),
             labels=np.array([number[name] for name in table["label"].to_pylist()], dtype=np.int64),
-            # not as Python's numbers: those of 30,000 images and 1,000 classes would be a gigabyte
-            probs=table["probs"].combine_chunks().flatten().to_numpy().reshape(len(table), len(classes)),
+            # as a list of lists 1,000 classes of 10,000 images took 1.6 s and 1 GB, so 0.2 s
+            probs=np.asarray(table["probs"].combine_chunks().flatten(), np.float64).reshape(len(table), len(classes)),
             errors=table["error"].to_pylist(),
             classes=classes,
             loss=float(facts["loss"]),

@@ -14,7 +14,6 @@ from typing import Any
 import jinja2
 import numpy as np
 import torch
-from scipy.stats import binomtest
 
 from cls import __version__, goodput, recipes
 from cls.config import Run, diff, flat, to_yaml
@@ -24,6 +23,7 @@ from cls.models import build_model
 from cls.page.charts import curves, reliability
 from cls.page.material import Material
 from cls.page.pictures import Pictures
+from cls.stats import mcnemar, wilson
 
 LISTED = 10_000
 """Wrong images that are named at their cell of the confusion matrix; 60 bytes of page each."""
@@ -85,14 +85,6 @@ def seconds(value: float) -> str:
     return f"{value:.1f} s" if value < 60 else str(timedelta(seconds=round(value)))
 
 
-def interval(right: int, images: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927)."""
-    if not images:
-        return 0.0, 1.0
-    found = binomtest(right, images).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
-
-
 def _state(material: Material) -> str:
     done = max((row["step"] for row in material.rows), default=0)
     if material.outcome == "done":
@@ -135,7 +127,7 @@ def _scores(material: Material) -> list[tuple[str, str]]:
 
 def _headline(p: Predictions) -> dict[str, Any]:
     labelled = int((p.labels >= 0).sum())
-    low, high = interval(round(accuracy(p) * labelled), labelled) if labelled else (0.0, 1.0)
+    low, high = wilson(accuracy(p) if labelled else 0.0, labelled)
     return {"accuracy": accuracy(p), "low": low, "high": high, "images": labelled}
 
 
@@ -210,8 +202,8 @@ def _calibration(p: Predictions) -> dict[str, Any] | None:
     images = found.images.tolist()
     if not sum(images):
         return None
-    right = np.round(np.nan_to_num(found.accuracy) * found.images).astype(int).tolist()
-    spans = [interval(k, n) for k, n in zip(right, images, strict=True)]
+    shares = np.nan_to_num(found.accuracy).tolist()  # an empty bin is not drawn
+    spans = [wilson(share, n) for share, n in zip(shares, images, strict=True)]
     return {"error": found.error, "bins": reliability(found, spans), "count": BINS}
 
 
@@ -225,7 +217,7 @@ def _views(material: Material) -> dict[str, Any] | None:
     return {
         "names": ", ".join(material.run.augment.tta),
         "plain": accuracy(plain), "averaged": accuracy(views), "gained": gained, "lost": lost,
-        "p": float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0,
+        "p": mcnemar(first, second),
         "errors": (calibration(plain).error, calibration(views).error),
     }  # fmt: skip
 

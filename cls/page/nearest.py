@@ -38,7 +38,8 @@ def features(model: nn.Module, run: Run, prepare: Preprocess) -> Features:
     device = prepare.mean.device
 
     def look(images: Images, rows: Sequence[int], what: str) -> tuple[Tensor, list[int]]:
-        data = Views(images, view_ops("identity", run.data), run.data.size, run.seed, "identity", run.data.exact_order)
+        frame = run.data.evaluated
+        data = Views(images, view_ops("identity", frame), frame.size, run.seed, "identity", frame.exact_order)
         size, kept, good = run.train.eval_batch, list[Tensor](), list[int]()
         slices = [list(rows[start : start + size]) for start in range(0, len(rows), size)]
         hook = output_layer(model, run.model).register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))

@@ -66,7 +66,7 @@ class Page:
         import wandb
 
         self._artifact = run.track.artifact
-        self._framing = {name: getattr(run.data, name) for name in ("size", "eval_frame", "crop_pct")}
+        self._framing = {name: getattr(run.data.evaluated, name) for name in ("size", "eval_frame", "crop_pct")}
         try:
             self._run = _init_wandb(run, folder, mode, info)
         except Exception as error:  # no network, a refused key, a server that does not answer
