@@ -1,0 +1,34 @@
+"""A run directory with a best network that nobody trained: what prediction and export work on, in a second."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from cls.config import Run, change, to_yaml
+from cls.models import build_model, input_statistics
+
+
+def untrained(out: Path, classes: int, data: dict[str, Any], model: dict[str, Any], eval_batch: int = 8) -> Run:
+    """The file that train.py writes; biases, norms and their statistics are drawn, too, so that all of them matter."""
+    train = {"eval_batch": eval_batch, "precision": "fp32", "device": "cpu"}
+    run = change(Run(), data=data | {"workers": 0}, model={"weights": "none"} | model, train=train)
+    net = build_model(run.model, classes, 0)
+    drawn = torch.Generator().manual_seed(1)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
+                assert tensor is not None
+                tensor.data += torch.rand(tensor.shape, generator=drawn) - 0.4
+    header = {
+        "config": to_yaml(run),
+        "classes": json.dumps([f"class {i}" for i in range(classes)]),
+        "statistics": json.dumps(input_statistics(run)),
+        "fallback": "1",
+    }
+    (out / "best").mkdir(parents=True)
+    save_file({k: v.contiguous() for k, v in net.state_dict().items()}, out / "best" / "model.safetensors", header)
+    return run
