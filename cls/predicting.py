@@ -46,13 +46,13 @@ def predict_images(
     names = trained.cluster.on_main(read_list) if piped else list(paths)
     rows = trained.cluster.together(lambda: load_listed(names) if piped else load_given(names, trained.run.data))
     if out == PIPE or (piped and not out):
-        broken = _each(trained, rows, views, _to_stdout(top_k, stop))
+        broken = _each(trained, rows, views, _to_stdout(top_k, stop) if main else _nothing)
         _say(f"{len(rows)} predictions{_note(trained, broken)}", main)
         return None
     folder = Path(out) if out else trained.folder / f"predict-{_called(paths, piped)}"
     trained.cluster.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
     found: list[Predictions] = []
-    broken = _each(trained, rows, views, _to_csv(folder / "top.csv", top_k, found) if main else found.append)
+    broken = _each(trained, rows, views, _to_csv(folder / "top.csv", top_k, found) if main else _nothing)
     if not main:
         return None
     whole = joined(found)
@@ -116,6 +116,10 @@ def _each(trained: Trained, rows: Rows, views: Sequence[View], take: Taker) -> i
         _say(f"\n{done} of {len(rows)} images were done, and their rows are written", trained.cluster.main)
         raise
     return broken
+
+
+def _nothing(part: Predictions) -> None:
+    """All ranks have the same pieces; the first one hands them on."""
 
 
 def _to_stdout(top_k: int, stop: Stop) -> Taker:
