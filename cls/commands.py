@@ -14,6 +14,7 @@ from cls.bench.options import Options
 from cls.cluster.request import Request
 from cls.config import Preset, Run, View, views_of
 from cls.data.packing import Packing
+from cls.export.options import Options as ExportOptions
 from cls.stop import Stop
 
 
@@ -182,6 +183,22 @@ class Pack:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a run's best network for timm, torchvision or ONNX, compared with it on real images; shows how to load."""
+
+    run: tyro.conf.Positional[str]
+    """Run directory, or its best/model.safetensors."""
+    to: str
+    """Folder for model.safetensors, model.onnx and config.json (classes, size, frame, mean and std)."""
+    options: Annotated[ExportOptions, tyro.conf.arg(name="")]
+
+    def do(self, stop: Stop) -> Any:
+        from cls.export.run import export
+
+        return export(self.run, Path(self.to), self.options, stop)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
     """Examine this machine: driver, cores, memory, caches, network, disk, and whether its GPUs can talk; remedies."""
 
@@ -202,5 +219,5 @@ class Doctor:
 
 VERBS = {
     "recipes": Recipes, "show": Show, "plan": Plan, "bench": Bench, "fetch": Fetch, "pack": Pack, "doctor": Doctor,
-    "predict": Predict, "evaluate": Evaluate, "audit": Audit, "sweep": Sweep,
+    "predict": Predict, "export": Export, "evaluate": Evaluate, "audit": Audit, "sweep": Sweep,
 }  # fmt: skip
