@@ -101,7 +101,7 @@ def test_a_graph_of_all_our_parts_takes_pixels(tmp_path: Path, clothing: Path) -
     session = onnxruntime.InferenceSession(document["folder"] + "/model.onnx")
     stated = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
     assert stated["label_names"] == [f"class {i}" for i in range(CLASSES)] and stated["input"] == "uint8"
-    assert (stated["input_size"], stated["crop_pct"], stated["crop_mode"]) == ([3, 32, 32], 0.875, "center")
+    assert (stated["input_size"], stated["crop_pct"], stated["crop_mode"]) == ([3, 32, 32], 32 / 37, "center")
     assert stated["mean"] == [0.5, 0.5, 0.5] and stated["interpolation"] == "bilinear"
     trained = load_trained(str(tmp_path / "run"), "cpu", 0, Stop())
     images, pixels = export_run.photos(trained, load_images(str(clothing / "test"), trained.run.data), 6)
@@ -185,7 +185,7 @@ def test_options_are_checked() -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("backbone", ["timm/tf_efficientnet_lite0", "resnet50"])
 def test_a_stranger_gets_the_logits_of_100_photos(tmp_path: Path, clothing: Path, backbone: str) -> None:
-    """At 224 px, with the real weights where there are some: a fresh process with the shown lines, and no unpickling."""
+    """At 224 px, real weights where there are some: a fresh process with the shown lines, and no unpickling."""
     weights = clothing.parents[1] / "weights" / "tf_efficientnet_lite0.safetensors"
     model = {"backbone": backbone, "weights": str(weights) if "lite0" in backbone else "none"}
     untrained(tmp_path / "run", 10, {"size": 224}, model)

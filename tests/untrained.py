@@ -13,13 +13,13 @@ from cls.models import build_model, input_statistics
 
 
 def untrained(out: Path, classes: int, data: dict[str, Any], model: dict[str, Any], eval_batch: int = 8) -> Run:
-    """The file that train.py writes; biases, norms and their statistics are drawn, too, so that all of them matter."""
+    """The file that train.py writes; without weights, norms and their statistics are drawn, so that all matters."""
     train = {"eval_batch": eval_batch, "precision": "fp32", "device": "cpu"}
     run = change(Run(), data=data | {"workers": 0}, model={"weights": "none"} | model, train=train)
     net = build_model(run.model, classes, 0)
     drawn = torch.Generator().manual_seed(1)
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+        if run.model.weights == "none" and isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
                 assert tensor is not None
                 tensor.data += torch.rand(tensor.shape, generator=drawn) - 0.4

@@ -102,9 +102,8 @@ def _write(
         stated = facts["pretrained_cfg"] | {"label_names": facts["label_names"], "input": options.input}
         write_graph(aside / "model.onnx", trained.model, trained.statistics, run.data.size, options.input, stated)
         fed = pixels if options.input == "uint8" else images
-        found["onnxruntime"] = _difference(
-            "onnxruntime", _session(aside, options, fed), fed, ours, run.train.eval_batch
-        )
+        session = _session(aside, options, fed)
+        found["onnxruntime"] = _difference("onnxruntime", session, fed, ours, run.train.eval_batch)
     return found
 
 
