@@ -24,15 +24,22 @@ def plain(model: Model) -> bool:
     return expressible(model) and not model.head
 
 
+def library(model: Model) -> str:
+    """Whose code the network is."""
+    if not expressible(model):
+        return "cls"
+    return "timm" if model.backbone.startswith("timm/") else "torchvision"
+
+
 def loading(model: Model, net: nn.Module, classes: int, folder: Path) -> str:
     """Imports and then at most three lines, after which ``model`` is the network in eval mode."""
     weights = repr(str(folder / "model.safetensors"))
-    if not expressible(model):
+    if library(model) == "cls":
         return f"from cls.trained import network\nmodel = network({weights})"
-    if plain(model) and model.backbone.startswith("timm/"):
+    if plain(model) and library(model) == "timm":
         return f"import timm\nmodel = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True).eval()"
-    library, built = _built(model.backbone, "" if model.head else f"num_classes={classes}")
-    lines = ["from safetensors.torch import load_model", library, f"model = {built}"]
+    imported, built = _built(model.backbone, "" if model.head else f"num_classes={classes}")
+    lines = ["from safetensors.torch import load_model", imported, f"model = {built}"]
     if model.head:
         name = classifier_name(model.backbone)
         head = net.get_submodule(name)
@@ -54,7 +61,7 @@ def _built(backbone: str, arguments: str) -> tuple[str, str]:
 
 def framing(model: Model, folder: Path) -> str:
     """One line after which ``transform`` makes the input of an upright RGB image of Pillow's."""
-    if plain(model) and model.backbone.startswith("timm/"):
+    if plain(model) and library(model) == "timm":
         return "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
     known = f"json.load(open({str(folder / 'config.json')!r}))['pretrained_cfg']"
     return (

@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from cls.data.loader import batches, worker_count
 from cls.data.sources import Rows, load, load_images
 from cls.export.facts import config_json
 from cls.export.graph import require_packages, write_graph
-from cls.export.loading import framing, input_name, loading, running
+from cls.export.loading import framing, input_name, library, loading, running
 from cls.export.options import Options
 from cls.files import replacing
 from cls.images.ops import view_ops
@@ -77,11 +78,10 @@ def photos(trained: Trained, rows: Rows, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _rows(trained: Trained, options: Options) -> Rows:
-    run = trained.run
     if options.images:
-        return load_images(options.images, run.data)
+        return load_images(options.images, trained.run.data)
     try:
-        return load(run.data, run.seed).val
+        return load(replace(trained.run.data, copy=""), trained.run.seed).val  # the copy was on another machine's disk
     except ValueError as error:
         raise ValueError(f"{error}; the export is checked on real images: name some with --images FOLDER") from error
 
@@ -97,7 +97,8 @@ def _write(
         text = loading(run.model, trained.model, len(trained.classes), aside)
         scope: dict[str, Any] = {}
         exec(text, scope)  # the very lines that are shown: what they import and load is what a stranger's program does
-        found[_library(text)] = _difference(_library(text), scope["model"], images, ours, run.train.eval_batch)
+        name = library(run.model)
+        found[name] = _difference(name, scope["model"], images, ours, run.train.eval_batch)
     if "onnx" in options.format:
         stated = facts["pretrained_cfg"] | {"label_names": facts["label_names"], "input": options.input}
         write_graph(aside / "model.onnx", trained.model, trained.statistics, run.data.size, options.input, stated)
@@ -118,20 +119,16 @@ def _session(folder: Path, options: Options, fed: Tensor) -> Callable[[Tensor], 
     return logits
 
 
-def _difference(library: str, net: Callable[[Tensor], Tensor], inputs: Tensor, ours: Tensor, size: int) -> float:
+def _difference(name: str, net: Callable[[Tensor], Tensor], inputs: Tensor, ours: Tensor, size: int) -> float:
     with torch.no_grad():
         theirs = torch.cat([net(some) for some in torch.split(inputs, size)])
     largest = float((theirs - ours).abs().max()) if theirs.shape == ours.shape else float("inf")
     if not largest <= LIMIT:  # nor nan
         raise ValueError(
-            f"{library} gives other logits than the run's network: they differ by up to {largest:.2g} on "
+            f"{name} gives other logits than the run's network: they differ by up to {largest:.2g} on "
             f"{len(ours)} images, more than {LIMIT:g}; nothing was written"
         )
     return largest
-
-
-def _library(text: str) -> str:
-    return next(name for name in ("cls", "timm", "torchvision") if f"{name}." in text)
 
 
 def _shown(trained: Trained, to: Path, options: Options, count: int, differences: dict[str, float]) -> dict[str, Any]:
@@ -145,8 +142,8 @@ def _shown(trained: Trained, to: Path, options: Options, count: int, differences
         document["python"]["safetensors"] = text
     if "onnx" in options.format:
         document["python"]["onnx"] = running(to, options.input)
-    for library, value in differences.items():
-        print(f"{library}: logits differ by at most {value:.1e} on {count} images", file=sys.stderr)
+    for name, value in differences.items():
+        print(f"{name}: logits differ by at most {value:.1e} on {count} images", file=sys.stderr)
     for text in document["python"].values():
         print(f"\n{text}", file=sys.stderr)
     return document
