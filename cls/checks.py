@@ -6,9 +6,9 @@ from cls.config import Run, flat
 
 POSITIVE = ("data.size", "train.epochs", "train.batch", "train.micro_batch", "train.eval_batch", "train.keep",
             "optim.lr", "optim.lr_batch", "optim.head_lr")  # fmt: skip
-NOT_NEGATIVE = ("seed", "data.limit", "augment.rotate", "augment.brightness", "augment.contrast", "augment.saturation",
-                "augment.randaugment", "augment.blur", "augment.mixup", "augment.cutmix", "model.gate",
-                "optim.weight_decay", "optim.clip", "optim.class_weight", "optim.t_max", "optim.min_lr",
+NOT_NEGATIVE = ("seed", "data.limit", "data.eval_size", "augment.rotate", "augment.brightness", "augment.contrast",
+                "augment.saturation", "augment.randaugment", "augment.blur", "augment.mixup", "augment.cutmix",
+                "model.gate", "optim.weight_decay", "optim.clip", "optim.class_weight", "optim.t_max", "optim.min_lr",
                 "optim.patience", "optim.warmup", "train.max_steps", "train.early_stop",
                 "train.save_minutes")  # fmt: skip
 SHARES = ("data.max_bad", "augment.hflip", "augment.vflip", "augment.translate", "augment.erase",

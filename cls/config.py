@@ -34,6 +34,8 @@ class Data:
     """The same images on this machine's own disk, read in place of data.path (slurm/env.sh puts them there)."""
     size: int = 224
     """Side of the square image the model sees, pixels."""
+    eval_size: int = 0
+    """Side of validation and test images where it differs (random crops show things larger, Touvron et al. 2019)."""
     eval_frame: Literal["center", "squash"] = "center"
     """Validation and test: resize the short side and crop the centre, or squash the whole image to a square."""
     crop_pct: float = 0.875
@@ -58,6 +60,11 @@ class Data:
     """Slow: every operation by torchvision on the full-size image, in the recipe's order, as the programs do it."""
     workers: int = -1
     """Loader processes per rank; -1 takes one per core this rank really has; 0 decodes in the main process."""
+
+    @property
+    def evaluated(self) -> "Data":
+        """As validation and test see it: ``size`` is theirs."""
+        return dataclasses.replace(self, size=self.eval_size or self.size)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,11 +130,9 @@ def _pieces(
 ) -> Iterator[Piece]:
     """Logits in row order, ``exchanged`` batches of every rank at a time; each slice is seen in all views in turn."""
     model.eval()
-    size, world, images = run.train.eval_batch, cluster.world, images_of(rows)
+    size, world, images, frame = run.train.eval_batch, cluster.world, images_of(rows), run.data.evaluated
     slices = row_slices(len(rows), size, cluster.rank, world)
-    seen = SeveralViews(
-        [Views(images, view_ops(v, run.data), run.data.size, run.seed, v, run.data.exact_order) for v in views]
-    )
+    seen = SeveralViews([Views(images, view_ops(v, frame), frame.size, run.seed, v, frame.exact_order) for v in views])
     indices = [[view * len(rows) + row for row in some] for some in slices for view in range(len(views))]
     workers, agreed = worker_count(run.data.workers, cluster.local_world), cluster.agreed()
     start, stop = 0, 0

@@ -80,7 +80,7 @@ def read_list() -> list[str]:
 
 def ranked(p: Predictions, row: int, k: int) -> list[tuple[str, float]]:
     """The k most probable classes of an image and their probabilities, equal ones by class number; none if broken."""
-    if not readable(p)[row]:
+    if p.errors[row] or not np.isfinite(p.probs[row]).all():
         return []
     return [(p.classes[i], float(p.probs[row, i])) for i in np.argsort(-p.probs[row], kind="stable")[:k]]
 

@@ -126,6 +126,7 @@ FIELDS: dict[str, st.SearchStrategy[Any] | None] = {
     "data.path": None,
     "data.copy": among(""),  # the same images elsewhere: test_slurm
     "data.size": None,
+    "data.eval_size": None,
     "data.eval_frame": among("center", "squash"),
     "data.crop_pct": among(1.0, 0.875, 0.1),
     "data.normalize": among("auto", "imagenet", "half"),
@@ -229,6 +230,7 @@ def configurations(draw: st.DrawFn) -> tuple[str, Values]:
     values["model.backbone"] = draw(among(*SIZES))
     sizes = [size for size in (8, 9, 16, 24, 32, 33, 48, 64, 160) if SIZES[values["model.backbone"]](size)]
     values["data.size"] = draw(among(*sizes[:8]))
+    values["data.eval_size"] = draw(among(0, 0, *sizes[:8]))
     values["data.path"] = draw(among("photos", "tall", "table", "digits"))
     values["data.limit"] = draw(among(12, 20, 40)) if values["data.path"] == "digits" else draw(among(0, 0, 6, 99))
     if values["data.path"] == "table":
@@ -320,7 +322,8 @@ def fields(pattern: str, wanted: type) -> list[str]:
 
 POSITIVE = ("data.size", "train.epochs", "train.batch", "train.micro_batch", "train.eval_batch", "train.keep",
             "optim.lr", "optim.lr_batch", "optim.head_lr")  # fmt: skip
-NOT_NEGATIVE = ("seed", "data.limit", "augment.mixup", "augment.cutmix", "model.gate", "optim.weight_decay",
+NOT_NEGATIVE = ("seed", "data.limit", "data.eval_size", "augment.mixup", "augment.cutmix", "model.gate",
+                "optim.weight_decay",
                 "optim.clip", "optim.class_weight", "optim.t_max", "optim.min_lr", "optim.patience", "optim.warmup",
                 "train.max_steps", "train.early_stop", "train.save_minutes")  # fmt: skip
 SHARES = ("data.max_bad", "augment.hflip", "augment.vflip", "augment.translate", "augment.erase",
@@ -394,6 +397,10 @@ REFUSALS = [
             ({"model.backbone": "timm/test_vit", "data.size": 24},
              {"model.backbone": "timm/test_vit_relpos", "data.size": 32},
              {"model.backbone": "timm/test_convnext", "data.size": 8})),
+    Refusal(lambda v: v["model.backbone"] in SIZES and v["data.eval_size"] > 0
+            and not SIZES[v["model.backbone"]](v["data.eval_size"]),
+            r"^model\.backbone: timm/test_\w+ cannot take images of data\.eval_size \d",
+            ({"model.backbone": "timm/test_vit", "data.size": 32, "data.eval_size": 24},)),
     Refusal(lambda v: v["model.weights"] not in ("none", "small.safetensors", "./nothing.pth"),
             r"^model\.weights: .* has no weights .* it takes none", ({"model.weights": "IMAGENET1K_V9"},)),
     Refusal(lambda v: v["model.weights"] == "./nothing.pth", r"^model\.weights: .*no such file",

@@ -89,6 +89,13 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return write(tmp_path_factory.mktemp("evaluate"))
 
 
+def test_validation_may_be_larger_than_training(rows: Dataset) -> None:
+    """Images of 16 are shown at 16 though training has 8: the same probabilities as by the plain loop."""
+    run = change(run_of(), data={"size": SIZE // 2, "eval_size": SIZE})
+    assert look(rows, run).probs == pytest.approx(plain_logits(rows).softmax(1).numpy(), abs=1e-6)
+    assert look(rows, change(run, data={"eval_size": 0})).probs != pytest.approx(look(rows, run).probs, abs=1e-3)
+
+
 # --- slices ---
 
 

@@ -46,7 +46,7 @@ def kernels() -> Iterator[None]:
 def exported(
     place: Path, clothing: Path, model: dict[str, Any], *formats: Format, size: int = 64, count: int = 11, **more: Any
 ) -> dict[str, Any]:
-    untrained(place / "run", CLASSES, {"size": size}, model)
+    untrained(place / "run", CLASSES, {"size": 40, "eval_size": size}, model)  # trained at 40, used at size
     options = Options(format=formats or ("safetensors",), images=str(clothing / "test"), count=count, **more)
     return export(str(place / "run"), place / "it's exported", options, Stop())
 

@@ -54,9 +54,9 @@ def traced_predict(*args: Any, **kwargs: Any) -> Any:
 
 
 loader, pick, mix, predict = feed.batches, train.partners, train.mix, train.predict
-render = Renderer.__call__
+render = Renderer.render
 train.partners, train.mix, train.predict = traced_partners, traced_mix, traced_predict
-feed.batches, Renderer.__call__ = traced_batches, traced_render
+feed.batches, Renderer.render = traced_batches, traced_render
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]

@@ -83,7 +83,7 @@ def _check(run: Run, options: Options) -> None:
         raise ValueError(f"steps is {options.steps}, seconds {options.seconds}: give 0 or more steps, and some seconds")
     if options.gpu:
         precision_on(run, find(options.gpu))
-    check_model(replace(run.model, weights="none"), run.data.size)
+    check_model(replace(run.model, weights="none"), run.data)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("bench measures one process: start it without a launcher")
 

@@ -43,7 +43,7 @@ def plan(run: Run, request: Request) -> dict[str, Any]:
     precision = _precision(run, gpu)
     check(run)
     _check_request(run, request)
-    check_model(replace(run.model, weights="none"), run.data.size)
+    check_model(replace(run.model, weights="none"), run.data)
     splits = load(run.data, run.seed)
     classes, steps = len(splits.classes), Steps(len(splits.train), run.train)
     step = trace_step(run, classes, precision)

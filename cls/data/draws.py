@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from cls.config import Run
-from cls.data.access import Encoded, Images
+from cls.data.access import Images
 from cls.images.decode import BadImage
 from cls.images.jpeg import Pixels
 from cls.images.ops import Op, training_ops
-from cls.images.render import Area, Renderer
+from cls.images.render import Area, Planned, Rendered, Renderer
 from cls.models import input_statistics
 from cls.outcome import DataError
 from cls.seed import generator, rewind
@@ -75,26 +75,30 @@ class Draws:
     ) -> None:
         self.images, self.size, self.seed = images, size, seed
         self.labels, self.order = images.labels, images.order(seed, balanced)
-        self._render, self._rng = Renderer(ops, exact_order), generator(seed)
+        self._renderer, self._rng = Renderer(ops, exact_order), generator(seed)
 
     def fill(self, draws: Sequence[int], out: Pixels) -> Found:
         """Put the pixels of these draws into ``out``, uint8 [at least b, size, size, 3]."""
         rows = [self.order.row(draw) for draw in draws]
         areas: list[Area] = []
         broken: list[tuple[int, str]] = []
-        for at, (draw, content) in enumerate(zip(draws, self.images.read(rows), strict=True)):
+        for at, (draw, planned) in enumerate(zip(draws, self._plan(draws, rows), strict=True)):
             tried: list[tuple[int, str]] = []
             while True:
                 try:
-                    out[at], area = self._render(_content(content), rewind(self._rng, self.seed, "augment", draw))
+                    out[at], area = self._renderer.render(planned)
                     break
                 except BadImage as error:
                     tried.append((rows[at], str(error)))
                     rows[at] = self._replacement(draw, tried)
-                    content = self.images.read([rows[at]])[0]
+                    (planned,) = self._plan([draw], [rows[at]])
             areas.append(area)
             broken += tried
         return Found([int(self.labels[row]) for row in rows], areas, list(draws), rows, broken)
+
+    def _plan(self, draws: Sequence[int], rows: Sequence[int]) -> list[Planned | Rendered | BadImage]:
+        contents = zip(draws, self.images.read(rows), strict=True)
+        return [self._renderer.plan(one, rewind(self._rng, self.seed, "augment", draw)) for draw, one in contents]
 
     def _replacement(self, draw: int, tried: list[tuple[int, str]]) -> int:
         """Another image of the first one's class, the same wherever it is decoded; of any class after MAX_TRIES."""
@@ -123,16 +127,20 @@ class Views:
         self, images: Images, ops: tuple[Op, ...], size: int, seed: int, view: str, exact_order: bool = False
     ) -> None:
         self.images, self.size, self.seed, self.view = images, size, seed, view
-        self._render, self._rng = Renderer(ops, exact_order), generator(seed)
+        self._renderer, self._rng = Renderer(ops, exact_order), generator(seed)
 
     def fill(self, rows: Sequence[int], out: Pixels) -> Found:
         """Put the pixels of these rows into ``out``, uint8 [at least b, size, size, 3]."""
         areas: list[Area] = []
         broken: list[tuple[int, str]] = []
-        for at, (row, content) in enumerate(zip(rows, self.images.read(rows), strict=True)):
+        contents = zip(rows, self.images.read(rows), strict=True)
+        planned = [
+            self._renderer.plan(one, rewind(self._rng, self.seed, "view", self.view, row)) for row, one in contents
+        ]
+        for at, row in enumerate(rows):
             area: Area = (0, 0, 0, 0)
             try:
-                out[at], area = self._render(_content(content), rewind(self._rng, self.seed, "view", self.view, row))
+                out[at], area = self._renderer.render(planned[at])
             except BadImage as error:
                 out[at] = 0
                 broken.append((row, str(error)))
@@ -152,9 +160,3 @@ class SeveralViews:
     def fill(self, indices: Sequence[int], out: Pixels) -> Found:
         view = self.views[indices[0] // self.rows]
         return view.fill([index % self.rows for index in indices], out)
-
-
-def _content(found: Encoded) -> bytes | memoryview:
-    if isinstance(found, BadImage):
-        raise found
-    return found

@@ -49,6 +49,6 @@ def config_json(run: Run, classes: Sequence[str], statistics: Statistics) -> dic
     return named | {
         "num_classes": len(classes),
         "label_names": list(classes),
-        "pretrained_cfg": preprocessing(run.data, statistics) | known,
+        "pretrained_cfg": preprocessing(run.data.evaluated, statistics) | known,
         "written_by": f"cls {__version__}, recipe {run.recipe}",
     }

@@ -61,7 +61,7 @@ def photos(trained: Trained, rows: Rows, count: int) -> tuple[Tensor, Tensor]:
 
     ValueError if none can be read.
     """
-    data, size = trained.run.data, trained.run.train.eval_batch
+    data, size = trained.run.data.evaluated, trained.run.train.eval_batch
     some = rows.select(np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)))
     ops = view_ops("identity", data)
     views = Views(images_of(some), ops, data.size, trained.run.seed, "identity", data.exact_order)
@@ -101,7 +101,9 @@ def _write(
         found[name] = _difference(name, scope["model"], images, ours, run.train.eval_batch)
     if "onnx" in options.format:
         stated = facts["pretrained_cfg"] | {"label_names": facts["label_names"], "input": options.input}
-        write_graph(aside / "model.onnx", trained.model, trained.statistics, run.data.size, options.input, stated)
+        write_graph(
+            aside / "model.onnx", trained.model, trained.statistics, run.data.evaluated.size, options.input, stated
+        )
         fed = pixels if options.input == "uint8" else images
         session = _session(aside, options, fed)
         found["onnxruntime"] = _difference("onnxruntime", session, fed, ours, run.train.eval_batch)

@@ -15,6 +15,7 @@ Change = Callable[[Any], Any]
 
 GREY = np.array([19595, 38470, 7471]) / 65536  # Pillow's luma
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # of Pillow's and torchvision's sharpness
+_NOTHING = np.eye(3, 4)
 _NAMES = {"Brightness": "brightness", "Color": "saturation", "Contrast": "contrast"}
 
 
@@ -46,7 +47,7 @@ class _Mixing:
 
     def add(self, name: str, factor: float, image: Any) -> None:
         """One more factor; ``image`` is what the whole run is applied to."""
-        matrix = np.eye(3, 4) if self.matrix is None else self.matrix
+        matrix = _NOTHING if self.matrix is None else self.matrix
         changed = matrix * factor
         if name == "contrast":  # away from the mean grey
             grey = int(GREY @ (matrix @ (*cv2.mean(image)[:3], 1.0)) + 0.5)

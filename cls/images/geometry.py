@@ -1,4 +1,4 @@
-"""From drawn parameters to a plan: what is cut out first, one warp for all that moves pixels, colours in their groups.
+"""From drawn parameters to a plan: what is cut out, one warp for all that moves pixels, colours in their groups.
 
 Affine maps are six numbers (a, b, c, d, e, f) from output to input: x' = a x + b y + c, y' = d x + e y + f, in
 continuous coordinates (the first pixel's centre is at 0.5, 0.5), as Pillow and torchvision have them.
@@ -43,6 +43,7 @@ class Plan:
     cuts: list[Crop | Resize] = field(default_factory=list)  # first, one after the other
     mirrored: tuple[bool, bool] = (False, False)  # left to right, upside down: where nothing else moves
     matrix: Affine = IDENTITY  # from final pixels to those of what has been cut out
+    shrunk: tuple[float, float] = (1.0, 1.0)  # by all resizing: pixels of the source in one final pixel
     frames: list[Frame] = field(default_factory=list)  # one for each move, in order
     looks: list[list[Look]] = field(default_factory=lambda: [[]])  # before the first move, after it, after the second …
     box: tuple[int, int, int, int] = (0, 0, 0, 0)
@@ -64,17 +65,14 @@ def inverse(matrix: Affine) -> Affine:
 def arrange(params: tuple[Param, ...], width: int, height: int) -> Plan:
     """The plan for an upright image of this size."""
     plan = Plan(width, height)
-    shrunk = (1.0, 1.0)  # pixels of the source, of the cut image after the first move, in one pixel of now
-    late = (1.0, 1.0)  # of that, by resizing after the first move
     for param in params:
         match param:
             case Crop():
                 _crop(plan, param)
             case Resize(to_width, to_height):
                 ratio = plan.width / to_width, plan.height / to_height
-                shrunk = shrunk[0] * ratio[0], shrunk[1] * ratio[1]
+                plan.shrunk = plan.shrunk[0] * ratio[0], plan.shrunk[1] * ratio[1]
                 if plan.frames:
-                    late = late[0] * ratio[0], late[1] * ratio[1]
                     _move(plan, (ratio[0], 0.0, 0.0, 0.0, ratio[1], 0.0))
                 else:
                     plan.cuts.append(param)
@@ -88,12 +86,26 @@ def arrange(params: tuple[Param, ...], width: int, height: int) -> Plan:
             case RandOp(name) if name in MOVES:
                 _warp(plan, _inverse_map(param, plan.width, plan.height), param.fill)
             case _:
-                plan.looks[-1].append(Look(param, shrunk))
+                plan.looks[-1].append(Look(param, plan.shrunk))
     for look in (look for group in plan.looks for look in group):
-        look.pixels = shrunk[0] / look.pixels[0], shrunk[1] / look.pixels[1]
-    if max(late) > 1.0:
-        _shrink_first(plan, late)
+        look.pixels = plan.shrunk[0] / look.pixels[0], plan.shrunk[1] / look.pixels[1]
     return plan
+
+
+def region(plan: Plan, width: int, height: int) -> tuple[Crop, Affine]:
+    """What is cut out of an image of this size, in its own pixels, and the map from final pixels to those of it."""
+    left, top, across, down = 0.0, 0.0, 1.0, 1.0  # of what has been cut out so far, in pixels of the source
+    w, h = width, height
+    for cut in plan.cuts:
+        if isinstance(cut, Crop):
+            left, top = left + cut.left * across, top + cut.top * down
+        else:
+            across, down = across * w / cut.width, down * h / cut.height
+        w, h = cut.width, cut.height
+    x, y = max(0, round(left)), max(0, round(top))
+    right, bottom = min(width, round(left + w * across)), min(height, round(top + h * down))
+    to_region: Affine = (across, 0.0, left - x, 0.0, down, top - y)
+    return Crop(x, y, max(1, right - x), max(1, bottom - y)), compose(to_region, plan.matrix)
 
 
 def _crop(plan: Plan, crop: Crop) -> None:
@@ -136,15 +148,6 @@ def _warp(plan: Plan, matrix: Affine, fill: Fill) -> None:
     plan.frames.append(Frame(plan.width, plan.height, IDENTITY, fill))
     plan.looks.append([])
     _move(plan, matrix)
-
-
-def _shrink_first(plan: Plan, late: tuple[float, float]) -> None:
-    """Resize before the warp, with antialiasing, what would be resized after it."""
-    first = plan.frames[0]
-    x, y = max(1.0, late[0]), max(1.0, late[1])
-    size = max(1, round(first.width / x)), max(1, round(first.height / y))
-    plan.cuts.append(Resize(*size))
-    plan.matrix = compose((size[0] / first.width, 0.0, 0.0, 0.0, size[1] / first.height, 0.0), plan.matrix)
 
 
 def _inverse_map(param: Rotation | Shift | RandOp, width: int, height: int) -> Affine:

@@ -1,15 +1,31 @@
 """One image from its bytes to the pixels that a worker sends, by the fused path or by the reference."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from cls.images import fused, reference
-from cls.images.decode import decode
+from cls.images.decode import BadImage, decode
 from cls.images.draw import draw
-from cls.images.jpeg import Decoder, Pixels
+from cls.images.geometry import Plan, arrange
+from cls.images.jpeg import Decoder, Jpeg, Pixels
 from cls.images.ops import Op
 
 Area = tuple[int, int, int, int]
 """The box to erase: top, left, height, width; zeros for none."""
+
+
+class Planned(NamedTuple):
+    """A JPEG that is not decoded yet, and all that will be done with it."""
+
+    image: Jpeg
+    plan: Plan
+
+
+class Rendered(NamedTuple):
+    pixels: Pixels
+    """uint8 [h, w, 3]."""
+    area: Area
 
 
 class Renderer:
@@ -18,11 +34,29 @@ class Renderer:
     def __init__(self, ops: tuple[Op, ...], exact_order: bool) -> None:
         self.ops, self.exact_order, self._decoder = ops, exact_order, Decoder()
 
-    def __call__(self, data: bytes | memoryview, rng: np.random.Generator) -> tuple[Pixels, Area]:
-        """uint8 [h, w, 3], to be copied before the next image, and the area to erase; BadImage if it is none."""
-        if self.exact_order:
-            whole = decode(bytes(data))
-            pixels, area = reference.apply(whole, draw(self.ops, *whole.size, rng))
-            return pixels.permute(1, 2, 0).numpy(), area
-        image = self._decoder.open(data)
-        return fused.apply(image, draw(self.ops, image.width, image.height, rng), self._decoder)
+    def plan(self, data: bytes | memoryview | BadImage, rng: np.random.Generator) -> Planned | Rendered | BadImage:
+        """Header and random numbers, for a whole batch before its first pixel: between decodings, which throw Python
+        out of the caches, the same takes twice as long. Only a JPEG can wait like this: its pixels take no memory yet.
+        """
+        try:
+            if isinstance(data, BadImage):
+                return data
+            if self.exact_order:
+                whole = decode(bytes(data))
+                pixels, area = reference.apply(whole, draw(self.ops, *whole.size, rng))
+                return Rendered(pixels.permute(1, 2, 0).numpy(), area)
+            image = self._decoder.open(data)
+            plan = arrange(draw(self.ops, image.width, image.height, rng), image.width, image.height)
+            if isinstance(image, Jpeg):
+                return Planned(image, plan)
+            return Rendered(np.array(fused.carry_out(image, plan, self._decoder)), plan.box)
+        except BadImage as error:
+            return error
+
+    def render(self, planned: Planned | Rendered | BadImage) -> Rendered:
+        """The pixels, to be copied before the next image; BadImage if it is none."""
+        if isinstance(planned, BadImage):
+            raise planned
+        if isinstance(planned, Rendered):
+            return planned
+        return Rendered(fused.carry_out(planned.image, planned.plan, self._decoder), planned.plan.box)

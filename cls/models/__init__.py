@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from cls.config import Model, Run
+from cls.config import Data, Model, Run
 from cls.models.attention import CBAM, add_attention
 from cls.models.backbones import HALF, IMAGENET, Statistics, classifier_name, normalization, plain
 from cls.models.freeze import freeze_parts, train_mode
@@ -50,20 +50,21 @@ def build_model(config: Model, classes: int, seed: int) -> nn.Module:
     return model
 
 
-def check_model(config: Model, size: int) -> None:
-    """Make sure, before any set-up, that weights and backbone exist and that it takes square images of this side.
+def check_model(config: Model, data: Data) -> None:
+    """Make sure, before any set-up, that weights and backbone exist and that it takes images of these sizes.
 
-    May download the weights; else one forward pass on fake tensors, 0.5 s. ValueError names the field or the file.
+    May download the weights; else forward passes on fake tensors, 0.5 s. ValueError names the field or the file.
     """
     check_weights(config)
     with torch.device("meta"):
         model = build_model(replace(config, weights="none", freeze=()), 2, 0).eval()
-        try:
-            model(torch.empty(2, 3, size, size))
-        except (AssertionError, RuntimeError, ValueError) as error:  # each library and layer has its own
-            raise ValueError(
-                f"model.backbone: {config.backbone} cannot take images of data.size {size} ({error})"
-            ) from error
+        for field, size in {"data.size": data.size, "data.eval_size": data.evaluated.size}.items():
+            try:
+                model(torch.empty(2, 3, size, size))
+            except (AssertionError, RuntimeError, ValueError) as error:  # each library and layer has its own
+                raise ValueError(
+                    f"model.backbone: {config.backbone} cannot take images of {field} {size} ({error})"
+                ) from error
 
 
 def fresh_parameters(model: nn.Module, config: Model) -> set[str]:
