@@ -13,16 +13,19 @@ from cls.models import build_model, input_statistics
 
 
 def untrained(out: Path, classes: int, data: dict[str, Any], model: dict[str, Any], eval_batch: int = 8) -> Run:
-    """The file that train.py writes; without weights, norms and their statistics are drawn, so that all matters."""
+    """The file that train.py writes; without weights, norms are drawn and have seen noise, so that all matters."""
     train = {"eval_batch": eval_batch, "precision": "fp32", "device": "cpu"}
     run = change(Run(), data=data | {"workers": 0}, model={"weights": "none"} | model, train=train)
     net = build_model(run.model, classes, 0)
     drawn = torch.Generator().manual_seed(1)
-    for module in net.modules():
-        if run.model.weights == "none" and isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-            for tensor in (module.weight, module.bias, module.running_mean, module.running_var):
-                assert tensor is not None
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d)]
+    if run.model.weights == "none":
+        for norm in norms:
+            for tensor in (norm.weight, norm.bias):
                 tensor.data += torch.rand(tensor.shape, generator=drawn) - 0.4
+            norm.momentum = None  # of all that it sees, so that logits are as large as a trained network's
+        with torch.no_grad():
+            net(torch.randn(8, 3, run.data.evaluated.size, run.data.evaluated.size, generator=drawn))
     header = {
         "config": to_yaml(run),
         "classes": json.dumps([f"class {i}" for i in range(classes)]),

@@ -128,7 +128,7 @@ def _difference(name: str, net: Callable[[Tensor], Tensor], inputs: Tensor, ours
     if not largest <= LIMIT:  # nor nan
         raise ValueError(
             f"{name} gives other logits than the run's network: they differ by up to {largest:.2g} on "
-            f"{len(ours)} images, more than {LIMIT:g}; nothing was written"
+            f"{len(ours)} images, more than {LIMIT:g} (logits up to {float(ours.abs().max()):.3g}); nothing was written"
         )
     return largest
 
