@@ -12,8 +12,9 @@ import tyro
 
 from cls.bench.options import Options
 from cls.cluster.request import Request
-from cls.config import Run, View
+from cls.config import Preset, Run, View, views_of
 from cls.data.packing import Packing
+from cls.export.options import Options as ExportOptions
 from cls.stop import Stop
 
 
@@ -50,25 +51,32 @@ class Show:
 
 @dataclass(frozen=True, kw_only=True)
 class Predict:
-    """Predict the classes of images with a run's best weights: prediction.csv, prediction.zip, predictions.parquet."""
+    """Predict the classes of images with a run's best weights, a row for each as soon as it is known."""
 
     run: tyro.conf.Positional[str]
     """Run directory, or its best/model.safetensors."""
-    path: tyro.conf.Positional[str]
-    """Folder of images, image file, or table of images."""
+    path: tyro.conf.Positional[tuple[str, ...]]
+    """Folder of images, image files, or tables of images (parquet, arrow, tar). - reads a list of files, one a line or
+    each ended by NUL, from standard input to its end; what of it cannot be read gets a row with the error."""
     out: str = ""
-    """Folder to write to; empty: predict-<name of path> in the run directory."""
-    tta: tuple[View, ...] = ()
-    """Views whose softmax is averaged; empty: the recipe's own."""
+    """Folder for top.csv (row by row while it goes on) and at the end prediction.csv, prediction.zip and
+    predictions.parquet (all probabilities); empty: predict-<name of path> in the run directory. - writes no files but
+    a JSON line per image to standard output, as path - does where this is empty."""
+    tta: tuple[View | Preset, ...] = ()
+    """Views whose softmax is averaged: none is the plain image, flip adds its mirror image, all takes all four views;
+    empty: the recipe's own."""
+    top_k: int = 5
+    """Most probable classes in each row of top.csv or of standard output."""
     device: str = "auto"
     """auto, cpu or cuda."""
     workers: int = -1
     """Loader processes; -1 takes one per core."""
 
     def do(self, stop: Stop) -> Any:
-        from cls import verbs
+        from cls.predicting import predict_images
 
-        return verbs.predict_images(self.run, self.path, self.out, self.tta, self.device, self.workers, stop)
+        views = views_of(self.tta)
+        return predict_images(self.run, self.path, self.out, views, self.top_k, self.device, self.workers, stop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +87,8 @@ class Evaluate:
     """Run directory, or its best/model.safetensors."""
     path: tyro.conf.Positional[str] = ""
     """Labelled images; empty: the validation split of the run's own data."""
-    tta: tuple[View, ...] = ()
-    """Views whose softmax is averaged; empty: one plain view."""
+    tta: tuple[View | Preset, ...] = ()
+    """Views whose softmax is averaged; flip: the image and its mirror image, all: all four; empty: one plain view."""
     device: str = "auto"
     """auto, cpu or cuda."""
     workers: int = -1
@@ -89,7 +97,7 @@ class Evaluate:
     def do(self, stop: Stop) -> Any:
         from cls import verbs
 
-        return verbs.evaluate_images(self.run, self.path, self.tta, self.device, self.workers, stop)
+        return verbs.evaluate_images(self.run, self.path, views_of(self.tta), self.device, self.workers, stop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +235,22 @@ class Pack:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a run's best network for timm, torchvision or ONNX, compared with it on real images; shows how to load."""
+
+    run: tyro.conf.Positional[str]
+    """Run directory, or its best/model.safetensors."""
+    to: str
+    """Folder for model.safetensors, model.onnx and config.json (classes, size, frame, mean and std)."""
+    options: Annotated[ExportOptions, tyro.conf.arg(name="")]
+
+    def do(self, stop: Stop) -> Any:
+        from cls.export.run import export
+
+        return export(self.run, Path(self.to), self.options, stop)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
     """Examine this machine: driver, cores, memory, caches, network, disk, and whether its GPUs can talk; remedies."""
 
@@ -247,6 +271,6 @@ class Doctor:
 
 VERBS = {
     "recipes": Recipes, "show": Show, "plan": Plan, "bench": Bench, "fetch": Fetch, "pack": Pack, "doctor": Doctor,
-    "predict": Predict, "evaluate": Evaluate, "report": Report, "audit": Audit, "sweep": Sweep,
-    "compare": Compare,
+    "predict": Predict, "export": Export, "evaluate": Evaluate, "compare": Compare, "report": Report, "audit": Audit,
+    "sweep": Sweep,
 }  # fmt: skip

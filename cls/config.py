@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +17,11 @@ import yaml
 
 Op = Literal["frame", "hflip", "vflip", "rotate", "affine", "jitter", "randaugment", "blur", "erase"]
 View = Literal["identity", "hflip", "rotate", "crop"]
+Preset = Literal["none", "flip", "all"]
+PRESETS: dict[Preset, tuple[View, ...]] = {
+    "none": ("identity",), "flip": ("identity", "hflip"), "all": ("identity", "hflip", "rotate", "crop"),
+}  # fmt: skip
+"""Sets of test-time views by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +272,11 @@ def change(run: Run, *, recipe: str = "", seed: int | None = None, **sections: d
         top["recipe"] = recipe
     parts = {name: dataclasses.replace(getattr(run, name), **values) for name, values in sections.items()}
     return dataclasses.replace(run, **top, **parts)
+
+
+def views_of(words: Sequence[View | Preset]) -> tuple[View, ...]:
+    """Test-time views with the presets among them spelled out."""
+    return tuple(view for word in words for view in PRESETS.get(typing.cast(Preset, word), (typing.cast(View, word),)))
 
 
 def flat(run: Run) -> dict[str, Any]:

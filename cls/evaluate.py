@@ -1,13 +1,14 @@
 """The one inference path: every image exactly once, in row order, on any number of processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cls.config import Run, View
-from cls.data.access import images_of
-from cls.data.draws import Views
+from cls.data.access import column, images_of
+from cls.data.draws import SeveralViews, Views
 from cls.data.loader import Preprocess, batches, worker_count
 from cls.data.sources import Rows
 from cls.images.ops import view_ops
@@ -22,6 +23,16 @@ from cls.steps import Steps
 
 Look = Callable[..., Predictions]
 """``predict`` for this run: a model, rows and, if not the plain one, ``views`` -> predictions."""
+
+EXCHANGED = 64  # batches of each rank between two exchanges: each of them waits for the slowest rank
+
+
+class Piece(NamedTuple):
+    """What all ranks have found for the n rows from ``start`` on."""
+
+    start: int
+    logits: Tensor  # views n classes, float64, on the host
+    broken: dict[int, str]  # row -> why it could not be read
 
 
 def validate(
@@ -54,58 +65,94 @@ def predict(
     they are computed; the loss (the training criterion without smoothing, weights and mixing) is summed in row order
     in float64. ``model`` is the unwrapped module; it is left in eval mode.
     """
-    model.eval()
-    broken: dict[int, str] = {}
-    logits = torch.stack(
-        [_logits(model, rows, len(classes), run, prepare, cluster, view, broken) for view in views]
-    ).double()  # views rows classes
-    for found in cluster.gather(broken):
-        broken |= found
-    probabilities = logits.softmax(2).mean(0)
-    labels = torch.tensor(rows["label"], dtype=torch.long)
+    pieces = list(_pieces(model, rows, len(classes), run, prepare, cluster, views, EXCHANGED))
+    broken = {row: why for piece in pieces for row, why in piece.broken.items()}
+    whole = Piece(0, torch.cat([piece.logits for piece in pieces], dim=1), broken)
+    return _predictions(whole, rows, classes, run)
+
+
+def stream(
+    model: nn.Module,
+    rows: Rows,
+    classes: tuple[str, ...],
+    run: Run,
+    prepare: Preprocess,
+    cluster: Cluster,
+    views: Sequence[View] = ("identity",),
+) -> Iterator[Predictions]:
+    """:func:`predict` while it goes on: after each batch of every rank the predictions of these rows, in row order.
+
+    Together they have the ids, labels, errors and bits of the probabilities of the whole; losses are those of the
+    pieces. All ranks must take all pieces. An exchange per batch costs one wait for the slowest rank.
+    """
+    for piece in _pieces(model, rows, len(classes), run, prepare, cluster, views, 1):
+        yield _predictions(piece, rows, classes, run)
+
+
+def _predictions(piece: Piece, rows: Rows, classes: tuple[str, ...], run: Run) -> Predictions:
+    count = piece.logits.shape[1]
+    probabilities = _over_views(piece.logits.softmax(2))
+    labels = torch.from_numpy(column(rows, "label").slice(piece.start, count).to_numpy().copy())
+    broken = {row - piece.start: why for row, why in piece.broken.items()}
     known = [row for row, label in enumerate(labels.tolist()) if label >= 0 and row not in broken]
     loss = float("nan")
     if known:
         targets = soft_targets(labels[known], len(classes), 0.0)
-        loss = sum(loss_per_image(logits.mean(0)[known], targets, run.optim.loss).tolist()) / len(known)
+        loss = sum(loss_per_image(_over_views(piece.logits)[known], targets, run.optim.loss).tolist()) / len(known)
     probabilities[list(broken)] = 0.0
-    errors = [broken.get(row, "") for row in range(len(rows))]
     return Predictions(
-        ids=list(rows["id"]),
+        ids=column(rows, "id").slice(piece.start, count).to_pylist(),
         labels=labels.numpy(),
         probs=probabilities.numpy(),
-        errors=errors,
+        errors=[broken.get(row, "") for row in range(count)],
         classes=classes,
         loss=loss,
     )
 
 
-def _logits(
+def _over_views(values: Tensor) -> Tensor:
+    """The mean over views, added in their order: ``mean(0)`` of five gives a row other bits in another piece."""
+    total = values[0].clone()
+    for value in values[1:]:
+        total += value
+    return total / len(values)
+
+
+def _pieces(
     model: nn.Module,
     rows: Rows,
     classes: int,
     run: Run,
     prepare: Preprocess,
     cluster: Cluster,
-    view: View,
-    broken: dict[int, str],
-) -> Tensor:  # rows classes, float32, on the host
-    slices = row_slices(len(rows), run.train.eval_batch, cluster.rank, cluster.world)
-    frame = run.data.evaluated
-    data = Views(images_of(rows), view_ops(view, frame), frame.size, run.seed, view, run.data.exact_order)
-    workers = worker_count(run.data.workers, cluster.local_world)
-    found = torch.zeros(len(rows), classes, device=cluster.device)
-    agreed = cluster.agreed()
-    with torch.no_grad():
-        for index, batch in enumerate(batches(data, slices, workers, run.train.eval_batch, cluster.device)):
-            agreed.check()
-            with cluster.autocast(run.train.precision):
-                output = model(prepare(batch))
-            if index * cluster.world + cluster.rank < -(-len(rows) // run.train.eval_batch):
-                found[batch.rows] = output.float()
-                broken.update(batch.broken)
+    views: Sequence[View],
+    exchanged: int,
+) -> Iterator[Piece]:
+    """Logits in row order, ``exchanged`` batches of every rank at a time; each slice is seen in all views in turn."""
+    model.eval()
+    size, world, images, frame = run.train.eval_batch, cluster.world, images_of(rows), run.data.evaluated
+    slices = row_slices(len(rows), size, cluster.rank, world)
+    seen = SeveralViews([Views(images, view_ops(v, frame), frame.size, run.seed, v, frame.exact_order) for v in views])
+    indices = [[view * len(rows) + row for row in some] for some in slices for view in range(len(views))]
+    workers, agreed = worker_count(run.data.workers, cluster.local_world), cluster.agreed()
+    start, stop = 0, 0
+    for turn, batch in enumerate(batches(seen, indices, workers, size, cluster.device)):
+        index, view = divmod(turn, len(views))
+        if index % exchanged == 0 and view == 0:
+            start, stop = stop, min(stop + exchanged * world * size, len(rows))
+            found = torch.zeros(len(views), stop - start, classes, device=cluster.device)
+            broken: dict[int, str] = {}
+        agreed.check()
+        with torch.no_grad(), cluster.autocast(run.train.precision):
+            output = model(prepare(batch))
+        if index * world + cluster.rank < -(-len(rows) // size):  # not the first slice once more
+            found[view, batch.rows[0] - start : batch.rows[-1] + 1 - start] = output.float()
+            broken.update(batch.broken)
+        if view == len(views) - 1 and (index + 1 == len(slices) or (index + 1) % exchanged == 0):
+            for others in cluster.gather(broken):
+                broken |= others
+            yield Piece(start, cluster.sum(found).cpu().double(), broken)
     agreed.close()
-    return cluster.sum(found).cpu()
 
 
 def row_slices(rows: int, size: int, rank: int, world: int) -> list[list[int]]:

@@ -93,7 +93,7 @@ class Ending:
             traceback.print_exception(error)
         elif self._main or (outcome not in AGREED and not self._told()):
             print(f"{outcome.replace('_', ' ')}: {reason}", file=sys.stderr)
-            if outcome == "stopped":
+            if outcome == "stopped" and self.out is not None:
                 print("the same command continues from the last checkpoint", file=sys.stderr)
 
     def _write(self, outcome: str, code: int, reason: str, error: BaseException | None) -> None:

@@ -11,8 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cls import goodput, page, recipes, report
-from cls.artifacts import read_header
+from cls import goodput, page, recipes
 from cls.bench.options import Options
 from cls.bench.report import table as bench_table
 from cls.bench.run import bench
@@ -21,17 +20,16 @@ from cls.data.access import images_of
 from cls.data.draws import draws_of
 from cls.data.ledger import audit
 from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
-from cls.data.sources import Splits, load, load_images, load_labelled
-from cls.evaluate import predict
-from cls.metrics import Predictions, per_class, summary
+from cls.data.sources import Splits, load, load_labelled
+from cls.metrics import per_class, summary
 from cls.mix import draw_mixing, mix, partners, soft_targets
-from cls.models import Statistics, build_model, input_statistics, load_exact
+from cls.models import build_model, input_statistics
 from cls.outcome import DataError
-from cls.parallel.cluster import Cluster, start
 from cls.sheet import Tile, write_sheet
 from cls.steps import Steps
 from cls.stop import Stop
 from cls.sweep import sweep
+from cls.trained import load_trained
 
 PEOPLE = Console(stderr=True, width=None if sys.stderr.isatty() else 180)
 
@@ -105,58 +103,6 @@ def contact_sheet(run: Run, to: Path, count: int, step: int) -> dict[str, Any]:
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A run's best weights, ready to use."""
-
-    run: Run
-    folder: Path
-    classes: tuple[str, ...]
-    fallback: int
-    cluster: Cluster
-    model: torch.nn.Module
-    statistics: Statistics
-
-    def look(self, rows: Any, views: Sequence[View]) -> Predictions:
-        prepare = preprocess(self.statistics, self.run.seed, self.run.train.channels_last, self.cluster.device)
-        return predict(self.model, rows, self.classes, self.run, prepare, self.cluster, views or ("identity",))
-
-
-def load_trained(path: str, device: str, workers: int, stop: Stop) -> Trained:
-    """Rebuild a run's network from best/model.safetensors; ValueError if there is none or it is damaged."""
-    file = Path(path) if path.endswith(".safetensors") else Path(path) / "best" / "model.safetensors"
-    if not file.is_file():
-        raise ValueError(f"{file} does not exist: name a run directory in which at least one epoch is done")
-    run, classes, statistics, fallback = read_header(file)
-    run = change(run, train={"device": device}, data={"workers": workers})
-    cluster = start(run.train, stop)
-    model = build_model(dataclasses.replace(run.model, weights="none"), len(classes), run.seed)
-    load_exact(model, file)
-    if run.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    folder = file.parent.parent if file.parent.name == "best" else file.parent
-    return Trained(run, folder, classes, fallback, cluster, model.to(cluster.device), statistics)
-
-
-def predict_images(
-    path: str, images: str, out: str, tta: tuple[View, ...], device: str, workers: int, stop: Stop
-) -> dict[str, Any] | None:
-    """Predictions for images without labels, in the files that a run writes for its test split."""
-    trained = load_trained(path, device, workers, stop)
-    rows = trained.cluster.together(lambda: load_images(images, trained.run.data))
-    found = trained.look(rows, tta or trained.run.augment.tta)
-    if not trained.cluster.main:
-        return None
-    folder = Path(out) if out else trained.folder / f"predict-{Path(images).stem or 'images'}"
-    folder.mkdir(parents=True, exist_ok=True)
-    report.write_csv(folder, found, trained.fallback)
-    report.write_parquet(folder / "predictions.parquet", found)
-    broken = sum(1 for error in found.errors if error)
-    note = f"; {broken} could not be read and got the most frequent class" if broken else ""
-    print(f"{len(found.ids)} predictions in {folder / 'prediction.csv'}{note}", file=sys.stderr)
-    return {"images": len(found.ids), "broken": broken, "folder": str(folder)}
-
-
 def evaluate_images(
     path: str, images: str, tta: tuple[View, ...], device: str, workers: int, stop: Stop
 ) -> dict[str, Any] | None:
@@ -210,9 +156,7 @@ def report_run(
         val = images_of(splits.val)
         pictures = page.Pictures(thumbs=page.thumbnails(val, material.val))
         if trained and neighbours:
-            prepare = preprocess(trained.statistics, trained.run.seed, trained.run.train.channels_last,
-                                 trained.cluster.device)  # fmt: skip
-            look = page.features(trained.model, trained.run, prepare)
+            look = page.features(trained.model, trained.run, trained.prepare)
             near, note = page.neighbours(look, images_of(splits.train), val, material.val, neighbours, trained.run.seed)
             pictures = dataclasses.replace(pictures, near=near, note=note)
     document = page.write_page(material, pictures, Path(to) if to else Path(path) / "report.html")

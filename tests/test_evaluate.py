@@ -16,7 +16,7 @@ from cls import config, evaluate
 from cls.config import Run, change
 from cls.data.loader import Preprocess, preprocess
 from cls.data.sources import load
-from cls.evaluate import predict, row_slices
+from cls.evaluate import predict, row_slices, stream
 from cls.metrics import Predictions, accuracy, summary
 from cls.parallel.cluster import Agreed, Cluster
 
@@ -114,6 +114,9 @@ def test_every_row_once_and_equally_many_slices_on_every_rank() -> None:
 class Part(Cluster):
     """One rank of several whose sum with the others is left to the test."""
 
+    def gather(self, item: Any) -> list[Any]:
+        return [item]
+
     def sum(self, tensor: Tensor) -> Tensor:
         return tensor
 
@@ -125,7 +128,8 @@ def test_the_shares_of_several_ranks_are_disjoint_and_together_all(rows: Dataset
     """Each rank fills its own rows only, so that their sum has the bits of one process."""
 
     def logits(cluster: Cluster) -> Tensor:
-        return evaluate._logits(Net().eval(), rows, 3, run_of(), prepared(), cluster, "identity", {})
+        (piece,) = evaluate._pieces(Net(), rows, 3, run_of(), prepared(), cluster, ("identity",), 64)
+        return piece.logits[0]
 
     nobody = cast(Accelerator, None)
     for world in (2, 3, 5):
@@ -200,6 +204,33 @@ def test_images_without_labels_have_probabilities_but_no_loss(rows: Dataset) -> 
     found = look(unlabelled, run_of())
     assert np.isnan(found.loss) and np.isnan(accuracy(found))
     assert np.array_equal(found.probs, look(rows, run_of()).probs)
+
+
+@pytest.mark.parametrize("views", [("identity",), ("hflip", "rotate", "crop", "identity", "hflip")])
+def test_what_is_streamed_is_the_whole_in_row_order(tmp_path: Path, views: Any) -> None:
+    """Every field, and every bit of the probabilities, whatever a piece is made of."""
+    rows = write(tmp_path, {(0, 2), (2, 1)})
+    for eval_batch in (1, 4, 11):
+        run = run_of(eval_batch)
+        whole = look(rows, run, views=views)
+        parts = list(stream(Net().train(), rows, CLASSES, run, prepared(), ALONE, views))
+        assert [len(part.ids) for part in parts] == [min(eval_batch, 11 - i) for i in range(0, 11, eval_batch)]
+        assert [name for part in parts for name in part.ids] == whole.ids == list(rows["id"])
+        assert [label for part in parts for label in part.labels.tolist()] == whole.labels.tolist()
+        assert [error for part in parts for error in part.errors] == whole.errors and whole.errors[2]
+        assert np.concatenate([part.probs for part in parts]).tobytes() == whole.probs.tobytes()
+        assert torch.is_grad_enabled()  # a generator that waits must not leave its own state behind
+
+
+def test_exchanges_do_not_change_the_whole(rows: Dataset) -> None:
+    def logits(exchanged: int) -> Tensor:
+        views = "identity", "hflip", "rotate"
+        pieces = list(evaluate._pieces(Net(), rows, 3, run_of(2), prepared(), ALONE, views, exchanged))
+        assert [piece.start for piece in pieces] == list(range(0, 11, 2 * exchanged))
+        return torch.cat([piece.logits for piece in pieces], 1)
+
+    for exchanged in (2, 3, 5, 6):
+        assert logits(exchanged).equal(logits(1))
 
 
 def test_a_model_that_has_diverged_gives_no_finite_loss(rows: Dataset) -> None:

@@ -146,3 +146,17 @@ class Views:
                 broken.append((row, str(error)))
             areas.append(area)
         return Found([int(self.images.labels[row]) for row in rows], areas, list(rows), list(rows), broken)
+
+
+class SeveralViews:
+    """Views of the same rows: index v * rows + row is view v of that row; the indices of a batch are of one view.
+
+    One loader serves them all, and an image is read again while its file is still in the page cache.
+    """
+
+    def __init__(self, views: Sequence[Views]) -> None:
+        self.views, self.size, self.rows = views, views[0].size, len(views[0].images)
+
+    def fill(self, indices: Sequence[int], out: Pixels) -> Found:
+        view = self.views[indices[0] // self.rows]
+        return view.fill([index % self.rows for index in indices], out)

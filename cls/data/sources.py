@@ -4,6 +4,7 @@ import io
 import logging
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,7 +90,35 @@ def labels_of(rows: Dataset | Stream) -> np.ndarray:
 
 def load_images(path: str, data: config.Data) -> Dataset:
     """All images of a folder (nested or not), a table or one image file, for prediction; every label is -1."""
-    part = _read_one(path, data, labelled=False)
+    return _unlabelled(_read_one(path, data, labelled=False))
+
+
+def load_given(paths: Sequence[str], data: config.Data) -> Dataset:
+    """What a command line names, for prediction: one path as in :func:`load_images`, image files, or tables.
+
+    Ids of several image files are the paths as given; one that is not there is found when it is read. Several tables
+    (``test-*.parquet``) are of one kind. Anything else is a ValueError.
+    """
+    if len(paths) == 1:
+        return load_images(paths[0], data)
+    if all(path.lower().endswith(EXTENSIONS) for path in paths):
+        return load_listed(paths)
+    if not all(path.lower().endswith(TABLES) for path in paths):
+        raise ValueError(
+            f"{paths[0]} to {paths[-1]} cannot be read together: name one folder, or image files, or tables of one "
+            f"kind ({', '.join(TABLES)}); or pipe a list of files: find FOLDER -type f | cls predict RUN -"
+        )
+    kind, groups = tables.grouped(Path(), list(paths))
+    return _unlabelled(_only({split: tables.read_split(kind, names, split, _unstreamed(data, labelled=False))
+                              for split, names in groups.items()}, ", ".join(paths)))  # fmt: skip
+
+
+def load_listed(names: Sequence[str]) -> Dataset:
+    """Image files by their paths, which become their ids; what cannot be read is found when it is read."""
+    return _unlabelled(folder.listed(list(names)))
+
+
+def _unlabelled(part: Part) -> Dataset:
     assert isinstance(part.images, Dataset)
     return part.images.add_column("label", np.full(len(part), -1), feature=Value("int64"))
 
@@ -148,9 +177,7 @@ def _tables(root: Path, names: list[str], data: config.Data) -> dict[str, Part]:
 
 
 def _read_one(path: str, data: config.Data, *, labelled: bool) -> Part:
-    root, data = Path(path).expanduser(), replace(data, streaming=False)  # that is how the run was trained
-    if not labelled:
-        data = replace(data, label_column="")
+    root, data = Path(path).expanduser(), _unstreamed(data, labelled=labelled)
     if root.is_file() and root.suffix.lower() in EXTENSIONS and not labelled:
         return folder.files(root.parent, [root.name], [None])
     if not root.exists():
@@ -160,7 +187,15 @@ def _read_one(path: str, data: config.Data, *, labelled: bool) -> Part:
         if len(listing.images) > len(listing.tables):
             tops = [name.split("/")[0] if "/" in name else None for name in listing.images]
             return folder.files(root, listing.images, tops)
-    parts = _read(path, data)
+    return _only(_read(path, data), path)
+
+
+def _unstreamed(data: config.Data, *, labelled: bool) -> config.Data:
+    """Streaming, and without labels their column, are how the run was trained."""
+    return replace(data, streaming=False, label_column=data.label_column if labelled else "")
+
+
+def _only(parts: dict[str, Part], path: str) -> Part:
     if len(parts) > 1:
         raise ValueError(f"{path} holds several splits ({', '.join(parts)}); point at the files of one")
     return parts.popitem()[1]

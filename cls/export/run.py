@@ -1,0 +1,151 @@
+"""``cls export``: write aside, load as a stranger would, compare on real images, and only then put it in place."""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cls.data.access import images_of
+from cls.data.draws import Views
+from cls.data.loader import batches, worker_count
+from cls.data.sources import Rows, load, load_images
+from cls.export.facts import config_json
+from cls.export.graph import require_packages, write_graph
+from cls.export.loading import framing, input_name, library, loading, running
+from cls.export.options import Options
+from cls.files import replacing
+from cls.images.ops import view_ops
+from cls.stop import Stop
+from cls.trained import Trained, load_trained
+
+LIMIT = 1e-4
+"""Largest difference of a logit, fp32 on the CPU: kernels add in other orders."""
+
+
+def export(path: str, to: Path, options: Options, stop: Stop) -> dict[str, Any]:
+    """Write a run's best network to a folder and show how it is loaded; the JSON document of the verb.
+
+    ValueError, with nothing written, where a logit on real images differs by more than LIMIT.
+    """
+    if "onnx" in options.format:
+        require_packages()
+    if to.exists() and not to.is_dir():
+        raise ValueError(f"--to {to} is a file; name a folder")
+    trained = load_trained(path, "cpu", -1, stop)
+    if trained.cluster.world > 1:
+        raise ValueError(f"{trained.cluster.world} processes were started, but one exports: run cls export by itself")
+    images, pixels = photos(trained, _rows(trained, options), options.count)
+    facts = config_json(trained.run, trained.classes, trained.statistics)
+    with torch.no_grad():
+        ours = torch.cat([trained.model(some) for some in torch.split(images, trained.run.train.eval_batch)])
+    to.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as aside:
+        differences = _write(trained, Path(aside), options, facts, images, pixels, ours)
+        for file in sorted(Path(aside).iterdir()):
+            with replacing(to / file.name) as place:
+                os.replace(file, place)
+    return _shown(trained, to, options, len(images), differences)
+
+
+def photos(trained: Trained, rows: Rows, count: int) -> tuple[Tensor, Tensor]:
+    """Evenly spread images as the network gets them: b 3 h w normalised, and b h w 3 uint8. Broken ones are left out.
+
+    ValueError if none can be read.
+    """
+    data, size = trained.run.data.evaluated, trained.run.train.eval_batch
+    some = rows.select(np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)))
+    ops = view_ops("identity", data)
+    views = Views(images_of(some), ops, data.size, trained.run.seed, "identity", data.exact_order)
+    slices = [list(range(start, min(start + size, len(some)))) for start in range(0, len(some), size)]
+    images, pixels = [], []
+    for batch in batches(views, slices, worker_count(data.workers, 1), size):
+        broken = {row for row, _ in batch.broken}
+        whole = [place for place, row in enumerate(batch.rows) if row not in broken]
+        images.append(trained.prepare(batch)[whole])
+        pixels.append(batch.pixels.permute(0, 2, 3, 1)[whole].contiguous())
+    if not sum(map(len, images)):
+        raise ValueError("no image could be read, and the export is checked on real ones: name others with --images")
+    return torch.cat(images), torch.cat(pixels)
+
+
+def _rows(trained: Trained, options: Options) -> Rows:
+    if options.images:
+        return load_images(options.images, trained.run.data)
+    try:
+        return load(replace(trained.run.data, copy=""), trained.run.seed).val  # the copy was on another machine's disk
+    except ValueError as error:
+        raise ValueError(f"{error}; the export is checked on real images: name some with --images FOLDER") from error
+
+
+def _write(
+    trained: Trained, aside: Path, options: Options, facts: dict[str, Any], images: Tensor, pixels: Tensor, ours: Tensor
+) -> dict[str, float]:
+    """All files, and by library how far its logits are from ours."""
+    run, found = trained.run, dict[str, float]()
+    (aside / "config.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if "safetensors" in options.format:
+        shutil.copyfile(trained.file, aside / "model.safetensors")  # cls predict reads its header, others do not
+        text = loading(run.model, trained.model, len(trained.classes), aside)
+        scope: dict[str, Any] = {}
+        exec(text, scope)  # the very lines that are shown: what they import and load is what a stranger's program does
+        name = library(run.model)
+        found[name] = _difference(name, scope["model"], images, ours, run.train.eval_batch)
+    if "onnx" in options.format:
+        stated = facts["pretrained_cfg"] | {"label_names": facts["label_names"], "input": options.input}
+        write_graph(
+            aside / "model.onnx", trained.model, trained.statistics, run.data.evaluated.size, options.input, stated
+        )
+        fed = pixels if options.input == "uint8" else images
+        session = _session(aside, options, fed)
+        found["onnxruntime"] = _difference("onnxruntime", session, fed, ours, run.train.eval_batch)
+    return found
+
+
+def _session(folder: Path, options: Options, fed: Tensor) -> Callable[[Tensor], Tensor]:
+    one = fed[:1].numpy()
+    scope: dict[str, Any] = {"images": one, "pixels": one}
+    exec(running(folder, options.input), scope)  # as above
+
+    def logits(some: Tensor) -> Tensor:
+        return torch.from_numpy(scope["session"].run(None, {input_name(options.input): some.numpy()})[0])
+
+    return logits
+
+
+def _difference(name: str, net: Callable[[Tensor], Tensor], inputs: Tensor, ours: Tensor, size: int) -> float:
+    with torch.no_grad():
+        theirs = torch.cat([net(some) for some in torch.split(inputs, size)])
+    largest = float((theirs - ours).abs().max()) if theirs.shape == ours.shape else float("inf")
+    if not largest <= LIMIT:  # nor nan
+        raise ValueError(
+            f"{name} gives other logits than the run's network: they differ by up to {largest:.2g} on "
+            f"{len(ours)} images, more than {LIMIT:g} (logits up to {float(ours.abs().max()):.3g}); nothing was written"
+        )
+    return largest
+
+
+def _shown(trained: Trained, to: Path, options: Options, count: int, differences: dict[str, float]) -> dict[str, Any]:
+    model = trained.run.model
+    document: dict[str, Any] = {
+        "folder": str(to), "files": sorted(path.name for path in to.iterdir()), "images": count, "limit": LIMIT,
+        "differences": differences, "python": {},
+    }  # fmt: skip
+    if "safetensors" in options.format:
+        text = f"{loading(model, trained.model, len(trained.classes), to)}\n{framing(model, to)}"
+        document["python"]["safetensors"] = text
+    if "onnx" in options.format:
+        document["python"]["onnx"] = running(to, options.input)
+    for name, value in differences.items():
+        print(f"{name}: logits differ by at most {value:.1e} on {count} images", file=sys.stderr)
+    for text in document["python"].values():
+        print(f"\n{text}", file=sys.stderr)
+    return document
