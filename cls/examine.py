@@ -105,11 +105,11 @@ def _panels(files: Files, facts: dict[str, Any], groups: Sequence[Group]) -> lis
         pairs = [pair for group, group_facts in some for pair in _pairs(group, group_facts)]
         panels += [_pair_panel(files, *pair) for pair in pairs[:SHOWN]]
     for one in facts["broken"][:SHOWN]:
-        panels.append(Panel((None,), "broken", (one["id"], f"{one['split']}  {one['label']}", one["reason"])))
+        panels.append(Panel((None,), "broken", (f"{one['split']}, {one['label']}", one["id"], one["reason"])))
     for one in facts.get("suspects", [])[:SHOWN]:
         title = f"{short(one['label'], 18)} {one['label_prob']:.2f}?  {short(one['predicted'], 18)} "
         title += f"{one['predicted_prob']:.2f}"
-        panels.append(Panel((files.pixels(files.number(one["split"], one["row"])),), title, (one["id"], one["split"])))
+        panels.append(Panel((files.pixels(files.number(one["split"], one["row"])),), title, (one["split"], one["id"])))
     return panels
 
 
@@ -129,8 +129,7 @@ def _pairs(group: Group, facts: dict[str, Any]) -> list[tuple[str, int, dict[str
 def _pair_panel(
     files: Files, title: str, one: int, one_facts: dict[str, Any], other: int, other_facts: dict[str, Any]
 ) -> Panel:
-    both = (one_facts, other_facts)
     for key, what in (("label", "two labels"), ("split", "two splits")):
         title += f", {what}" if one_facts[key] != other_facts[key] else ""
-    lines = [f"{facts['split']}  {facts['label']}  {facts['id']}" for facts in both]
-    return Panel((files.pixels(one), files.pixels(other)), title, tuple(lines))
+    where = " | ".join(f"{facts['split']}, {facts['label']}" for facts in (one_facts, other_facts))
+    return Panel((files.pixels(one), files.pixels(other)), title, (where, one_facts["id"], other_facts["id"]))

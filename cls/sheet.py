@@ -61,13 +61,13 @@ SIDE = 220  # pixels that the longer side of an image is reduced to
 
 def write_panels(path: Path, panels: list[Panel], title: str) -> None:
     """A PNG of panels, four in a row; names keep their ends, where they differ."""
-    columns = min(4, max(1, len(panels)))
+    columns = 4 if len(panels) > 2 else 2  # as wide as the title at least
     rows = max(1, math.ceil(len(panels) / columns))
     below = max([len(panel.lines) for panel in panels], default=0)
     figure = Figure(figsize=(4.2 * columns, (2.6 + 0.16 * below) * rows + 0.6), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(end(title, 40 * columns))
     cells = figure.subplots(rows, columns, squeeze=False).flat
-    for axes in cells[len(panels) :]:
+    for axes in list(cells)[len(panels) :]:
         axes.set_axis_off()
     for axes, panel in zip(cells, panels, strict=False):
         axes.imshow(np.concatenate([_framed(image) for image in panel.images], axis=1))

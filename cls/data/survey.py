@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cls.data.access import Encoded, Images
@@ -193,12 +194,14 @@ def _groups(found: Survey, pairs: Collection[Pair]) -> list[Group]:
 def _parallel(work: Dataset[Any], count: int, workers: int) -> Iterator[tuple[list[int], list[Any]]]:
     """Answers in order, whatever the number of processes; DataError where one dies."""
     pieces = [list(range(start, min(start + EACH, count))) for start in range(0, count, EACH)]
+    processes = min(worker_count(workers, 1), len(pieces))
     loader = DataLoader(
         work,
         batch_sampler=pieces,
-        num_workers=min(worker_count(workers, 1), len(pieces)),
+        num_workers=processes,
         collate_fn=_as_it_is,
-        multiprocessing_context="fork" if workers else None,
+        multiprocessing_context="fork" if processes else None,  # the index of the images is inherited
+        generator=torch.Generator(),  # the default would draw seeds from the generator of the whole program
     )
     answers = iter(loader)
     for piece in pieces:
