@@ -6,7 +6,7 @@ import numpy as np
 
 from cls.metrics import Predictions, readable
 
-LEAST = 0.5  # a model that is sure of nothing contradicts nobody
+LEAST, MOST = 0.5, 0.9  # who is sure of nothing contradicts nobody; nobody must be surer than this to be heard
 
 
 class Suspect(NamedTuple):
@@ -21,7 +21,7 @@ def suspects(p: Predictions) -> list[Suspect]:
     """Images given to another class at least as surely as that class's own images are; the clearest first.
 
     Confident learning (Northcutt, Jiang & Chuang 2021, equation 2): a class's threshold is the mean probability that
-    its labelled images get for it; LEAST bounds it from below.
+    its labelled images get for it. It is kept within LEAST and MOST: a model gives the images it was trained on nearly 1.
     """
     rows = np.flatnonzero((p.labels >= 0) & readable(p))
     if not len(rows):
@@ -30,7 +30,7 @@ def suspects(p: Predictions) -> list[Suspect]:
     own = probs[np.arange(len(rows)), labels]
     counts = np.bincount(labels, minlength=len(p.classes))
     means = np.bincount(labels, own, minlength=len(p.classes)) / np.maximum(counts, 1)
-    threshold = np.where(counts > 0, np.maximum(means, LEAST), np.inf)
+    threshold = np.where(counts > 0, np.clip(means, LEAST, MOST), np.inf)
     sure = np.where(probs >= threshold, probs, -1.0)
     best = sure.argmax(1)
     top = sure.max(1)

@@ -152,7 +152,9 @@ def plainly(outlines: np.ndarray, others: np.ndarray) -> set[tuple[int, int, boo
         amplitudes = own / np.where(weights, weights, 1)
         coarse, fine = np.zeros(len(outlines)), np.zeros(len(outlines))
         for (i, down), (j, across) in itertools.product(enumerate(cuts), repeat=2):
-            grey = waves(down[0] + middles * (1 - down[1])) @ amplitudes @ waves(across[0] + middles * (1 - across[1])).T
+            grey = (
+                waves(down[0] + middles * (1 - down[1])) @ amplitudes @ waves(across[0] + middles * (1 - across[1])).T
+            )
             seen = (waves(middles).T @ grey @ waves(middles) * weights)[None]
             if (i, j) in few:
                 coarse = np.maximum(coarse, unit(outlines.astype(float), alike.COARSE) @ unit(seen, alike.COARSE)[0])
