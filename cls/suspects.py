@@ -21,7 +21,7 @@ def suspects(p: Predictions) -> list[Suspect]:
     """Images given to another class at least as surely as that class's own images are; the clearest first.
 
     Confident learning (Northcutt, Jiang & Chuang 2021, equation 2): a class's threshold is the mean probability that
-    its labelled images get for it. It is kept within LEAST and MOST: a model gives the images it was trained on nearly 1.
+    its labelled images get for it, kept within LEAST and MOST: images it was trained on get nearly 1.
     """
     rows = np.flatnonzero((p.labels >= 0) & readable(p))
     if not len(rows):
