@@ -11,6 +11,8 @@ from cls.data.access import fingerprint, images_of
 from cls.data.findings import document
 from cls.data.sources import Rows, Splits, load
 from cls.data.survey import Files, Group, copies, survey
+from cls.images.decode import BadImage
+from cls.images.jpeg import Pixels
 from cls.metrics import Predictions, accuracy
 from cls.report import read_parquet, short
 from cls.sheet import Panel, write_panels
@@ -20,11 +22,14 @@ from cls.told import tell
 from cls.verbs import PEOPLE, Trained, load_trained
 
 SHOWN = 16  # panels of each kind
-STORED, SEEN, FRESH = (
-    "stored predictions of the run",
-    "the model was trained on these very labels, so it doubts few of the wrong ones",
-    "the run has stored no predictions of these images: predicted now",
-)
+STORED = "stored predictions of the run"
+SEEN = "the model was trained on these very labels, so it doubts few of the wrong ones"
+FRESH = {
+    "train": "predicted now; if the model was trained on some of these images, it doubts fewer of their labels",
+    "val": "the run has stored no predictions of these images: predicted now",
+    "test": "the run has stored no predictions of these images: predicted now",
+}
+"""How a split's labels were judged."""
 
 
 def examine(
@@ -70,7 +75,10 @@ def _doubts(trained: Trained, splits: Splits, rows: dict[str, Any]) -> dict[str,
         if known and stored.is_file():
             predictions, how = read_parquet(stored), STORED
         else:
-            predictions, how = _predict(trained, part, splits.classes), SEEN if known else FRESH
+            predictions, how = (
+                _predict(trained, part, splits.classes),
+                SEEN if known and split == "train" else FRESH[split],
+            )
         asked[split] = {"how": how, "accuracy": accuracy(predictions)}
         doubted += [
             {
@@ -105,11 +113,12 @@ def _panels(files: Files, facts: dict[str, Any], groups: Sequence[Group]) -> lis
         pairs = [pair for group, group_facts in some for pair in _pairs(group, group_facts)]
         panels += [_pair_panel(files, *pair) for pair in pairs[:SHOWN]]
     for one in facts["broken"][:SHOWN]:
-        panels.append(Panel((None,), "broken", (f"{one['split']}, {one['label']}", one["id"], one["reason"])))
+        panels.append(Panel((None,), "broken", (_where(one), one["id"], short(one["reason"], 58))))
     for one in facts.get("suspects", [])[:SHOWN]:
         title = f"{short(one['label'], 18)} {one['label_prob']:.2f}?  {short(one['predicted'], 18)} "
         title += f"{one['predicted_prob']:.2f}"
-        panels.append(Panel((files.pixels(files.number(one["split"], one["row"])),), title, (one["split"], one["id"])))
+        number = files.number(one["split"], one["row"])
+        panels.append(Panel((_shown(files, number),), title, (one["split"], one["id"])))
     return panels
 
 
@@ -129,7 +138,20 @@ def _pairs(group: Group, facts: dict[str, Any]) -> list[tuple[str, int, dict[str
 def _pair_panel(
     files: Files, title: str, one: int, one_facts: dict[str, Any], other: int, other_facts: dict[str, Any]
 ) -> Panel:
-    for key, what in (("label", "two labels"), ("split", "two splits")):
-        title += f", {what}" if one_facts[key] != other_facts[key] else ""
-    where = " | ".join(f"{facts['split']}, {facts['label']}" for facts in (one_facts, other_facts))
-    return Panel((files.pixels(one), files.pixels(other)), title, (where, one_facts["id"], other_facts["id"]))
+    both = (one_facts, other_facts)
+    title += ", two labels" if len({facts["label"] for facts in both} - {None}) > 1 else ""
+    title += ", two splits" if one_facts["split"] != other_facts["split"] else ""
+    where = " | ".join(map(_where, both))
+    return Panel((_shown(files, one), _shown(files, other)), title, (where, one_facts["id"], other_facts["id"]))
+
+
+def _where(facts: dict[str, Any]) -> str:
+    return f"{facts['split']}, {facts['label'] or 'no label'}"
+
+
+def _shown(files: Files, number: int) -> Pixels | None:
+    """None where it has become unreadable since it was looked at."""
+    try:
+        return files.pixels(number)
+    except BadImage:
+        return None

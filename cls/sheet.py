@@ -66,11 +66,13 @@ def write_panels(path: Path, panels: list[Panel], title: str) -> None:
     below = max([len(panel.lines) for panel in panels], default=0)
     figure = Figure(figsize=(4.2 * columns, (2.6 + 0.16 * below) * rows + 0.6), layout="constrained")
     figure.suptitle(end(title, 40 * columns))
-    cells = figure.subplots(rows, columns, squeeze=False).flat
-    for axes in list(cells)[len(panels) :]:
+    cells = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in cells[len(panels) :]:
         axes.set_axis_off()
     for axes, panel in zip(cells, panels, strict=False):
-        axes.imshow(np.concatenate([_framed(image) for image in panel.images], axis=1))
+        frames = np.concatenate([_framed(image) for image in panel.images], axis=1)
+        beside = (2 * (SIDE + 8) - frames.shape[1]) // 2  # one image is drawn as large as each of two
+        axes.imshow(np.pad(frames, ((0, 0), (beside, beside), (0, 0)), constant_values=255))
         axes.set_title(panel.title, fontsize=9)
         axes.set_xlabel("\n".join(end(line, 58) for line in panel.lines), fontsize=7)
         axes.set_xticks([])

@@ -228,6 +228,10 @@ def test_the_sheet_is_a_picture_of_all_findings(found: dict[str, Any]) -> None:
     with Image.open(found["sheet"]) as sheet:
         rows = -(-(8 + 3) // 4)  # eight pairs: one picture has three copies; three broken images
         assert sheet.format == "PNG" and sheet.width == 1848 and 300 * rows < sheet.height < 500 * rows
+        pixels = np.asarray(sheet.convert("RGB")).astype(int)
+    hidden = (abs(pixels - 225).max(2) == 0).sum()  # the frames of what cannot be shown, but for their crosses
+    coloured = (np.ptp(pixels, 2) > 10).sum()  # the pictures
+    assert 3 * 90**2 < hidden < 3 * 230**2 and coloured > 18 * 120 * 150
 
 
 def test_processes_do_not_change_the_findings(found: dict[str, Any], planted: Path, tmp_path: Path) -> None:

@@ -118,7 +118,10 @@ class _Compare(Dataset[list[float]]):
     def __getitems__(self, places: Sequence[int]) -> list[float]:
         found = []
         for first, second, mirrored in (self.pairs[place] for place in places):
-            found.append(likeness(self._miniature(first), self._miniature(second), mirrored))
+            try:
+                found.append(likeness(self._miniature(first), self._miniature(second), mirrored))
+            except BadImage:  # it has become unreadable since it was described
+                found.append(0.0)
         return found
 
     def _miniature(self, number: int) -> Pixels:

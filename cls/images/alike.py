@@ -25,9 +25,14 @@ F = 16
 COARSE, FINE = 8, 12  # a crop mixes neighbouring frequencies: more are kept than are compared
 CROP = 0.04  # of width and height, in the maps: crops of 0 to 5 % are within 2.5 % of one of them
 ALIKE_COARSE, ALIKE_FINE = 0.88, 0.88
-"""Cosines of outlines; the docstring of tests/test_alike.py says what each costs and loses."""
+"""Cosines of outlines. Of 150 photos and copies made of them the least were 0.91, coarse and fine: for one side cropped
+by 5 %, and for 40 % more brightness, which clips. Of all pairs of 3,781 photos of clothes 1 in 1,000 and 1 in 6,000
+pass.
+"""
 COPY = 0.80
-"""Correlation of detail from which on two pictures are copies."""
+"""Correlation of detail from which on two pictures are copies. The least of 50 photos' copies was 0.84; of those 3,781
+photos one pair had more than 0.77, the same photo twice. Two shots of one scene have 0.75 at most and are not reported.
+"""
 SAME_COLOURS = 0.90
 CONTRAST = 4.0  # grey levels: the outline of a plainer picture is noise
 MINIATURE = 96
