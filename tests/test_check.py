@@ -3,9 +3,10 @@
 import dataclasses
 import io
 import json
+import os
 import shutil
-import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, environment
+from conftest import environment
 from PIL import Image
 from test_alike import brighter, cut, mirror, quality, scaled
 from test_fused import encode, picture
 
+import train
+from cls import cli
 from cls.config import Data
 from cls.data.findings import problems, refuse_problems
 from cls.examine import examine
@@ -123,26 +126,25 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-# Each command in a process forked from one that has imported torch, which takes as long as the commands.
-COMMANDS = """
-import json, os, sys
-from cls import cli, verbs
-import train
-for name, argv in json.loads(sys.argv[1]).items():
-    pid = os.fork()
+def forked(words: list[str], folder: Path) -> dict[str, Any]:
+    """A command in a process forked from this one, which has imported torch: that takes as long as the commands."""
+    pid, code, env = os.fork(), 0, environment()
     if not pid:
-        sys.argv = argv
-        for number, stream in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{name}.{stream}", os.O_CREAT | os.O_WRONLY), number)
-        try:
-            train.main(argv[1:]) if argv[0] == "train.py" else cli.main()
-        except SystemExit as error:
-            sys.stdout.flush()
-            os._exit(int(error.code or 0))
-        os._exit(0)
+        os.chdir(folder)
+        os.environ.clear()
+        os.environ.update(env)
+        sys.argv = words
+        with open("out", "w") as sys.stdout, open("err", "w") as sys.stderr:
+            try:
+                train.main(words[1:]) if words[0] == "train.py" else cli.main()
+            except SystemExit as error:
+                code = int(error.code or 0)
+            except BaseException:
+                traceback.print_exc()
+                code = 99
+        os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    open(f"{name}.code", "w").write(str(code))
-"""
+    return {"code": code, "out": (folder / "out").read_text(), "err": (folder / "err").read_text()}
 
 
 @pytest.fixture(scope="module")
@@ -154,17 +156,12 @@ def commands(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         "check": ["cls", "check", str(planted), "--workers", "0", "--json"],
         "run": ["train.py", "digits", "--data.path", str(root / "hues"), "--data.size", "16", "--data.workers", "0",
                 "--train.epochs", "4", "--train.batch", "12", "--train.micro-batch", "12", "--track.wandb", "disabled",
-                "--out", str(root / "run")],
+                "--out", str(root / "out")],
     }  # fmt: skip
-    env = environment(PYTHONPATH=str(ROOT))
-    subprocess.run([sys.executable, "-c", COMMANDS, json.dumps(words)], env=env, cwd=root, check=True, timeout=300)
-    told = {
-        name: {
-            "code": int((root / f"{name}.code").read_text()),
-            **{stream: (root / f"{name}.{stream}").read_text() for stream in ("out", "err")},
-        }
-        for name in words
-    }
+    told = {}
+    for name, command in words.items():
+        (root / name).mkdir()
+        told[name] = forked(command, root / name)
     assert told["run"]["code"] == 0, told["run"]
     return told | {"root": root}
 
@@ -305,7 +302,7 @@ def test_a_run_s_model_finds_the_wrong_labels(
     commands: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In validation by its stored predictions, in training by looking again, and in other data by predicting."""
-    data, other, run = commands["root"] / "hues", tmp_path / "other", commands["root"] / "run"
+    data, other, run = commands["root"] / "hues", tmp_path / "other", commands["root"] / "out"
     hues(other, 1, {"train/green/7.png": "blue"})
     shutil.rmtree(other / "train/red")
     shutil.rmtree(other / "val/red")
