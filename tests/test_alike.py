@@ -146,6 +146,7 @@ def plainly(outlines: np.ndarray, others: np.ndarray) -> set[tuple[int, int, boo
 
     cuts = [(0.0, 0.0), (0.0, 0.04), (0.02, 0.04), (0.04, 0.04)]
     few = {(0, 0), (2, 2), (1, 1), (1, 3), (3, 1), (3, 3)}
+    whole = {size: unit(outlines.astype(np.float32), size) for size in (alike.COARSE, alike.FINE)}
     found = set()
     for row, mirrored in itertools.product(others, (False, True)):
         own = outlines[row].astype(float) * (np.where(numbers % 2, -1, 1) if mirrored else 1)
@@ -157,8 +158,8 @@ def plainly(outlines: np.ndarray, others: np.ndarray) -> set[tuple[int, int, boo
             )
             seen = (waves(middles).T @ grey @ waves(middles) * weights)[None]
             if (i, j) in few:
-                coarse = np.maximum(coarse, unit(outlines.astype(float), alike.COARSE) @ unit(seen, alike.COARSE)[0])
-            fine = np.maximum(fine, unit(outlines.astype(float), alike.FINE) @ unit(seen, alike.FINE)[0])
+                coarse = np.maximum(coarse, whole[alike.COARSE] @ unit(seen, alike.COARSE)[0])
+            fine = np.maximum(fine, whole[alike.FINE] @ unit(seen, alike.FINE)[0])
         for other in np.flatnonzero((coarse > alike.ALIKE_COARSE) & (fine > alike.ALIKE_FINE)):
             if other != row:
                 found.add((min(int(row), int(other)), max(int(row), int(other)), mirrored))
