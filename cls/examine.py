@@ -51,9 +51,9 @@ def examine(
     tell(facts)
     if to:
         panels = _panels(files, facts, groups)
-        write_panels(to, panels, f"{data.path}: {len(panels)} findings, at most {SHOWN} of each kind")
+        write_panels(to, panels, f"{data.path}: findings: {len(panels)}, at most {SHOWN} of each kind")
         facts["sheet"] = str(to)
-        PEOPLE.print(f"{len(panels)} findings drawn in {to}", markup=False, highlight=False)
+        PEOPLE.print(f"findings drawn in {to}: {len(panels)}", markup=False, highlight=False)
     return facts
 
 

@@ -81,7 +81,7 @@ def _table(what: str, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> No
     table = Table(*keys, box=None)
     for row in rows[:LINES]:
         table.add_row(*(Text(str(row[key])) for key in keys))
-    _say(f"\n{len(rows):,} {what}{f', the first {LINES}' if len(rows) > LINES else ''}:")
+    _say(f"\n{what}: {len(rows):,}{f', the first {LINES}' if len(rows) > LINES else ''}")
     PEOPLE.print(table)
 
 

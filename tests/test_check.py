@@ -243,7 +243,7 @@ def test_the_verb_prints_its_document_and_exits_with_the_data_code(commands: dic
     assert len(document["copies"]) == len(COPIES) and "run" not in document
     assert "data: this data must be mended:\n  3 broken images" in told["err"]
     assert "38 images decoded" in told["err"] and "ETA 0:00:00" in told["err"]
-    assert "7 pictures with copies" in told["err"] and "train/a/half.jpg" in told["err"]
+    assert "pictures with copies: 7" in told["err"] and "train/a/half.jpg" in told["err"]
 
 
 def test_tables_are_checked_as_folders_are_and_clean_data_are_said_to_be_clean(
