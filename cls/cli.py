@@ -107,6 +107,10 @@ def main() -> None:
             from cls.cluster.doctor import refuse_bad
 
             refuse_bad(document)
+        if argv[0] == "check":
+            from cls.data.findings import refuse_problems
+
+            refuse_problems(document)
 
 
 def _command(verb: str, argv: list[str]) -> Any:

@@ -12,7 +12,7 @@ import tyro
 
 from cls.bench.options import Options
 from cls.cluster.request import Request
-from cls.config import Preset, Run, View, views_of
+from cls.config import Data, Preset, Run, View, views_of
 from cls.data.packing import Packing
 from cls.export.options import Options as ExportOptions
 from cls.stop import Stop
@@ -251,6 +251,40 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Check:
+    """Look at every image before training on it: broken and odd ones, copies within and across splits, labels.
+
+    Exits with 3 where something must be mended: broken images, one picture in several splits or under several labels.
+    """
+
+    path: tyro.conf.Positional[str]
+    """A folder of images, a parquet, arrow or webdataset file or folder, a hub name, or 'digits' (embedded)."""
+    run: str = ""
+    """Directory of a finished run whose model tells which labels it doubts; its data fields and seed are used."""
+    to: str = ""
+    """PNG file to write: copies side by side, broken images, doubted labels."""
+    workers: int = -1
+    """Processes that decode; -1 takes one per core; 0 decodes in the main process."""
+    device: str = "auto"
+    """Of the run's model: auto, cpu or cuda."""
+    val_fraction: float = 0.1
+    """Share of the training images that training would hold out when the data has no validation split."""
+    seed: int = 0
+    """Decides what is held out."""
+    image_column: str = ""
+    """Column with the images in parquet, arrow or hub data; empty: found by type, then by name."""
+    label_column: str = ""
+    """Column with the labels in parquet, arrow or hub data; empty: found by type, then by name."""
+
+    def do(self, stop: Stop) -> Any:
+        from cls.examine import examine
+
+        data = Data(path=self.path, val_fraction=self.val_fraction, image_column=self.image_column,
+                    label_column=self.label_column)  # fmt: skip
+        return examine(data, self.seed, self.run, Path(self.to) if self.to else None, self.workers, self.device, stop)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Doctor:
     """Examine this machine: driver, cores, memory, caches, network, disk, and whether its GPUs can talk; remedies."""
 
@@ -270,7 +304,7 @@ class Doctor:
 
 
 VERBS = {
-    "recipes": Recipes, "show": Show, "plan": Plan, "bench": Bench, "fetch": Fetch, "pack": Pack, "doctor": Doctor,
-    "predict": Predict, "export": Export, "evaluate": Evaluate, "compare": Compare, "report": Report, "audit": Audit,
-    "sweep": Sweep,
+    "recipes": Recipes, "show": Show, "check": Check, "plan": Plan, "bench": Bench, "fetch": Fetch, "pack": Pack,
+    "doctor": Doctor, "predict": Predict, "export": Export, "evaluate": Evaluate, "compare": Compare,
+    "report": Report, "audit": Audit, "sweep": Sweep,
 }  # fmt: skip

@@ -13,11 +13,9 @@ import logging
 import os
 import stat
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from datetime import timedelta
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from datasets import Dataset
 
 from cls import config
 from cls.data.access import Encoded, column, files_of, fingerprint, images_of
+from cls.data.meter import Meter
 from cls.data.packing import Packing
 from cls.data.part import SPLITS
 from cls.data.shard import Row, sha256, write_shard
@@ -168,7 +167,7 @@ def _refuse_other(to: Path, old: dict[str, Any], plan: dict[str, Any]) -> None:
 
 def _write(to: Path, plan: dict[str, Any], done: dict[str, Any], rows: dict[str, Dataset], classes: Sequence[str],
            how: Packing) -> None:  # fmt: skip
-    meter = Meter(sum(len(part) for part in rows.values()))
+    meter = Meter(sum(len(part) for part in rows.values()), "images packed")
     for split, part in rows.items():
         count = plan["splits"][split]["shards"]
         for number, own in enumerate(np.array_split(np.array(_order(part, split, how)), count)):
@@ -185,7 +184,7 @@ def _write(to: Path, plan: dict[str, Any], done: dict[str, Any], rows: dict[str,
         log.warning("%d images cannot be decoded and were packed as they are; %s names them", bad, to / "pack.json")
 
 
-def _rows(part: Dataset, split: str, own: list[int], how: Packing, meter: "Meter") -> Iterator[Row]:
+def _rows(part: Dataset, split: str, own: list[int], how: Packing, meter: Meter) -> Iterator[Row]:
     """Rows in the given order, read and reduced by as many threads as there are cores."""
     images, labels = images_of(part), labels_of(part)
     ids = column(part, "id")
@@ -201,7 +200,7 @@ def _rows(part: Dataset, split: str, own: list[int], how: Packing, meter: "Meter
                     )
                 top, _, rest = key.partition("/")
                 yield Row(rest if SPLITS.get(top.lower()) == split and rest else key, int(labels[place]), data, bad)
-                meter.add(len(data))
+                meter.add(1, len(data))
 
 
 def _batched(values: list[int], size: int) -> Iterator[list[int]]:
@@ -228,26 +227,6 @@ def _shrunk(data: Encoded, how: Packing) -> tuple[bytes, str]:
         buffer, "JPEG", quality=how.quality
     )
     return buffer.getvalue(), ""
-
-
-class Meter:
-    """How far the packing is, on standard error, every few seconds."""
-
-    def __init__(self, images: int) -> None:
-        self.left, self.done, self.bytes = images, 0, 0
-        self.since = self.told = time.monotonic()
-
-    def skip(self, images: int) -> None:
-        self.left -= images
-
-    def add(self, size: int) -> None:
-        self.left, self.done, self.bytes = self.left - 1, self.done + 1, self.bytes + size
-        now = time.monotonic()
-        if now - self.told >= 5 or not self.left:
-            self.told, seconds = now, max(now - self.since, 1e-3)
-            eta = timedelta(seconds=round(self.left * seconds / self.done))
-            rates = f"{self.done / seconds:.0f} images/s, {self.bytes / seconds / 1e6:.1f} MB/s"
-            _say(f"{self.done} images packed, {rates}, {self.left} left, ETA {eta}")
 
 
 def _say(text: str) -> None:

@@ -110,6 +110,17 @@ class Decoder:
         return room
 
 
+def damage(data: bytes | memoryview) -> str:
+    """What the strict decoder says against a JPEG file that Pillow may show nonetheless; '' if nothing, or no JPEG."""
+    if _header(data) is None:
+        return ""
+    try:
+        simplejpeg.decode_jpeg(data, "GRAY", min_factor=8, min_width=1, min_height=1)  # 0.3 ms: all but the pixels
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 def _header(data: bytes | memoryview) -> Jpeg | None:
     """None where the fast decoder cannot take it, or would not show what Pillow shows."""
     if bytes(data[:3]) != b"\xff\xd8\xff":
