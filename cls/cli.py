@@ -1,5 +1,6 @@
 """The command line: ``train.py RECIPE --section.field value``, and the verbs of the ``cls`` command."""
 
+import dataclasses
 import json
 import os
 import sys
@@ -17,6 +18,8 @@ from cls.commands import VERBS
 from cls.config import Run, to_yaml
 from cls.fetch import require_offline
 from cls.outcome import Ending
+from cls.sweep.typed import field_words
+from cls.sweep.wish import Wish
 
 T = TypeVar("T")
 HEARD_SECONDS = 5.0  # a launcher ends all processes with the first: rank 0, which speaks, must not come too late
@@ -103,6 +106,10 @@ def main() -> None:
         ending.message = "done"
         if "--json" in argv and document is not None:  # rank 0's
             print(json.dumps(document, indent=1))
+        if argv[0] == "sweep" and isinstance(document, dict):
+            from cls.sweep.show import refuse_failed
+
+            refuse_failed(document)
         if argv[0] == "doctor":
             from cls.cluster.doctor import refuse_bad
 
@@ -112,6 +119,8 @@ def main() -> None:
 def _command(verb: str, argv: list[str]) -> Any:
     """What is to be done, of the verb's own type; needs no library that loads long."""
     text = f"{VERBS[verb].__doc__} --json prints one JSON document on standard output."
+    if verb == "sweep":
+        return _sweep(argv, text)
     if verb not in ("show", "plan", "bench", "fetch"):
         return _tyro(VERBS[verb], None, argv, f"cls {verb}", text)
     name, rest = ("digits", argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
@@ -123,3 +132,13 @@ def _command(verb: str, argv: list[str]) -> Any:
     if verb != "fetch":
         _need_images(command.run)
     return command
+
+
+def _sweep(argv: list[str], text: str) -> Any:
+    """``cls sweep``: its own options and, for all members, any field of train.py."""
+    name = argv[0] if argv and not argv[0].startswith("-") else ""
+    default = VERBS["sweep"](name=name, wish=Wish(), fields=Run())
+    command: Any = _tyro(VERBS["sweep"], default, argv, "cls sweep", text)
+    if command.name != name:
+        raise ValueError(f"{command.name}: the sweep is the first word after cls sweep")
+    return dataclasses.replace(command, words=field_words(argv))

@@ -145,6 +145,12 @@ def claim(lock: Path) -> None:
     raise ForeignFolderError(f"out: {lock} was taken by another process just now: try again")
 
 
+def in_use(path: Path) -> bool:
+    """Whether a living process writes to a run directory."""
+    owner = _owner(path / "lock")
+    return bool(owner) and _alive(owner, path / "lock")
+
+
 def _clear(lock: Path) -> None:
     """Take a dead owner's lock away, and no other: somebody else may have done so and be its owner by now."""
     aside = lock.with_name(f"lock.{os.getpid()}")

@@ -31,7 +31,7 @@ from cls.parallel.cluster import Cluster, start
 from cls.sheet import Tile, write_sheet
 from cls.steps import Steps
 from cls.stop import Stop
-from cls.sweep import sweep
+from cls.sweep.folder import sweep
 
 PEOPLE = Console(stderr=True, width=None if sys.stderr.isatty() else 180)
 
