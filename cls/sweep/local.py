@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TextIO
 
 from rich.console import Console
+from rich.markup import escape
 
-from cls.folder import in_use
+from cls.lock import in_use
 from cls.stop import Stop, Stopped
 from cls.sweep.members import Member
 
 POLL_SECONDS = 0.2
+LAST_WORD_SECONDS = 2.0  # from giving the lock back to exit.json
 TAIL_LINES = 8  # of the output of a member that failed
 
 
@@ -82,7 +84,7 @@ def _run(member: Member, command: Sequence[str], stop: Stop) -> tuple[str, str]:
 
 def _wait(child: subprocess.Popen[bytes], out: Path, log: Path, stop: Stop) -> None:
     """Until the run is over: its launcher may be gone before it, while it still saves."""
-    told = 0
+    told, orphaned = 0, False
     with log.open(errors="replace") as text, Console(stderr=True).status("starting") as shown:
         text.seek(0, os.SEEK_END)
         while child.poll() is None or in_use(out):
@@ -91,9 +93,12 @@ def _wait(child: subprocess.Popen[bytes], out: Path, log: Path, stop: Stop) -> N
                 told = asked
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGINT)
+            orphaned = orphaned or child.poll() is not None
             if line := _last_line(text):
-                shown.update(line)
+                shown.update(escape(line))
             time.sleep(POLL_SECONDS)
+    if orphaned:
+        time.sleep(LAST_WORD_SECONDS)
 
 
 def _last_line(text: TextIO) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from cls import recipes
 from cls.checks import check
 from cls.config import Run, change, diff, flat, from_yaml
+from cls.lock import in_use
 from cls.recipes.sweeps import Sweep
 
 Rows = dict[tuple[str, str], list["Member"]]
@@ -135,11 +136,8 @@ def _state(path: Path, whole: bool) -> str:
         outcome = str(json.loads((path / "exit.json").read_text())["outcome"])
     except (OSError, ValueError, KeyError):
         outcome = "killed"
-    if (path / "lock").exists():
-        from cls.folder import in_use  # torch: only where there is a lock to look at
-
-        if in_use(path):
-            return "running"
+    if in_use(path):
+        return "running"
     return "stopped" if outcome == "done" and not whole else outcome
 
 

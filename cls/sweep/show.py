@@ -14,6 +14,7 @@ from cls.config import Run
 from cls.recipes.sweeps import SWEEPS, Row, Sweep, chosen, figure, unknown
 from cls.stop import Stop
 from cls.sweep.files import arguments, write_slurm, write_wandb
+from cls.sweep.local import run_members
 from cls.sweep.members import Member, Rows, find_members, unique
 from cls.sweep.typed import typed_values, without_out
 from cls.sweep.wish import Wish
@@ -65,8 +66,6 @@ def carry_out(name: str, wish: Wish, fields: Run, words: Sequence[str], stop: St
         print(f"register it with\n{document['wandb']}\nand start the agent that it names", file=sys.stderr)
     commands = {member.run.out: [*launch, *arguments(member, shared)] for member in unique(rows)}
     if wish.run:
-        from cls.sweep.local import run_members  # torch: only where something is run
-
         document["failed"] = run_members(unique(rows), list(commands.values()), len(launch), stop)
         rows = find_members(sweeps, wish.seeds, values, folder)
     elif not (wish.slurm or wish.wandb):
