@@ -11,40 +11,41 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def order(server: str, argv: list[str], env: dict[str, str], output: tuple[int, int]) -> tuple[int, Iterator[str]]:
+    """Start a run; its process id, and what gives its exit status (minus the signal's number) when it is over."""
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(server)
+    request = {"argv": argv, "cwd": os.getcwd(), "env": env}
+    socket.send_fds(client, [json.dumps(request).encode()], output)
+    answers = client.makefile()
+    return int(answers.readline()), answers
+
+
 def borrow() -> None:
-    with socket.socket(socket.AF_UNIX) as server:
-        server.connect(os.environ["LENT"])
-        request = {"argv": sys.argv[1:], "cwd": os.getcwd(), "env": dict(os.environ)}
-        socket.send_fds(server, [json.dumps(request).encode()], [1, 2])
-        answers = server.makefile()
-        pid = int(answers.readline())
+    pid, answers = order(os.environ["LENT"], sys.argv[1:], dict(os.environ), (1, 2))
 
-        def pass_on(number: int, frame: Any) -> None:
-            os.kill(pid, number)
-            os._exit(1)
+    def pass_on(number: int, frame: Any) -> None:
+        os.kill(pid, number)
+        os._exit(1)
 
-        signal.signal(signal.SIGINT, pass_on)
-        code = int(answers.readline())
+    signal.signal(signal.SIGINT, pass_on)
+    code = int(next(answers))
     if code < 0:
         os.kill(os.getpid(), -code)
     sys.exit(code)
 
 
 def serve(path: str) -> None:
-    import sklearn.datasets  # noqa: F401  # once for all children
-    import timm  # noqa: F401  # as above
-    import torch
+    from forked import load
 
-    import cls.report  # noqa: F401  # as above
-    import train  # noqa: F401  # as above
-
-    torch.set_num_threads(1)
+    load()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()

@@ -1,24 +1,43 @@
 """The reports' tables as sweeps: rows and figures as printed, what their runs differ in, each of them end to end."""
 
 import csv
+import dataclasses
+import json
+import os
 import shlex
-from collections.abc import Iterator
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import environment
-from forked import Bench, bench, thin
+import yaml
+from conftest import ROOT, environment
+from forked import thin
+from lent import order
 from PIL import Image
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from cls import recipes
-from cls.cli import _command
-from cls.config import flat
+from cls.checkpoint import checkpoints, verify
+from cls.cli import _command, parse_run
+from cls.config import Run, change, flat, to_yaml
+from cls.goodput import lives
+from cls.metrics import Predictions
 from cls.models.backbones import plain
 from cls.recipes.sweeps import SWEEPS, chosen, figure
+from cls.report import write_parquet
 from cls.stop import Stop
+
+LENT = ROOT / "tests" / "lent.py"
 
 # Typed off the reports' summary by hand: row, validation / test. A dash is where a report has no figure.
 TABLES = {
@@ -178,19 +197,36 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         thin(patch.setattr)
         weights = plain("resnet50").state_dict()
-    file = root / "hub" / "checkpoints" / "resnet50-11ad3fa6.pth"
+    file = root / "torch" / "hub" / "checkpoints" / "resnet50-11ad3fa6.pth"
     file.parent.mkdir(parents=True)
     torch.save(weights, file)
     return root
 
 
+@dataclass(frozen=True)
+class Server:
+    """Runs real runs in forked processes, see lent.py; the ResNets are thin, no pictures are drawn."""
+
+    env: dict[str, str]
+
+    def run(self, argv: list[str], log: Path) -> None:
+        """A run that must end well."""
+        with log.open("w") as file:
+            _, answers = order(self.env["LENT"], argv, self.env, (file.fileno(), file.fileno()))
+            assert next(answers) == "0\n", log.read_text()
+
+
 @pytest.fixture(scope="module")
-def runs(place: Path) -> Iterator[Bench]:
+def server(place: Path) -> Iterator[Server]:
     extra = {"FORKED_THIN": "1", "FORKED_NO_PICTURES": "1", "FORKED_NO_PROBE": "1", "TORCH_HOME": str(place / "torch")}
-    (place / "torch").mkdir()
-    (place / "hub").rename(place / "torch" / "hub")
-    with bench(environment(**extra)) as found:
-        yield found
+    env = environment(PYTHONPATH=str(ROOT), LENT=str(place / "socket"), **extra)
+    process = subprocess.Popen([sys.executable, str(LENT), "--serve", env["LENT"]], env=env)
+    while not Path(env["LENT"]).exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    yield Server(env)
+    process.kill()
+    process.wait()
 
 
 # two steps of everything; a table about the backbone or its weights keeps its own
@@ -216,14 +252,14 @@ def cls_sweep(*words: str) -> Any:
     return _command("sweep", list(words)).do(Stop())
 
 
-def carry(runs: Bench, members: list[dict[str, Any]]) -> int:
+def carry(server: Server, members: list[dict[str, Any]]) -> int:
     """Run the command lines of members that are not done; how many there were."""
     todo = [member for member in members if member["state"] != "done"]
     for member in todo:
         words = shlex.split(member["command"])
         assert words[:3] == ["accelerate", "launch", "train.py"]
-        ended = runs.run(Path(member["run"]), words[3:])
-        assert ended.codes == [0], ended.output
+        Path(member["run"]).parent.mkdir(exist_ok=True)
+        server.run(words[3:], Path(member["run"] + ".log"))
     return len(todo)
 
 
@@ -237,13 +273,13 @@ NEW = {
 }  # fmt: skip
 
 
-def test_every_table_end_to_end(runs: Bench, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_table_end_to_end(server: Server, place: Path) -> None:
     """In one folder, in which a run that stands in several tables is there once; a table is whole when all are done."""
     assert set(NEW) == set(TABLES)
     for name in NEW:
         folder = ["--out", str(place / name.replace("/", "-"))] if name in OWN_BACKBONE else []
         words = [name, "--seeds", "1", *toy(place, name), *folder]
-        assert carry(runs, cls_sweep(*words)["members"]) == NEW[name], name
+        assert carry(server, cls_sweep(*words)["members"]) == NEW[name], name
         document = cls_sweep(*words)
         assert {member["state"] for member in document["members"]} == {"done"}
         (table,) = document["sweeps"]
@@ -274,3 +310,273 @@ def score(out: str, split: str, images: int) -> float:
     table = pq.read_table(Path(out) / "predictions" / f"{split}.parquet").to_pydict()
     assert len(table["label"]) == images
     return sum(a == b for a, b in zip(table["label"], table["predicted"], strict=True)) / images
+
+
+# --- running here ---
+
+# 18 steps with a checkpoint after each of the 12 epochs
+LONGER = "--train.epochs 12 --model.backbone resnext14_8x8d --model.weights none"
+
+
+@dataclass(frozen=True)
+class Local:
+    """The verb in a process of its own, running the four members of a sweep here."""
+
+    server: Server
+    folder: Path
+    photos: Path
+
+    @property
+    def words(self) -> list[str]:
+        launch = shlex.join([sys.executable, str(LENT)])
+        own = ["mlp-head/dropout", "--seeds", "2", "--run", "True", "--launch", launch, "--out", str(self.folder)]
+        return [*own, *shlex.split(TOY), "--data.path", str(self.photos), *shlex.split(LONGER)]
+
+    def start(self) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", "from cls.cli import main; main()", "sweep", *self.words, "--json"]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=self.server.env, stdout=pipe, stderr=pipe, text=True, cwd=self.folder)
+
+    def member(self, row: str, seed: int) -> Path:
+        return self.folder / f"mlp-head-x50-dropout{row}-seed{seed}"
+
+    def when_saved(self, out: Path, blow: Callable[[int], None]) -> int:
+        """Call ``blow`` with the process id of a running member as soon as it has a checkpoint."""
+        until = time.monotonic() + 200
+        while not (out / "lock").exists() or not checkpoints(out / "checkpoints"):
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        pid = int(json.loads((out / "lock").read_text())["pid"])
+        blow(pid)
+        return pid
+
+
+def test_members_are_run_skipped_continued_and_reported(server: Server, place: Path) -> None:
+    """Of four members one is done, one is killed, one cannot be written and one ends well; then the others."""
+    local = Local(server, place / "local", place / "photos")
+    local.folder.mkdir()
+    done, killed, refused = local.member("25", 0), local.member("25", 1), local.member("50", 0)
+    (first,) = [m for m in cls_sweep(*local.words, "--run", "False")["members"] if m["run"] == str(done)]
+    server.run(shlex.split(first["command"])[2:], place / "first.log")
+    record = (done / "metrics.jsonl").read_bytes()
+    refused.mkdir()
+    (refused / "thesis.tex").write_text("mine")
+
+    process = local.start()
+    local.when_saved(killed, lambda pid: os.kill(pid, signal.SIGKILL))
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 2, errors
+    document = json.loads(output)
+    assert [m["state"] for m in document["members"]] == ["done", "killed", "not started", "done"]
+    assert document["failed"][str(killed)] == "killed: SIGKILL"
+    assert "holds other files and no config.yaml" in document["failed"][str(refused)]
+    assert "1 of 4 are done or running elsewhere" in errors and f"user error: out: {refused} holds other" in errors
+    assert "user error: 2 members failed; the same command tries them again" in errors
+    assert (done / "metrics.jsonl").read_bytes() == record
+    rows = document["sweeps"][0]["rows"]
+    assert [(row["seeds"], row["missing"]) for row in rows] == [([0], {"1": "killed"}), ([1], {"0": "not started"})]
+
+    process = local.start()
+    local.when_saved(killed, lambda pid: process.send_signal(signal.SIGINT))
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 85 and output == "" and "stopped: SIGINT" in errors and "Traceback" not in errors
+    end = json.loads((killed / "exit.json").read_text())
+    newest = checkpoints(killed / "checkpoints")[-1]
+    assert end["outcome"] == "stopped" and newest.name == f"step-{end['step']:07d}" and verify(newest) == ""
+    assert 0 < end["step"] < 18 and not (killed / "lock").exists() and (refused / "thesis.tex").exists()
+
+    (refused / "thesis.tex").unlink()
+    process = local.start()
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    document = json.loads(output)
+    assert {m["state"] for m in document["members"]} == {"done"} and document["failed"] == {}
+    assert [life["outcome"] for life in lives(killed)] == ["killed", "stopped", "done"]
+    assert lives(killed)[2]["step"] == end["step"]
+    for row, part in zip(document["sweeps"][0]["rows"], ("25", "50"), strict=True):
+        scores = [score(str(local.member(part, seed)), "val", 6) for seed in (0, 1)]
+        assert (row["validation"], row["validation_sd"]) == (statistics.mean(scores), statistics.stdev(scores))
+    assert "2 of 2" in errors
+
+
+@pytest.mark.soak
+def test_members_under_the_real_launcher(place: Path, tmp_path: Path) -> None:
+    """``accelerate launch`` is gone at once on a signal; the run behind it saves, and goes on the next time."""
+    words = ["mlp-head/dropout", "--seeds", "1", "--run", "True", "--out", str(tmp_path), *shlex.split(TOY)]
+    words += ["--data.path", str(place / "photos"), *shlex.split(LONGER), "--train.epochs", "40"]
+    command = [sys.executable, "-c", "from cls.cli import main; main()", "sweep", *words]
+    pipe, out = subprocess.PIPE, tmp_path / "mlp-head-x50-dropout25-seed0"
+    process = subprocess.Popen(command, env=environment(), stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
+    while not (out / "checkpoints").is_dir() or not checkpoints(out / "checkpoints"):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert "stopped: SIGINT" in process.communicate(timeout=300)[1] and process.returncode == 85
+    assert json.loads((out / "exit.json").read_text())["outcome"] == "stopped"
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0 and [life["outcome"] for life in lives(out)] == ["stopped", "done"], ended.stderr
+
+
+# --- what is in a folder ---
+
+PATH = ["--data.path", "photos", "--train.micro-batch", "4"]
+
+
+def planted(folder: Path, recipe: str, seed: int, right: int, name: str = "", **sections: Any) -> Path:
+    """A finished run of this recipe with PATH, with so many of 8 validation images right; test has no labels."""
+    out = folder / (name or f"{recipe}-seed{seed}")
+    (out / "predictions").mkdir(parents=True)
+    run = change(recipes.get(recipe), seed=seed, data={"path": "photos"}, train={"micro_batch": 4, "precision": "fp32"})
+    (out / "config.yaml").write_text(to_yaml(change(run, **sections)))
+    (out / "exit.json").write_text(json.dumps({"outcome": "done", "code": 0, "reason": "", "step": 9}))
+    (out / "data.json").write_text('{"train": {"images": 8}}')
+    labels = np.array([0] * right + [1] * (8 - right))
+    for split, known in (("val", labels), ("test", np.full(8, -1))):
+        p = Predictions(ids=[str(i) for i in range(8)], labels=known, probs=np.tile([0.9, 0.1], (8, 1)),
+                        errors=[""] * 8, classes=("a", "b"), loss=right / 10)  # fmt: skip
+        write_parquet(out / "predictions" / f"{split}.parquet", p)
+    return out
+
+
+def dropout(folder: Path, *words: str, seeds: int = 3) -> Any:
+    return cls_sweep("mlp-head/dropout", "--seeds", str(seeds), "--out", str(folder), *PATH, *words)
+
+
+def test_the_mean_and_its_spread_are_those_of_the_seeds_that_are_done(tmp_path: Path, capfd: Any) -> None:
+    for seed, right in ((0, 4), (1, 6), (2, 8)):
+        planted(tmp_path, "mlp-head-x50-dropout25", seed, right)
+    planted(tmp_path, "mlp-head-x50-dropout50", 2, 5)
+    stopped = planted(tmp_path, "mlp-head-x50-dropout50", 1, 8)
+    (stopped / "exit.json").write_text('{"outcome": "out_of_memory", "code": 5, "reason": "", "step": 3}')
+    document = dropout(tmp_path)
+    low, high = document["sweeps"][0]["rows"]
+    assert (low["validation"], low["validation_sd"], low["validation_n"]) == (0.75, 0.25, 3)
+    assert low["validation_loss"] == pytest.approx(0.6) and low["validation_loss_sd"] == pytest.approx(0.2)
+    assert (low["test"], low["test_n"], low["missing"]) == (None, 0, {})
+    assert (high["validation"], high["validation_sd"], high["seeds"]) == (0.625, None, [2])
+    assert high["missing"] == {0: "not started", 1: "out_of_memory"}
+    line = (tmp_path / "mlp-head-dropout.md").read_text().splitlines()[5]
+    cells = [".5", "mlp-head-x50-dropout50", ".92", ".94", "0.6250", "–", "0.5000", "1 of 3",
+             "0 not started, 1 out of memory"]  # fmt: skip
+    assert line == "| " + " | ".join(cells) + " |"
+    shown = capfd.readouterr().err
+    assert "0.7500 ± 0.2500" in shown and "0 not started, 1 out of memory" in shown
+
+
+def test_a_run_is_found_by_what_it_is(tmp_path: Path) -> None:
+    """Whatever its directory is called, and under another recipe's name when that is the same run."""
+    planted(tmp_path, "mlp-head-x50-dropout25", 0, 4, "001")
+    same = planted(tmp_path, "mlp-head-x50-v1", 0, 6)  # V1 has dropout .5
+    planted(tmp_path, "mlp-head-x50-v2", 0, 8)  # no row of this table
+    document = dropout(tmp_path, seeds=1)
+    rows = document["sweeps"][0]["rows"]
+    assert [row["runs"] for row in rows] == [[str(tmp_path / "001")], [str(same)]]
+    assert [row["validation"] for row in rows] == [0.5, 0.75]
+    assert shlex.split(document["members"][1]["command"])[3:8] == ["mlp-head-x50-v1", "--seed", "0", "--out", str(same)]
+
+
+def test_a_run_with_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
+    out = planted(tmp_path, "mlp-head-x50-dropout25", 1, 4, optim={"lr": 3e-4}, train={"epochs": 7})
+    with pytest.raises(ValueError, match=r"optim\.lr: 0\.0003 -> 0\.0001\n  train\.epochs: 7 -> 100") as caught:
+        dropout(tmp_path)
+    assert str(out) in str(caught.value) and "another --out" in str(caught.value)
+    dropout(tmp_path, seeds=1)  # not one of its members
+
+
+def test_precisions_and_images_are_never_mixed(tmp_path: Path) -> None:
+    planted(tmp_path, "mlp-head-x50-dropout25", 0, 4)
+    other = planted(tmp_path, "mlp-head-x50-dropout50", 0, 4, train={"precision": "bf16"})
+    with pytest.raises(ValueError, match=r"dropout25-seed0 was trained with train.precision fp32, .* with bf16"):
+        dropout(tmp_path)
+    with pytest.raises(ValueError, match="'bf16' -> 'fp32'"):
+        dropout(tmp_path, "--train.precision", "fp32")
+    (other / "config.yaml").write_text((other / "config.yaml").read_text().replace("bf16", "fp32"))
+    dropout(tmp_path)
+    (other / "data.json").write_text('{"train": {"images": 9}}')
+    with pytest.raises(ValueError, match=r"dropout25-seed0 and .*dropout50-seed0 were trained or validated on other"):
+        dropout(tmp_path)
+
+
+def test_a_shorter_run_is_not_done(tmp_path: Path) -> None:
+    """train.max_steps may change when a run goes on, so it is no difference; but the figures are of another length."""
+    planted(tmp_path, "mlp-head-x50-dropout25", 0, 4, train={"max_steps": 2})
+    assert dropout(tmp_path, seeds=1)["members"][0]["state"] == "stopped"
+    assert dropout(tmp_path, "--train.max-steps", "2", seeds=1)["members"][0]["state"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("mlp-head/head",), "is no sweep and no folder; did you mean mlp-head/heads"),
+        (("mlp-head/heads", "--seed", "3"), "seed: a sweep has several; --seeds 3 takes 0, 1 and 2"),
+        (("mlp-head/heads", "--seeds", "0"), "seeds is 0: it must be 1 or more"),
+        (("mlp-head/heads", "--model.head", "bn"), "rows V0 and V1 are the same run with these fields"),
+        (("mlp-head/heads", "--train.batch", "7"), "mlp-head-x101-v0: train.micro_batch is 16, which does not divide"),
+        (("mlp-head/heads", "--run", "True"), "data.path is empty"),
+        (("mlp-head/heads", "--run", "True", "--data.path", "x", "--launch", "python none.py"), "there is no none.py"),
+        (("mlp-head/heads", "--run", "True", "--data.path", "x", "--launch", "pythn train.py"), "program 'pythn'"),
+        (("--data.path", "x", "mlp-head/heads"), "the sweep is the first word"),
+    ],
+)
+def test_what_cannot_be_swept_is_one_message(words: tuple[str, ...], text: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        cls_sweep(*words)
+    assert text in str(caught.value)
+
+
+# --- elsewhere ---
+
+FIELDS = ["--data.path", "my photos", "--train.micro_batch=4", "--model.freeze", "--optim.betas", "0.8", "0.9"]
+
+
+def wanted(recipe: str, seed: int, out: str) -> Run:
+    """The configuration that FIELDS make of a recipe, by hand."""
+    sections: dict[str, Any] = {"model": {"freeze": ()}, "optim": {"betas": (0.8, 0.9)}}
+    run = change(recipes.get(recipe), seed=seed, data={"path": "my photos"}, train={"micro_batch": 4}, **sections)
+    return dataclasses.replace(run, out=out)
+
+
+def test_the_lines_for_slurm_are_the_members_that_are_not_done(tmp_path: Path) -> None:
+    folder, file = tmp_path / "the runs", tmp_path / "lines.txt"
+    words = ["resnet50-mlp/parts", "--seeds", "2", "--out", str(folder), *FIELDS]
+    out = planted(folder, "resnet50-mlp-plain", 1, 4)
+    (out / "config.yaml").write_text(to_yaml(wanted("resnet50-mlp-plain", 1, str(out))))
+    document = cls_sweep(*words, "--slurm", str(file))
+    assert document["sbatch"] == f"CLS_SWEEP='{folder}' sbatch --array=1-5 slurm/sweep.sh {file}"
+    found = []
+    for line in file.read_text().splitlines():
+        # as slurm/sweep.sh reads them
+        read = subprocess.run(
+            ["xargs", "-n", "1", "printf", "%s\\n"], input=f"{line} end", capture_output=True, text=True
+        )
+        found.append(parse_run(read.stdout.splitlines()[:-1]))
+    names = ["resnet50-mlp", "resnet50-mlp", "resnet50-mlp-plain", "resnet50-mlp-mixup-off", "resnet50-mlp-mixup-off"]
+    expected = [(name, seed) for name, seed in zip(names, (0, 1, 0, 0, 1), strict=True)]
+    assert found == [wanted(name, seed, str(folder / f"{name}-seed{seed}")) for name, seed in expected]
+
+
+def test_a_wandb_agent_starts_the_members(tmp_path: Path) -> None:
+    """The agent's own functions make the command of each point of the grid; bash runs it, in any order."""
+    echo, file = tmp_path / "echo.py", tmp_path / "sweep.yaml"
+    echo.write_text("import json, sys; print(json.dumps(sys.argv[1:]))")
+    launch = shlex.join([sys.executable, str(echo)])
+    words = ["mlp-head", "--seeds", "2", "--out", str(tmp_path / "the runs"), *FIELDS, "--launch", launch]
+    assert cls_sweep(*words, "--wandb", str(file))["wandb"] == f"wandb sweep {file}"
+    config = yaml.safe_load(file.read_text())
+    assert (config["method"], config["program"], config["project"]) == ("grid", str(echo), "cls")
+    names, seeds = config["parameters"]["recipe"]["values"], config["parameters"]["seed"]["values"]
+    rows = {row.recipe for name in chosen("mlp-head") for row in SWEEPS[name].rows}
+    assert seeds == [0, 1] and set(names) < rows and len(names) == len({method(n) for n in rows})
+    for name, seed, turn in ((names[0], 0, 1), (names[-1], 1, -1)):
+        values = dict([("recipe", {"value": name}), ("seed", {"value": seed})][::turn])
+        macros = create_sweep_command_args({"args": values}) | {"env": ["/usr/bin/env"]}
+        command: list[str] = []
+        for chunk in create_sweep_command(list(config["command"])):
+            command += macros[chunk[2:-1]] if chunk.startswith("${") and chunk.endswith("}") else [chunk]
+        argv = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        assert parse_run(argv) == wanted(name, seed, str(tmp_path / "the runs" / f"{name}-seed{seed}"))
+
+
+def method(recipe: str) -> str:
+    """What a recipe is with FIELDS, apart from its name."""
+    return str({**flat(wanted(recipe, 0, "")), "recipe": ""})

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from cls.lock import in_use
+from cls.outcome import CODES
 from cls.stop import Stop, Stopped
 from cls.sweep.members import Member
 
@@ -68,18 +69,28 @@ def _run(member: Member, command: Sequence[str], stop: Stop) -> tuple[str, str]:
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
         _wait(child, member.path, log, stop)
+    with log.open(errors="replace") as text:
+        text.seek(first)
+        lines = deque((line.rstrip() for line in text if line.strip()), TAIL_LINES)
     if _written(end) != before:
         record = json.loads(end.read_text())
         outcome, reason = str(record["outcome"]), str(record["reason"])
     else:
-        code = child.returncode
-        outcome, reason = "killed", signal.Signals(-code).name if code < 0 else f"ended with status {code}"
+        outcome, reason = _unwritten(child.returncode, lines)
     if outcome not in ("done", "stopped"):
-        with log.open(errors="replace") as text:
-            text.seek(first)
-            lines = deque((line.rstrip() for line in text if line.strip()), TAIL_LINES)
         print("".join(f"    {line}\n" for line in lines) + f"    (all of it: {log})", file=sys.stderr)
     return outcome, reason
+
+
+def _unwritten(code: int, lines: Sequence[str]) -> tuple[str, str]:
+    """Outcome and reason of a run that left no exit.json: by its signal, or by what it said before its launcher did."""
+    if code < 0:
+        return "killed", signal.Signals(-code).name
+    for line in reversed(lines):
+        said, _, reason = line.partition(": ")
+        if said.replace(" ", "_") in CODES:
+            return said.replace(" ", "_"), reason
+    return "error", f"ended with status {code}"
 
 
 def _wait(child: subprocess.Popen[bytes], out: Path, log: Path, stop: Stop) -> None:
