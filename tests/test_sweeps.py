@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from cls.checkpoint import checkpoints, verify
 from cls.cli import _command, parse_run
 from cls.config import Run, change, flat, to_yaml
 from cls.goodput import lives
+from cls.lives import read_lives
 from cls.metrics import Predictions
 from cls.models.backbones import plain
 from cls.recipes.sweeps import SWEEPS, chosen, figure
@@ -340,15 +341,13 @@ class Local:
     def member(self, row: str, seed: int) -> Path:
         return self.folder / f"mlp-head-x50-dropout{row}-seed{seed}"
 
-    def when_saved(self, out: Path, blow: Callable[[int], None]) -> int:
-        """Call ``blow`` with the process id of a running member as soon as it has a checkpoint."""
+    def when_saved(self, out: Path, life: int) -> int:
+        """The process id of a member that is in this life, once it has written a checkpoint in it."""
         until = time.monotonic() + 200
-        while not (out / "lock").exists() or not checkpoints(out / "checkpoints"):
+        while not any(event["event"] == "save" and event["life"] == life for event in read_lives(out)):
             assert time.monotonic() < until
             time.sleep(0.005)
-        pid = int(json.loads((out / "lock").read_text())["pid"])
-        blow(pid)
-        return pid
+        return int(json.loads((out / "lock").read_text())["pid"])
 
 
 def test_members_are_run_skipped_continued_and_reported(server: Server, place: Path) -> None:
@@ -363,7 +362,7 @@ def test_members_are_run_skipped_continued_and_reported(server: Server, place: P
     (refused / "thesis.tex").write_text("mine")
 
     process = local.start()
-    local.when_saved(killed, lambda pid: os.kill(pid, signal.SIGKILL))
+    os.kill(local.when_saved(killed, 0), signal.SIGKILL)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 2, errors
     document = json.loads(output)
@@ -377,7 +376,8 @@ def test_members_are_run_skipped_continued_and_reported(server: Server, place: P
     assert [(row["seeds"], row["missing"]) for row in rows] == [([0], {"1": "killed"}), ([1], {"0": "not started"})]
 
     process = local.start()
-    local.when_saved(killed, lambda pid: process.send_signal(signal.SIGINT))
+    local.when_saved(killed, 1)
+    process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 85 and output == "" and "stopped: SIGINT" in errors and "Traceback" not in errors
     end = json.loads((killed / "exit.json").read_text())
@@ -560,13 +560,12 @@ def test_a_wandb_agent_starts_the_members(tmp_path: Path) -> None:
     echo, file = tmp_path / "echo.py", tmp_path / "sweep.yaml"
     echo.write_text("import json, sys; print(json.dumps(sys.argv[1:]))")
     launch = shlex.join([sys.executable, str(echo)])
-    words = ["mlp-head", "--seeds", "2", "--out", str(tmp_path / "the runs"), *FIELDS, "--launch", launch]
+    words = ["mlp-head/heads", "--seeds", "2", "--out", str(tmp_path / "the runs"), *FIELDS, "--launch", launch]
     assert cls_sweep(*words, "--wandb", str(file))["wandb"] == f"wandb sweep {file}"
     config = yaml.safe_load(file.read_text())
     assert (config["method"], config["program"], config["project"]) == ("grid", str(echo), "cls")
     names, seeds = config["parameters"]["recipe"]["values"], config["parameters"]["seed"]["values"]
-    rows = {row.recipe for name in chosen("mlp-head") for row in SWEEPS[name].rows}
-    assert seeds == [0, 1] and set(names) < rows and len(names) == len({method(n) for n in rows})
+    assert names == ["mlp-head-x101-v0", "mlp-head-eta5e-5", "mlp-head-x101-v2", "mlp-head-x101-v3"] and seeds == [0, 1]
     for name, seed, turn in ((names[0], 0, 1), (names[-1], 1, -1)):
         values = dict([("recipe", {"value": name}), ("seed", {"value": seed})][::turn])
         macros = create_sweep_command_args({"args": values}) | {"env": ["/usr/bin/env"]}
@@ -575,8 +574,3 @@ def test_a_wandb_agent_starts_the_members(tmp_path: Path) -> None:
             command += macros[chunk[2:-1]] if chunk.startswith("${") and chunk.endswith("}") else [chunk]
         argv = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         assert parse_run(argv) == wanted(name, seed, str(tmp_path / "the runs" / f"{name}-seed{seed}"))
-
-
-def method(recipe: str) -> str:
-    """What a recipe is with FIELDS, apart from its name."""
-    return str({**flat(wanted(recipe, 0, "")), "recipe": ""})
