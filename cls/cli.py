@@ -1,6 +1,7 @@
 """The command line: ``train.py RECIPE --section.field value``, and the verbs of the ``cls`` command."""
 
 import dataclasses
+import inspect
 import json
 import os
 import sys
@@ -94,7 +95,7 @@ def main() -> None:
     """The ``cls`` command; exit codes are those of a run (0 done, 2 user error, …)."""
     argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help") or argv[0] not in VERBS:
-        lines = [f"  cls {name:<9} {(kind.__doc__ or '').strip()}" for name, kind in VERBS.items()]
+        lines = [f"  cls {name:<9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in VERBS.items()]
         asked = not argv or argv[0] in ("-h", "--help")
         head = "" if asked else f"cls: there is no verb {argv[0]!r}\n"
         usage = "usage: cls VERB …   (cls VERB --help explains a verb)\n" + "\n".join(lines)
@@ -118,7 +119,7 @@ def main() -> None:
 
 def _command(verb: str, argv: list[str]) -> Any:
     """What is to be done, of the verb's own type; needs no library that loads long."""
-    text = f"{VERBS[verb].__doc__} --json prints one JSON document on standard output."
+    text = f"{inspect.cleandoc(VERBS[verb].__doc__ or '')} --json prints one JSON document on standard output."
     if verb == "sweep":
         return _sweep(argv, text)
     if verb not in ("show", "plan", "bench", "fetch"):

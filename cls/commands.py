@@ -111,7 +111,8 @@ class Sweep:
     """A report's ablation table on your images: commands, runs here or as a job array, your figures beside its own.
 
     Without a name it lists the sweeps; with a folder it shows the runs in it side by side, whatever they are. Every
-    field of train.py may follow and goes to all runs; --out names the folder of the runs (runs/sweeps).
+    field of train.py may follow and goes to all runs; one that is not given is each recipe's own, whatever the defaults
+    below say. --out names the folder of the runs (runs/sweeps).
     """
 
     name: tyro.conf.Positional[str] = ""

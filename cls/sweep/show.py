@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +64,18 @@ def carry_out(name: str, wish: Wish, fields: Run, words: Sequence[str], stop: St
         project = fields.track.project
         document["wandb"] = write_wandb(Path(wish.wandb), name, sweeps, rows, launch, shared, folder, project)
         print(f"register it with\n{document['wandb']}\nand start the agent that it names", file=sys.stderr)
-    commands = {member.run.out: [*launch, *arguments(member, shared)] for member in unique(rows)}
+
+    def command(member: Member) -> list[str]:
+        return [*launch, *arguments(member, shared)]
+
     if wish.run:
-        document["failed"] = run_members(unique(rows), list(commands.values()), len(launch), stop)
+        document["failed"] = run_members(unique(rows), [*map(command, unique(rows))], len(launch), stop)
         rows = find_members(sweeps, wish.seeds, values, folder)
     elif not (wish.slurm or wish.wandb):
-        _print_commands(rows, commands)
+        _print_commands(rows, command)
     document["members"] = [
         {"run": member.run.out, "recipe": member.run.recipe, "seed": member.run.seed,
-         "state": member.state or "not started", "command": shlex.join(commands[member.run.out])}
+         "state": member.state or "not started", "command": shlex.join(command(member))}
         for member in unique(rows)
     ]  # fmt: skip
     started = any(member.state for member in unique(rows))
@@ -89,12 +92,12 @@ def _slurm(file: Path, members: Sequence[Member], words: Sequence[str], folder: 
     return line
 
 
-def _print_commands(rows: Rows, commands: Mapping[str, Sequence[str]]) -> None:
+def _print_commands(rows: Rows, command: Callable[[Member], Sequence[str]]) -> None:
     """Each member's line, ready for a shell; those that need none as comments."""
     for member in unique(rows):
         names = "; ".join(f"{sweep} {row}" for (sweep, row), found in rows.items() if member in found)
         print(f"# {names}, seed {member.run.seed}" + (f": {member.state}" if member.state else ""), file=sys.stderr)
-        print(("" if member.open else "# ") + shlex.join(commands[member.run.out]), file=sys.stderr)
+        print(("" if member.open else "# ") + shlex.join(command(member)), file=sys.stderr)
 
 
 def _tables(sweeps: Mapping[str, Sweep], rows: Rows, folder: Path, seeds: int) -> list[dict[str, Any]]:
