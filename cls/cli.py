@@ -1,5 +1,7 @@
 """The command line: ``train.py RECIPE --section.field value``, and the verbs of the ``cls`` command."""
 
+import dataclasses
+import inspect
 import json
 import os
 import sys
@@ -17,6 +19,8 @@ from cls.commands import VERBS
 from cls.config import Run, to_yaml
 from cls.fetch import require_offline
 from cls.outcome import Ending
+from cls.sweep.typed import field_words
+from cls.sweep.wish import Wish
 
 T = TypeVar("T")
 HEARD_SECONDS = 5.0  # a launcher ends all processes with the first: rank 0, which speaks, must not come too late
@@ -91,7 +95,7 @@ def main() -> None:
     """The ``cls`` command; exit codes are those of a run (0 done, 2 user error, …)."""
     argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help") or argv[0] not in VERBS:
-        lines = [f"  cls {name:<9} {(kind.__doc__ or '').strip()}" for name, kind in VERBS.items()]
+        lines = [f"  cls {name:<9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in VERBS.items()]
         asked = not argv or argv[0] in ("-h", "--help")
         head = "" if asked else f"cls: there is no verb {argv[0]!r}\n"
         usage = "usage: cls VERB …   (cls VERB --help explains a verb)\n" + "\n".join(lines)
@@ -103,6 +107,10 @@ def main() -> None:
         ending.message = "done"
         if "--json" in argv and document is not None:  # rank 0's
             print(json.dumps(document, indent=1))
+        if argv[0] == "sweep" and isinstance(document, dict):
+            from cls.sweep.show import refuse_failed
+
+            refuse_failed(document)
         if argv[0] == "doctor":
             from cls.cluster.doctor import refuse_bad
 
@@ -115,7 +123,9 @@ def main() -> None:
 
 def _command(verb: str, argv: list[str]) -> Any:
     """What is to be done, of the verb's own type; needs no library that loads long."""
-    text = f"{VERBS[verb].__doc__} --json prints one JSON document on standard output."
+    text = f"{inspect.cleandoc(VERBS[verb].__doc__ or '')} --json prints one JSON document on standard output."
+    if verb == "sweep":
+        return _sweep(argv, text)
     if verb not in ("show", "plan", "bench", "fetch"):
         return _tyro(VERBS[verb], None, argv, f"cls {verb}", text)
     name, rest = ("digits", argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
@@ -127,3 +137,13 @@ def _command(verb: str, argv: list[str]) -> Any:
     if verb != "fetch":
         _need_images(command.run)
     return command
+
+
+def _sweep(argv: list[str], text: str) -> Any:
+    """``cls sweep``: its own options and, for all members, any field of train.py."""
+    name = argv[0] if argv and not argv[0].startswith("-") else ""
+    default = VERBS["sweep"](name=name, wish=Wish(), fields=Run())
+    command: Any = _tyro(VERBS["sweep"], default, argv, "cls sweep", text)
+    if command.name != name:
+        raise ValueError(f"{command.name}: the sweep is the first word after cls sweep")
+    return dataclasses.replace(command, words=field_words(argv))

@@ -16,6 +16,7 @@ from cls.config import Data, Preset, Run, View, views_of
 from cls.data.packing import Packing
 from cls.export.options import Options as ExportOptions
 from cls.stop import Stop
+from cls.sweep.wish import Wish
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,15 +141,31 @@ class Audit:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Show the runs in a folder side by side: what differs, outcome, accuracy, goodput; writes table.md and .csv."""
+    """A report's ablation table on your images: commands, runs here or as a job array, your figures beside its own.
 
-    folder: tyro.conf.Positional[str]
-    """Folder that holds the run directories."""
+    Without a name it lists the sweeps; with a folder it shows the runs in it side by side, whatever they are. Every
+    field of train.py may follow and goes to all runs; one that is not given is each recipe's own, whatever the defaults
+    below say. --out names the folder of the runs (runs/sweeps).
+    """
+
+    name: tyro.conf.Positional[str] = ""
+    """A sweep (mlp-head/heads), a system for all of its sweeps, or a folder of runs; empty: lists them."""
+    wish: Annotated[Wish, tyro.conf.arg(name="")]
+    fields: Annotated[Run, tyro.conf.arg(name="")]
+    words: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """The fields of train.py as they were typed."""
 
     def do(self, stop: Stop) -> Any:
-        from cls import verbs
+        from cls.recipes.sweeps import chosen
+        from cls.sweep.show import carry_out, list_sweeps
 
-        return verbs.sweep_table(self.folder)
+        if not self.name:
+            return list_sweeps()
+        if not chosen(self.name) and Path(self.name).is_dir():
+            from cls import verbs
+
+            return verbs.sweep_table(self.name)
+        return carry_out(self.name, self.wish, self.fields, self.words, stop)
 
 
 @dataclass(frozen=True, kw_only=True)

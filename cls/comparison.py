@@ -1,14 +1,13 @@
 """What ``cls compare`` shows of its document: the same tables and sentences in the terminal and as Markdown."""
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-PEOPLE = Console(stderr=True, width=None if sys.stderr.isatty() else 180)
+from cls.console import PEOPLE
+
 SHOWN_CLASSES = 8
 
 

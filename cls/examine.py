@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cls import config
+from cls.console import PEOPLE
 from cls.data.access import fingerprint, images_of
 from cls.data.findings import document
 from cls.data.sources import Rows, Splits, load
@@ -20,7 +21,6 @@ from cls.stop import Stop
 from cls.suspects import suspects
 from cls.told import tell
 from cls.trained import Trained, load_trained
-from cls.verbs import PEOPLE
 
 SHOWN = 16  # panels of each kind
 STORED = "stored predictions of the run"

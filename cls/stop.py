@@ -67,6 +67,15 @@ class Stop:
         finally:
             self._interruptible = before
 
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Work that must not be cut off in the middle: inside it a signal only sets ``reason``."""
+        before, self._interruptible = self._interruptible, False
+        try:
+            yield
+        finally:
+            self._interruptible = before
+
     def ask(self) -> bool:
         """True once this process wants the run to stop; 1 us, and some system calls once a second."""
         now = time.monotonic()

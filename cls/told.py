@@ -6,9 +6,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from cls.console import PEOPLE
 from cls.data.findings import problems
 from cls.images.describe import ODD
-from cls.verbs import PEOPLE
 
 LINES = 20
 IDS = 4

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from cls import goodput, page, recipes
@@ -16,6 +15,7 @@ from cls.bench.options import Options
 from cls.bench.report import table as bench_table
 from cls.bench.run import bench
 from cls.config import Run, View, change, from_yaml
+from cls.console import PEOPLE
 from cls.data.access import images_of
 from cls.data.draws import draws_of
 from cls.data.ledger import audit
@@ -28,10 +28,8 @@ from cls.outcome import DataError
 from cls.sheet import Tile, write_sheet
 from cls.steps import Steps
 from cls.stop import Stop
-from cls.sweep import sweep
+from cls.sweep.folder import sweep
 from cls.trained import load_trained
-
-PEOPLE = Console(stderr=True, width=None if sys.stderr.isatty() else 180)
 
 
 def recipe_table() -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@
 #   sbatch --array=1-4 slurm/sweep.sh variants.txt --data.path photos
 #
 # The runs are FOLDER/001, FOLDER/002, …, FOLDER being runs/sweep-JOBID below the directory of the sbatch, or CLS_SWEEP:
-# name the old one there and lines that are done are not run again. Each end of a run rewrites FOLDER/table.md and .csv
+# name the old one there and lines that are done are not run again. A line that names its own --out keeps it
+# (`cls sweep NAME --slurm FILE` writes such lines). Each end of a run rewrites FOLDER/table.md and .csv
 # (`cls sweep FOLDER`). All else is slurm/train.sh's: each member is requeued on its own.
 #SBATCH --job-name=cls
 #SBATCH --output=%x-%A_%a.out
@@ -37,4 +38,8 @@ fi
 mapfile -t words <<<"$words"
 unset 'words[-1]'
 export CLS_SWEEP=${CLS_SWEEP:-runs/sweep-$SLURM_ARRAY_JOB_ID}
-exec "$root/slurm/train.sh" "${words[@]}" "$@" --out "$CLS_SWEEP/$(printf %03d "$number")"
+case " ${words[*]} " in
+*" --out "* | *" --out="*) ;;
+*) set -- "$@" --out "$CLS_SWEEP/$(printf %03d "$number")" ;;
+esac
+exec "$root/slurm/train.sh" "${words[@]}" "$@"

@@ -9,6 +9,7 @@ and FORKED_LATE: see ``weather``.
 """
 
 import errno
+import gc
 import importlib
 import json
 import os
@@ -72,15 +73,26 @@ class Bench:
         self.server.wait()
 
 
-def serve() -> None:
-    import sklearn.datasets  # noqa: F401  # once for all children
+def load() -> None:
+    """What every run pays at its start, once for all children: 1 s of their CPU each."""
+    import sklearn.datasets  # noqa: F401  # for the children
     import timm  # noqa: F401  # as above
     import torch
 
     import cls.report  # noqa: F401  # as above
     import train  # noqa: F401  # as above
+    from cls.cli import parse_run
+    from cls.models import check_model
 
     torch.set_num_threads(1)
+    run = parse_run(["digits"])
+    check_model(run.model, run.data.size)
+    gc.collect()
+    gc.freeze()
+
+
+def serve() -> None:
+    load()
     for line in sys.stdin:
         request = json.loads(line)
         out = Path(request["out"])
@@ -218,7 +230,7 @@ def weather(rank: int) -> None:
 
     FORKED_SET: {"cls.stop.ECHO_SECONDS": 0.0}. FORKED_SLOW: seconds before each rename. FORKED_LATE: seconds from the
     first look until a rank other than 0 sees the name of a checkpoint or of the best weights. FORKED_NO_PROBE: the
-    start does not try a micro-batch.
+    start does not try a micro-batch. FORKED_NO_PICTURES: the end of a run draws none. FORKED_THIN: see ``thin``.
     """
     for name, value in json.loads(os.environ.get("FORKED_SET", "{}")).items():
         owner, _, attribute = name.rpartition(".")
@@ -229,6 +241,12 @@ def weather(rank: int) -> None:
         import train
 
         train.probe = lambda micro, *_: micro
+    if "FORKED_NO_PICTURES" in os.environ:
+        import cls.report
+
+        cls.report.write_report = lambda *_: {}
+    if "FORKED_THIN" in os.environ:
+        thin(setattr)
     slow, late = float(os.environ.get("FORKED_SLOW", 0)), float(os.environ.get("FORKED_LATE", 0))
     if slow:
         for name in ("rename", "replace"):
@@ -248,6 +266,26 @@ def weather(rank: int) -> None:
 
         Path.exists = lambda path: not hidden(path) and exists(path)  # type: ignore[method-assign]  # for this process
         Path.open = late_open  # type: ignore[method-assign,assignment]  # as above
+
+
+def thin(put: Callable[[Any, str, Any], None]) -> None:
+    """ResNets of torchvision and timm at a quarter of their width, with all their layers."""
+    import timm
+    from torch import nn
+    from torchvision.models.resnet import ResNet
+
+    init, make_layer, create = ResNet.__init__, ResNet._make_layer, timm.create_model
+
+    def thin_init(self: ResNet, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.fc = nn.Linear(self.fc.in_features // 4, self.fc.out_features)
+
+    def thin_layer(self: ResNet, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
+        return make_layer(self, block, planes // 4, *args, **kwargs)
+
+    put(ResNet, "__init__", thin_init)
+    put(ResNet, "_make_layer", thin_layer)
+    put(timm, "create_model", lambda name, **more: create(name, channels=(16, 32, 64, 128), **more))
 
 
 def before(owner: Any, name: str, reach: Callable[[str], None], moment: str) -> None:

@@ -17,8 +17,9 @@ import torch
 from accelerate import Accelerator
 
 from cls.config import Run, change, from_yaml
-from cls.folder import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS, claim, open_folder
+from cls.folder import HEARTBEAT_SECONDS, open_folder
 from cls.lives import Lives, read_lives
+from cls.lock import DEAD_AFTER_SECONDS, claim, in_use
 from cls.outcome import ForeignFolderError
 from cls.parallel.cluster import Cluster
 
@@ -53,7 +54,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess
     """A second live process that holds the lock of a run directory."""
     out = tmp_path_factory.mktemp("held")
     code = (
-        "import sys, time; from pathlib import Path; from cls.folder import claim; "
+        "import sys, time; from pathlib import Path; from cls.lock import claim; "
         "claim(Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
     )
     command = [sys.executable, "-c", code, str(out / "lock")]
@@ -69,6 +70,7 @@ def test_a_second_live_writer_is_refused_and_a_killed_ones_lock_taken_over(
 ) -> None:
     process, out = other
     before = contents(out)
+    assert in_use(out) and not in_use(out.parent)
     with pytest.raises(ForeignFolderError) as caught:
         open_folder(run_in(out), CLUSTER)
     for part in (str(out), f"process {process.pid}", socket.gethostname(), str(out / "lock")):
@@ -79,6 +81,7 @@ def test_a_second_live_writer_is_refused_and_a_killed_ones_lock_taken_over(
     deadline = time.time() + 10
     while ") Z " not in Path(f"/proc/{process.pid}/stat").read_text() and time.time() < deadline:
         time.sleep(0.01)
+    assert not in_use(out)
     open_folder(run_in(out), CLUSTER)
     assert json.loads((out / "lock").read_text())["pid"] == os.getpid()
 

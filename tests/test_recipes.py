@@ -82,6 +82,7 @@ TABLES = {
     "r50-scratch": ("resnet50", "none", V["v1"], (), 64, "cosine", 80),
     "r50-default": ("resnet50", "DEFAULT", V["v1"], (), 64, "cosine", 80),
     "r50-v2weights": ("resnet50", W2, V["v1"], (), 64, "cosine", 80),
+    **{f"x101-{v}": ("resnext101_32x8d", W2, V[v], (), 64, "cosine", 80) for v in ("v0", "v2", "v3")},
     **{f"r50-{v}": ("resnet50", W2, V[v], (), 64, "cosine", 80) for v in ("v0", "v1", "v2", "v3", "v4")},
     **{f"r101-last2-{v}": ("resnet101", W2, V[v], LAST2, 64, "cosine", 80) for v in ("v1", "v2", "v3", "v4")},
     **{f"x50-{v}": ("resnext50_32x4d", W2, V[v], (), 32, "cosine", 80) for v in ("v0", "v1", "v2", "v3")},

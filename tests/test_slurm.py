@@ -1,10 +1,12 @@
 """The scripts of slurm/ on a real SLURM: real daemons, jobs, signals, preemption; gloo processes in place of GPUs."""
 
 import hashlib
+import json
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -218,6 +220,26 @@ def test_an_array_of_variants_makes_a_run_each_and_one_table(cluster: Slurm, pla
     again = cluster.sbatch(place, "--array=9", *ONE, "slurm/sweep.sh", "variants.txt")
     again.until(lambda: not cluster.squeue(again.id, "%T"))
     assert "variants.txt has 4 variants, none with number 9" in again.output()
+
+
+@pytest.mark.soak
+def test_the_members_of_a_sweep_are_an_array(cluster: Slurm, place: Path) -> None:
+    """Each in the directory that its line names, found again by the table; a second file has nothing left to run."""
+    words = ["mlp-head/dropout", "--seeds", "1", "--out", "my ablation", "--data.path", "digits", *METHOD.split()]
+    words += shlex.split("--model.backbone resnext14_8x8d --model.weights none --train.max-steps 2")
+    verb = [sys.executable, "-c", "from cls.cli import main; main()", "sweep", *words, "--json", "--slurm"]
+
+    def write(file: str) -> Any:
+        env = environment(PYTHONPATH=str(ROOT))
+        return json.loads(subprocess.run([*verb, file], cwd=place, env=env, capture_output=True, check=True).stdout)
+
+    assert write("lines.txt")["sbatch"] == "CLS_SWEEP='my ablation' sbatch --array=1-2 slurm/sweep.sh lines.txt"
+    job = cluster.sbatch(place, "--array=1-2", *ONE, "slurm/sweep.sh", "lines.txt", CLS_SWEEP="my ablation")
+    job.until(lambda: not cluster.squeue(job.id, "%T"))
+    document = write("more.txt")
+    assert document["sbatch"] == "" and not (place / "more.txt").exists()
+    assert [row["seeds"] for row in document["sweeps"][0]["rows"]] == [[0], [0]]
+    assert "mlp-head-x50-dropout50-seed0" in (place / "my ablation" / "table.md").read_text()
 
 
 def test_prediction_in_a_job(cluster: Slurm, place: Path, whole: Result, photos: Path) -> None:

@@ -1,12 +1,10 @@
 """The measurements for people, on standard error."""
 
-import sys
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-PEOPLE = Console(stderr=True, width=None if sys.stderr.isatty() else 180)
+from cls.console import PEOPLE
 
 TITLES = {
     "decode": "decode floor",

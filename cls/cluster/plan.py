@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from cls import recipes
@@ -18,6 +17,7 @@ from cls.cluster.gpus import USABLE, Gpu, find
 from cls.cluster.memory import Step, largest_unit, trace_step, with_exchange, workspace
 from cls.cluster.request import Request
 from cls.config import Run, change, flat
+from cls.console import PEOPLE
 from cls.data.sources import Splits, load
 from cls.models import check_model
 from cls.parallel.reduce import shares
@@ -29,8 +29,6 @@ __all__ = ["Request", "command", "plan", "table"]
 GIB = 2**30
 PROCESS_GIB = 6.0  # host memory of one training process and its loader workers; an assumption, not measured by us
 SCRIPT = "slurm/train.sh"
-
-PEOPLE = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
 
 
 def plan(run: Run, request: Request) -> dict[str, Any]:

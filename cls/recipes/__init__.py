@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from cls.config import Run, diff
 from cls.recipes import attention_gate, cbam_mixup, digits, mlp_head, resnet50_mlp, se_resnext
+from cls.recipes.sweeps import SWEEPS, figure
 
 _SYSTEMS = (digits, attention_gate, cbam_mixup, mlp_head, se_resnext, resnet50_mlp)
 
@@ -23,25 +24,36 @@ def get(name: str) -> Run:
 
 
 def describe() -> dict[str, tuple[str, str]]:
-    """Each recipe's report and what it is, one line: a base's from its docstring, a variant's from its table."""
+    """Each recipe's report and what it is, one line: a base's from its docstring, a variant's from its table.
+
+    A variant's line ends with the report's figures for it, validation / test.
+    """
     described = {}
+    figures = {
+        row.recipe: f" (report: {figure(row.validation)} / {figure(row.test)})"
+        for sweep in SWEEPS.values()
+        for row in sweep.rows
+        if row.validation or row.test
+    }
     for system in _SYSTEMS:
         for name, make in system.RECIPES.items():
-            text = system.VARIANTS[name][0] if name in system.VARIANTS else (make.__doc__ or "").splitlines()[0]
+            variant = name in system.VARIANTS
+            text = system.VARIANTS[name][0] + figures.get(name, "") if variant else (make.__doc__ or "").splitlines()[0]
             described[name] = (system.REPORT, text)
     return described
 
 
 def page(name: str) -> str:
-    """The evidence of a recipe: its system's docstring, and for a variant what it changes."""
+    """The evidence of a recipe: its system's docstring, its sweeps, and for a variant what it changes."""
     run = get(name)
-    for system in _SYSTEMS:
-        base = next(iter(system.RECIPES))
-        if name in system.RECIPES:
-            text = inspect.cleandoc(system.RECIPES[base].__doc__ or "")
-            return (
-                text
-                if name == base
-                else f"{base}: {text}\n\n{name} changes\n  " + "\n  ".join(diff(system.RECIPES[base](), run))
-            )
-    raise AssertionError(name)
+    system = next(system for system in _SYSTEMS if name in system.RECIPES)
+    base = next(iter(system.RECIPES))
+    text = inspect.cleandoc(system.RECIPES[base].__doc__ or "")
+    own = {key: sweep for key, sweep in SWEEPS.items() if key.startswith(f"{base}/")}
+    if own:
+        width = max(map(len, own))
+        text += "\n\nThe report's tables, to be run on your images and laid beside it:\n  "
+        text += "\n  ".join(f"cls sweep {key:<{width}}  {sweep.what}" for key, sweep in own.items())
+    if name == base:
+        return text
+    return f"{base}: {text}\n\n{name} changes\n  " + "\n  ".join(diff(system.RECIPES[base](), run))

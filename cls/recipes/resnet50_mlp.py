@@ -43,8 +43,8 @@ def resnet50_mlp() -> Run:
 
 # name: what it is, and what it changes
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "resnet50-mlp-plain": ("no MLP: only the output layer (report: 91.2 % public)", {"model": {"head": ""}}),
-    "resnet50-mlp-mixup-off": ("no mixup (report: 91 % public)", {"augment": {"mixup": 0.0}}),
+    "resnet50-mlp-plain": ("no MLP: only the output layer", {"model": {"head": ""}}),
+    "resnet50-mlp-mixup-off": ("no mixup", {"augment": {"mixup": 0.0}}),
     "resnet50-mlp-code": ("the program: BatchNorm over the whole batch of 64", {"train": {"micro_batch": 64}}),
 }
 

@@ -44,11 +44,11 @@ def se_resnext() -> Run:
 # name: what it is, and what it changes
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "se-resnext-resnext50": (
-        "ResNeXt-50 32×4d (report: .86)",
+        "ResNeXt-50 32×4d",
         {"model": {"backbone": "timm/resnext50_32x4d.a1h_in1k"}},
     ),
     "se-resnext-resnetrs50": (
-        "ResNet-RS-50, in the report 'ResNextRS50' (report: .90)",
+        "ResNet-RS-50, in the report 'ResNextRS50'",
         {"model": {"backbone": "timm/resnetrs50.tf_in1k"}},
     ),
     "se-resnext-none": (

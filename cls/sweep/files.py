@@ -1,0 +1,61 @@
+"""A sweep for those who run it elsewhere: command lines, a SLURM array, a W&B sweep."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from cls.files import write_whole
+from cls.recipes.sweeps import Sweep
+from cls.sweep.members import Member, Rows
+
+
+def arguments(member: Member, words: Sequence[str]) -> list[str]:
+    """What follows train.py for a member; ``words`` are the fields that all members share, as they were typed."""
+    return [member.run.recipe, "--seed", str(member.run.seed), "--out", member.run.out, *words]
+
+
+def write_slurm(file: Path, members: Sequence[Member], words: Sequence[str], folder: Path) -> str:
+    """Write one line per member for slurm/sweep.sh; gives the command that submits them."""
+    if bad := [word for word in words if "\n" in word]:
+        raise ValueError(f"slurm: {bad[0]!r} has a line break, which a line of the file cannot hold")
+    lines = [shlex.join(arguments(member, words)) for member in members]
+    write_whole(file, ("\n".join(lines) + "\n").encode())
+    array = f"sbatch --array=1-{len(lines)} slurm/sweep.sh {shlex.quote(str(file))}"
+    return f"CLS_SWEEP={shlex.quote(str(folder))} {array}"
+
+
+def write_wandb(
+    file: Path,
+    name: str,
+    sweeps: Mapping[str, Sweep],
+    rows: Rows,
+    launch: Sequence[str],
+    words: Sequence[str],
+    folder: Path,
+    project: str,
+) -> str:
+    """Write the same members as a W&B grid; gives the command that registers it.
+
+    W&B passes parameters as name=value, in no order that is promised; bash makes variables of them, because the recipe
+    is the first word that train.py takes and the run directory is made of both.
+    """
+    recipes = list(dict.fromkeys(members[0].run.recipe for members in rows.values()))
+    seeds = sorted({member.run.seed for members in rows.values() for member in members})
+    out = f'{shlex.quote(str(folder))}/"$recipe-seed$seed"'
+    shared = f" {shlex.join(words)}" if words else ""
+    script = f'declare "$@"; exec {shlex.join(launch)} "$recipe" --seed "$seed" --out {out}{shared}'
+    names = [f"{row.name}: {row.recipe}" for sweep in sweeps.values() for row in sweep.rows]
+    document = {
+        "program": launch[-1],
+        "name": name,
+        "description": "; ".join(names),
+        "project": project,
+        "method": "grid",
+        "metric": {"name": "val/accuracy", "goal": "maximize"},
+        "parameters": {"recipe": {"values": recipes}, "seed": {"values": seeds}},
+        "command": ["${env}", "bash", "-c", script, "sweep", "${args_no_hyphens}"],
+    }
+    write_whole(file, yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=10_000).encode())
+    return f"wandb sweep {shlex.quote(str(file))}"

@@ -1,0 +1,39 @@
+"""The fields of train.py that a person typed, as words of the command line: --section.field and its values."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from cls.config import Run, flat
+
+
+def field_words(words: Sequence[str]) -> tuple[str, ...]:
+    """Those words that set a field of a run, with their values; the others are options of the verb."""
+    known = flat(Run())
+    return tuple(word for name, group in _groups(words) if name in known for word in group)
+
+
+def typed_values(fields: Run, words: Sequence[str]) -> dict[str, Any]:
+    """The fields that were typed, with their values; ValueError for those that a sweep sets itself."""
+    values, names = flat(fields), [name for name, _ in _groups(words)]
+    if "seed" in names:
+        raise ValueError("seed: a sweep has several; --seeds 3 takes 0, 1 and 2")
+    if "recipe" in names:
+        raise ValueError("recipe: the rows of a sweep are its recipes")
+    return {name: values[name] for name in names if name != "out"}
+
+
+def without_out(words: Sequence[str]) -> list[str]:
+    """The words that all members share."""
+    return [word for name, group in _groups(words) if name != "out" for word in group]
+
+
+def _groups(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """("data.path", ["--data.path", "photos"]) and so on."""
+    groups: list[list[str]] = []
+    for word in words:
+        if word.startswith("--"):
+            groups.append([word])
+        elif groups:
+            groups[-1].append(word)
+    for group in groups:
+        yield group[0].removeprefix("--").partition("=")[0].replace("-", "_"), group
