@@ -282,7 +282,11 @@ def test_a_reduced_crop_does_not_move(orientation: int, flipped: bool) -> None:
     exif[0x0112] = orientation
     crop = ops.RandomResizedCrop(size=64, scale=(0.08, 1.0))
     operations = (ops.HFlip(p=1.0), ops.VFlip(p=1.0), crop) if flipped else (crop,)
-    assert difference([encode(ramp, exif=exif)] * 6, operations) < 0.3
+    data = [encode(ramp, exif=exif)] * 6
+    assert difference(data, operations) < 0.3
+    for size in (64, 300, 480):  # from reduced pixels to a warp: 1/8 to whole
+        bent = (ops.RandomResizedCrop(size=size, scale=(0.5, 1.0)), ops.Rotate(degrees=1e-6, fill=BLACK))
+        assert difference(data, (*operations[:-1], *bent)) < 0.45
 
 
 def test_orientation_behind_fill_bytes() -> None:

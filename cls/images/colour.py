@@ -1,7 +1,6 @@
 """Colours in as few passes as the order allows: runs of brightness, contrast and saturation are one matrix."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -13,9 +12,9 @@ from cls.images.geometry import Look
 Change = Callable[[Any], Any]
 """From pixels to pixels, uint8 [h, w, 3]; where it is one colour's, it is that of a patch of this colour."""
 
-GREY = np.array([19595, 38470, 7471]) / 65536  # Pillow's luma
+GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # Pillow's luma
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # of Pillow's and torchvision's sharpness
-_NOTHING = np.eye(3, 4)
+_NOTHING = [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]
 _NAMES = {"Brightness": "brightness", "Color": "saturation", "Contrast": "contrast"}
 
 
@@ -40,26 +39,33 @@ def _carry_out(change: Change | None, image: Any, done: list[Change]) -> Any:
 
 
 class _Mixing:
-    """A run of brightness, contrast and saturation, which are all linear, as one matrix [3, 4]."""
+    """A run of brightness, contrast and saturation, which are all linear, as one matrix [3, 4].
+
+    Its rows are lists: for twelve numbers NumPy takes twice the time.
+    """
 
     def __init__(self) -> None:
-        self.matrix: np.ndarray | None = None
+        self.rows: list[list[float]] = []
 
     def add(self, name: str, factor: float, image: Any) -> None:
         """One more factor; ``image`` is what the whole run is applied to."""
-        matrix = _NOTHING if self.matrix is None else self.matrix
-        changed = matrix * factor
-        if name == "contrast":  # away from the mean grey
-            grey = int(GREY @ (matrix @ (*cv2.mean(image)[:3], 1.0)) + 0.5)
-            changed[:, 3] += (1 - factor) * grey
-        elif name == "saturation":  # away from the own grey
-            changed += (1 - factor) * (GREY @ matrix)
-        self.matrix = changed
+        rows = self.rows or _NOTHING
+        grey = [0.0, 0.0, 0.0, 0.0]  # towards which the rest goes
+        if name == "contrast":  # the mean grey
+            mean = (*cv2.mean(image)[:3], 1.0)
+            means = [sum(a * b for a, b in zip(row, mean, strict=True)) for row in rows]
+            grey[3] = int(sum(a * b for a, b in zip(GREY, means, strict=True)) + 0.5)
+        elif name == "saturation":  # the own grey
+            grey = [GREY[0] * r + GREY[1] * g + GREY[2] * b for r, g, b in zip(*rows, strict=True)]
+        self.rows = [[factor * a + (1 - factor) * b for a, b in zip(row, grey, strict=True)] for row in rows]
 
     def change(self) -> Change | None:
         """The run as a change, if there is one; it is over."""
-        matrix, self.matrix = self.matrix, None
-        return None if matrix is None else lambda image: cv2.transform(image, matrix)
+        rows, self.rows = self.rows, []
+        if not rows:
+            return None
+        matrix = np.array(rows)
+        return lambda image: cv2.transform(image, matrix)
 
 
 def _steps(look: Look) -> list[tuple[str, float, tuple[float, float]]]:
@@ -98,18 +104,13 @@ def _change(name: str, value: float, pixels: tuple[float, float], image: np.ndar
 def _hue(turn: int) -> Change:
     def change(image: np.ndarray) -> Any:
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-        hsv += _first_channel(hsv.shape) * np.uint8(turn)  # wraps
+        height, width = hsv.shape[:2]
+        row = np.zeros(3 * width, np.uint8)  # contiguous addition of zeros too: every third byte alone takes thrice
+        row[::3] = turn
+        hsv.reshape(height, -1)[...] += row  # wraps
         return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
     return change
-
-
-@lru_cache(maxsize=2)
-def _first_channel(shape: tuple[int, ...]) -> np.ndarray:
-    """1 0 0 1 0 0 …: twice over contiguous memory takes a third of the time of once over every third byte."""
-    ones = np.zeros(shape, np.uint8)
-    ones[..., 0] = 1
-    return ones
 
 
 def _table(levels: np.ndarray) -> Change:

@@ -43,10 +43,10 @@ class Jpeg:
     height: int
     orientation: int
 
-    def on_grid(self, left: int, top: int, k: int) -> bool:
-        """Whether pixels of k x k, counted from the stored image's corner, begin there in the upright one."""
+    def corner(self, k: int) -> tuple[int, int]:
+        """Where the first pixel of k x k begins in the upright image: they are counted from the stored one's corner."""
         x, y = (self.orientation in turned for turned in ((2, 3, 6, 7), (3, 4, 7, 8)))
-        return not (left % k or top % k or (x and self.width % k) or (y and self.height % k))
+        return -(-self.width % k) if x else 0, -(-self.height % k) if y else 0
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Decoded:
 
     pixels: Pixels
 
-    def on_grid(self, left: int, top: int, k: int) -> bool:
-        return True  # it is never decoded smaller
+    def corner(self, k: int) -> tuple[int, int]:
+        return 0, 0  # it is never decoded smaller
 
     @property
     def width(self) -> int:
