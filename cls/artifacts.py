@@ -143,9 +143,9 @@ def _write_page(out: Path, splits: Splits, val: Predictions, text: str) -> tuple
 
     No fault of a page may make a failure of a finished training.
     """
-    from cls import page  # as the pictures
-
     try:
+        from cls import page  # as the pictures
+
         thumbs = page.thumbnails(images_of(splits.val), val)
         page.write_page(page.read_material(out), page.Pictures(thumbs=thumbs), out / "report.html")
         return f"{text}; all of it: {out / 'report.html'}", page.mistakes(val, thumbs)

@@ -1,5 +1,6 @@
 """What ``cls compare`` shows of its document: the same tables and sentences in the terminal and as Markdown."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,7 +169,8 @@ def markdown(document: dict[str, Any]) -> str:
 
 def _plain(text: str) -> str:
     """Text that Markdown takes literally in a heading or a cell."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("_", "\\_").replace("<", "&lt;")
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_{}\[\]()#!|~])", r"\\\1", text)
 
 
 def _row(cells: tuple[str, ...]) -> str:

@@ -276,7 +276,8 @@ def change(run: Run, *, recipe: str = "", seed: int | None = None, **sections: d
 
 def views_of(words: Sequence[View | Preset]) -> tuple[View, ...]:
     """Test-time views with the presets among them spelled out."""
-    return tuple(view for word in words for view in PRESETS.get(typing.cast(Preset, word), (typing.cast(View, word),)))
+    views = (view for word in words for view in PRESETS.get(typing.cast(Preset, word), (typing.cast(View, word),)))
+    return tuple(dict.fromkeys(views))  # each once: two would weigh double
 
 
 def flat(run: Run) -> dict[str, Any]:

@@ -40,6 +40,16 @@ def in_use(path: Path) -> bool:
     return bool(owner) and _alive(owner, path / "lock")
 
 
+def state_of(path: Path) -> str:
+    """How a run directory stands: running, an outcome of exit.json, or killed where there is none."""
+    if in_use(path):
+        return "running"
+    try:
+        return str(json.loads((path / "exit.json").read_text())["outcome"])
+    except (OSError, ValueError, KeyError):
+        return "running" if in_use(path) else "killed"
+
+
 def _clear(lock: Path) -> None:
     """Take a dead owner's lock away, and no other: somebody else may have done so and be its owner by now."""
     aside = lock.with_name(f"lock.{os.getpid()}")

@@ -46,13 +46,13 @@ def predict_images(
     names = trained.cluster.on_main(read_list) if piped else list(paths)
     rows = trained.cluster.together(lambda: load_listed(names) if piped else load_given(names, trained.run.data))
     if out == PIPE or (piped and not out):
-        broken = _each(trained, rows, views, _to_stdout(top_k, stop) if main else _nothing)
+        broken = _each(trained, rows, views, _to_stdout(top_k, stop) if main else _nothing, stop)
         _say(f"{len(rows)} predictions{_note(trained, broken)}", main)
         return None
     folder = Path(out) if out else trained.folder / f"predict-{_called(paths, piped)}"
-    trained.cluster.on_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+    trained.cluster.on_main(lambda: _clear(folder))
     found: list[Predictions] = []
-    broken = _each(trained, rows, views, _to_csv(folder / "top.csv", top_k, found) if main else _nothing)
+    broken = _each(trained, rows, views, _to_csv(folder / "top.csv", top_k, found) if main else _nothing, stop)
     if not main:
         return None
     whole = joined(found)
@@ -61,6 +61,15 @@ def predict_images(
     note = f"{_note(trained, broken)} and got the most frequent class" if broken else _note(trained, broken)
     _say(f"{len(rows)} predictions in {folder / 'prediction.csv'}{note}", main)
     return {"images": len(rows), "broken": broken, "folder": str(folder)}
+
+
+def _clear(folder: Path) -> None:
+    """An empty place for the files: those of an earlier prediction must not stand beside the rows of this one."""
+    if (folder / "config.yaml").exists():
+        raise ValueError(f"--out {folder} is a run directory, with predictions of its own: name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("top.csv", "prediction.csv", "prediction.zip", "predictions.parquet"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def read_list() -> list[str]:
@@ -102,11 +111,12 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
     )
 
 
-def _each(trained: Trained, rows: Rows, views: Sequence[View], take: Taker) -> int:
+def _each(trained: Trained, rows: Rows, views: Sequence[View], take: Taker, stop: Stop) -> int:
     """Hand each piece on as soon as it is known, in row order; the number of images without a prediction."""
     broken, done = 0, 0
     try:
-        with _shown(len(rows), trained.cluster.main) as show:
+        # a request to stop waits for the end of a batch, on all ranks: no row is cut, no exchange broken off
+        with stop.deferred(), _shown(len(rows), trained.cluster.main) as show:
             for part in trained.stream(rows, views):
                 take(part)
                 done += len(part.ids)
@@ -144,7 +154,6 @@ def _to_stdout(top_k: int, stop: Stop) -> Taker:
 
 def _to_csv(path: Path, top_k: int, found: list[Predictions]) -> Taker:
     """Keep the pieces, and add their rows to a file, which are then in the kernel whatever happens to this process."""
-    path.unlink(missing_ok=True)
     file = Lines(path)
 
     def add(rows: list[list[str | float]]) -> None:
@@ -196,7 +205,10 @@ def _shown(total: int, main: bool) -> Iterator[Callable[[int], None]]:
 
 
 def _called(paths: Sequence[str], piped: bool) -> str:
-    return "list" if piped else "files" if len(paths) > 1 else Path(paths[0]).stem or "images"
+    if piped or len(paths) > 1:
+        return "list" if piped else "files"
+    path = Path(paths[0])
+    return (path.name if path.is_dir() else path.stem) or "images"
 
 
 def _note(trained: Trained, broken: int) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from matplotlib import colormaps
+from matplotlib import colormaps, rcParams
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -24,6 +24,7 @@ from cls.files import write_whole
 from cls.metrics import Predictions, accuracy, confusion, macro_f1, per_class, predicted, readable
 
 Row = dict[str, Any]
+rcParams["text.parse_math"] = False  # names may have dollars in them
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"  # Okabe & Ito 2008, told apart by everyone
 
 

@@ -133,7 +133,8 @@ finish() { # finish CODE: the end of this job, not of a life that is followed by
     exit "$1"
 }
 [ "$status" -ne 0 ] || finish 0
-if [ "$(written)" = "$before" ]; then
+now=$(written)
+if [ -z "$now" ] || [ "$now" = "$before" ]; then
     finish "$status" # it came to an end before it could say how
 fi
 code=$(sed -n 's/.*"code": \([0-9]*\).*/\1/p' "$out/exit.json")

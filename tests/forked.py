@@ -86,7 +86,7 @@ def load() -> None:
 
     torch.set_num_threads(1)
     run = parse_run(["digits"])
-    check_model(run.model, run.data.size)
+    check_model(run.model, run.data)
     gc.collect()
     gc.freeze()
 

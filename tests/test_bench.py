@@ -23,7 +23,7 @@ from cls.bench.cpu import Lists, Stream, cpu_seconds
 from cls.bench.floor import Floor
 from cls.bench.options import Options
 from cls.bench.run import PUBLISHED, pipelines_of
-from cls.cli import _do
+from cls.cli import _command
 from cls.cluster.plan import plan
 from cls.cluster.request import Request
 from cls.config import Run, change
@@ -247,7 +247,7 @@ def test_the_verb_measures_everything_and_its_ratios_are_those_of_its_figures(
     words = ["--images", "9", "--repeats", "2", "--recipes", "this", "--steps", "2"]
     words += ["--data.path", str(photos), "--train.batch", "8", "--train.micro-batch", "4", "--data.workers", "1"]
     words += ["--model.backbone", TINY["backbone"]]
-    document = _do("bench", ["digits", *words, "--out", str(tmp_path / "b")], Stop())
+    document = _command("bench", ["digits", *words, "--out", str(tmp_path / "b")]).do(Stop())
     assert json.loads((tmp_path / "b" / "bench.json").read_text()) == document
     assert finite(document)
     (row,) = document["pipelines"]
@@ -377,4 +377,4 @@ def test_a_named_gpu_wants_what_the_plan_says(photos: Path) -> None:
 )
 def test_what_cannot_be_measured_is_refused_before_it_starts(words: tuple[str, ...], text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        _do("bench", ["digits", *words], Stop())
+        _command("bench", ["digits", *words]).do(Stop())

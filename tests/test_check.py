@@ -80,12 +80,12 @@ ODD = {
     "grey": {"train/a/grey.jpg", "train/b/deep.png"},
     "CMYK": {"train/a/ink.jpg"},
     "alpha": {"train/a/glass.png"},
-    "palette": {"train/b/table.png", "val/a/film.gif"},
+    "palette": {"train/b/table.png", "val/a/film.gif", "val/a/cut.gif"},
     "deep": {"train/b/deep.png"},
     "long": {"train/b/long.jpg"},
     "tiny": {"val/b/tiny.png"},
     "rotated": {"train/b/turned.jpg"},
-    "animated": {"val/a/film.gif"},
+    "animated": {"val/a/film.gif", "val/a/cut.gif"},
     "damaged": {"train/b/smeared.jpg"},
 }
 
@@ -119,6 +119,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(train / "b/table.png", encoded(drawn(55).resize((120, 160)).quantize(64), format="PNG"))
     frames = [drawn(number).resize((60, 80)).quantize(32) for number in (56, 57)]
     save(val / "a/film.gif", encoded(frames[0], format="GIF", save_all=True, append_images=frames[1:]))
+    film = encoded(frames[1], format="GIF", save_all=True, append_images=frames[:1])
+    save(val / "a/cut.gif", film[: film.index(b"\x2c", len(film) // 2) + 5])  # in the header of the second frame
     save(train / "b/long.jpg", drawn(58).resize((300, 100)))
     save(val / "b/tiny.png", encoded(drawn(59).resize((20, 24)), format="PNG"))
     save(train / "b/turned.jpg", turned(drawn(60)))

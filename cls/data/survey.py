@@ -154,8 +154,9 @@ def survey(files: Files, workers: int) -> Survey:
 def copies(files: Files, found: Survey, workers: int) -> list[Group]:
     """Groups of two or more images that show one picture, in the order of their first ones."""
     one_of_each = np.array([numbers[0] for numbers in found.same.values()], dtype=np.int64)
-    meter, pairs = Meter(len(one_of_each), "images compared with all others"), set()
-    for piece in candidates(found.outlines[one_of_each]):
+    outlines = found.outlines[one_of_each]
+    meter, pairs = Meter(int(outlines.any((1, 2)).sum()), "images compared with all others"), set()
+    for piece in candidates(outlines):
         some = (one_of_each[piece.first], one_of_each[piece.second], piece.mirrored)
         pairs |= set(zip(*(part.tolist() for part in some), strict=True))
         meter.add(piece.done - meter.done)

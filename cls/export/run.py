@@ -50,7 +50,10 @@ def export(path: str, to: Path, options: Options, stop: Stop) -> dict[str, Any]:
     to.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as aside:
         differences = _write(trained, Path(aside), options, facts, images, pixels, ours)
-        for file in sorted(Path(aside).iterdir()):
+        to.mkdir(parents=True, exist_ok=True)
+        for name in ("model.safetensors", "model.onnx"):
+            (to / name).unlink(missing_ok=True)  # of an earlier export, maybe of another run
+        for file in sorted(Path(aside).iterdir(), key=lambda file: file.name == "config.json"):
             with replacing(to / file.name) as place:
                 os.replace(file, place)
     return _shown(trained, to, options, len(images), differences)

@@ -70,11 +70,18 @@ def _odd(file: Image.Image, data: bytes, width: int, height: int) -> list[str]:
         "long": max(width, height) >= ASPECT * min(width, height),
         "tiny": min(width, height) < TINY,
         "rotated": _orientation(file) > 1,
-        "animated": file.format != "MPO" and getattr(file, "n_frames", 1) > 1,  # MPO: a phone's second view
+        "animated": file.format != "MPO" and _frames(file) > 1,  # MPO: a phone's second view
         "damaged": bool(damage(data)),
     }
     assert set(found) == set(ODD)
     return [kind for kind, is_so in found.items() if is_so]
+
+
+def _frames(file: Image.Image) -> int:
+    try:
+        return int(getattr(file, "n_frames", 1))
+    except Exception:  # whatever Pillow raises on a damaged later frame: there is one
+        return 2
 
 
 def _orientation(file: Image.Image) -> int:

@@ -92,9 +92,12 @@ class Decoder:
                 image.data,
                 "RGB",
                 fastupsample=shrinks,
-                min_factor=k,
-                min_width=height if lying else width,
-                min_height=width if lying else height,
+                # without them it is whole; with them one of less than 8 pixels would be at 7/8
+                **(
+                    {"min_factor": k, "min_width": height if lying else width, "min_height": width if lying else height}
+                    if k > 1
+                    else {}
+                ),
                 buffer=self._room(3 * width * height),
             )
             return _UPRIGHT[image.orientation](pixels), k

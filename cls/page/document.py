@@ -52,6 +52,7 @@ def document(material: Material, pictures: Pictures) -> dict[str, Any]:
         "summary": _summary(material),
         "starts": material.starts,
         "changes": _changes(material.run),
+        "note": pictures.note,
         "config": to_yaml(material.run),
     }
     shown: dict[str, Any] = _without_secrets(about)
@@ -66,7 +67,6 @@ def document(material: Material, pictures: Pictures) -> dict[str, Any]:
         "classes": _classes(val) if val else [],
         "pairs": _pairs(val) if val else [],
         "wrong": _wrong(val, pictures) if val else [],
-        "note": pictures.note,
         "shown": SHOWN,
         "calibration": _calibration(val) if val else None,
         "views": _views(material),
@@ -172,12 +172,12 @@ def _pairs(p: Predictions) -> list[dict[str, Any]]:
     """The ten most frequent confusions."""
     counts, support = confusion(p), per_class(p).support
     np.fill_diagonal(counts, 0)
-    cells = np.argsort(-counts, axis=None, kind="stable")[:10]
-    places = [divmod(int(cell), len(counts)) for cell in cells]
+    rows, columns = np.nonzero(counts)  # far fewer than there are cells
+    places = np.argsort(-counts[rows, columns], kind="stable")[:10]
     return [
         {"true": p.classes[i], "predicted": p.classes[j], "count": int(counts[i, j]),
          "share": float(counts[i, j] / support[i])}
-        for i, j in places if counts[i, j]
+        for i, j in zip(rows[places].tolist(), columns[places].tolist(), strict=True)
     ]  # fmt: skip
 
 
@@ -264,7 +264,7 @@ def _without_secrets(found: Any) -> Any:
         return type(found)(map(_without_secrets, found))
     if not isinstance(found, str):
         return found
-    text = re.sub(r"(://[^/\s:@\"'<>]+:)[^/\s@\"'<>]+@", r"\1***@", found)
+    text = re.sub(r"://[^/\s@\"'<>]+@", "://***@", found)
     for name, value in os.environ.items():
         if re.search(r"(KEY|TOKEN|SECRET|PASSWORD)$", name) and len(value) >= 8:
             text = text.replace(value, f"[{name}]")

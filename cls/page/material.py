@@ -48,12 +48,13 @@ def read_material(folder: Path) -> Material:
         raise ValueError(f"{folder} is not a run directory: it has no config.yaml")
     data, events = folder / "data.json", read_lives(folder)
     found = json.loads(data.read_text()) if data.exists() else {}
+    early: dict[str, Any] = {"command": "", "versions": {}, "job": ""}  # what earlier versions did not note
     return Material(
         folder=folder,
         run=from_yaml((folder / "config.yaml").read_text()),
         rows=read_rows(folder),
         lives=goodput.lives(folder),
-        starts=[event for event in events if event["event"] == "start"],
+        starts=[early | event for event in events if event["event"] == "start"],
         counts={split: facts["images"] for split, facts in found.items()},
         outcome=_outcome(folder, events),
         val=_predictions(folder, "val"),

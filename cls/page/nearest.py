@@ -81,6 +81,8 @@ def neighbours(
     wrong images, by row, and in words what was looked at.
     """
     rows = wrong(p)[:EXPLAINED].tolist()
+    if len(val) != len(p.ids) or any(val.name(row) != p.ids[row] for row in rows):
+        raise ValueError("--neighbours: the validation images are not those of the stored predictions any more")
     guesses = {row: int(p.probs[row].argmax()) for row in rows}
     wanted = sorted({*guesses.values(), *(int(p.labels[row]) for row in rows)})
     chosen, note = sample(train.labels, wanted, seed)

@@ -17,11 +17,17 @@ def arguments(member: Member, words: Sequence[str]) -> list[str]:
 
 
 def write_slurm(file: Path, members: Sequence[Member], words: Sequence[str], folder: Path) -> str:
-    """Write one line per member for slurm/sweep.sh; gives the command that submits them."""
+    """Write one line per member for slurm/sweep.sh; gives the command that submits them.
+
+    ValueError where the file has other lines: tasks that are queued, or queued again, read theirs by its number.
+    """
     if bad := [word for word in words if "\n" in word]:
         raise ValueError(f"slurm: {bad[0]!r} has a line break, which a line of the file cannot hold")
     lines = [shlex.join(arguments(member, words)) for member in members]
-    write_whole(file, ("\n".join(lines) + "\n").encode())
+    data = ("\n".join(lines) + "\n").encode()
+    if file.exists() and file.read_bytes() != data:
+        raise ValueError(f"slurm: {file} exists and jobs may still read its lines: name another file")
+    write_whole(file, data)
     array = f"sbatch --array=1-{len(lines)} slurm/sweep.sh {shlex.quote(str(file))}"
     return f"CLS_SWEEP={shlex.quote(str(folder))} {array}"
 
@@ -41,7 +47,10 @@ def write_wandb(
     W&B passes parameters as name=value, in no order that is promised; bash makes variables of them, because the recipe
     is the first word that train.py takes and the run directory is made of both.
     """
-    recipes = list(dict.fromkeys(members[0].run.recipe for members in rows.values()))
+    firsts: dict[str, str] = {}  # of rows that are the same run, the first one's recipe
+    for name_of_sweep, row in ((name, row) for name, sweep in sweeps.items() for row in sweep.rows):
+        firsts.setdefault(rows[name_of_sweep, row.name][0].run.out, row.recipe)
+    recipes = list(dict.fromkeys(firsts.values()))
     seeds = sorted({member.run.seed for members in rows.values() for member in members})
     out = f'{shlex.quote(str(folder))}/"$recipe-seed$seed"'
     shared = f" {shlex.join(words)}" if words else ""

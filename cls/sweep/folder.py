@@ -2,13 +2,13 @@
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 from cls import goodput
 from cls.config import MOMENT, flat, from_yaml
 from cls.files import write_whole
+from cls.lock import state_of
 from cls.track import read_rows
 
 
@@ -42,13 +42,9 @@ def sweep(folder: Path) -> list[dict[str, Any]]:
 def _result(path: Path) -> dict[str, Any]:
     validated = [row for row in read_rows(path) if "val/accuracy" in row]
     best = max(validated, key=lambda row: row["val/accuracy"], default=None)
-    try:
-        outcome = json.loads((path / "exit.json").read_text())["outcome"]
-    except (OSError, ValueError, KeyError):
-        outcome = "running"
     spent = goodput.total(goodput.lives(path))
     return {
-        "outcome": outcome,
+        "outcome": state_of(path),
         "epochs": validated[-1]["epoch"] if validated else 0,
         "best accuracy": f"{best['val/accuracy']:.4f}" if best else "",
         "at epoch": best["epoch"] if best else "",

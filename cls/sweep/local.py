@@ -18,7 +18,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.markup import escape
 
-from cls.lock import in_use
+from cls.lock import in_use, owner_of
 from cls.outcome import CODES
 from cls.stop import Stop, Stopped
 from cls.sweep.members import Member
@@ -43,6 +43,9 @@ def run_members(
     print(f"{len(members) - len(todo)} of {len(members)} are done or running elsewhere", file=sys.stderr)
     since = time.monotonic()
     for done, (member, command) in enumerate(todo):
+        if in_use(member.path):
+            print(f"[{done + 1}/{len(todo)}] {member.path} is running elsewhere by now", file=sys.stderr, flush=True)
+            continue
         print(f"[{done + 1}/{len(todo)}] {shlex.join(command)}", file=sys.stderr, flush=True)
         began = time.monotonic()
         with stop.deferred():
@@ -53,6 +56,8 @@ def run_members(
         left = (now - since) / (done + 1) * (len(todo) - done - 1)
         took = f"({_clock(now - began)}; {len(todo) - done - 1} left, ETA {_clock(left)})"
         print(f"[{done + 1}/{len(todo)}] {outcome}: {reason} {took}", file=sys.stderr, flush=True)
+        if outcome == "stopped":  # by its job's end or a stop-file: the next ones would be
+            raise Stopped(reason)
         if outcome != "done":
             failed[str(member.path)] = f"{outcome}: {reason}"
     return failed
@@ -72,7 +77,7 @@ def _run(member: Member, command: Sequence[str], stop: Stop) -> tuple[str, str]:
     with log.open(errors="replace") as text:
         text.seek(first)
         lines = deque((line.rstrip() for line in text if line.strip()), TAIL_LINES)
-    if _written(end) != before:
+    if _written(end) not in (0, before):  # 0: a run that goes on takes its last end away first
         record = json.loads(end.read_text())
         outcome, reason = str(record["outcome"]), str(record["reason"])
     else:
@@ -94,11 +99,14 @@ def _unwritten(code: int, lines: Sequence[str]) -> tuple[str, str]:
 
 
 def _wait(child: subprocess.Popen[bytes], out: Path, log: Path, stop: Stop) -> None:
-    """Until the run is over: its launcher may be gone before it, while it still saves."""
-    told, orphaned = 0, False
+    """Until the run is over: its launcher may be gone before it, while it still saves.
+
+    A run that is refused because another one holds the directory's lock is over with its launcher.
+    """
+    told, orphaned, before = 0, False, owner_of(out / "lock")
     with log.open(errors="replace") as text, Console(stderr=True).status("starting") as shown:
         text.seek(0, os.SEEK_END)
-        while child.poll() is None or in_use(out):
+        while child.poll() is None or (in_use(out) and owner_of(out / "lock") != before):
             asked = bool(stop.reason) + stop.at_once
             if asked > told:
                 told = asked
@@ -125,8 +133,8 @@ def _clock(seconds: float) -> str:
 
 
 def executable(launch: Sequence[str]) -> str:
-    """The program of the launching words, looked for in PATH and beside this Python; ValueError if there is none."""
-    program = shutil.which(launch[0]) or shutil.which(launch[0], path=str(Path(sys.executable).parent))
+    """The program of the launching words, looked for beside this Python, then in PATH; ValueError if there is none."""
+    program = shutil.which(launch[0], path=str(Path(sys.executable).parent)) or shutil.which(launch[0])
     if program is None:
         raise ValueError(f"launch: there is no program {launch[0]!r}")
     if not Path(launch[-1]).is_file():

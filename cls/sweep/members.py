@@ -1,7 +1,6 @@
 """The runs that a sweep consists of, and what a folder of runs has of them."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from cls import recipes
 from cls.checks import check
 from cls.config import Run, change, diff, flat, from_yaml
-from cls.lock import in_use
+from cls.lock import state_of
 from cls.recipes.sweeps import Sweep
 
 Rows = dict[tuple[str, str], list["Member"]]
@@ -126,19 +125,16 @@ def _find(wanted: Run, stored: Mapping[Path, Run]) -> Member:
         for path, run in stored.items()
         if not differences(run, wanted)
     ]
+    # one that would have to go on by the name of another recipe is left alone: its fields may have been typed
+    found = [member for member in found if member.state == "done" or member.run.recipe == wanted.recipe]
     absent = Member(run=wanted, precision="", state="")
     return min(found, key=lambda member: member.state != "done", default=absent)
 
 
 def _state(path: Path, whole: bool) -> str:
     """``whole``: the run is as long as the sweep wants it; one that ended after other max_steps is not done."""
-    try:
-        outcome = str(json.loads((path / "exit.json").read_text())["outcome"])
-    except (OSError, ValueError, KeyError):
-        outcome = "killed"
-    if in_use(path):
-        return "running"
-    return "stopped" if outcome == "done" and not whole else outcome
+    found = state_of(path)
+    return "stopped" if found == "done" and not whole else found
 
 
 def _refuse_mixture(rows: Rows) -> None:

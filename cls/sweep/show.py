@@ -50,6 +50,10 @@ def carry_out(name: str, wish: Wish, fields: Run, words: Sequence[str], stop: St
     sweeps, folder, launch = chosen(name), Path(fields.out or FOLDER), shlex.split(wish.launch)
     if not sweeps:
         raise unknown(name)
+    if not launch:
+        raise ValueError("launch is empty: give the launcher and the script, as 'accelerate launch train.py'")
+    if wish.run and (wish.slurm or wish.wandb):
+        raise ValueError("run trains here, slurm and wandb write for elsewhere: ask for one of them")
     if wish.seeds < 1:
         raise ValueError(f"seeds is {wish.seeds}: it must be 1 or more")
     if (wish.run or wish.slurm or wish.wandb) and not fields.data.path:

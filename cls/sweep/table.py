@@ -91,8 +91,8 @@ def write_table(folder: Path, name: str, sweep: Sweep, records: Sequence[Mapping
     writer.writeheader()
     for record in records:
         flat = {
-            key: " ".join(map(str, value)) if isinstance(value, list | dict) else value for key, value in record.items()
-        }
+            key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in record.items()
+        } | {"missing": ", ".join(f"{seed} {state}" for seed, state in record["missing"].items())}
         writer.writerow(flat)
     write_whole(table, text.getvalue().encode())
     return [markdown, table]

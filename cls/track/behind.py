@@ -57,6 +57,7 @@ class Behind:
                 action(mirror)
         except Exception as error:  # whatever a mirror raises
             self._failed = True
+            HANGING.append(self.name)  # it was not ended: what it waits for at exit must not keep the process
             LOG.warning(
                 "%s failed and is off for the rest of this process; metrics.jsonl goes on (%s: %s)",
                 self.name, type(error).__name__, str(error).partition("\n")[0],

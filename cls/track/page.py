@@ -112,7 +112,7 @@ class Page:
                 self._run.log({"global_step": self._step, "wrong_images": _table(mistakes[:MISTAKES])})
             if self._artifact == "always" or (self._artifact == "auto" and not self._run.offline):
                 self._send(model)
-        except OSError as error:  # W&B copies these to WANDB_DATA_DIR, by default the home folder, which may be full
+        except Exception as error:  # W&B copies these to WANDB_DATA_DIR, by default the home folder, which may be full
             LOG.warning("W&B does not get the wrong images or the model: %s", error)
 
     def _send(self, model: Path) -> None:
