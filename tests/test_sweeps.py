@@ -387,11 +387,17 @@ def test_members_are_run_skipped_continued_and_reported(server: Server, place: P
 
     (refused / "thesis.tex").unlink()
     process = local.start()
+    os.kill(local.when_saved(killed, 2), signal.SIGKILL)  # it has taken its earlier exit.json away and leaves none
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 2 and json.loads(output)["failed"] == {str(killed): "killed: SIGKILL"}, errors
+    assert [m["state"] for m in json.loads(output)["members"]] == ["done", "killed", "done", "done"]
+
+    process = local.start()
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     document = json.loads(output)
     assert {m["state"] for m in document["members"]} == {"done"} and document["failed"] == {}
-    assert [life["outcome"] for life in lives(killed)] == ["killed", "stopped", "done"]
+    assert [life["outcome"] for life in lives(killed)] == ["killed", "stopped", "killed", "done"]
     assert lives(killed)[2]["step"] == end["step"]
     for row, part in zip(document["sweeps"][0]["rows"], ("25", "50"), strict=True):
         scores = [score(str(local.member(part, seed)), "val", 6) for seed in (0, 1)]
@@ -553,6 +559,10 @@ def test_the_lines_for_slurm_are_the_members_that_are_not_done(tmp_path: Path) -
     names = ["resnet50-mlp", "resnet50-mlp", "resnet50-mlp-plain", "resnet50-mlp-mixup-off", "resnet50-mlp-mixup-off"]
     expected = [(name, seed) for name, seed in zip(names, (0, 1, 0, 0, 1), strict=True)]
     assert found == [wanted(name, seed, str(folder / f"{name}-seed{seed}")) for name, seed in expected]
+    lines = file.read_bytes()
+    with pytest.raises(ValueError, match="jobs may still read its lines"):
+        cls_sweep("resnet50-mlp/parts", "--seeds", "1", "--out", str(folder), *FIELDS, "--slurm", str(file))
+    assert file.read_bytes() == lines
 
 
 def test_a_wandb_agent_starts_the_members(tmp_path: Path) -> None:
