@@ -92,6 +92,7 @@ def test_cls_predicts_with_an_exported_file(tmp_path: Path, clothing: Path) -> N
     assert np.array_equal(*found) and found[0].std() > 0
 
 
+@pytest.mark.soak
 def test_a_graph_of_all_our_parts_takes_pixels(tmp_path: Path, clothing: Path) -> None:
     """CBAM, gate, head and dropout; any batch size; all that a program must know is in the file."""
     import onnxruntime

@@ -240,6 +240,7 @@ def test_a_pipe_and_two_processes_give_the_rows_of_one(
     assert rows == rows_of(names, tta=views_of(("flip",)))
 
 
+@pytest.mark.soak
 def test_ctrl_c_keeps_the_rows_so_far(run: Path, folder: Path, tmp_path: Path) -> None:
     """400 rows of 450 bytes: more than a pipe holds, so that the process is in the middle while nobody reads."""
     files, names = sorted(folder.iterdir()), [str(tmp_path / f"{i}.jpg") for i in range(400)]

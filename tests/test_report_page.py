@@ -423,6 +423,7 @@ def open_thousand(browser: Any, out: Path) -> tuple[float, float]:
         return float(drawn), float(busy)
 
 
+@pytest.mark.soak
 def test_a_thousand_classes(browser: Any, tmp_path: Path) -> None:
     size = write_thousand(tmp_path, 2000)
     drawn, busy = open_thousand(browser, tmp_path)

@@ -350,6 +350,7 @@ class Local:
         return int(json.loads((out / "lock").read_text())["pid"])
 
 
+@pytest.mark.soak
 def test_members_are_run_skipped_continued_and_reported(server: Server, place: Path) -> None:
     """Of four members one is done, one is killed, one cannot be written and one ends well; then the others."""
     local = Local(server, place / "local", place / "photos")
