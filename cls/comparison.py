@@ -170,7 +170,7 @@ def markdown(document: dict[str, Any]) -> str:
 def _plain(text: str) -> str:
     """Text that Markdown takes literally in a heading or a cell."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return re.sub(r"([\\`*_{}\[\]()#!|~])", r"\\\1", text)
+    return re.sub(r"([\\`*_\[\]|~])|!(?=\[)", lambda found: "\\" + found[0], text)
 
 
 def _row(cells: tuple[str, ...]) -> str:

@@ -116,7 +116,7 @@ def _each(trained: Trained, rows: Rows, views: Sequence[View], take: Taker, stop
     broken, done = 0, 0
     try:
         # a request to stop waits for the end of a batch, on all ranks: no row is cut, no exchange broken off
-        with stop.deferred(), _shown(len(rows), trained.cluster.main) as show:
+        with stop.deferred("this batch"), _shown(len(rows), trained.cluster.main) as show:
             for part in trained.stream(rows, views):
                 take(part)
                 done += len(part.ids)

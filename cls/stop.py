@@ -36,6 +36,7 @@ class Stop:
         launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
         self._launcher = os.getppid() if launched else 0
         self._interruptible = False
+        self._until = "this step with a checkpoint"
         self._interrupted = 0.0
         self._looked = self._asked = time.monotonic()
         self._slowest = 0.0
@@ -68,13 +69,13 @@ class Stop:
             self._interruptible = before
 
     @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Work that must not be cut off in the middle: inside it a signal only sets ``reason``."""
-        before, self._interruptible = self._interruptible, False
+    def deferred(self, until: str) -> Iterator[None]:
+        """Work that must not be cut off in the middle: inside it a signal only sets ``reason``; says ``until`` when."""
+        before, self._interruptible, self._until = (self._interruptible, self._until), False, until
         try:
             yield
         finally:
-            self._interruptible = before
+            self._interruptible, self._until = before
 
     def ask(self) -> bool:
         """True once this process wants the run to stop; 1 us, and some system calls once a second."""
@@ -110,4 +111,4 @@ class Stop:
             raise Stopped(self.reason)
         if first and os.environ.get("RANK", "0") == "0":
             # not print: a signal may arrive inside another print
-            os.write(2, f"\n{self.reason}: stopping after this step with a checkpoint\n".encode())
+            os.write(2, f"\n{self.reason}: stopping after {self._until}\n".encode())

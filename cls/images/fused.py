@@ -131,8 +131,14 @@ def _warp(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
     left, top = (crop.left - x) // k, (crop.top - y) // k
     right, bottom = -(-(crop.left + crop.width - x) // k), -(-(crop.top + crop.height - y) // k)
     c, f = c + crop.left - x - k * left, f + crop.top - y - k * top  # the window begins before the crop, by less than k
-    pixels, x, y = _halve(pixels[top:bottom, left:right], across / k, down / k)
-    x, y = k * x, k * y
+    pixels = pixels[top:bottom, left:right]
+    if min(across, down) < 1.0:  # enlarged as everywhere else: pictures of few pixels look other when bent first
+        width, height = round(crop.width / across), round(crop.height / down)
+        x, y = pixels.shape[1] * k / width, pixels.shape[0] * k / height
+        pixels = _resize(pixels, Resize(width, height), k / x, k / y)
+    else:
+        pixels, *halved = _halve(pixels, across / k, down / k)
+        x, y = (k * each for each in halved)
     # from pixel centres to pixel numbers, as OpenCV counts
     matrix = np.array([[a / x, b / x, (c + (a + b) / 2) / x - 0.5], [d / y, e / y, (f + (d + e) / 2) / y - 0.5]])
     # four channels: OpenCV has a kernel for them that takes half the time of three

@@ -48,7 +48,7 @@ def run_members(
             continue
         print(f"[{done + 1}/{len(todo)}] {shlex.join(command)}", file=sys.stderr, flush=True)
         began = time.monotonic()
-        with stop.deferred():
+        with stop.deferred("the checkpoint of the run that is going on"):
             outcome, reason = _run(member, [program, *command[1:]], stop)
         if stop.reason:
             raise Stopped(stop.reason)
