@@ -207,7 +207,7 @@ def test_a_rank_holds_half_of_everything(large: dict[bool, Life]) -> None:
     assert all(have >= need for have, need in zip(both, (weights, weights, 2 * weights), strict=True))
 
 
-@pytest.mark.parametrize("which", ["fsdp", "large", "frozen"])
+@pytest.mark.parametrize("which", ["fsdp", "large", pytest.param("frozen", marks=pytest.mark.soak)])
 def test_two_groups_at_most_are_whole_at_once(which: str, request: pytest.FixtureRequest) -> None:
     """The root's own and one block's; after a step, an evaluation and the last prediction none."""
     found = request.getfixturevalue(which)

@@ -52,7 +52,9 @@ def whole(runs: Bench, folder: Path) -> Ended:
     return ended
 
 
-@pytest.mark.parametrize(("world", "megabytes"), [(2, 440), pytest.param(1, 540, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("world", "megabytes"), [pytest.param(2, 440, marks=pytest.mark.soak), pytest.param(1, 540, marks=pytest.mark.soak)]
+)
 def test_a_micro_batch_that_does_not_fit_on_one_rank_stops_all_with_one_that_does(
     runs: Bench, folder: Path, world: int, megabytes: int
 ) -> None:
