@@ -121,9 +121,9 @@ class Report:
     """Loader processes; -1 takes one per core."""
 
     def do(self, stop: Stop) -> Any:
-        from cls import verbs
+        from cls.reporting import report_run
 
-        return verbs.report_run(self.run, self.to, self.neighbours, self.predict, self.device, self.workers, stop)
+        return report_run(self.run, self.to, self.neighbours, self.predict, self.device, self.workers, stop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +134,9 @@ class Audit:
     """Run directory."""
 
     def do(self, stop: Stop) -> Any:
-        from cls import verbs
+        from cls.records import audit_run
 
-        return verbs.audit_run(self.run)
+        return audit_run(self.run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,9 +162,9 @@ class Sweep:
         if not self.name:
             return list_sweeps()
         if not chosen(self.name) and Path(self.name).is_dir():
-            from cls import verbs
+            from cls.records import sweep_table
 
-            return verbs.sweep_table(self.name)
+            return sweep_table(self.name)
         return carry_out(self.name, self.wish, self.fields, self.words, stop)
 
 
@@ -218,9 +218,12 @@ class Bench:
     options: Annotated[Options, tyro.conf.arg(name="")]
 
     def do(self, stop: Stop) -> Any:
-        from cls import verbs
+        from cls.bench.report import table
+        from cls.bench.run import bench
 
-        return verbs.bench_run(self.run, self.options, stop)
+        document = bench(self.run, self.options, stop)
+        table(document)
+        return document
 
 
 @dataclass(frozen=True, kw_only=True)

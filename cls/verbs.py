@@ -1,34 +1,26 @@
 """What the verbs of the ``cls`` command do; each prints for people on standard error and gives a JSON document."""
 
 import dataclasses
-import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 
-from cls import goodput, page, recipes
-from cls.bench.options import Options
-from cls.bench.report import table as bench_table
-from cls.bench.run import bench
-from cls.config import Run, View, change, from_yaml
+from cls import recipes
+from cls.config import Run, View
 from cls.console import PEOPLE
 from cls.data.access import images_of
 from cls.data.draws import draws_of
-from cls.data.ledger import audit
 from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
-from cls.data.sources import Splits, load, load_labelled
+from cls.data.sources import load, load_labelled
 from cls.metrics import per_class, summary
 from cls.mix import draw_mixing, mix, partners, soft_targets
 from cls.models import build_model, input_statistics
-from cls.outcome import DataError
 from cls.sheet import Tile, write_sheet
 from cls.steps import Steps
 from cls.stop import Stop
-from cls.sweep.folder import sweep
 from cls.trained import load_trained
 
 
@@ -130,91 +122,3 @@ def evaluate_images(
     PEOPLE.print("worst classes:")
     PEOPLE.print(table)
     return document
-
-
-def report_run(
-    path: str, to: str, neighbours: int, predict_first: bool, device: str, workers: int, stop: Stop
-) -> dict[str, Any] | None:
-    """Write report.html of a run, from what its directory holds and, where asked, from its best weights."""
-    if neighbours < 0:
-        raise ValueError(f"--neighbours must be 0 or more, found {neighbours}")
-    material = page.read_material(Path(path))
-    splits, why = _own_images(change(material.run, data={"workers": workers, "copy": ""}))
-    if (predict_first or neighbours) and splits is None:
-        raise ValueError(f"--predict and --neighbours need the run's images: {why}")
-    trained = load_trained(path, device, workers, stop) if predict_first or neighbours else None
-    if trained and splits and predict_first:
-        tta = material.run.augment.tta
-        views = material.views or (trained.look(splits.val, tta) if tta else None)
-        material = dataclasses.replace(material, val=material.val or trained.look(splits.val, ()), views=views)
-    if trained and not trained.cluster.main:
-        return None
-    pictures = page.Pictures(note=f"Without pictures: {why}" if why else "")
-    if splits and material.val:
-        val = images_of(splits.val)
-        pictures = page.Pictures(thumbs=page.thumbnails(val, material.val))
-        if trained and neighbours:
-            look = page.features(trained.model, trained.run, trained.prepare)
-            near, note = page.neighbours(look, images_of(splits.train), val, material.val, neighbours, trained.run.seed)
-            pictures = dataclasses.replace(pictures, near=near, note=note)
-    document = page.write_page(material, pictures, Path(to) if to else Path(path) / "report.html")
-    print(f"{document['file']} ({document['bytes'] / 1e6:.1f} MB)", file=sys.stderr)
-    return document
-
-
-def _own_images(run: Run) -> tuple[Splits | None, str]:
-    """The images a run was trained on, or why they cannot be had now: the rest of a report does without."""
-    try:
-        return load(run.data, run.seed), ""
-    except ValueError as error:
-        return None, str(error)
-
-
-def bench_run(run: Run, options: Options, stop: Stop) -> dict[str, Any]:
-    """Measure, and show it."""
-    document = bench(run, options, stop)
-    bench_table(document)
-    return document
-
-
-def audit_run(path: str) -> dict[str, Any]:
-    """Whether each image was used exactly once per epoch over all lives; DataError if not."""
-    out = Path(path)
-    if not (out / "config.yaml").is_file():
-        raise ValueError(f"{out} is not a run directory: it has no config.yaml")
-    run, data = from_yaml((out / "config.yaml").read_text()), json.loads((out / "data.json").read_text())
-    found = audit(out, data["train"]["images"], run.train.batch, run.data.balanced)
-    found |= {"lives": goodput.lives(out)}
-    found |= {"total": goodput.total(found["lives"])}
-    print_lives(found["lives"], found["total"])
-    if found["problems"]:
-        raise DataError(f"{out}: " + "; ".join(found["problems"][:5]))
-    epochs = found["draws"] / data["train"]["images"]
-    proof = f"{found['draws']} draws ({epochs:.2f} epochs), each used exactly once; every whole epoch is a permutation"
-    absent = "no ledger: start the run with --track.ledger True for the proof of exactly-once"
-    print(proof if found["ledger"] else absent, file=sys.stderr)
-    return found
-
-
-def print_lives(lives: Sequence[dict[str, Any]], total: dict[str, Any]) -> None:
-    """Each life of a run and all of them: where it was and how it ended, and where its seconds went."""
-    facts = Table("life", "from step", "steps", "lost", "processes", "device", "nodes", "job", "outcome", box=None)
-    spent = Table("life", *(f"{part} s" for part in goodput.PARTS), "goodput", "slowest rank", box=None)
-    for life in lives:
-        row = [life[key] for key in ("life", "step", "steps", "lost_steps", "processes", "device")]
-        facts.add_row(*map(str, [*row, life["nodes"] or life["host"], life["job"], life["outcome"]]))
-        seconds = [f"{value:.1f}" for value in life["seconds"].values()]
-        spent.add_row(str(life["life"]), *seconds, f"{life['goodput']:.2f}", str(life["slowest_rank"]))
-    spent.add_row("all", *(f"{value:.1f}" for value in total["seconds"].values()), f"{total['goodput']:.2f}", "")
-    PEOPLE.print(facts, "", spent)
-
-
-def sweep_table(folder: str) -> list[dict[str, Any]]:
-    """Runs side by side."""
-    rows = sweep(Path(folder))
-    table = Table(*rows[0], box=None)
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    PEOPLE.print(table)
-    print(f"also in {Path(folder) / 'table.md'} and table.csv", file=sys.stderr)
-    return rows

@@ -4,13 +4,15 @@ import csv
 import hashlib
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cls.data.access import Images
-from cls.data.draws import Batch
 from cls.files import Lines
 from cls.folder import Folder
 from cls.lives import read_lives
+
+if TYPE_CHECKING:  # `cls audit` would load torch and datasets for two words
+    from cls.data.access import Images
+    from cls.data.draws import Batch
 
 HEADER = ("step", "draw", "id", "pixels")
 
@@ -18,13 +20,13 @@ HEADER = ("step", "draw", "id", "pixels")
 class Ledger:
     """One rank's rows of one life, in ``<out>/ledger/<life>-<rank>.csv``: step, draw, image, hash of its pixels."""
 
-    def __init__(self, folder: Folder, rank: int, images: Images) -> None:
+    def __init__(self, folder: Folder, rank: int, images: "Images") -> None:
         path = folder.path / "ledger" / f"{folder.life:04d}-{rank:04d}.csv"
         path.parent.mkdir(exist_ok=True)
         path.unlink(missing_ok=True)  # of a start that failed before its life began
         self._lines, self._images, self._batch = Lines(path), images, folder.run.train.batch
 
-    def note(self, batch: Batch) -> None:
+    def note(self, batch: "Batch") -> None:
         rows = []
         for draw, row, pixels in zip(batch.draws, batch.rows, batch.pixels, strict=True):
             name = self._images.name(row).replace('"', '""')

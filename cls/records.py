@@ -1,0 +1,59 @@
+"""What the records of runs say, as tables; no network is built and no image is read for it."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from cls import goodput
+from cls.config import from_yaml
+from cls.console import PEOPLE
+from cls.data.ledger import audit
+from cls.outcome import DataError
+from cls.sweep.folder import sweep
+
+
+def audit_run(path: str) -> dict[str, Any]:
+    """Whether each image was used exactly once per epoch over all lives; DataError if not."""
+    out = Path(path)
+    if not (out / "config.yaml").is_file():
+        raise ValueError(f"{out} is not a run directory: it has no config.yaml")
+    run, data = from_yaml((out / "config.yaml").read_text()), json.loads((out / "data.json").read_text())
+    found = audit(out, data["train"]["images"], run.train.batch, run.data.balanced)
+    found |= {"lives": goodput.lives(out)}
+    found |= {"total": goodput.total(found["lives"])}
+    print_lives(found["lives"], found["total"])
+    if found["problems"]:
+        raise DataError(f"{out}: " + "; ".join(found["problems"][:5]))
+    epochs = found["draws"] / data["train"]["images"]
+    proof = f"{found['draws']} draws ({epochs:.2f} epochs), each used exactly once; every whole epoch is a permutation"
+    absent = "no ledger: start the run with --track.ledger True for the proof of exactly-once"
+    print(proof if found["ledger"] else absent, file=sys.stderr)
+    return found
+
+
+def print_lives(lives: Sequence[dict[str, Any]], total: dict[str, Any]) -> None:
+    """Each life of a run and all of them: where it was and how it ended, and where its seconds went."""
+    facts = Table("life", "from step", "steps", "lost", "processes", "device", "nodes", "job", "outcome", box=None)
+    spent = Table("life", *(f"{part} s" for part in goodput.PARTS), "goodput", "slowest rank", box=None)
+    for life in lives:
+        row = [life[key] for key in ("life", "step", "steps", "lost_steps", "processes", "device")]
+        facts.add_row(*map(str, [*row, life["nodes"] or life["host"], life["job"], life["outcome"]]))
+        seconds = [f"{value:.1f}" for value in life["seconds"].values()]
+        spent.add_row(str(life["life"]), *seconds, f"{life['goodput']:.2f}", str(life["slowest_rank"]))
+    spent.add_row("all", *(f"{value:.1f}" for value in total["seconds"].values()), f"{total['goodput']:.2f}", "")
+    PEOPLE.print(facts, "", spent)
+
+
+def sweep_table(folder: str) -> list[dict[str, Any]]:
+    """Runs side by side."""
+    rows = sweep(Path(folder))
+    table = Table(*rows[0], box=None)
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    PEOPLE.print(table)
+    print(f"also in {Path(folder) / 'table.md'} and table.csv", file=sys.stderr)
+    return rows

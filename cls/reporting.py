@@ -1,0 +1,51 @@
+"""What ``cls report`` does."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from cls import page
+from cls.config import Run, change
+from cls.data.access import images_of
+from cls.data.sources import Splits, load
+from cls.stop import Stop
+from cls.trained import load_trained
+
+
+def report_run(
+    path: str, to: str, neighbours: int, predict_first: bool, device: str, workers: int, stop: Stop
+) -> dict[str, Any] | None:
+    """Write report.html of a run, from what its directory holds and, where asked, from its best weights."""
+    if neighbours < 0:
+        raise ValueError(f"--neighbours must be 0 or more, found {neighbours}")
+    material = page.read_material(Path(path))
+    splits, why = _own_images(change(material.run, data={"workers": workers, "copy": ""}))
+    if (predict_first or neighbours) and splits is None:
+        raise ValueError(f"--predict and --neighbours need the run's images: {why}")
+    trained = load_trained(path, device, workers, stop) if predict_first or neighbours else None
+    if trained and splits and predict_first:
+        tta = material.run.augment.tta
+        views = material.views or (trained.look(splits.val, tta) if tta else None)
+        material = dataclasses.replace(material, val=material.val or trained.look(splits.val, ()), views=views)
+    if trained and not trained.cluster.main:
+        return None
+    pictures = page.Pictures(note=f"Without pictures: {why}" if why else "")
+    if splits and material.val:
+        val = images_of(splits.val)
+        pictures = page.Pictures(thumbs=page.thumbnails(val, material.val))
+        if trained and neighbours:
+            look = page.features(trained.model, trained.run, trained.prepare)
+            near, note = page.neighbours(look, images_of(splits.train), val, material.val, neighbours, trained.run.seed)
+            pictures = dataclasses.replace(pictures, near=near, note=note)
+    document = page.write_page(material, pictures, Path(to) if to else Path(path) / "report.html")
+    print(f"{document['file']} ({document['bytes'] / 1e6:.1f} MB)", file=sys.stderr)
+    return document
+
+
+def _own_images(run: Run) -> tuple[Splits | None, str]:
+    """The images a run was trained on, or why they cannot be had now: the rest of a report does without."""
+    try:
+        return load(run.data, run.seed), ""
+    except ValueError as error:
+        return None, str(error)
