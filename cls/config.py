@@ -171,8 +171,9 @@ class Optim:
     """Share of each training target spread evenly over all classes."""
     class_weight: float = 0.0
     """Weight each class by frequency to the power of minus this (1: inverse frequency); 0 is off."""
-    schedule: Literal["fixed", "cosine", "plateau", "warmup-cosine"] = "fixed"
-    """Rate: fixed; cosine or plateau stepped per epoch; warm-up then cosine stepped per step."""
+    schedule: Literal["fixed", "cosine", "plateau", "warmup-cosine", "one-cycle"] = "fixed"
+    """Rate: fixed; cosine or plateau stepped per epoch; warm-up then cosine stepped per step; one-cycle, per step: from
+    lr / 25 up to lr over the first 30 % of the run and down to nothing (Smith and Topin 2017)."""
     t_max: int = 0
     """Cosine: epochs from lr down to min_lr (the rate rises again after them); 0 is all epochs."""
     min_lr: float = 0.0

@@ -67,6 +67,8 @@ class Schedule:
             # min_lr is a rate, as in torch's schedules, not a share of the unscaled optim.lr
             warm, low = config.warmup * steps / epochs, config.min_lr / self.lr
             self.torch = LambdaLR(optimizer, lambda step: _warmup_cosine(step, warm, steps, low))
+        elif config.schedule == "one-cycle":
+            self.torch = LambdaLR(optimizer, lambda step: _one_cycle(step, steps))
 
     @property
     def lr(self) -> float:
@@ -103,6 +105,14 @@ def _warmup_cosine(step: int, warm: float, steps: int, low: float) -> float:
         return (step + 1) / (math.floor(warm) + 1)
     progress = min(1.0, (step - warm) / max(1.0, steps - warm))
     return low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _one_cycle(step: int, steps: int) -> float:
+    """As torch's OneCycleLR, which would also write its rates into the parameter groups that a checkpoint holds."""
+    top, end = 0.3 * steps - 1, steps - 1
+    if step <= top:
+        return 1 - (1 - 1 / 25) * (1 + math.cos(math.pi * step / top)) / 2
+    return 4e-6 + (1 - 4e-6) * (1 + math.cos(math.pi * min(1.0, (step - top) / max(1.0, end - top)))) / 2
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:

@@ -182,7 +182,7 @@ FIELDS: dict[str, st.SearchStrategy[Any] | None] = {
     "optim.loss": among("ce", "mse"),
     "optim.label_smoothing": None,
     "optim.class_weight": among(0.0, 0.5, 1.0, 3.0),
-    "optim.schedule": among("fixed", "cosine", "plateau", "warmup-cosine"),
+    "optim.schedule": among("fixed", "cosine", "plateau", "warmup-cosine", "one-cycle"),
     "optim.t_max": among(0, 1, 80),
     "optim.min_lr": None,
     "optim.factor": among(0.0, 0.1, 0.99),

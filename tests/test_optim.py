@@ -222,6 +222,22 @@ def test_warm_up_then_cosine_is_the_formula(warmup: float) -> None:
     assert 0.01 < rates[-1] < 0.0102
 
 
+@pytest.mark.parametrize("steps", [2, 3, 4, 5, 10, 48, 101])
+def test_one_cycle_is_torchs(steps: int) -> None:
+    config, optimizer, other = Optim(lr=0.1, schedule="one-cycle"), dummy(0.1, groups=2), dummy(0.1, groups=2)
+    ours = Schedule(optimizer, config, 5, steps)
+    rates = [group["lr"] for group in other.param_groups]
+    theirs = torch.optim.lr_scheduler.OneCycleLR(other, rates, total_steps=steps, cycle_momentum=False)
+    for step in range(steps):
+        for one, two in zip(optimizer.param_groups, other.param_groups, strict=True):
+            assert one["lr"] == pytest.approx(two["lr"], rel=1e-9), step
+        optimizer.step()
+        other.step()
+        ours.step()
+        if step < steps - 1:  # torch refuses one step more
+            theirs.step()
+
+
 def test_the_lowest_rate_is_a_rate_also_where_the_rate_was_scaled() -> None:
     """scale_lr doubles the rate; min_lr is the lowest rate of every schedule, not a ratio to the unscaled one."""
     config = Optim(lr=0.1, lr_batch=64, scale_lr="sqrt", schedule="warmup-cosine", min_lr=0.01)
@@ -251,6 +267,7 @@ CONFIGS = [
         for on in ("loss", "accuracy", "either")
     ),  # type: ignore[arg-type]  # a literal
     Optim(lr=0.1, schedule="warmup-cosine", warmup=3.5, min_lr=1e-3),
+    Optim(lr=0.1, schedule="one-cycle"),
 ]
 
 

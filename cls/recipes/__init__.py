@@ -1,14 +1,14 @@
-"""All recipes by name: the five published systems with their ablations, and the embedded digits."""
+"""All recipes by name: our own, the five published systems with their ablations, and the embedded digits."""
 
 import difflib
 import inspect
 from collections.abc import Callable
 
 from cls.config import Run, diff
-from cls.recipes import attention_gate, cbam_mixup, digits, mlp_head, resnet50_mlp, se_resnext
+from cls.recipes import attention_gate, best, cbam_mixup, digits, mlp_head, resnet50_mlp, se_resnext
 from cls.recipes.sweeps import SWEEPS, figure
 
-_SYSTEMS = (digits, attention_gate, cbam_mixup, mlp_head, se_resnext, resnet50_mlp)
+_SYSTEMS = (digits, best, attention_gate, cbam_mixup, mlp_head, se_resnext, resnet50_mlp)
 
 # each system, then its variants
 RECIPES: dict[str, Callable[[], Run]] = {name: make for system in _SYSTEMS for name, make in system.RECIPES.items()}

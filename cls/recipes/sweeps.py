@@ -183,6 +183,27 @@ SWEEPS: dict[str, Sweep] = {
             Row("no mixup", "resnet50-mlp-mixup-off", test=0.91),
         ),
     ),
+    "best/systems": Sweep(
+        "the five published systems, a plain baseline and our own recipe",
+        (
+            Row("attention-gate", "attention-gate"),
+            Row("cbam-mixup", "cbam-mixup"),
+            Row("mlp-head", "mlp-head"),
+            Row("se-resnext", "se-resnext"),
+            Row("resnet50-mlp", "resnet50-mlp"),
+            Row("plain baseline", "best-baseline"),
+            Row("best", "best"),
+        ),
+    ),
+    "best/parts": Sweep(
+        "our own recipe without one of its parts",
+        (
+            Row("whole", "best"),
+            Row("half the rate", "best-rate"),
+            Row("batch 64", "best-batch"),
+            Row("centre crop .875", "best-crop"),
+        ),
+    ),
 }
 
 
