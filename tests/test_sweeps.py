@@ -64,7 +64,11 @@ TABLES = {
     "se-resnext/techniques": "off –/–, on .8567/.91",
     "se-resnext/backbone": "resnext50_32x4d .86/–, resnetrs50 .90/–, seresnext101d_32x8d .91/–",
     "resnet50-mlp/parts": "whole –/.92, no MLP –/.912, no mixup –/.91",
+    "best/systems": "attention-gate –/–, cbam-mixup –/–, mlp-head –/–, se-resnext –/–, resnet50-mlp –/–, "
+    "plain baseline –/–, best –/–",
+    "best/parts": "whole –/–, half the rate –/–, batch 64 –/–, centre crop .875 –/–",
 }
+SYSTEMS = ("systems", "best/systems")  # their rows differ in everything
 
 V0, V1 = "dropout:0.5", "500 relu dropout:0.5"
 V2, V3 = "500 relu 250 dropout:0.5", "500 bn relu 250 relu dropout:0.5"
@@ -119,6 +123,12 @@ ABOUT: dict[str, dict[str, list[Any]]] = {
     },
     "resnet50-mlp/parts": {"model.head": ["512 bn silu dropout:0.5", "", "512 bn silu dropout:0.5"],
                            "augment.mixup": [0.2, 0.2, 0.0]},
+    "best/parts": {
+        "data.crop_pct": [1.0, 1.0, 1.0, 0.875],
+        "optim.lr": [2e-3, 1e-3, 2e-3, 2e-3],
+        "optim.lr_batch": [32, 32, 64, 32],
+        "train.batch": [32, 32, 64, 32],
+    },
 }  # fmt: skip
 
 # what all rows of a table have in common, where its name alone does not say so
@@ -144,7 +154,7 @@ def printed(name: str) -> list[tuple[str, str, str]]:
 
 
 def test_the_tables_are_those_of_the_reports() -> None:
-    assert list(SWEEPS) == list(TABLES) and set(ABOUT) == set(TABLES) - {"systems"}
+    assert list(SWEEPS) == list(TABLES) and set(ABOUT) == set(TABLES) - set(SYSTEMS)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -188,13 +198,16 @@ def test_a_recipes_line_ends_with_its_figures() -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photos of three colours, the test images labelled; and the file with ResNet-50's V2 weights, of a thin one."""
     root = tmp_path_factory.mktemp("sweeps")
-    for split, count in (("train", 4), ("val", 2), ("test", 3)):
+    splits = ("photos/train", 4), ("photos/val", 2), ("photos/test", 3)
+    for split, count in (*splits, ("many/train", 22), ("many/val", 2), ("many/test", 3)):  # 64 and a bit to train on
         for label in range(3):
-            folder = root / "photos" / split / str(label)
+            folder = root / split / str(label)
             folder.mkdir(parents=True)
             for i in range(count):
-                colour = (label * 80, 200, 120 + 20 * i)
-                Image.new("HSV", (40, 36 + i), colour).convert("RGB").save(folder / f"{split}{label}{i}.png")
+                colour = (label * 80, 200, 120 + 20 * (i % 5))
+                Image.new("HSV", (40, 36 + i % 8), colour).convert("RGB").save(
+                    folder / f"{folder.parent.name}{label}{i}.png"
+                )
     with pytest.MonkeyPatch.context() as patch:
         thin(patch.setattr)
         weights = plain("resnet50").state_dict()
@@ -230,17 +243,21 @@ def server(place: Path) -> Iterator[Server]:
     process.wait()
 
 
-# two steps of everything; a table about the backbone or its weights keeps its own
+# two steps of everything; a table about the backbone, its weights or the batch keeps its own
+SMALL_BATCH = "--train.batch 8 --train.micro-batch 4 --optim.lr-batch 8"
 TOY = """
---data.size 32 --data.workers 0 --train.batch 8 --train.micro-batch 4 --optim.lr-batch 8 --train.epochs 1
+--data.size 32 --data.workers 0 --train.epochs 1
 --track.wandb disabled --train.device cpu --train.keep 1
 """
 BACKBONE, NO_WEIGHTS = "--model.backbone resnext14_8x8d", "--model.weights none"
+OWN_FOLDER = ("best/parts",)
 OWN_BACKBONE = ("mlp-head/depth", "cbam-mixup/backbone", "se-resnext/backbone")
 
 
 def toy(place: Path, name: str) -> list[str]:
-    words = [*shlex.split(TOY), "--data.path", str(place / "photos"), "--out", str(place / "runs")]
+    batch = [] if name == "best/parts" else shlex.split(SMALL_BATCH)
+    photos = place / ("photos" if batch else "many")
+    words = [*batch, *shlex.split(TOY), "--data.path", str(photos), "--out", str(place / "runs")]
     if name != "mlp-head/weights":
         words += shlex.split(NO_WEIGHTS)
         words += [] if name in OWN_BACKBONE else shlex.split(BACKBONE)
@@ -271,6 +288,7 @@ NEW = {
     "mlp-head/heads-r101": 4, "mlp-head/heads-x50": 0, "mlp-head/heads": 0, "mlp-head/schedule": 3,
     "mlp-head/dropout": 1, "se-resnext/techniques": 2, "resnet50-mlp/parts": 3, "systems": 1, "mlp-head/depth": 6,
     "cbam-mixup/backbone": 3, "se-resnext/backbone": 3, "mlp-head/weights": 3,
+    "best/systems": 2, "best/parts": 4,
 }  # fmt: skip
 
 
@@ -278,7 +296,7 @@ def test_every_table_end_to_end(server: Server, place: Path) -> None:
     """In one folder, in which a run that stands in several tables is there once; a table is whole when all are done."""
     assert set(NEW) == set(TABLES)
     for name in NEW:
-        folder = ["--out", str(place / name.replace("/", "-"))] if name in OWN_BACKBONE else []
+        folder = ["--out", str(place / name.replace("/", "-"))] if name in OWN_BACKBONE + OWN_FOLDER else []
         words = [name, "--seeds", "1", *toy(place, name), *folder]
         assert carry(server, cls_sweep(*words)["members"]) == NEW[name], name
         document = cls_sweep(*words)
@@ -331,7 +349,14 @@ class Local:
     def words(self) -> list[str]:
         launch = shlex.join([sys.executable, str(LENT)])
         own = ["mlp-head/dropout", "--seeds", "2", "--run", "True", "--launch", launch, "--out", str(self.folder)]
-        return [*own, *shlex.split(TOY), "--data.path", str(self.photos), *shlex.split(LONGER)]
+        return [
+            *own,
+            *shlex.split(SMALL_BATCH),
+            *shlex.split(TOY),
+            "--data.path",
+            str(self.photos),
+            *shlex.split(LONGER),
+        ]
 
     def start(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", "from cls.cli import main; main()", "sweep", *self.words, "--json"]
@@ -409,7 +434,16 @@ def test_members_are_run_skipped_continued_and_reported(server: Server, place: P
 @pytest.mark.soak
 def test_members_under_the_real_launcher(place: Path, tmp_path: Path) -> None:
     """``accelerate launch`` is gone at once on a signal; the run behind it saves, and goes on the next time."""
-    words = ["mlp-head/dropout", "--seeds", "1", "--run", "True", "--out", str(tmp_path), *shlex.split(TOY)]
+    words = [
+        "mlp-head/dropout",
+        "--seeds",
+        "1",
+        "--run",
+        "True",
+        "--out",
+        str(tmp_path),
+        *shlex.split(f"{SMALL_BATCH} {TOY}"),
+    ]
     words += ["--data.path", str(place / "photos"), *shlex.split(LONGER), "--train.epochs", "40"]
     command = [sys.executable, "-c", "from cls.cli import main; main()", "sweep", *words]
     pipe, out = subprocess.PIPE, tmp_path / "mlp-head-x50-dropout25-seed0"

@@ -25,7 +25,7 @@ def best() -> Run:
         optim=Optim(
             name="adamw", lr=2e-3, lr_batch=32, weight_decay=0.01, label_smoothing=0.1, schedule="one-cycle"
         ),
-        train=Train(epochs=12, batch=32, micro_batch=16),
+        train=Train(epochs=12, batch=32, micro_batch=32),
     )  # fmt: skip
 
 
@@ -40,7 +40,10 @@ _BASELINE: dict[str, Any] = {
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "best-baseline": ("the plain baseline: rate 1e-3, batch 64, centre crop of 0.875", _BASELINE),
     "best-rate": ("half the rate, 1e-3", {"optim": {"lr": 1e-3}}),
-    "best-batch": ("batch 64, at the same rate", {"train": {"batch": 64}, "optim": {"lr_batch": 64}}),
+    "best-batch": (
+        "batch 64, at the same rate",
+        {"train": {"batch": 64, "micro_batch": 64}, "optim": {"lr_batch": 64}},
+    ),
     "best-crop": ("the usual centre crop of 0.875 in validation and test", {"data": {"crop_pct": 0.875}}),
 }
 
