@@ -128,6 +128,7 @@ ABOUT: dict[str, dict[str, list[Any]]] = {
         "optim.lr": [2e-3, 1e-3, 2e-3, 2e-3],
         "optim.lr_batch": [32, 32, 64, 32],
         "train.batch": [32, 32, 64, 32],
+        "train.micro_batch": [32, 32, 64, 32],
     },
 }  # fmt: skip
 
@@ -205,9 +206,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder.mkdir(parents=True)
             for i in range(count):
                 colour = (label * 80, 200, 120 + 20 * (i % 5))
-                Image.new("HSV", (40, 36 + i % 8), colour).convert("RGB").save(
-                    folder / f"{folder.parent.name}{label}{i}.png"
-                )
+                picture = Image.new("HSV", (40, 36 + i % 8), colour).convert("RGB")
+                picture.save(folder / f"{folder.parent.name}{label}{i}.png")
     with pytest.MonkeyPatch.context() as patch:
         thin(patch.setattr)
         weights = plain("resnet50").state_dict()
@@ -349,14 +349,7 @@ class Local:
     def words(self) -> list[str]:
         launch = shlex.join([sys.executable, str(LENT)])
         own = ["mlp-head/dropout", "--seeds", "2", "--run", "True", "--launch", launch, "--out", str(self.folder)]
-        return [
-            *own,
-            *shlex.split(SMALL_BATCH),
-            *shlex.split(TOY),
-            "--data.path",
-            str(self.photos),
-            *shlex.split(LONGER),
-        ]
+        return [*own, *shlex.split(f"{SMALL_BATCH} {TOY} {LONGER}"), "--data.path", str(self.photos)]
 
     def start(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", "from cls.cli import main; main()", "sweep", *self.words, "--json"]
@@ -434,17 +427,8 @@ def test_members_are_run_skipped_continued_and_reported(server: Server, place: P
 @pytest.mark.soak
 def test_members_under_the_real_launcher(place: Path, tmp_path: Path) -> None:
     """``accelerate launch`` is gone at once on a signal; the run behind it saves, and goes on the next time."""
-    words = [
-        "mlp-head/dropout",
-        "--seeds",
-        "1",
-        "--run",
-        "True",
-        "--out",
-        str(tmp_path),
-        *shlex.split(f"{SMALL_BATCH} {TOY}"),
-    ]
-    words += ["--data.path", str(place / "photos"), *shlex.split(LONGER), "--train.epochs", "40"]
+    words = ["mlp-head/dropout", "--seeds", "1", "--run", "True", "--out", str(tmp_path)]
+    words += [*shlex.split(f"{SMALL_BATCH} {TOY} {LONGER} --train.epochs 40"), "--data.path", str(place / "photos")]
     command = [sys.executable, "-c", "from cls.cli import main; main()", "sweep", *words]
     pipe, out = subprocess.PIPE, tmp_path / "mlp-head-x50-dropout25-seed0"
     process = subprocess.Popen(command, env=environment(), stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
