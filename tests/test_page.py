@@ -116,6 +116,7 @@ def test_a_server_that_never_answers_holds_nothing_up(runs: Bench, tmp_path: Pat
     assert KEY not in ended.output
 
 
+@pytest.mark.soak
 def test_nor_does_it_hold_up_the_end_of_a_single_process(tmp_path: Path) -> None:
     """W&B's own exit would wait for its upload without end; this process leaves as a user's does, not by _exit."""
     program = "import sys, cls.journal, train; cls.journal.FINISH_SECONDS = 2\ntrain.main(sys.argv[1:])"

@@ -97,6 +97,7 @@ def test_a_job_has_the_bits_of_a_run_on_this_machine(cluster: Slurm, place: Path
     assert bits(result) == bits(whole)
 
 
+@pytest.mark.soak
 def test_a_request_in_the_middle_of_an_epoch_changes_no_bit_and_a_finished_job_ends_at_once(
     cluster: Slurm, place: Path, whole: Result
 ) -> None:
@@ -121,7 +122,7 @@ def test_a_request_in_the_middle_of_an_epoch_changes_no_bit_and_a_finished_job_e
     assert len(lives(out)) == 2
 
 
-@pytest.mark.parametrize("partition", ["a6000", "rtx3090"])
+@pytest.mark.parametrize("partition", ["a6000", pytest.param("rtx3090", marks=pytest.mark.soak)])
 def test_a_preempted_job_goes_on(cluster: Slurm, place: Path, whole: Result, partition: str) -> None:
     """By a higher partition, with 15 seconds of notice and with none."""
     node = f"{partition}-1"
@@ -194,6 +195,7 @@ def test_a_run_that_ends_with_an_error_is_not_queued_again(
     assert job.result(f"runs/digits-{job.id}").exit["outcome"] == outcome
 
 
+@pytest.mark.soak
 def test_an_array_of_variants_makes_a_run_each_and_one_table(cluster: Slurm, place: Path) -> None:
     """The last member, whose number is that of the whole array, is asked to leave: it alone comes back."""
     short, long = "--train.max-steps 2", "--train.epochs 12"
