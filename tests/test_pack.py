@@ -13,10 +13,12 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, environment
 from PIL import Image
+from test_fused import encode
 
 from cls import config
 from cls.data import pack as packs
@@ -206,11 +208,36 @@ def test_files_that_change_between_two_commands_are_noticed(tmp_path: Path) -> N
     for path in sorted(source.rglob("*.bmp")):
         data, status = path.read_bytes(), path.stat()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-        with pytest.raises(ValueError, match="packed was begun with image files of other sizes or times of change"):
+        with pytest.raises(ValueError, match="packed was begun with images of other sizes or contents, or image files"):
             pack(str(source), to, Packing())
         path.write_bytes(data)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     pack(str(source), to, Packing())
+
+
+def test_images_inside_tables_that_change_between_two_commands_are_noticed(tmp_path: Path) -> None:
+    """Other sizes of any image, at the same ids and labels; other bytes of the same size where all are looked at."""
+    source, to = tmp_path / "table", tmp_path / "packed"
+    source.mkdir()
+    files = [encode(noise(i), quality=90) for i in range(2 * packs.SAMPLE)]
+
+    def write(contents: list[bytes]) -> None:
+        rows = [{"bytes": data, "path": f"{i}.jpg"} for i, data in enumerate(contents)]
+        for split, some in (("train", slice(8, None)), ("validation", slice(8))):
+            table = pa.table({"image": rows[some], "label": ["a", "b"] * (len(rows[some]) // 2)})
+            pq.write_table(table, source / f"{split}.parquet")
+
+    write(files)
+    first = pack(str(source), to, Packing())
+    for place in (0, 1, 70, 127):
+        write([*files[:place], encode(noise(place), quality=60), *files[place + 1 :]])
+        with pytest.raises(ValueError, match="packed was begun with images of other sizes or contents"):
+            pack(str(source), to, Packing())
+    write([data[:-30] + bytes(28) + data[-2:] for data in files])  # the last pixels
+    with pytest.raises(ValueError, match="packed was begun with images of other sizes or contents"):
+        pack(str(source), to, Packing())
+    write(files)
+    assert pack(str(source), to, Packing()) == first
 
 
 def test_what_cannot_be_gone_on_with_is_one_clear_error(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 Each shard is written aside, read back and compared, and only then gets its name. ``packing.json`` notes the finished
 ones until ``pack.json`` says that all is there, so an interrupted `cls pack` goes on where it was. It refuses to where
-the source has changed since: other ids, labels or classes, other sizes or times of change of image files. Images that
-lie inside tables and tars are known by id and label only.
+the source has changed since: other ids, labels or classes, other sizes or times of change of image files; of images
+that lie inside tables and tars other sizes, or other bytes of a sample of them: reading all again would take as long as
+packing.
 """
 
 import hashlib
@@ -22,10 +23,11 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from cls import config
-from cls.data.access import Encoded, column, files_of, fingerprint, images_of
+from cls.data.access import Encoded, column, files_of, fingerprint, images_of, sizes_of
 from cls.data.meter import Meter
 from cls.data.packing import Packing
 from cls.data.part import SPLITS
@@ -42,7 +44,7 @@ VERSION = 2
 OTHER = {
     "classes": "other classes",
     "splits": "other images",
-    "stamps": "image files of other sizes or times of change",
+    "stamps": "images of other sizes or contents, or image files of other times of change",
 }
 
 
@@ -67,7 +69,7 @@ def pack(source: str, to: Path, how: Packing) -> dict[str, Any]:
         "source": str(root.absolute()) if root.exists() else source,
         "options": asdict(how),
         "classes": list(splits.classes),
-        "stamps": {split: _stamps(part) for split, part in rows.items()},
+        "stamps": {split: _stamps(part, _order(part, split, how)[:SAMPLE]) for split, part in rows.items()},
         "splits": {split: _split_plan(part, split, how) for split, part in rows.items()},
     }
     done = _begin(to, plan)
@@ -95,9 +97,15 @@ def _split_plan(rows: Dataset, split: str, how: Packing) -> dict[str, Any]:
     }
 
 
-def _stamps(rows: Dataset) -> str:
-    """Hash of the image files' sizes and times of change: one look at each, which also finds those that are gone."""
+def _stamps(rows: Dataset, sample: list[int]) -> str:
+    """Hash of the image files' sizes and times of change: one look at each, which also finds those that are gone; of
+    images inside tables their sizes, and the bytes of a sample.
+    """
     digest = hashlib.sha256()
+    if (sizes := sizes_of(rows)).null_count < len(rows):
+        digest.update(pc.fill_null(sizes, -1).to_numpy().astype("<i8").tobytes())
+        for data in images_of(rows).read(sample):
+            digest.update(b"" if isinstance(data, BadImage) else data)
     for path in (path for chunk in files_of(rows).chunks for path in chunk.drop_null().to_pylist()):
         try:
             status = os.stat(path)
