@@ -293,6 +293,29 @@ def test_a_killed_packing_goes_on_where_it_was(tmp_path: Path) -> None:
     assert anonymous(content(to)) == anonymous(content(source))
 
 
+def test_a_second_packing_into_the_folder_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    source, to = photos(tmp_path / "photos", each=3), tmp_path / "packed"
+    code = (
+        "import sys, time; from pathlib import Path; from cls.data import pack as packs; from cls.data.packing import "
+        "Packing; packs._write = lambda *_: (print('begun', flush=True), time.sleep(100)); "
+        "packs.pack(sys.argv[1], Path(sys.argv[2]), Packing())"
+    )
+    env = environment(HF_DATASETS_CACHE=str(tmp_path / "cache"), PYTHONPATH=str(ROOT))
+    first = subprocess.Popen([sys.executable, "-c", code, source, to], env=env, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None and first.stdout.readline() == "begun\n"
+        (to / ".train-00000-of-00001.parquet.1.tmp").write_bytes(b"the shard that it writes")
+        before = sorted(to.iterdir())
+        with pytest.raises(ValueError, match=rf"--to: {to} is being written by process {first.pid} on .*: wait for it"):
+            pack(str(source), to, Packing())
+        assert sorted(to.iterdir()) == before
+    finally:
+        first.kill()
+        first.wait()
+    document = pack(str(source), to, Packing())  # its lock is taken over
+    assert sorted(path.name for path in to.iterdir()) == sorted(["pack.json", *document["files"]])
+
+
 def test_a_finished_packing_is_verified_and_mended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, to = photos(tmp_path / "photos"), tmp_path / "packed"
     first = pack(str(source), to, Packing())

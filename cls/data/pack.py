@@ -16,6 +16,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from math import ceil
 from pathlib import Path
@@ -35,12 +36,14 @@ from cls.data.shard import Row, sha256, write_shard
 from cls.data.sources import labels_of, load
 from cls.files import write_whole
 from cls.images.decode import BadImage, decode
+from cls.lock import claim, kept
 from cls.seed import generator
 
 log = logging.getLogger("cls")
 
 SAMPLE = 64  # images from whose size the number of shards follows
 VERSION = 2
+LOCK = "packing.lock"
 OTHER = {
     "classes": "other classes",
     "splits": "other images",
@@ -72,15 +75,28 @@ def pack(source: str, to: Path, how: Packing) -> dict[str, Any]:
         "stamps": {split: _stamps(part, _order(part, split, how)[:SAMPLE]) for split, part in rows.items()},
         "splits": {split: _split_plan(part, split, how) for split, part in rows.items()},
     }
-    done = _begin(to, plan)
-    if not (to / "pack.json").exists():
-        _write(to, plan, done, rows, splits.classes, how)
+    with _alone(to):
+        done = _begin(to, plan)
+        if not (to / "pack.json").exists():
+            _write(to, plan, done, rows, splits.classes, how)
     document: dict[str, Any] = json.loads((to / "pack.json").read_text())
     for split, part in document["splits"].items():
         size = sum(entry["bytes"] for name, entry in document["files"].items() if name.startswith(f"{split}-"))
         _say(f"{split}: {part['images']:,} images, {part['shards']} shards, {size / 1e6:,.1f} MB")
     _say(f"{len(splits.classes)} classes; {to} is for --data.path and for datasets.load_dataset")
     return document | {"folder": str(to)}
+
+
+@contextmanager
+def _alone(to: Path) -> Iterator[None]:
+    """The only packing into this folder, on any host; what may only be read has no writer, and can be verified."""
+    to.mkdir(parents=True, exist_ok=True)
+    if not os.access(to, os.W_OK):
+        yield
+        return
+    claim(to / LOCK, "--to")
+    with kept(to / LOCK):
+        yield
 
 
 def _split_plan(rows: Dataset, split: str, how: Packing) -> dict[str, Any]:
@@ -144,7 +160,7 @@ def _begin(to: Path, plan: dict[str, Any]) -> dict[str, Any]:
             if whole:
                 _say(f"{len(whole)} finished shards in {to} verified and kept")
             return whole
-    if to.exists() and any(to.iterdir()):
+    if any(path.name != LOCK for path in to.iterdir()):
         raise ValueError(f"--to {to} is not empty and holds no begun packing: name a new folder")
     _note(to / "packing.json", plan, {})
     return {}
