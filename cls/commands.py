@@ -58,7 +58,8 @@ class Predict:
     """Run directory, or its best/model.safetensors."""
     path: tyro.conf.Positional[tuple[str, ...]]
     """Folder of images, image files, or tables of images (parquet, arrow, tar). - reads a list of files, one a line or
-    each ended by NUL, from standard input to its end; what of it cannot be read gets a row with the error."""
+    each ended by NUL, from standard input to its end; what of it cannot be read gets a row with the error. An image's
+    id is its path below the folder, its path as it is named here or in the list, or the table's own id of it."""
     out: str = ""
     """Folder for top.csv (row by row while it goes on) and at the end prediction.csv, prediction.zip and
     predictions.parquet (all probabilities); empty: predict-<name of path> in the run directory. - writes no files but

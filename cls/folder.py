@@ -1,23 +1,21 @@
 """The run directory: one writer at a time, one configuration for life."""
 
-import contextlib
 import dataclasses
 import json
 import os
-import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import field
 from pathlib import Path
 from typing import Self
 
 from cls.config import Run, change, diff, from_yaml, to_yaml
 from cls.files import write_whole
 from cls.lives import read_lives
-from cls.lock import claim, mine, owner_of
+from cls.lock import claim, kept, mine, owner_of
 from cls.outcome import ForeignFolderError
 from cls.parallel.cluster import Cluster
 from cls.parallel.guards import resolve_precision
-
-HEARTBEAT_SECONDS = 30
 
 
 @dataclasses.dataclass
@@ -30,21 +28,18 @@ class Folder:
     """What the finished run said at its end; '' for a run that goes on."""
     life: int
     """How many lives the run has had before this one."""
-    _left: threading.Event | None = None
+    _kept: AbstractContextManager[None] = field(default_factory=nullcontext)
 
     def __enter__(self) -> Self:
-        """Show other hosts that this writer lives, whatever it is doing, on the rank that holds the lock."""
+        """Keep the lock alive, on the rank that holds it."""
         if mine(owner_of(self.path / "lock")):
-            self._left = threading.Event()
-            threading.Thread(target=self._beat, daemon=True).start()
+            self._kept = kept(self.path / "lock")
+        self._kept.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Give the lock back, on the rank that holds it."""
-        if self._left:
-            self._left.set()
-        if mine(owner_of(self.path / "lock")):
-            (self.path / "lock").unlink(missing_ok=True)
+        self._kept.__exit__(None, None, None)
 
     def refuse_successor(self) -> None:
         """ForeignFolderError if another process has taken this one for dead and writes here now (rank 0 only)."""
@@ -52,12 +47,6 @@ class Folder:
         # none: deleted by hand; "?": could not be read just now: no reasons to die
         if owner and owner["pid"] != "?" and not mine(owner):
             raise ForeignFolderError(f"out: {self.path} was taken over by process {owner['pid']} on {owner['host']}")
-
-    def _beat(self) -> None:
-        assert self._left is not None
-        while not self._left.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(OSError):  # deleted by hand, or a disk in trouble: no reason to die
-                os.utime(self.path / "lock")
 
 
 def open_folder(run: Run, cluster: Cluster) -> Folder:

@@ -1,37 +1,75 @@
 """One writer of a run directory at a time, on any host that shares the file system."""
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from cls.outcome import ForeignFolderError
 
+HEARTBEAT_SECONDS = 30
 DEAD_AFTER_SECONDS = 300  # a writer on another host is gone
 
 
-def claim(lock: Path) -> None:
-    """Take the lock or raise ValueError naming its owner; a dead owner's lock is taken over."""
+def claim(lock: Path, field: str = "out") -> None:
+    """Take the lock or raise ValueError naming ``field`` and the owner; a dead owner's lock is taken over."""
     own = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID", "")}
-    own["birth"] = _birth(os.getpid())
+    _take(lock, json.dumps(own | {"birth": _birth(os.getpid())}).encode(), f"{field}: {lock.parent}")
+
+
+def _take(lock: Path, own: bytes, what: str) -> None:
+    """Create the lock, or replace a dead owner's one, which only the holder of a second lock, named after the first
+    one's content, may do: whoever comes too late finds another content. That one's holder may have died as well.
+
+    Needs nothing of a file system but exclusive creation and renaming; Lustre may have no flock, others no links.
+    """
     for _ in range(2):
         try:
             handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
-            owner = owner_of(lock)
+            dead, owner = _content(lock), owner_of(lock)
             if owner and _alive(owner, lock):
                 raise ForeignFolderError(
-                    f"out: {lock.parent} is being written by process {owner['pid']} on {owner['host']} "
+                    f"{what} is being written by process {owner['pid']} on {owner['host']} "
                     f"(job {owner['job'] or '-'}): wait for it, or delete {lock} if it is gone"
                 ) from None
-            _clear(lock)
+            if dead is None:  # given back just now
+                continue
+            right = lock.with_name(f"{lock.name}.{hashlib.sha256(dead).hexdigest()[:16]}")
+            _take(right, own, what)
+            if _content(lock) == dead:
+                os.rename(right, lock)
+                return
+            right.unlink()
             continue
-        with os.fdopen(handle, "w") as file:
-            json.dump(own, file)
+        with os.fdopen(handle, "wb") as file:
+            file.write(own)
         return
-    raise ForeignFolderError(f"out: {lock} was taken by another process just now: try again")
+    raise ForeignFolderError(f"{what} was taken by another process just now: try again")
+
+
+@contextlib.contextmanager
+def kept(lock: Path) -> Iterator[None]:
+    """Show other hosts that the owner lives, whatever it is doing; give the lock back at the end."""
+    left = threading.Event()
+
+    def beat() -> None:
+        while not left.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):  # deleted by hand, or a disk in trouble: no reason to die
+                os.utime(lock)
+
+    threading.Thread(target=beat, daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+        if mine(owner_of(lock)):
+            lock.unlink(missing_ok=True)
 
 
 def in_use(path: Path) -> bool:
@@ -50,16 +88,11 @@ def state_of(path: Path) -> str:
         return "running" if in_use(path) else "killed"
 
 
-def _clear(lock: Path) -> None:
-    """Take a dead owner's lock away, and no other: somebody else may have done so and be its owner by now."""
-    aside = lock.with_name(f"lock.{os.getpid()}")
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(lock, aside)
-        owner = owner_of(aside)
-        if owner and _alive(owner, aside):
-            with contextlib.suppress(FileExistsError):
-                os.link(aside, lock)
-        aside.unlink()
+def _content(lock: Path) -> bytes | None:
+    try:
+        return lock.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def owner_of(lock: Path) -> dict[str, str | int]:

@@ -33,6 +33,11 @@ def tell(facts: dict[str, Any]) -> None:
         for group in ranked
     ]
     _table("pictures with copies", groups, ("what", "splits", "labels", "images"))
+    if facts["crowded"]:
+        _say(
+            f"{facts['crowded']:,} images look almost the same as many others: each was compared with the likest few "
+            "of them only, so copies among them may be missing here"
+        )
     if facts["not_compared"]:
         _say(f"{facts['not_compared']:,} images are too small or too plain: only equal ones of them are found")
     for split, how in facts.get("asked", {}).items():

@@ -57,6 +57,31 @@ if [ -n "${SLURM_JOB_ID:-}" ] && [ -f "$_measured" ]; then
 fi
 unset _measured
 
+# machines ROOT ARGUMENTS…: set launch, the arguments of accelerate launch for the nodes and GPUs of this job, and per_node,
+# config, first and port, of which they are made; ARGUMENTS, the program's own, may ask for the CPU.
+machines() {
+    local total root=$1
+    shift
+    first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
+    port=$((20000 + SLURM_JOB_ID % 10000)) # below the ports that systems hand out
+    while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
+    per_node=${CLS_PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
+    [ "$per_node" -gt 0 ] || per_node=1
+    total=$((SLURM_NNODES * per_node))
+    config=${CLS_ACCELERATE:-ddp}
+    if [ -z "${CLS_ACCELERATE:-}" ]; then
+        [ "$total" -gt 1 ] || config=one_gpu
+        case " ${SLURM_GPUS_ON_NODE:-0} $* " in
+        " 0 "* | *" --train.device cpu "* | *" --train.device=cpu "* | *" --device cpu "* | *" --device=cpu "*) config=cpu ;;
+        esac
+    fi
+    # shellcheck disable=SC2034  # for the script that calls this
+    launch=(
+        --config_file "$root/accelerate_configs/$config.yaml" --num_machines "$SLURM_NNODES" --num_processes "$total"
+        --main_process_ip "$first" --main_process_port "$port" --rdzv_backend static
+    )
+}
+
 # A stream of names, contents and modes, whatever the order and age of the files; links are followed.
 _packed() { tar -C "$1" -h --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf - -- "$2"; }
 

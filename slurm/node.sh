@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# One node's part of a run: slurm/train.sh starts it on every node, with the arguments of accelerate launch.
+# One node's part of a job: slurm/train.sh and slurm/predict.sh start it on every node, with the arguments of accelerate
+# launch.
 set -euo pipefail
 # shellcheck source=slurm/env.sh
 . "$(dirname "$0")/env.sh"

@@ -78,17 +78,7 @@ fi
 
 # shellcheck source=slurm/env.sh
 . "$root/slurm/env.sh"
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
-port=$((20000 + SLURM_JOB_ID % 10000)) # below the ports that systems hand out
-while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
-per_node=${CLS_PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
-[ "$per_node" -gt 0 ] || per_node=1
-total=$((SLURM_NNODES * per_node))
-config=${CLS_ACCELERATE:-ddp}
-if [ -z "${CLS_ACCELERATE:-}" ]; then
-    [ "$total" -gt 1 ] || config=one_gpu
-    case " ${SLURM_GPUS_ON_NODE:-0} $* " in " 0 "* | *" --train.device cpu "* | *" --train.device=cpu "*) config=cpu ;; esac
-fi
+machines "$root" "$@"
 moment() { # moment Start: unix time of StartTime; nothing where it is not known
     local text
     text=$(sed -n "s/.*\b$1Time=\([0-9][^ ]*\).*/\1/p" <<<"$shown" | sed -n 1p)
@@ -99,10 +89,6 @@ CLS_SUBMIT_TIME=$(if [ "$lives" -gt 0 ]; then moment Submit; else moment Eligibl
 export SLURM_JOB_END_TIME SLURM_JOB_START_TIME CLS_SUBMIT_TIME
 # The launcher kills what has not left 30 s after the first process did: a checkpoint may take longer.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600
-launch=(
-    --config_file "$root/accelerate_configs/$config.yaml" --num_machines "$SLURM_NNODES" --num_processes "$total"
-    --main_process_ip "$first" --main_process_port "$port" --rdzv_backend static
-)
 printf 'slurm/train.sh: job %s, life %s, %s: %s node(s) x %s process(es), %s.yaml, first node %s:%s -> %s\n' \
     "$job" "$lives" "$SLURM_JOB_NODELIST" "$SLURM_NNODES" "$per_node" "$config" "$first" "$port" "$out"
 

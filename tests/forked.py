@@ -142,8 +142,7 @@ def child(request: dict[str, Any], rank: int, port: int, log: Path) -> None:
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
         )  # fmt: skip
-    code = 1
-    try:
+    with leaving():
         import train
 
         weather(rank)
@@ -151,6 +150,14 @@ def child(request: dict[str, Any], rank: int, port: int, log: Path) -> None:
             for blow in reversed(request["blow"].split(";")):  # of two at one moment the first falls first
                 arm(blow, rank, Path(request["out"]))
         train.main(request["argv"])
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """The end of a child: with the exit status that Python itself would have, and nothing of the parent's clean-up."""
+    code = 1
+    try:
+        yield
         code = 0
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 0 if left.code is None else 1

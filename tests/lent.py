@@ -79,21 +79,13 @@ def run(request: dict[str, Any], fds: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
-    code = 1
-    try:
-        from forked import weather
+    from forked import leaving, weather
 
+    with leaving():
         import train
 
         weather(0)
         train.main(request["argv"])
-        code = 0
-    except SystemExit as left:
-        code = left.code if isinstance(left.code, int) else 0 if left.code is None else 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
 
 
 if __name__ == "__main__":

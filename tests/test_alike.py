@@ -180,6 +180,29 @@ def test_frames_of_a_film_give_few_pairs_of_each(monkeypatch: pytest.MonkeyPatch
     assert 199 <= len(pairs) <= 200 * alike.BEST and not any(mirrored for _, _, mirrored in pairs)
 
 
+def test_pictures_that_are_all_alike_are_not_all_compared_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3,000 X-rays, say: the fine comparisons and the looks grow with their number, and real copies are found."""
+    count, compared, real = 3000, 0, alike._finely
+    monkeypatch.setattr(alike, "CROWD", 32)
+    rng, one = np.random.default_rng(3), random_outlines(1, 1)[0].astype(np.float32)
+    crowd = one + 0.1 * random_outlines(count, 2).astype(np.float32)  # cosines of about 0.99
+    crowd[1500:1510] = crowd[:10] + 0.003 * rng.normal(size=(10, alike.F, alike.F)).astype(np.float32)
+    outlines = (crowd / np.linalg.norm(crowd, axis=(1, 2), keepdims=True)).astype(np.float16)
+
+    def counted(block: np.ndarray, fine: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+        nonlocal compared
+        compared += len(rows)
+        return real(block, fine, rows, others)
+
+    monkeypatch.setattr(alike, "_finely", counted)
+    pieces = list(candidates(outlines))
+    assert compared == count * alike.CROWD  # of 8,997,000
+    assert sum(len(piece.first) for piece in pieces) == count * alike.CROWD_BEST
+    assert np.concatenate([piece.crowded for piece in pieces]).tolist() == list(range(count))
+    found = {pair for piece in pieces for pair in zip(piece.first.tolist(), piece.second.tolist(), strict=True)}
+    assert {(i, 1500 + i) for i in range(10)} <= found
+
+
 @pytest.mark.soak
 def test_the_search_finds_every_planted_copy_among_100_000() -> None:
     """About 10 minutes of one core; a sample of rows is compared with the definition."""

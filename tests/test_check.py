@@ -24,6 +24,7 @@ from cls import cli
 from cls.config import Data
 from cls.data.findings import problems, refuse_problems
 from cls.examine import examine
+from cls.images import alike
 from cls.metrics import Predictions
 from cls.outcome import DataError
 from cls.sheet import Panel, write_panels
@@ -199,6 +200,21 @@ def test_every_broken_and_odd_image_is_named(found: dict[str, Any]) -> None:
     assert all(BROKEN[one["id"]] in one["reason"] for one in found["broken"])
     assert {kind: {one["id"] for one in odd["images"]} for kind, odd in found["odd"].items()} == ODD
     assert found["not_compared"] == 1  # tiny.png
+
+
+def test_what_was_not_compared_in_a_crowd_is_said(
+    found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twelve shots of one scene, and an X-ray's size of crowd made as small."""
+    assert found["crowded"] == 0
+    rng, scene = np.random.default_rng(0), np.asarray(drawn(0).resize((120, 160))).astype(int)
+    for number, place in enumerate(f"{split}/{label}" for split in ("train", "val") for label in "abc" for _ in "12"):
+        shot = np.clip(scene + rng.normal(size=scene.shape) * 30, 0, 255).astype(np.uint8)
+        save(tmp_path / place / f"{number}.png", encoded(Image.fromarray(shot), format="PNG"))
+    monkeypatch.setattr(alike, "CROWD", 6)
+    facts = checked(tmp_path)
+    assert facts["crowded"] == 12 and not facts["copies"]
+    assert "12 images look almost the same as many others: each was compared with the" in capsys.readouterr().err
 
 
 def test_figures_of_each_split(found: dict[str, Any], planted: Path) -> None:

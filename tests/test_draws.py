@@ -311,13 +311,25 @@ def test_a_broken_evaluation_image_is_black_and_named(tmp_path: Path) -> None:
     assert [bool(image.any()) for image in batch.pixels] == [True, False, True, True]
 
 
-def test_random_views_depend_on_seed_view_and_row_only(rows: Dataset) -> None:
+def test_random_views_depend_on_seed_view_and_image_only(rows: Dataset) -> None:
     def hashes(seed: int, view: config.View) -> list[bytes]:
         views = Views(images_of(rows), view_ops(view, DATA), SIZE, seed, view)
         return [sample.pixels.numpy().tobytes() for sample in samples_of(views, range(17))]
 
     assert hashes(0, "rotate") == hashes(0, "rotate") != hashes(1, "rotate")
     assert hashes(0, "identity") == hashes(1, "identity")
+
+
+@pytest.mark.parametrize("view", ["identity", "hflip", "rotate", "crop"])
+def test_a_view_of_an_image_is_the_same_alone_and_in_any_list(rows: Dataset, view: config.View) -> None:
+    def seen(some: Dataset) -> dict[str, bytes]:
+        views = Views(images_of(some), view_ops(view, DATA), SIZE, 0, view)
+        samples = samples_of(views, range(len(some)))
+        return {name: sample.pixels.numpy().tobytes() for name, sample in zip(some["id"], samples, strict=True)}
+
+    whole = seen(rows)
+    assert seen(rows.select(range(16, -1, -1))) == whole and len(set(whole.values())) == 17
+    assert seen(rows.select([11])) == {rows[11]["id"]: whole[rows[11]["id"]]}
 
 
 # --- on the device ---

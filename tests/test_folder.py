@@ -1,8 +1,11 @@
 """The run directory: one live writer, one configuration for life, nobody else's files touched."""
 
 import dataclasses
+import hashlib
 import json
+import multiprocessing
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,9 +20,9 @@ import torch
 from accelerate import Accelerator
 
 from cls.config import Run, change, from_yaml
-from cls.folder import HEARTBEAT_SECONDS, open_folder
+from cls.folder import open_folder
 from cls.lives import Lives, read_lives
-from cls.lock import DEAD_AFTER_SECONDS, claim, in_use
+from cls.lock import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS, claim, in_use
 from cls.outcome import ForeignFolderError
 from cls.parallel.cluster import Cluster
 
@@ -151,10 +154,55 @@ def test_a_lock_being_written_this_moment_is_respected(tmp_path: Path) -> None:
         claim(tmp_path / "lock")
 
 
+ROUNDS, CONTENDERS = 20, 8
+
+
+def contend(root: Path, start: Any, tried: Any) -> None:
+    """Claim a dead process's lock in each round, where a rename takes its time before and after."""
+    rng, rename = random.Random(os.getpid()), os.rename
+
+    def slow(*names: Any) -> None:
+        time.sleep(rng.random() * 0.02)
+        rename(*names)
+        time.sleep(rng.random() * 0.02)
+
+    os.rename = slow  # of this process
+    for number in range(ROUNDS):
+        start.wait()
+        time.sleep(rng.random() * 0.01)
+        try:
+            claim(root / str(number) / "lock")
+            (root / str(number) / f"won-{os.getpid()}").touch()
+        except ForeignFolderError:
+            pass
+        tried.wait()  # the owner lives until all have tried
+
+
+def test_of_many_that_find_a_dead_lock_exactly_one_takes_it(tmp_path: Path) -> None:
+    """Real processes; in every third round an earlier one has died while it took the lock over."""
+    for number in range(ROUNDS):
+        lock = tmp_path / str(number) / "lock"
+        write_lock(lock, birth="17")
+        if number % 3 == 0:
+            write_lock(lock.with_name(f"lock.{hashlib.sha256(lock.read_bytes()).hexdigest()[:16]}"), birth="18")
+    fork = multiprocessing.get_context("fork")
+    barriers = fork.Barrier(CONTENDERS), fork.Barrier(CONTENDERS)
+    children = [fork.Process(target=contend, args=(tmp_path, *barriers)) for _ in range(CONTENDERS)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    for number in range(ROUNDS):
+        names = sorted(os.listdir(tmp_path / str(number)))
+        owner = json.loads((tmp_path / str(number) / "lock").read_text())
+        assert names == ["lock", f"won-{owner['pid']}"]
+
+
 def test_the_lock_beats_while_the_folder_is_open_and_is_given_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cls.folder.HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr("cls.lock.HEARTBEAT_SECONDS", 0.05)
     lock = tmp_path / "run" / "lock"
     with open_folder(run_in(tmp_path / "run"), CLUSTER) as folder:
         for _ in range(2):  # a beat, whatever the main thread does

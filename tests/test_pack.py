@@ -13,10 +13,12 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, environment
 from PIL import Image
+from test_fused import encode
 
 from cls import config
 from cls.data import pack as packs
@@ -206,11 +208,36 @@ def test_files_that_change_between_two_commands_are_noticed(tmp_path: Path) -> N
     for path in sorted(source.rglob("*.bmp")):
         data, status = path.read_bytes(), path.stat()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-        with pytest.raises(ValueError, match="packed was begun with image files of other sizes or times of change"):
+        with pytest.raises(ValueError, match="packed was begun with images of other sizes or contents, or image files"):
             pack(str(source), to, Packing())
         path.write_bytes(data)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     pack(str(source), to, Packing())
+
+
+def test_images_inside_tables_that_change_between_two_commands_are_noticed(tmp_path: Path) -> None:
+    """Other sizes of any image, at the same ids and labels; other bytes of the same size where all are looked at."""
+    source, to = tmp_path / "table", tmp_path / "packed"
+    source.mkdir()
+    files = [encode(noise(i), quality=90) for i in range(2 * packs.SAMPLE)]
+
+    def write(contents: list[bytes]) -> None:
+        rows = [{"bytes": data, "path": f"{i}.jpg"} for i, data in enumerate(contents)]
+        for split, some in (("train", slice(8, None)), ("validation", slice(8))):
+            table = pa.table({"image": rows[some], "label": ["a", "b"] * (len(rows[some]) // 2)})
+            pq.write_table(table, source / f"{split}.parquet")
+
+    write(files)
+    first = pack(str(source), to, Packing())
+    for place in (0, 1, 70, 127):
+        write([*files[:place], encode(noise(place), quality=60), *files[place + 1 :]])
+        with pytest.raises(ValueError, match="packed was begun with images of other sizes or contents"):
+            pack(str(source), to, Packing())
+    write([data[:-30] + bytes(28) + data[-2:] for data in files])  # the last pixels
+    with pytest.raises(ValueError, match="packed was begun with images of other sizes or contents"):
+        pack(str(source), to, Packing())
+    write(files)
+    assert pack(str(source), to, Packing()) == first
 
 
 def test_what_cannot_be_gone_on_with_is_one_clear_error(tmp_path: Path) -> None:
@@ -264,6 +291,29 @@ def test_a_killed_packing_goes_on_where_it_was(tmp_path: Path) -> None:
     assert document["files"] == undisturbed["files"]
     assert sorted(path.name for path in to.iterdir()) == sorted(p.name for p in (tmp_path / "undisturbed").iterdir())
     assert anonymous(content(to)) == anonymous(content(source))
+
+
+def test_a_second_packing_into_the_folder_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    source, to = photos(tmp_path / "photos", each=3), tmp_path / "packed"
+    code = (
+        "import sys, time; from pathlib import Path; from cls.data import pack as packs; from cls.data.packing import "
+        "Packing; packs._write = lambda *_: (print('begun', flush=True), time.sleep(100)); "
+        "packs.pack(sys.argv[1], Path(sys.argv[2]), Packing())"
+    )
+    env = environment(HF_DATASETS_CACHE=str(tmp_path / "cache"), PYTHONPATH=str(ROOT))
+    first = subprocess.Popen([sys.executable, "-c", code, source, to], env=env, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None and first.stdout.readline() == "begun\n"
+        (to / ".train-00000-of-00001.parquet.1.tmp").write_bytes(b"the shard that it writes")
+        before = sorted(to.iterdir())
+        with pytest.raises(ValueError, match=rf"--to: {to} is being written by process {first.pid} on .*: wait for it"):
+            pack(str(source), to, Packing())
+        assert sorted(to.iterdir()) == before
+    finally:
+        first.kill()
+        first.wait()
+    document = pack(str(source), to, Packing())  # its lock is taken over
+    assert sorted(path.name for path in to.iterdir()) == sorted(["pack.json", *document["files"]])
 
 
 def test_a_finished_packing_is_verified_and_mended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,8 @@ from conftest import ROOT, environment
 from untrained import untrained
 
 from cls.config import View, views_of
+from cls.data.pack import pack
+from cls.data.packing import Packing
 from cls.data.sources import load_given
 from cls.predicting import predict_images, ranked, read_list
 from cls.report import read_parquet
@@ -127,6 +129,29 @@ def test_presets_are_views(run: Path, folder: Path, rows_of: Callable[..., Answe
     _, probs = whole(run, folder, ("identity", "hflip", "rotate", "crop"))
     assert [row["top"] for row in rows] == best(probs, 3)
     assert rows != rows_of([folder], tta=views_of(("flip",))) != rows_of([folder])
+
+
+def test_random_views_are_of_the_image_not_of_its_place(
+    run: Path, folder: Path, tmp_path: Path, rows_of: Callable[..., Answers]
+) -> None:
+    """A folder, a list backwards, one file and packed images; a batch of another size is rounded otherwise, by 1e-6."""
+    more = {"tta": ("rotate", "crop"), "top_k": CLASSES}
+
+    def probs(paths: list[Path]) -> dict[str, dict[str, float]]:
+        rows = rows_of(paths, **more)
+        return {Path(row["id"]).name: {one["class"]: one["probability"] for one in row["top"]} for row in rows}
+
+    expected = probs([folder])
+    files = [folder / name for name in expected]
+    assert probs(files[::-1]) == expected
+    for label in "ab":
+        (tmp_path / "classes" / label).mkdir(parents=True)
+        for file in files[label == "b" :: 2]:
+            shutil.copy(file, tmp_path / "classes" / label)
+    pack(str(tmp_path / "classes"), tmp_path / "packed", Packing())
+    for paths in ([files[17]], *([shard] for shard in (tmp_path / "packed").glob("*.parquet"))):
+        for name, found in probs(paths).items():
+            assert found == pytest.approx(expected[name], abs=1e-5)
 
 
 def test_equal_probabilities_rank_by_class_and_a_broken_image_has_none(run: Path) -> None:

@@ -245,12 +245,21 @@ def test_the_members_of_a_sweep_are_an_array(cluster: Slurm, place: Path) -> Non
 
 
 def test_prediction_in_a_job(cluster: Slurm, place: Path, whole: Result, photos: Path) -> None:
+    """A process for each GPU; their number decides no bit."""
     pictures = place / "some pictures"
     shutil.copytree(photos / "test", pictures)
-    job = cluster.sbatch(place, *ONE, "slurm/predict.sh", whole.out.name, pictures.name, "--device", "cpu")
-    assert job.wait() == "COMPLETED 0:0", job.output()
-    written = (whole.out / "predict-some pictures" / "prediction.csv").read_text().splitlines()
+
+    def files(gpus: tuple[str, ...], out: str) -> dict[str, bytes]:
+        words = (whole.out.name, pictures.name, "--device", "cpu", "--out", out)
+        job = cluster.sbatch(place, *gpus, "slurm/predict.sh", *words)
+        assert job.wait() == "COMPLETED 0:0", job.output()
+        assert (", by 2 processes" in job.output()) == (gpus is TWO)
+        return {name: (place / out / name).read_bytes() for name in ("prediction.csv", "top.csv")}
+
+    found = files(TWO, "by two")
+    written = found["prediction.csv"].decode().splitlines()
     assert len(written) == 7 and written[0] == "image_name,pred_label"
+    assert files(ONE, "by one") == found
 
 
 def test_data_is_staged_by_a_job(cluster: Slurm, place: Path, photos: Path) -> None:

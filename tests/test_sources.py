@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 from cls import config
 from cls.data.access import images_of
 from cls.data.folder import natural
-from cls.data.sources import Splits, load, load_images, load_labelled
+from cls.data.sources import Splits, load, load_given, load_images, load_labelled
 from cls.images.decode import BadImage, decode
 
 
@@ -355,14 +355,18 @@ def test_unlabelled_test_split_of_a_table(tmp_path: Path) -> None:
 # Prediction and evaluation of a path
 
 
-def test_images_for_prediction(tmp_path: Path) -> None:
+def test_images_for_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = make(tmp_path / "images", flat={"": 2, "deep": 2})
     table = load_images(str(root), data(""))
     assert ids(table) == ["deep/deep-0.jpg", "deep/deep-1.jpg", "photo-0.jpg", "photo-1.jpg"]
     assert table["label"][:] == [-1] * 4
-    single = load_images(str(root / "photo-1.jpg"), data(""))
-    assert ids(single) == ["photo-1.jpg"]
-    assert contents(single)[0] == (root / "photo-1.jpg").read_bytes()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(root)
+    for given, name in (("photo-1.jpg",) * 2, ("./deep/../photo-1.jpg",) * 2, (f"{root}/photo-1.jpg",) * 2,
+                        ("~/images/photo-1.jpg", f"{root}/photo-1.jpg")):  # fmt: skip
+        single, several = load_images(given, data("")), load_given([given, "deep/deep-0.jpg"], data(""))
+        assert ids(single) == [name] and ids(several) == [given, "deep/deep-0.jpg"]
+        assert contents(single)[0] == (root / "photo-1.jpg").read_bytes()
     pq.write_table(embedded(root).select(["image"]), tmp_path / "t.parquet")
     got = load_images(str(tmp_path / "t.parquet"), data("", label_column="gone"))
     assert rows(got, ()) == rows(table, ()) and got["label"][:] == [-1] * 4

@@ -118,6 +118,14 @@ def files_of(rows: Dataset) -> pa.ChunkedArray:
     return found if places is None else found.take(pa.array(places))
 
 
+def sizes_of(rows: Dataset) -> pa.ChunkedArray:
+    """Of each image's bytes, in row order, without reading them; null where they lie in a file of their own."""
+    chunks = rows.data.column("image").chunks
+    found = pa.chunked_array([pc.binary_length(images.field("bytes")) for images in chunks])
+    places = _places(rows)
+    return found if places is None else found.take(pa.array(places))
+
+
 def _places(rows: Dataset) -> np.ndarray | None:
     """Where the rows of a selection lie in its table; None: in order. What datasets offers gathers row by row."""
     if rows._indices is None:

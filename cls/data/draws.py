@@ -1,5 +1,6 @@
 """Training images by integer: which image, in which order, augmented how, is a function of (seed, draw)."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -8,10 +9,10 @@ import torch
 from torch import Tensor
 
 from cls.config import Run
-from cls.data.access import Images
+from cls.data.access import Encoded, Images
 from cls.images.decode import BadImage
 from cls.images.jpeg import Pixels
-from cls.images.ops import Op, training_ops
+from cls.images.ops import CenterCrop, HFlip, Op, ResizeShort, Squash, training_ops
 from cls.images.render import Area, Planned, Rendered, Renderer
 from cls.models import input_statistics
 from cls.outcome import DataError
@@ -121,22 +122,24 @@ def draws_of(images: Images, run: Run) -> Draws:
 
 
 class Views:
-    """One view of every row of an evaluation split. A broken image is black and named in ``broken``."""
+    """One view of every row of an evaluation split. A broken image is black and named in ``broken``.
+
+    The angle or the box of a random view follows from (seed, view, bytes of the image file), so it is the same for the
+    image alone, in a folder, in a list in any order and in packed shards that keep the bytes.
+    """
 
     def __init__(
         self, images: Images, ops: tuple[Op, ...], size: int, seed: int, view: str, exact_order: bool = False
     ) -> None:
         self.images, self.size, self.seed, self.view = images, size, seed, view
         self._renderer, self._rng = Renderer(ops, exact_order), generator(seed)
+        self._fixed = all(isinstance(op, ResizeShort | CenterCrop | Squash | HFlip) for op in ops)
 
     def fill(self, rows: Sequence[int], out: Pixels) -> Found:
         """Put the pixels of these rows into ``out``, uint8 [at least b, size, size, 3]."""
         areas: list[Area] = []
         broken: list[tuple[int, str]] = []
-        contents = zip(rows, self.images.read(rows), strict=True)
-        planned = [
-            self._renderer.plan(one, rewind(self._rng, self.seed, "view", self.view, row)) for row, one in contents
-        ]
+        planned = [self._renderer.plan(one, self._numbers(one)) for one in self.images.read(rows)]
         for at, row in enumerate(rows):
             area: Area = (0, 0, 0, 0)
             try:
@@ -146,6 +149,12 @@ class Views:
                 broken.append((row, str(error)))
             areas.append(area)
         return Found([int(self.images.labels[row]) for row in rows], areas, list(rows), list(rows), broken)
+
+    def _numbers(self, data: Encoded) -> np.random.Generator:
+        """The generator for an image. Of views without randomness it decides nothing: hashing costs 1 ms per MB."""
+        if self._fixed or isinstance(data, BadImage):
+            return self._rng
+        return rewind(self._rng, self.seed, "view", self.view, hashlib.blake2b(data, digest_size=16).hexdigest())
 
 
 class SeveralViews:

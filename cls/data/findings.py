@@ -19,7 +19,9 @@ NAMED = 3
 def document(files: Files, classes: Sequence[str], found: Survey, groups: Sequence[Group]) -> dict[str, Any]:
     """Images are named as {"id", "split", "label"}, label null where unknown.
 
-    An odd kind that most images are of is only counted: it is how this data set is.
+    An odd kind that most images are of is only counted: it is how this data set is. ``crowded``: images that look
+    almost the same as many others, each of which was compared only with the likest; ``not_compared``: too small or too
+    plain.
     """
 
     def image(number: int) -> dict[str, Any]:
@@ -44,6 +46,7 @@ def document(files: Files, classes: Sequence[str], found: Survey, groups: Sequen
             if numbers
         },
         "copies": [_group(group, image) for group in groups],
+        "crowded": len(found.crowded),
         "not_compared": int((~found.outlines.any((1, 2))).sum()) - len(broken),
     }
 

@@ -2,8 +2,9 @@
 
 Each shard is written aside, read back and compared, and only then gets its name. ``packing.json`` notes the finished
 ones until ``pack.json`` says that all is there, so an interrupted `cls pack` goes on where it was. It refuses to where
-the source has changed since: other ids, labels or classes, other sizes or times of change of image files. Images that
-lie inside tables and tars are known by id and label only.
+the source has changed since: other ids, labels or classes, other sizes or times of change of image files; of images
+that lie inside tables and tars other sizes, or other bytes of a sample of them: reading all again would take as long as
+packing.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from math import ceil
 from pathlib import Path
@@ -22,10 +24,11 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from cls import config
-from cls.data.access import Encoded, column, files_of, fingerprint, images_of
+from cls.data.access import Encoded, column, files_of, fingerprint, images_of, sizes_of
 from cls.data.meter import Meter
 from cls.data.packing import Packing
 from cls.data.part import SPLITS
@@ -33,16 +36,18 @@ from cls.data.shard import Row, sha256, write_shard
 from cls.data.sources import labels_of, load
 from cls.files import write_whole
 from cls.images.decode import BadImage, decode
+from cls.lock import claim, kept
 from cls.seed import generator
 
 log = logging.getLogger("cls")
 
 SAMPLE = 64  # images from whose size the number of shards follows
 VERSION = 2
+LOCK = "packing.lock"
 OTHER = {
     "classes": "other classes",
     "splits": "other images",
-    "stamps": "image files of other sizes or times of change",
+    "stamps": "images of other sizes or contents, or image files of other times of change",
 }
 
 
@@ -67,18 +72,31 @@ def pack(source: str, to: Path, how: Packing) -> dict[str, Any]:
         "source": str(root.absolute()) if root.exists() else source,
         "options": asdict(how),
         "classes": list(splits.classes),
-        "stamps": {split: _stamps(part) for split, part in rows.items()},
+        "stamps": {split: _stamps(part, _order(part, split, how)[:SAMPLE]) for split, part in rows.items()},
         "splits": {split: _split_plan(part, split, how) for split, part in rows.items()},
     }
-    done = _begin(to, plan)
-    if not (to / "pack.json").exists():
-        _write(to, plan, done, rows, splits.classes, how)
+    with _alone(to):
+        done = _begin(to, plan)
+        if not (to / "pack.json").exists():
+            _write(to, plan, done, rows, splits.classes, how)
     document: dict[str, Any] = json.loads((to / "pack.json").read_text())
     for split, part in document["splits"].items():
         size = sum(entry["bytes"] for name, entry in document["files"].items() if name.startswith(f"{split}-"))
         _say(f"{split}: {part['images']:,} images, {part['shards']} shards, {size / 1e6:,.1f} MB")
     _say(f"{len(splits.classes)} classes; {to} is for --data.path and for datasets.load_dataset")
     return document | {"folder": str(to)}
+
+
+@contextmanager
+def _alone(to: Path) -> Iterator[None]:
+    """The only packing into this folder, on any host; what may only be read has no writer, and can be verified."""
+    to.mkdir(parents=True, exist_ok=True)
+    if not os.access(to, os.W_OK):
+        yield
+        return
+    claim(to / LOCK, "--to")
+    with kept(to / LOCK):
+        yield
 
 
 def _split_plan(rows: Dataset, split: str, how: Packing) -> dict[str, Any]:
@@ -95,9 +113,15 @@ def _split_plan(rows: Dataset, split: str, how: Packing) -> dict[str, Any]:
     }
 
 
-def _stamps(rows: Dataset) -> str:
-    """Hash of the image files' sizes and times of change: one look at each, which also finds those that are gone."""
+def _stamps(rows: Dataset, sample: list[int]) -> str:
+    """Hash of the image files' sizes and times of change: one look at each, which also finds those that are gone; of
+    images inside tables their sizes, and the bytes of a sample.
+    """
     digest = hashlib.sha256()
+    if (sizes := sizes_of(rows)).null_count < len(rows):
+        digest.update(pc.fill_null(sizes, -1).to_numpy().astype("<i8").tobytes())
+        for data in images_of(rows).read(sample):
+            digest.update(b"" if isinstance(data, BadImage) else data)
     for path in (path for chunk in files_of(rows).chunks for path in chunk.drop_null().to_pylist()):
         try:
             status = os.stat(path)
@@ -136,7 +160,7 @@ def _begin(to: Path, plan: dict[str, Any]) -> dict[str, Any]:
             if whole:
                 _say(f"{len(whole)} finished shards in {to} verified and kept")
             return whole
-    if to.exists() and any(to.iterdir()):
+    if any(path.name != LOCK for path in to.iterdir()):
         raise ValueError(f"--to {to} is not empty and holds no begun packing: name a new folder")
     _note(to / "packing.json", plan, {})
     return {}

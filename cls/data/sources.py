@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -89,15 +90,20 @@ def labels_of(rows: Dataset | Stream) -> np.ndarray:
 
 
 def load_images(path: str, data: config.Data) -> Dataset:
-    """All images of a folder (nested or not), a table or one image file, for prediction; every label is -1."""
+    """All images of a folder (nested or not), a table or one image file, for prediction; every label is -1.
+
+    Ids are the paths below the folder; the path of the file as given, as in :func:`load_listed`; those of the table.
+    """
+    if path.lower().endswith(EXTENSIONS) and os.path.isfile(file := os.path.expanduser(path)):
+        return load_listed([file])
     return _unlabelled(_read_one(path, data, labelled=False))
 
 
 def load_given(paths: Sequence[str], data: config.Data) -> Dataset:
     """What a command line names, for prediction: one path as in :func:`load_images`, image files, or tables.
 
-    Ids of several image files are the paths as given; one that is not there is found when it is read. Several tables
-    (``test-*.parquet``) are of one kind. Anything else is a ValueError.
+    Ids of image files, one or several, are the paths as given; of several, one that is not there is found when it is
+    read. Several tables (``test-*.parquet``) are of one kind. Anything else is a ValueError.
     """
     if len(paths) == 1:
         return load_images(paths[0], data)
@@ -178,8 +184,6 @@ def _tables(root: Path, names: list[str], data: config.Data) -> dict[str, Part]:
 
 def _read_one(path: str, data: config.Data, *, labelled: bool) -> Part:
     root, data = Path(path).expanduser(), _unstreamed(data, labelled=labelled)
-    if root.is_file() and root.suffix.lower() in EXTENSIONS and not labelled:
-        return folder.files(root.parent, [root.name], [None])
     if not root.exists():
         raise ValueError(f"there is no file or folder {path}")
     if root.is_dir() and not tables.is_saved(root):

@@ -74,6 +74,8 @@ class Survey:
     odd: dict[str, list[int]] = field(default_factory=dict)
     same: dict[bytes, list[int]] = field(default_factory=dict)
     """Images that show the very same, by digest."""
+    crowded: list[int] = field(default_factory=list)
+    """Images that look almost the same as so many others that they were compared with the likest of them only."""
 
 
 class Pair(NamedTuple):
@@ -152,13 +154,14 @@ def survey(files: Files, workers: int) -> Survey:
 
 
 def copies(files: Files, found: Survey, workers: int) -> list[Group]:
-    """Groups of two or more images that show one picture, in the order of their first ones."""
+    """Groups of two or more images that show one picture, in the order of their first ones; notes ``crowded``."""
     one_of_each = np.array([numbers[0] for numbers in found.same.values()], dtype=np.int64)
     outlines = found.outlines[one_of_each]
     meter, pairs = Meter(int(outlines.any((1, 2)).sum()), "images compared with all others"), set()
     for piece in candidates(outlines):
         some = (one_of_each[piece.first], one_of_each[piece.second], piece.mirrored)
         pairs |= set(zip(*(part.tolist() for part in some), strict=True))
+        found.crowded += one_of_each[piece.crowded].tolist()
         meter.add(piece.done - meter.done)
     ranked = sorted(pairs)
     best: dict[tuple[int, int], Pair] = {}

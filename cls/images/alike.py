@@ -39,7 +39,12 @@ MINIATURE = 96
 STEPS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-4)  # of the alignment
 OVERLAP = 0.75
 BEST = 16  # candidates kept of each picture: frames of one film must not become a million pairs
-CELLS = 1 << 24  # similarities held at a time, 64 MB
+CROWD, CROWD_BEST = 256, 4
+"""X-rays and scanned pages are all alike, and everything after the coarse outlines would grow with the square of their
+number. Of a picture with more than CROWD coarsely alike ones only the CROWD likest are compared finely, and CROWD_BEST
+are kept to be looked at (30 ms each): an untouched or rescaled copy is among the first.
+"""
+CELLS = 1 << 24  # similarities held at a time, 2 x 64 MB
 
 Cut = tuple[float, float]
 """Of one direction: the share that is cut off before, and in all."""
@@ -51,6 +56,8 @@ class Candidates(NamedTuple):
     first: np.ndarray
     second: np.ndarray  # > first
     mirrored: np.ndarray
+    crowded: np.ndarray
+    """Pictures of this piece with more candidates than were kept."""
     done: int
     """Pictures compared with all others so far."""
 
@@ -74,7 +81,7 @@ def outline(pixels: Pixels) -> np.ndarray:
 def candidates(outlines: np.ndarray) -> Iterator[Candidates]:
     """All pairs of ``outlines`` [n f f] alike enough to be looked at, piece by piece; at most BEST of each picture.
 
-    Time n²: 100,000 pictures take minutes of one core.
+    Time n² for the coarse ones, minutes of one core for 100,000 pictures; n for all else, however alike they are.
     """
     usable = np.flatnonzero(outlines.any((1, 2)))
     plain = outlines[usable].astype(np.float32)
@@ -83,23 +90,39 @@ def candidates(outlines: np.ndarray) -> Iterator[Candidates]:
     for start in range(0, len(plain), step):
         own = np.arange(start, min(start + step, len(plain)))
         found = [_alike(plain[own], own, coarse, fine, mirror) for mirror in (False, True)]
-        first, second, mirrored, score = (np.concatenate(part) for part in zip(*found, strict=True))
-        best = _best(first, score)
+        first, second, mirrored, score = (
+            np.concatenate(part) for part in zip(*(pairs for pairs, _ in found), strict=True)
+        )
+        most = np.where(found[0][1] | found[1][1], CROWD_BEST, BEST)  # of each of the block's pictures
+        best = _best(first - start, score, most)
         low, high = np.minimum(first, second)[best], np.maximum(first, second)[best]
-        yield Candidates(usable[low], usable[high], mirrored[best], int(own[-1]) + 1)
+        crowded = own[np.bincount(first - start, minlength=len(own)) > most]
+        yield Candidates(usable[low], usable[high], mirrored[best], usable[crowded], int(own[-1]) + 1)
 
 
 def _alike(block: np.ndarray, own: np.ndarray, coarse: np.ndarray, fine: np.ndarray, mirror: bool) -> tuple[
-    np.ndarray, np.ndarray, np.ndarray, np.ndarray
+    tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray
 ]:  # fmt: skip
-    """Rows, other rows, whether mirrored, and similarity, of a block's pictures cropped against all uncropped ones."""
+    """A block's pictures cropped against all uncropped ones: pairs, as rows, other rows, whether mirrored and
+    similarity; and of each of the block whether it has more than CROWD coarsely alike ones.
+    """
     if mirror:
         block = block * np.where(np.arange(F) % 2, -1, 1).astype(np.float32)
-    near = np.zeros((len(block), len(coarse)), bool)
+    near = np.full((len(block), len(coarse)), -1.0, np.float32)
     for crop in _crops(few=True):
-        near |= _flat(_cropped(block, *crop)[:, :COARSE, :COARSE]) @ coarse.T > ALIKE_COARSE
-    near[np.arange(len(own)), own] = False
-    rows, others = np.nonzero(near)
+        np.maximum(near, _flat(_cropped(block, *crop)[:, :COARSE, :COARSE]) @ coarse.T, out=near)
+    near[np.arange(len(own)), own] = -1.0
+    crowd = (near > ALIKE_COARSE).sum(1) > CROWD
+    for row in np.flatnonzero(crowd):
+        near[row, np.argpartition(-near[row], CROWD)[CROWD:]] = -1.0
+    rows, others = np.nonzero(near > ALIKE_COARSE)
+    score = _finely(block, fine, rows, others)
+    kept = score > ALIKE_FINE
+    return (own[rows[kept]], others[kept], np.full(int(kept.sum()), mirror), score[kept]), crowd
+
+
+def _finely(block: np.ndarray, fine: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Similarity of each pair of a block's row, cropped, and another row."""
     score = np.full(len(rows), -1.0, np.float32)
     for crop in _crops(few=False):
         cropped = _flat(_cropped(block, *crop)[:, :FINE, :FINE])
@@ -107,15 +130,14 @@ def _alike(block: np.ndarray, own: np.ndarray, coarse: np.ndarray, fine: np.ndar
             piece = slice(start, start + (1 << 16))
             dots = np.einsum("mf,mf->m", cropped[rows[piece]], fine[others[piece]])
             score[piece] = np.maximum(score[piece], dots)
-    kept = score > ALIKE_FINE
-    return own[rows[kept]], others[kept], np.full(int(kept.sum()), mirror), score[kept]
+    return score
 
 
-def _best(rows: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Places of the BEST highest scores of each row."""
+def _best(rows: np.ndarray, score: np.ndarray, most: np.ndarray) -> np.ndarray:
+    """Places of the ``most[row]`` highest scores of each row."""
     order = np.lexsort((-score, rows))
     starts = np.searchsorted(rows[order], rows[order])
-    found: np.ndarray = order[np.arange(len(order)) - starts < BEST]
+    found: np.ndarray = order[np.arange(len(order)) - starts < most[rows[order]]]
     return found
 
 

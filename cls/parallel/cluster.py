@@ -160,7 +160,7 @@ def _sendable(error: BaseException) -> BaseException:
     try:
         pickle.loads(pickle.dumps(error))
         return error
-    except Exception:
+    except Exception:  # an error of any library, with whatever it carries: pickling it may raise anything
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
