@@ -12,8 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
@@ -21,8 +20,10 @@ from sklearn.datasets import load_digits
 
 from cls.files import write_whole
 
+ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / ".github" / "pictures"
-DESKTOP, PHONE = (1000, 760), (390, 760)
+DESKTOP, PHONE = (1000, 760), (390, 1090)
+MARGIN = 16  # pixels above and below what is cut out of a page
 LARGEST, LARGEST_ALL = 150_000, 500_000  # bytes: the pictures come with every clone
 
 
@@ -48,19 +49,21 @@ def store(name: str, png: bytes | Path, width: int = 0) -> None:
     print(f"{name}: {picture.width} × {picture.height}, {packed.tell():,} bytes")
 
 
-def photograph(browser: Browser, page_file: Path, size: tuple[int, int], first: str, last: str) -> bytes:
-    """The page at this window size, from the top of one element to the bottom of another."""
+def photograph(browser: Browser, file: Path, size: tuple[int, int], first: str = "", last: str = "") -> bytes:
+    """The page at this window size: what is seen at once, or from the top of one element to the bottom of another."""
     width, height = size
     with browser.new_page(viewport={"width": width, "height": height}, color_scheme="light") as page:
-        page.goto(page_file.as_uri())
+        page.goto(file.as_uri())
+        if not first:
+            return page.screenshot()
         boxes = [page.locator(name).first.bounding_box() for name in (first, last)]
         assert boxes[0] and boxes[1], (first, last)
-        top, bottom = boxes[0]["y"], boxes[1]["y"] + boxes[1]["height"]
+        top, bottom = max(0.0, boxes[0]["y"] - MARGIN), boxes[1]["y"] + boxes[1]["height"] + MARGIN
         return page.screenshot(full_page=True, clip={"x": 0, "y": top, "width": width, "height": bottom - top})
 
 
 def planted(root: Path) -> None:
-    """Six digits of each class as PNG files in train/ and val/, with what `cls check` should find among them."""
+    """Four digits of each class as PNG files in train/ and val/, with what `cls check` should find among them."""
     digits = load_digits()
 
     def picture(row: int) -> Image.Image:
@@ -71,30 +74,32 @@ def planted(root: Path) -> None:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         image.save(root / name)
 
-    rows = [np.flatnonzero(digits.target == label)[20:] for label in range(10)]
+    rows = [np.flatnonzero(digits.target == label)[:8] for label in range(10)]
     for label in range(10):
-        for number, row in enumerate(rows[label][:6]):
-            save(picture(row), f"{'train' if number < 4 else 'val'}/{label}/{row}.png")
+        for number, row in enumerate(rows[label][:4]):
+            save(picture(row), f"{'train' if number < 3 else 'val'}/{label}/{row}.png")
     save(picture(rows[4][0]).resize((90, 90)), "val/4/smaller copy.png")
     save(picture(rows[8][1]).point(lambda grey: grey * 0.8), "val/8/darker copy.png")
     save(picture(rows[6][2]), "train/0/same as a six.png")
-    save(picture(rows[3][7]), "train/5/a three.png")
-    save(picture(rows[2][8]), "train/7/a two.png")
+    save(picture(rows[3][5]), "train/5/a three.png")
+    save(picture(rows[2][5]), "train/7/a two.png")
     (root / "train/9/cut off.png").write_bytes((root / f"train/9/{rows[9][0]}.png").read_bytes()[:900])
 
 
 def main(run: Path | None) -> None:
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
-        run = run or trained(work / "digits")
+        if run:  # under the name that the page then shows
+            run = shutil.copytree(run, work / "digits", ignore=shutil.ignore_patterns("checkpoints"))
+        else:
+            run = trained(work / "digits")
         cls("report", str(run), "--to", str(work / "report.html"))
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             store("report.png", photograph(browser, work / "report.html", DESKTOP, "body", "#curves"))
             store("confusion.png", photograph(browser, work / "report.html", DESKTOP, "#confusion", "#confusion"))
-            store("phone.png", photograph(browser, work / "report.html", PHONE, "body", "#curves"))
+            store("phone.png", photograph(browser, work / "report.html", PHONE))
             browser.close()
-        store("curves.png", run / "curves.png", 900)
         cls("show", "digits", "--to", str(work / "show.png"), "--count", "12", "--augment.mixup", "0.4")
         store("show.png", work / "show.png", 700)
         planted(work / "images")
