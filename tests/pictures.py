@@ -6,6 +6,7 @@ Needs Debian's chromium and the extra 'test'. Look at each picture before you co
 """
 
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -27,14 +28,13 @@ MARGIN = 16  # pixels above and below what is cut out of a page
 LARGEST, LARGEST_ALL = 150_000, 500_000  # bytes: the pictures come with every clone
 
 
-def cls(*words: str, code: int = 0) -> None:
-    done = subprocess.run([sys.executable, "-m", "cls", *words], cwd=ROOT)
+def cls(place: Path, *words: str, code: int = 0) -> None:
+    done = subprocess.run([sys.executable, "-m", "cls", *words], cwd=place, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == code, (words, done.returncode)
 
 
-def trained(to: Path) -> Path:
+def train(to: Path) -> None:
     subprocess.run([sys.executable, "train.py", "--track.wandb", "disabled", "--out", str(to)], cwd=ROOT, check=True)
-    return to
 
 
 def store(name: str, png: bytes | Path, width: int = 0) -> None:
@@ -90,21 +90,21 @@ def main(run: Path | None) -> None:
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
         if run:  # under the name that the page then shows
-            run = shutil.copytree(run, work / "digits", ignore=shutil.ignore_patterns("checkpoints"))
+            shutil.copytree(run, work / "digits", ignore=shutil.ignore_patterns("checkpoints"))
         else:
-            run = trained(work / "digits")
-        cls("report", str(run), "--to", str(work / "report.html"))
+            train(work / "digits")
+        cls(work, "report", "digits", "--to", "report.html")
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             store("report.png", photograph(browser, work / "report.html", DESKTOP, "body", "#curves"))
             store("confusion.png", photograph(browser, work / "report.html", DESKTOP, "#confusion", "#confusion"))
             store("phone.png", photograph(browser, work / "report.html", PHONE))
             browser.close()
-        cls("show", "digits", "--to", str(work / "show.png"), "--count", "12", "--augment.mixup", "0.4")
+        cls(work, "show", "digits", "--to", "show.png", "--count", "12", "--augment.mixup", "0.4")
         store("show.png", work / "show.png", 700)
         planted(work / "images")
-        cls("check", str(work / "images"), "--run", str(run), "--to", str(work / "check.png"), code=3)
-        store("check.png", work / "check.png", 900)
+        cls(work, "check", "images", "--run", "digits", "--to", "check.png", code=3)
+        store("check.png", work / "check.png", 1200)
     total = sum(file.stat().st_size for file in PICTURES.glob("*.png"))
     assert total < LARGEST_ALL, f"{total:,} bytes in {PICTURES}"
 
