@@ -100,7 +100,7 @@ def main(run: Path | None) -> None:
             store("confusion.png", photograph(browser, work / "report.html", DESKTOP, "#confusion", "#confusion"))
             store("phone.png", photograph(browser, work / "report.html", PHONE))
             browser.close()
-        cls(work, "show", "digits", "--to", "show.png", "--count", "12", "--augment.mixup", "0.4")
+        cls(work, "show", "digits", "--to", "show.png", "--count", "15", "--augment.mixup", "0.4")
         store("show.png", work / "show.png", 700)
         planted(work / "images")
         cls(work, "check", "images", "--run", "digits", "--to", "check.png", code=3)
