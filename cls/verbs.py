@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cls import recipes
 from cls.config import Run, View
-from cls.console import PEOPLE
+from cls.console import PEOPLE, folded
 from cls.data.access import images_of
 from cls.data.draws import draws_of
 from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
@@ -26,9 +26,15 @@ from cls.trained import load_trained
 
 def recipe_table() -> list[dict[str, Any]]:
     """All recipes, with exact parameter counts from the networks built without storage."""
-    table = Table("recipe", "report", "what it is", "batch", "micro-batch", "most processes", "parameters", box=None)
-    for column in table.columns[3:]:
-        column.justify = "right"
+    heads = {"recipe": "recipe", "report": "report", "what": "what it is", "batch": "batch",
+             "micro_batch": "micro- batch", "most_processes": "most processes", "parameters": "parameters"}  # fmt: skip
+    if PEOPLE.width < 110:  # the names must be whole, to be typed
+        heads = {name: head for name, head in heads.items() if name not in ("report", "most_processes")}
+    table = Table(*heads.values(), box=None, padding=(0, 1, 0, 0))
+    table.columns[0].no_wrap = True
+    for name, column in zip(heads, table.columns, strict=True):
+        if name not in ("recipe", "report", "what"):
+            column.justify = "right"
     rows, counted = [], dict[Any, int]()
     for name, (source, text) in recipes.describe().items():
         run = recipes.get(name)
@@ -44,7 +50,7 @@ def recipe_table() -> list[dict[str, Any]]:
             "parameters": counted[run.model],
         }
         rows.append(row)
-        table.add_row(*(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()))
+        table.add_row(*(f"{row[name]:,}" if isinstance(row[name], int) else str(row[name]) for name in heads))
     PEOPLE.print(table)
     return rows
 
@@ -59,7 +65,9 @@ def recipe_page(name: str) -> dict[str, Any]:
     """One recipe's evidence and its configuration."""
     run, (source, text) = recipes.get(name), recipes.describe()[name]
     page = recipes.page(name)
-    print(f"{name} ({source}): {text}\n\n{page}", file=sys.stderr)
+    heading = f"{name} ({source}): {text}".replace(" (–)", "")
+    shown = f"{heading}\n\n{page.removeprefix(text).lstrip()}"
+    PEOPLE.print(folded(shown, min(PEOPLE.width, 120)), markup=False, highlight=False, soft_wrap=True)
     return {"recipe": name, "report": source, "what": text, "page": page, "config": dataclasses.asdict(run)}
 
 

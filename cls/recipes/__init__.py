@@ -44,7 +44,7 @@ def describe() -> dict[str, tuple[str, str]]:
 
 
 def page(name: str) -> str:
-    """The evidence of a recipe: its system's docstring, its sweeps, and for a variant what it changes."""
+    """The evidence of a recipe: for a variant what it changes, its system's docstring, and its sweeps."""
     run = get(name)
     system = next(system for system in _SYSTEMS if name in system.RECIPES)
     base = next(iter(system.RECIPES))
@@ -56,4 +56,6 @@ def page(name: str) -> str:
         text += "\n  ".join(f"cls sweep {key:<{width}}  {sweep.what}" for key, sweep in own.items())
     if name == base:
         return text
-    return f"{base}: {text}\n\n{name} changes\n  " + "\n  ".join(diff(system.RECIPES[base](), run))
+    changed = [line for line in diff(system.RECIPES[base](), run) if not line.startswith("recipe:")]
+    text = text.replace(f"train.py {base} ", f"train.py {name} ")
+    return f"{name} is {base} with\n  " + "\n  ".join(changed) + f"\n\n{base}: {text}"

@@ -23,7 +23,7 @@ def se_resnext() -> Run:
     Report and program disagree: the program lowers the rate after one epoch without a lower loss (``-code``).
     Not reproduced: the program augments the validation images as well (a defect), and continues from a checkpoint of
     75.33 %, so its 10 epochs do not start from ImageNet weights.
-    The author logs to TensorBoard: add ``--track.tensorboard``, which is off here because that package is optional.
+    The author logs to TensorBoard: add ``--track.tensorboard True``; it is off here because that package is optional.
     BatchNorm statistics are those of micro-batches of 8; ``-code`` takes them over all 16.
     """
     return Run(
