@@ -36,8 +36,9 @@ from cls.page.charts import POINTS, thin
 from cls.page.document import document
 from cls.page.pictures import SIDE, thumbnail
 from cls.report import write_parquet
+from cls.reporting import report_run
 from cls.stop import Stop
-from cls.verbs import evaluate_images, report_run
+from cls.verbs import evaluate_images
 
 CHROMIUM = shutil.which("chromium")
 EVIL = (
@@ -228,7 +229,7 @@ def test_the_value_under_the_cursor(shown: Shown, run: Path) -> None:
     box = plot.bounding_box()
     tab.mouse.move(box["x"] + 20.2 / 40 * box["width"], box["y"] + 40)
     told = tab.locator("[data-chart=loss] .reading").text_content()
-    assert told.startswith("step 20, epoch 2: ") and f"each step {loss[20]:.4g}," in told
+    assert told.startswith("step 20, epoch 2: ") and f"training {loss[20]:.4g}," in told
     assert "validation 1.8" in told  # 2 - 20 / 100
     tab.mouse.move(0, 0)
     assert tab.locator("[data-chart=loss] .reading").text_content() == ""

@@ -38,11 +38,11 @@ def curves(rows: list[Row]) -> list[dict[str, Any]]:
     ends = sorted({row["step"] for row in rows if "val/accuracy" in row})
     last = max((row["step"] for row in rows), default=1)
     steps, loss = series(rows, "train/loss")
-    smoothed = smooth(loss, 1 - 1 / max(1, len(loss) / 50))
-    lines = [
-        Line("each step", "faint", *thin(steps, loss)),
-        Line("training (smoothed)", "blue", *thin(steps, smoothed)),
-    ]
+    lines = [Line("training", "blue", *thin(steps, loss))]
+    if len(loss) > 50:
+        smoothed = smooth(loss, 1 - 50 / len(loss))
+        each = Line("each step", "faint", *thin(steps, loss))
+        lines = [each, Line("training (smoothed)", "blue", *thin(steps, smoothed))]
     val = series(rows, "val/loss")
     wanted = [
         _chart("loss", "Loss", [*lines, Line("validation", "orange", *val, dots=True)], ends, last),
