@@ -61,9 +61,11 @@ ABLATIONS = {
     "resnet50-mlp-mixup-off": {"augment.mixup"},
     "resnet50-mlp-code": {"train.micro_batch"},
     "best-baseline": {
-        "data.crop_pct", "augment.tta", "optim.lr", "optim.lr_batch", "train.batch", "train.micro_batch",
+        "data.crop_pct", "augment.tta", "optim.lr", "optim.lr_batch", "optim.schedule", "optim.warmup", "train.batch",
+        "train.micro_batch",
     },
     "best-rate": {"optim.lr"},
+    "best-cycle": {"optim.schedule", "optim.warmup"},
     "best-batch": {"train.batch", "train.micro_batch", "optim.lr_batch"},
     "best-crop": {"data.crop_pct"},
 }  # fmt: skip

@@ -66,7 +66,7 @@ TABLES = {
     "resnet50-mlp/parts": "whole –/.92, no MLP –/.912, no mixup –/.91",
     "best/systems": "attention-gate –/–, cbam-mixup –/–, mlp-head –/–, se-resnext –/–, resnet50-mlp –/–, "
     "plain baseline –/–, best –/–",
-    "best/parts": "whole –/–, half the rate –/–, batch 64 –/–, centre crop .875 –/–",
+    "best/parts": "whole –/–, half the rate –/–, one-cycle –/–, batch 64 –/–, centre crop .875 –/–",
 }
 SYSTEMS = ("systems", "best/systems")  # their rows differ in everything
 
@@ -124,11 +124,13 @@ ABOUT: dict[str, dict[str, list[Any]]] = {
     "resnet50-mlp/parts": {"model.head": ["512 bn silu dropout:0.5", "", "512 bn silu dropout:0.5"],
                            "augment.mixup": [0.2, 0.2, 0.0]},
     "best/parts": {
-        "data.crop_pct": [1.0, 1.0, 1.0, 0.875],
-        "optim.lr": [2e-3, 1e-3, 2e-3, 2e-3],
-        "optim.lr_batch": [32, 32, 64, 32],
-        "train.batch": [32, 32, 64, 32],
-        "train.micro_batch": [32, 32, 64, 32],
+        "data.crop_pct": [1.0, 1.0, 1.0, 1.0, 0.875],
+        "optim.lr": [2e-3, 1e-3, 2e-3, 2e-3, 2e-3],
+        "optim.lr_batch": [32, 32, 32, 64, 32],
+        "optim.schedule": ["warmup-cosine", "warmup-cosine", "one-cycle", "warmup-cosine", "warmup-cosine"],
+        "optim.warmup": [0.3, 0.3, 0.0, 0.3, 0.3],
+        "train.batch": [32, 32, 32, 64, 32],
+        "train.micro_batch": [32, 32, 32, 64, 32],
     },
 }  # fmt: skip
 
@@ -288,7 +290,7 @@ NEW = {
     "mlp-head/heads-r101": 4, "mlp-head/heads-x50": 0, "mlp-head/heads": 0, "mlp-head/schedule": 3,
     "mlp-head/dropout": 1, "se-resnext/techniques": 2, "resnet50-mlp/parts": 3, "systems": 1, "mlp-head/depth": 6,
     "cbam-mixup/backbone": 3, "se-resnext/backbone": 3, "mlp-head/weights": 3,
-    "best/systems": 2, "best/parts": 4,
+    "best/systems": 2, "best/parts": 5,
 }  # fmt: skip
 
 

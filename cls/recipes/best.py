@@ -9,11 +9,33 @@ REPORT = "own"
 
 
 def best() -> Run:
-    """Our own: a plain crop and flip, small batches at a high one-cycle rate, the whole picture at the end.
+    """Our own: a plain crop and flip, small batches, a high rate with a short warm-up, whole pictures at the end.
 
     ``accelerate launch train.py best --data.path FOLDER``
 
-    EFFECTS
+    86,947,236 parameters for 100 classes. Chosen by ablation on real photos with real weights: EfficientNet-lite0 at 64
+    pixels, 4 epochs on 2,305 of the clothing photos, validation on 763 others of their training split. Points of
+    validation accuracy with 95 % intervals over images and seeds, by `cls compare` (2026-11-22):
+
+    - rate 2e-3, not 1e-3: +2.1 (-1.2 to +5.3), 3 seeds
+    - batch 32, not 64, at that rate: +1.7 (0.0 to +3.5), 3 seeds
+    - warm-up of 0.3 epochs, not 1.2: +1.5 (-3.9 to +7.0), 2 seeds
+    - validation on the whole short side, not a centre crop of 0.875: 0.0 (-2.4 to +2.4), 3 seeds, but the validation
+      loss falls from .594 to .572
+    - the mirror image as a second test-time view: +1.6 (-0.1 to +3.4), 3 seeds
+    - all of it but the last three against the plain baseline: +2.5 (+0.6 to +4.4), 3 seeds
+
+    Tried with it and left out, one seed each, points against it: RandAugment(2, 8) -1.3, mixup and cutmix in a quarter
+    of the steps -0.8, moving average 0.98 -0.3, rate 3e-3 -0.7, layer-wise decay 0.8 of the rate -0.4, binary cross
+    entropy -0.5, GeM pooling -2.5, decay 0.05 without norms -0.5, AdamW's second beta 0.99 -0.1, crops from half the
+    area -0.3, test images of 80 pixels -3.0; two seeds: micro-batches of 16 -0.8. With the baseline's rate and batch:
+    cutmix in half of the steps -3.4, mixup -1.2, colour jitter -0.3, a head ten times as fast at half the rate -4.5, no
+    label smoothing -0.8, crops from a fifth of the area -2.4, from 0.6 -0.3. Not tried: averages of several runs
+    (soup), TrivialAugment. One seed on 763 images is uncertain by 2 to 3 points.
+
+    What this does not show: the rate suits a small network that must learn to see small pictures. A large ResNeXt at
+    224 pixels was not measured and may want a lower one (``--optim.lr 5e-4``). BatchNorm statistics are those of the
+    whole batch of 32, so it is one process; for four, ``--train.micro-batch 8``.
     """
     return Run(
         recipe="best",
@@ -23,7 +45,8 @@ def best() -> Run:
         ),
         model=Model(backbone="resnext101_32x8d", weights="IMAGENET1K_V2"),
         optim=Optim(
-            name="adamw", lr=2e-3, lr_batch=32, weight_decay=0.01, label_smoothing=0.1, schedule="one-cycle"
+            name="adamw", lr=2e-3, lr_batch=32, weight_decay=0.01, label_smoothing=0.1, schedule="warmup-cosine",
+            warmup=0.3,
         ),
         train=Train(epochs=12, batch=32, micro_batch=32),
     )  # fmt: skip
@@ -32,7 +55,7 @@ def best() -> Run:
 _BASELINE: dict[str, Any] = {
     "data": {"crop_pct": 0.875},
     "augment": {"tta": ()},
-    "optim": {"lr": 1e-3, "lr_batch": 64},
+    "optim": {"lr": 1e-3, "lr_batch": 64, "schedule": "one-cycle", "warmup": 0.0},
     "train": {"batch": 64, "micro_batch": 64},
 }
 
@@ -40,6 +63,10 @@ _BASELINE: dict[str, Any] = {
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "best-baseline": ("the plain baseline: rate 1e-3, batch 64, centre crop of 0.875", _BASELINE),
     "best-rate": ("half the rate, 1e-3", {"optim": {"lr": 1e-3}}),
+    "best-cycle": (
+        "one-cycle: the rate rises for 30 % of the run",
+        {"optim": {"schedule": "one-cycle", "warmup": 0.0}},
+    ),
     "best-batch": (
         "batch 64, at the same rate",
         {"train": {"batch": 64, "micro_batch": 64}, "optim": {"lr_batch": 64}},

@@ -200,6 +200,7 @@ SWEEPS: dict[str, Sweep] = {
         (
             Row("whole", "best"),
             Row("half the rate", "best-rate"),
+            Row("one-cycle", "best-cycle"),
             Row("batch 64", "best-batch"),
             Row("centre crop .875", "best-crop"),
         ),
