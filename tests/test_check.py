@@ -156,8 +156,8 @@ def commands(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     hues(root / "hues", 0, {"val/red/3.png": "green", "train/blue/5.png": "red"})
     (root / "check").mkdir()
     told = forked(["cls", "check", str(planted), "--workers", "0", "--json"], root / "check")
-    args = ["digits", "--data.path", str(root / "hues"), "--data.size", "16", "--data.workers", "0",
-            "--train.epochs", "4", "--train.batch", "12", "--train.micro-batch", "12", "--track.wandb", "disabled"]  # fmt: skip
+    args = ["digits", "--data.path", str(root / "hues"), "--data.size", "16", "--data.workers", "0"]
+    args += ["--train.epochs", "4", "--train.batch", "12", "--train.micro-batch", "12", "--track.wandb", "disabled"]
     # not forked: after a backward pass of another test of this process torch would refuse the child's
     run = launch(root / "out", args)
     assert run.code == 0, run.output

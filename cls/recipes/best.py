@@ -23,7 +23,8 @@ def best() -> Run:
     - validation on the whole short side, not a centre crop of 0.875: 0.0 (-2.4 to +2.4), 3 seeds, but the validation
       loss falls from .594 to .572
     - the mirror image as a second test-time view: +1.6 (-0.1 to +3.4), 3 seeds
-    - all of it but the last three against the plain baseline: +2.5 (+0.6 to +4.4), 3 seeds
+    - rate and batch together, against the plain baseline: +2.5 (+0.6 to +4.4), 3 seeds, two of the baseline's from
+      before that day's last change of the pixels
 
     Tried with it and left out, one seed each, points against it: RandAugment(2, 8) -1.3, mixup and cutmix in a quarter
     of the steps -0.8, moving average 0.98 -0.3, rate 3e-3 -0.7, layer-wise decay 0.8 of the rate -0.4, binary cross
