@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cls.images import fused
+from cls.images import fused, reference
 from cls.images.decode import BadImage, decode
 from cls.images.draw import draw
 from cls.images.geometry import Plan, arrange
@@ -42,8 +42,6 @@ class Renderer:
             if isinstance(data, BadImage):
                 return data
             if self.exact_order:
-                from cls.images import reference  # torchvision: 2 s of CPU that only this path must pay
-
                 whole = decode(bytes(data))
                 pixels, area = reference.apply(whole, draw(self.ops, *whole.size, rng))
                 return Rendered(pixels.permute(1, 2, 0).numpy(), area)

@@ -15,7 +15,8 @@ def best() -> Run:
 
     86,947,236 parameters for 100 classes. Chosen by ablation on real photos with real weights: EfficientNet-lite0 at 64
     pixels, 4 epochs on 2,305 of the clothing photos, validation on 763 others of their training split. Points of
-    validation accuracy with 95 % intervals over images and seeds, by `cls compare` (2026-11-22):
+    validation accuracy with 95 % intervals over images and seeds, as `cls compare` computes them (2026-11-22, a script
+    of the time; `cls sweep best/parts` repeats the first four in its way):
 
     - rate 2e-3, not 1e-3: +2.1 (-1.2 to +5.3), 3 seeds
     - batch 32, not 64, at that rate: +1.7 (0.0 to +3.5), 3 seeds
@@ -62,7 +63,7 @@ _BASELINE: dict[str, Any] = {
 
 # name: what it is, and what it changes
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "best-baseline": ("the plain baseline: rate 1e-3, batch 64, centre crop of 0.875", _BASELINE),
+    "best-baseline": ("the plain baseline: one-cycle, rate 1e-3, batch 64, centre crop of 0.875", _BASELINE),
     "best-rate": ("half the rate, 1e-3", {"optim": {"lr": 1e-3}}),
     "best-cycle": (
         "one-cycle: the rate rises for 30 % of the run",
