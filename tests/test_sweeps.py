@@ -252,7 +252,6 @@ TOY = """
 --track.wandb disabled --train.device cpu --train.keep 1
 """
 BACKBONE, NO_WEIGHTS = "--model.backbone resnext14_8x8d", "--model.weights none"
-OWN_FOLDER = ("best/parts",)
 OWN_BACKBONE = ("mlp-head/depth", "cbam-mixup/backbone", "se-resnext/backbone")
 
 
@@ -298,7 +297,7 @@ def test_every_table_end_to_end(server: Server, place: Path) -> None:
     """In one folder, in which a run that stands in several tables is there once; a table is whole when all are done."""
     assert set(NEW) == set(TABLES)
     for name in NEW:
-        folder = ["--out", str(place / name.replace("/", "-"))] if name in OWN_BACKBONE + OWN_FOLDER else []
+        folder = ["--out", str(place / name.replace("/", "-"))] if name in (*OWN_BACKBONE, "best/parts") else []
         words = [name, "--seeds", "1", *toy(place, name), *folder]
         assert carry(server, cls_sweep(*words)["members"]) == NEW[name], name
         document = cls_sweep(*words)
