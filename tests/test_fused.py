@@ -264,6 +264,20 @@ def test_a_reduced_image_is_not_stretched() -> None:
     assert np.abs(apart[:-1]).max() < 0.3
 
 
+@pytest.mark.parametrize("width, height", [(400, 533), (533, 400), (1003, 757), (120, 90)])
+def test_a_crop_of_a_resized_image_is_that_of_all_of_it(width: int, height: int) -> None:
+    """Rows that will be cut off are not made; the others are what they are in the whole."""
+    image = Decoded(np.array(picture(5, width, height)))
+    to = d.Resize(320, 240) if width > height else d.Resize(240, 320)
+    whole, _ = fused.apply(image, (to,), Decoder())
+    assert np.abs(whole.astype(int) - np.asarray(Image.fromarray(image.pixels).resize(whole.shape[1::-1], 2))).max() < 2
+    for top, left, high, wide in ((0, 0, 50, 60), (17, 31, 200, 200), (to.height - 40, 3, 40, 200)):
+        cut, _ = fused.apply(image, (to, d.Crop(left, top, wide, high)), Decoder())
+        assert np.array_equal(cut, whole[top : top + high, left : left + wide])
+        again, _ = fused.apply(image, (to, d.Crop(left, top, wide, high), d.Resize(30, 30)), Decoder())
+        assert np.array_equal(again, fused.apply(Decoded(cut), (d.Resize(30, 30),), Decoder())[0])
+
+
 def test_images_of_less_than_a_block() -> None:
     for side in (1, 2, 5, 7):
         image = picture(3, 200, 200).resize((side, side))
@@ -283,6 +297,7 @@ def test_exif_orientation_is_applied_by_the_fast_decoder(orientation: int) -> No
     assert isinstance(image, Jpeg) and (image.width, image.height) == decode(data).size
     for k in (1, 2):
         pixels, reduced = Decoder().pixels(image, k)
+        assert np.array_equal(Decoder().pixels(image, k, four=True)[0][..., :3], pixels)
         upright = decode(data).reduce(k)
         assert reduced == k and pixels.shape[:2] == (upright.height, upright.width)
         assert np.abs(pixels.astype(int) - np.asarray(upright).astype(int)).mean() < 2.0

@@ -16,7 +16,9 @@ from PIL import Image
 from cls.images.decode import MAX_PIXELS, decode
 
 Pixels = np.ndarray
-"""Upright RGB, uint8 [h, w, 3]; may be a window of a buffer that the next image overwrites."""
+"""Upright RGB, uint8 [h, w, 3], or [h, w, 4] with a fourth channel of no meaning where that was asked for; may be a
+window of a buffer that the next image overwrites.
+"""
 
 KEPT_BYTES = 64_000_000
 """The buffer is kept up to this size (a photo of 21 megapixels)."""
@@ -77,11 +79,13 @@ class Decoder:
         """Size and, where the fast way cannot be taken, pixels; BadImage where they are no image."""
         return _header(data) or Decoded(np.array(decode(bytes(data))))
 
-    def pixels(self, image: Jpeg | Decoded, k: int = 1, shrinks: bool = False) -> tuple[Pixels, int]:
+    def pixels(
+        self, image: Jpeg | Decoded, k: int = 1, shrinks: bool = False, four: bool = False
+    ) -> tuple[Pixels, int]:
         """The image at 1 / k of its size, or whole where it cannot be reduced, and by how much it was; or BadImage.
 
         ``shrinks``: it will be made smaller. Chroma is then replicated, not interpolated: a tenth less time, and 0.2
-        grey levels of what is left of it.
+        grey levels of what is left of it. ``four``: with a fourth channel, but what Pillow decoded has three.
         """
         if isinstance(image, Decoded):
             return image.pixels, 1
@@ -90,7 +94,7 @@ class Decoder:
         try:
             pixels = simplejpeg.decode_jpeg(
                 image.data,
-                "RGB",
+                "RGBA" if four else "RGB",
                 fastupsample=shrinks,
                 # without them it is whole; with them one of less than 8 pixels would be at 7/8
                 **(
@@ -98,7 +102,7 @@ class Decoder:
                     if k > 1
                     else {}
                 ),
-                buffer=self._room(3 * width * height),
+                buffer=self._room((4 if four else 3) * width * height),
             )
             return _UPRIGHT[image.orientation](pixels), k
         except ValueError:  # damaged in some way: Pillow decides whether it is broken
