@@ -62,7 +62,7 @@ def parse_run(argv: list[str]) -> Run:
 def refuse_early(argv: list[str]) -> None:
     """Tell what is wrong with the command line of a run, as the run itself would; needs no library that loads long."""
     try:
-        parse_run(argv)
+        _need_folder(parse_run(argv))
     except (ValueError, SystemExit):
         if os.environ.get("RANK", "0") != "0":
             time.sleep(HEARD_SECONDS)
@@ -73,6 +73,13 @@ def refuse_early(argv: list[str]) -> None:
 def _need_images(run: Run) -> None:
     if not run.data.path:
         raise ValueError(f"data.path is empty: name the images with {run.recipe} --data.path FOLDER")
+
+
+def _need_folder(run: Run) -> None:
+    """Before weights are downloaded for it; only of what cannot name a dataset of a hub."""
+    path = run.data.copy or run.data.path
+    if path.startswith(("/", "~", ".")) and not os.path.exists(os.path.expanduser(path)):
+        raise ValueError(f"data.path: there is no file or folder {path}")
 
 
 def _tyro(kind: type[T], default: T | None, argv: list[str], prog: str, text: str) -> T:

@@ -25,7 +25,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import train
-from cls.cli import parse_run
+from cls.cli import parse_run, refuse_early
 from cls.data.access import images_of
 from cls.data.draws import draws_of, made_here
 from cls.data.sources import load
@@ -310,6 +310,17 @@ def test_bad_input_is_one_clear_message(
     assert (record["outcome"], record["code"], record["step"]) == ("user_error", 2, 0)
     assert message in record["reason"]
     assert not (tmp_path / "out" / "checkpoints").exists() and not (tmp_path / "out" / "lock").exists()
+
+
+def test_a_mistyped_folder_is_told_before_weights_are_fetched_for_it(
+    tmp_path: Path, quiet: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (str(tmp_path / "gone"), "./gone", "~/gone/photos"):
+        with pytest.raises(SystemExit) as left:
+            refuse_early(["mlp-head", "--data.path", path, "--out", str(tmp_path / "out")])
+        assert left.value.code == 2 and f"there is no file or folder {path}" in capsys.readouterr().err
+    for path in (str(tmp_path), "somebody/photos"):  # the second may be one on a hub
+        refuse_early(["mlp-head", "--data.path", path])
 
 
 @pytest.mark.parametrize(
