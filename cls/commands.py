@@ -15,6 +15,7 @@ from cls.cluster.request import Request
 from cls.config import Data, Preset, Run, View, views_of
 from cls.data.packing import Packing
 from cls.export.options import Options as ExportOptions
+from cls.files import refuse_folder, write_whole
 from cls.stop import Stop
 from cls.sweep.wish import Wish
 
@@ -47,6 +48,7 @@ class Show:
     def do(self, stop: Stop) -> Any:
         from cls import verbs
 
+        refuse_folder("to", self.to)
         return verbs.contact_sheet(self.run, Path(self.to), self.count, self.step)
 
 
@@ -124,6 +126,7 @@ class Report:
     def do(self, stop: Stop) -> Any:
         from cls.reporting import report_run
 
+        refuse_folder("to", self.to)
         return report_run(self.run, self.to, self.neighbours, self.predict, self.device, self.workers, stop)
 
 
@@ -160,12 +163,17 @@ class Sweep:
         from cls.recipes.sweeps import chosen
         from cls.sweep.show import carry_out, list_sweeps
 
+        folder = not chosen(self.name) and Path(self.name).is_dir()
+        if (folder or not self.name) and (self.words or self.wish != Wish()):
+            raise ValueError("these options need a sweep as the first word: cls sweep NAME … (`cls sweep` lists them)")
         if not self.name:
             return list_sweeps()
-        if not chosen(self.name) and Path(self.name).is_dir():
+        if folder:
             from cls.records import sweep_table
 
             return sweep_table(self.name)
+        refuse_folder("slurm", self.wish.slurm)
+        refuse_folder("wandb", self.wish.wandb)
         return carry_out(self.name, self.wish, self.fields, self.words, stop)
 
 
@@ -185,10 +193,8 @@ class Compare:
     def do(self, stop: Stop) -> Any:
         from cls.compare import compare
         from cls.comparison import markdown, show
-        from cls.files import write_whole
 
-        if Path(self.to or "-").is_dir():
-            raise ValueError(f"to: {self.to} is a folder: name a Markdown file in it")
+        refuse_folder("to", self.to)
         document = compare(self.runs, self.baseline, self.split)
         show(document)
         if self.to:
@@ -300,6 +306,7 @@ class Check:
     def do(self, stop: Stop) -> Any:
         from cls.examine import examine
 
+        refuse_folder("to", self.to)
         data = Data(path=self.path, val_fraction=self.val_fraction, image_column=self.image_column,
                     label_column=self.label_column)  # fmt: skip
         return examine(data, self.seed, self.run, Path(self.to) if self.to else None, self.workers, self.device, stop)

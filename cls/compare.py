@@ -29,6 +29,8 @@ class Member:
 
     name: str
     """Path of the run directory or file, as given."""
+    file: str
+    """The stem of its predictions file: val and val_tta of one run are two things."""
     config: dict[str, Any]
     """All fields by dotted name; empty for a file that lies in no run directory."""
     found: Predictions
@@ -37,7 +39,7 @@ class Member:
     def kind(self) -> str:
         """What it shares with runs that are the same but for the seed; its own name if that is not known."""
         kept = {k: v for k, v in self.config.items() if k != "seed" and not k.startswith(SAME)}
-        return repr(kept) if kept else self.name
+        return repr((self.file, kept)) if kept else self.name
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,9 @@ def read_member(path: str, split: Split) -> Member:
         raise ValueError(f"{file} holds image {twice!r} more than once: every image counts once")
     config = folder / "config.yaml"
     if file.parent.name != "predictions" or not config.is_file():
-        return Member(path, {}, found)
+        return Member(path, file.stem, {}, found)
     try:
-        return Member(path, flat(from_yaml(config.read_text())), found)
+        return Member(path, file.stem, flat(from_yaml(config.read_text())), found)
     except ValueError as error:
         raise ValueError(f"{config}: {error}; copy predictions/{file.name} and name the copy") from error
 
@@ -155,7 +157,10 @@ def group_up(members: Sequence[Member]) -> list[Group]:
         for member in same:
             seed = member.config.get("seed")
             if seed in seeds:
-                raise ValueError(f"{seeds[seed]} and {member.name} are the same run: name it once")
+                raise ValueError(
+                    f"{seeds[seed]} and {member.name} have one configuration and one seed: name one of them, or a copy "
+                    "of its predictions file"
+                )
             seeds[seed] = member.name
     names = _names(list(kinds.values()))
     return [Group(name, same) for name, same in zip(names, kinds.values(), strict=True)]
@@ -163,7 +168,9 @@ def group_up(members: Sequence[Member]) -> list[Group]:
 
 def _names(kinds: Sequence[Sequence[Member]]) -> list[str]:
     """Short and different: what is left of the paths without the folder they share, and without the seed."""
-    paths = [os.path.abspath(re.sub(r"(/predictions/\w+)?\.parquet$", "", m.name)) for same in kinds for m in same]
+    paths = [
+        os.path.abspath(re.sub(r"(/predictions/(val|test))?\.parquet$", "", m.name)) for same in kinds for m in same
+    ]
     folder = os.path.commonpath([os.path.dirname(path) for path in paths])
     short = iter([os.path.relpath(path, folder) for path in paths])
     firsts, names = [], []
@@ -172,7 +179,8 @@ def _names(kinds: Sequence[Sequence[Member]]) -> list[str]:
         firsts.append(own[0])
         shared = "".join(letters[0] for letters in takewhile(lambda x: len(set(x)) == 1, zip(*own, strict=False)))
         names.append(re.sub(SEED_WORD, "", shared) or own[0] if len(own) > 1 else own[0])
-    return names if len(set(names)) == len(names) else firsts
+    given = [same[0].name for same in kinds]  # RUN and RUN.parquet are both called RUN
+    return next(found for found in (names, firsts, given) if len(set(found)) == len(found))
 
 
 def _first(groups: list[Group], baseline: str) -> list[Group]:

@@ -117,7 +117,8 @@ def notes(document: dict[str, Any]) -> list[str]:
     """How the figures are to be read; only what applies to these runs."""
     if not document["comparisons"]:
         return []
-    several = any(group["seeds"] > 1 for group in document["groups"])
+    of_one = [row["group"] for row in document["comparisons"] if row["test"] == "exact McNemar"]
+    several = len(of_one) < len(document["comparisons"])
     single = any(group["seeds"] == 1 for group in document["groups"])
     out = [
         "Accuracies: Wilson intervals. Differences: bootstrap over images, paired; the verdict follows the interval."
@@ -125,9 +126,10 @@ def notes(document: dict[str, Any]) -> list[str]:
     if several:
         out.append("Several seeds: intervals hold for images and seeds not seen; p by the same model, not McNemar's.")
     if several and single:
-        out.append("A run of one seed is taken to vary between seeds as the others do.")
-    if not several:
-        out.append("One seed each: this is about these networks; another seed of the same configuration may differ.")
+        out.append("A run of one seed is taken to vary between seeds as the one of several that it is set against.")
+    if of_one:
+        who = f"{', '.join(of_one)} against {document['baseline']}: one" if several else "One"
+        out.append(f"{who} seed each: this is about these networks; another seed of the same configuration may differ.")
     if any(row["images_needed"] for row in document["comparisons"] if not row["told_apart"]):
         out.append("Images needed: for 80 % chance to tell the difference apart, if it is as large as observed here.")
     if len(document["comparisons"]) > 1:

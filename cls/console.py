@@ -11,6 +11,11 @@ PEOPLE = Console(stderr=True, width=None if sys.stderr.isatty() else 180)
 SOURCE = 116  # characters of a line of a function's docstring
 
 
+def printable(text: str) -> str:
+    """A file's name may hold what a terminal obeys."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def folded(text: str, width: int) -> str:
     """A docstring's text in lines of at most ``width``, literals in single backticks; breaks that were meant stay.
 

@@ -130,9 +130,7 @@ def _pairs(group: Group, facts: dict[str, Any]) -> list[tuple[str, int, dict[str
         (f"alike {pair.likeness:.3f}{', mirrored' if pair.mirrored else ''}", pair.first, pair.second)
         for pair in group.pairs
     ]
-    joined = {number for pair in group.pairs for number in pair[:2]}
-    first = next((number for number in group.members if number in joined), group.members[0])
-    pairs += [("equal", first, number) for number in group.members if number not in joined | {first}]
+    pairs += [("equal", one, other) for one, other in group.equal]
     return [(title, one, told[one], other, told[other]) for title, one, other in pairs]
 
 

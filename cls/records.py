@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from cls import goodput
@@ -21,6 +22,8 @@ def audit_run(path: str) -> dict[str, Any]:
     out = Path(path)
     if not (out / "config.yaml").is_file():
         raise ValueError(f"{out} is not a run directory: it has no config.yaml")
+    if not (out / "data.json").is_file():
+        raise ValueError(f"{out} ended before its images were read: there is nothing to audit")
     run, data = from_yaml((out / "config.yaml").read_text()), json.loads((out / "data.json").read_text())
     found = audit(out, data["train"]["images"], run.train.batch, run.data.balanced)
     found |= {"lives": goodput.lives(out)}
@@ -51,9 +54,9 @@ def print_lives(lives: Sequence[dict[str, Any]], total: dict[str, Any]) -> None:
 def sweep_table(folder: str) -> list[dict[str, Any]]:
     """Runs side by side."""
     rows = sweep(Path(folder))
-    table = Table(*rows[0], box=None)
+    table = Table(*map(escape, rows[0]), box=None)
     for row in rows:
-        table.add_row(*map(str, row.values()))
+        table.add_row(*(escape(str(value)) for value in row.values()))
     PEOPLE.print(table)
     print(f"also in {Path(folder) / 'table.md'} and table.csv", file=sys.stderr)
     return rows

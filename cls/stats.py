@@ -232,8 +232,9 @@ def images_needed(difference: float, discordant: float, of_seeds: float = 0.0, d
 
     if gap == 0 or lacking(0.0) >= 0:
         return float("inf")
-    # already the first root reaches the gap there
-    return float(np.ceil(1 / optimize.brentq(lacking, 0.0, gap**2 / (Z**2 * discordant), xtol=1e-15)))
+    # already the first root reaches the gap there; in floating point a hair beyond it
+    upper = gap**2 / (Z**2 * discordant) * (1 + 1e-9)
+    return float(np.ceil(1 / optimize.brentq(lacking, 0.0, upper, xtol=1e-15)))
 
 
 @dataclass(frozen=True, kw_only=True)

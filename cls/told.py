@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from cls.console import PEOPLE
+from cls.console import PEOPLE, printable
 from cls.data.findings import problems
 from cls.images.describe import ODD
 
@@ -19,7 +19,7 @@ def tell(facts: dict[str, Any]) -> None:
     _splits(facts["splits"])
     _classes(facts["classes"], facts["splits"])
     for kind, odd in facts["odd"].items():
-        names = ", ".join(one["id"] for one in odd["images"][:IDS]) or "most are, so none is listed"
+        names = ", ".join(printable(one["id"]) for one in odd["images"][:IDS]) or "most are, so none is listed"
         _say(f"{kind}: {odd['count']:,} {ODD[kind]}: {names}")
     _table("broken images", facts["broken"], ("id", "split", "label", "reason"))
     ranked = sorted(facts["copies"], key=lambda group: (-len(group["splits"]), -len(group["labels"])))
@@ -65,7 +65,7 @@ def _classes(classes: Sequence[str], splits: dict[str, Any]) -> None:
     shown = ranked if len(ranked) <= LINES else [*ranked[: LINES // 2], "…", *ranked[-LINES // 2 :]]
     table = Table("class", *splits, box=None)
     for name in shown:
-        table.add_row(Text(_printable(name)), *(str(split["of_class"].get(name, "…")) for split in splits.values()))
+        table.add_row(Text(printable(name)), *(str(split["of_class"].get(name, "…")) for split in splits.values()))
     ratio = train[ranked[0]] / max(1, train[ranked[-1]])
     PEOPLE.print(table)
     _say(f"{len(classes)} classes; the largest has {ratio:.1f} times the training images of the smallest\n")
@@ -85,14 +85,9 @@ def _table(what: str, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> No
         return
     table = Table(*keys, box=None)
     for row in rows[:LINES]:
-        table.add_row(*(Text(_printable(str(row[key]))) for key in keys))
+        table.add_row(*(Text(printable(str(row[key]))) for key in keys))
     _say(f"\n{what}: {len(rows):,}{f', the first {LINES}' if len(rows) > LINES else ''}")
     PEOPLE.print(table)
-
-
-def _printable(text: str) -> str:
-    """A file's name may hold what a terminal obeys."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _say(text: str) -> None:

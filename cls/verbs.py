@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 
 from cls import recipes
@@ -126,7 +127,9 @@ def evaluate_images(
     table = Table("class", "images", "recall", "precision", "f1", box=None)
     ranked = sorted(document["classes"].items(), key=lambda item: (item[1]["recall"], item[0]))
     for name, figure in [item for item in ranked if item[1]["images"]][:10]:
-        table.add_row(name, str(figure["images"]), *(f"{figure[key]:.3f}" for key in ("recall", "precision", "f1")))
+        table.add_row(
+            escape(name), str(figure["images"]), *(f"{figure[key]:.3f}" for key in ("recall", "precision", "f1"))
+        )
     PEOPLE.print("worst classes:")
     PEOPLE.print(table)
     return document

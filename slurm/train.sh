@@ -115,7 +115,7 @@ status=0
 wait "$child" || status=$?
 
 finish() { # finish CODE: the end of this job, not of a life that is followed by another one
-    if [ -n "${CLS_SWEEP:-}" ]; then timeout 120 cls sweep "$CLS_SWEEP" || true; fi
+    if [ -n "${CLS_SWEEP:-}" ]; then timeout 120 cls sweep "${CLS_SWEEP%/}/" || true; fi
     exit "$1"
 }
 [ "$status" -ne 0 ] || finish 0

@@ -339,6 +339,20 @@ def test_a_run_s_model_finds_the_wrong_labels(
         checked(other, run=str(run))
 
 
+def test_an_exact_copy_is_shown_beside_what_it_equals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of three copies is smaller, the third is the second: not the first, which it merely resembles."""
+    for number, name in enumerate(("train/a", "train/b", "val/a", "val/b")):
+        (tmp_path / name).mkdir(parents=True)
+        picture(number, 320, 240).save(tmp_path / name / "1.png")
+    for name in ("2.png", "3.png"):
+        picture(0, 320, 240).resize((160, 120)).save(tmp_path / "train" / "a" / name)
+    panels: list[Panel] = []
+    monkeypatch.setattr("cls.examine.write_panels", lambda to, drawn, title: panels.extend(drawn))
+    checked(tmp_path, to=tmp_path / "sheet.png")
+    equal = [panel for panel in panels if panel.title == "equal"]
+    assert len(panels) == 2 and [panel.lines[1:] for panel in equal] == [("train/a/2.png", "train/a/3.png")]
+
+
 def test_a_sheet_with_nothing_on_it_can_be_written(tmp_path: Path) -> None:
     write_panels(tmp_path / "empty.png", [], "nothing")
     write_panels(tmp_path / "one.png", [Panel((None,), "broken", ("a", "b"))], "one")

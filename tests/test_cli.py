@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, environment
 
 from cls.cli import VERBS
+from cls.config import Run, to_yaml
 
 CLS = [sys.executable, "-c", "from cls.cli import main; main()"]
 
@@ -51,12 +52,19 @@ def test_a_plan_is_a_document_and_a_line_to_submit(tmp_path: Path) -> None:
         (("plan", "mlp-head", "--gpu", "a6000"), "data.path is empty"),
         (("sweep", "cls"), "cls holds no run directories"),
         (("audit", "cls"), "cls is not a run directory"),
+        (("check", "digits", "--to", "tests"), "to: tests is a folder: name a file in it"),
     ],
 )
 def test_a_bad_command_is_one_message(words: tuple[str, ...], text: str) -> None:
     done = cls(*words)
     assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
     assert done.stderr.startswith("user error: ") and text in done.stderr
+
+
+def test_a_run_without_data_cannot_be_audited(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(Run()))
+    done = cls("audit", str(tmp_path))
+    assert done.returncode == 2 and f"user error: {tmp_path} ended before its images were read" in done.stderr
 
 
 def test_a_run_with_local_files_only_needs_nothing_fetched() -> None:

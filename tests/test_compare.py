@@ -167,6 +167,22 @@ def test_a_predictions_file_of_a_run_has_that_runs_configuration(runs: dict[str,
     ][0]["verdict"]  # fmt: skip
 
 
+def test_two_predictions_of_one_run_are_two_things(tmp_path: Path) -> None:
+    """Do the test-time views help? And a file beside the run of the same name is not the run."""
+    plain, views = predictions(guesses(0, 0.8)), predictions(guesses(0, 0.9))
+    first = Path(make_run(tmp_path / "run-s0", plain, Run()))
+    other = make_run(tmp_path / "run-s1", plain, change(Run(), seed=1))
+    write_parquet(first / "predictions" / "val_tta.parquet", views)
+    for names in ([f"{first}/predictions/{split}.parquet" for split in ("val", "val_tta")],
+                  [other, f"{first}/predictions/val_tta.parquet"]):  # fmt: skip
+        groups = compare(names)["groups"]
+        assert [(g["mean"], g["seeds"]) for g in groups] == [(accuracy(plain), 1), (accuracy(views), 1)]
+    write_parquet(tmp_path / "run-s0.parquet", views)
+    document = compare([str(first), str(tmp_path / "run-s0.parquet")])
+    assert [g["group"] for g in document["groups"]] == [str(first), str(tmp_path / "run-s0.parquet")]
+    assert document["comparisons"][0]["difference"] == pytest.approx(accuracy(views) - accuracy(plain))
+
+
 def test_a_run_cut_short_is_not_another_seed(tmp_path: Path) -> None:
     found = predictions(guesses(0, 0.8))
     whole = make_run(tmp_path / "whole", found, Run())
@@ -224,7 +240,10 @@ def test_what_is_no_run_is_one_clear_message(tmp_path: Path, runs: dict[str, str
         ([str(tmp_path / "nowhere.parquet")], "does not exist"),
         ([str(strange)], "not a predictions file of cls"),
         ([str(tmp_path / "twice.parquet")], "holds image '1/photo 1.jpg' more than once"),
-        ([runs["plain-s0"], runs["fine-s0"], runs["plain-s0"]], "are the same run: name it once"),
+        (
+            [runs["plain-s0"], runs["fine-s0"], runs["plain-s0"]],
+            "have one configuration and one seed: name one of them",
+        ),
         ([str(tmp_path / "old")], f"{tmp_path / 'old'}/config.yaml: config: unknown field optim.learning_rate"),
     ):
         with pytest.raises(ValueError) as caught:
@@ -316,7 +335,7 @@ def test_one_group_alone_has_a_table_and_nothing_to_compare(runs: dict[str, str]
 
 
 def test_a_folder_cannot_be_written_as_a_file(runs: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"to: .* is a folder: name a Markdown file"):
+    with pytest.raises(ValueError, match=r"to: .* is a folder: name a file in it"):
         Compare(runs=(runs["single"],), to=str(tmp_path)).do(Stop())
 
 

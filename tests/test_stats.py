@@ -293,6 +293,9 @@ def test_every_image_discordant_needs_few_images():
     assert images_needed(1.0, 1.0) == math.ceil(stats.norm.ppf(0.975) ** 2)
     third = 1 / 3  # one of three seeds right everywhere; rounding must not make a variance negative
     assert images_needed(third, third**2 * (1 - 1e-15)) == math.ceil(stats.norm.ppf(0.975) ** 2)
+    for seeds in range(2, 25):
+        for wins in range(1, seeds):
+            assert images_needed(wins / seeds, (wins / seeds) ** 2) == math.ceil(stats.norm.ppf(0.975) ** 2)
 
 
 def test_holm_is_statsmodels():

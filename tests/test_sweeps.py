@@ -464,6 +464,9 @@ def planted(folder: Path, recipe: str, seed: int, right: int, name: str = "", **
     return out
 
 
+HERE = str(Path(__file__).parent)
+
+
 def dropout(folder: Path, *words: str, seeds: int = 3) -> Any:
     return cls_sweep("mlp-head/dropout", "--seeds", str(seeds), "--out", str(folder), *PATH, *words)
 
@@ -542,6 +545,9 @@ def test_a_shorter_run_is_not_done(tmp_path: Path) -> None:
         (("mlp-head/heads", "--run", "True", "--data.path", "x", "--launch", "python none.py"), "there is no none.py"),
         (("mlp-head/heads", "--run", "True", "--data.path", "x", "--launch", "pythn train.py"), "program 'pythn'"),
         (("--data.path", "x", "mlp-head/heads"), "the sweep is the first word"),
+        (("--seeds", "2"), "these options need a sweep as the first word"),
+        ((HERE, "--run", "True"), "these options need a sweep as the first word"),
+        (("mlp-head/heads", "--data.path", "x", "--slurm", HERE), f"slurm: {HERE} is a folder: name a file"),
     ],
 )
 def test_what_cannot_be_swept_is_one_message(words: tuple[str, ...], text: str) -> None:

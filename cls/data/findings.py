@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from cls.console import printable
 from cls.data.survey import Files, Group, Survey
 from cls.images.describe import ODD
 from cls.outcome import DataError
@@ -115,7 +116,7 @@ def problems(found: dict[str, Any]) -> list[str]:
 def refuse_problems(found: dict[str, Any]) -> None:
     """DataError that lists what must be mended, if there is anything."""
     if said := problems(found):
-        raise DataError("this data must be mended:\n  " + "\n  ".join(said))
+        raise DataError("this data must be mended:\n  " + "\n  ".join(map(printable, said)))
 
 
 def _named(group: dict[str, Any]) -> str:

@@ -90,7 +90,9 @@ class Group(NamedTuple):
 
     members: tuple[int, ...]
     pairs: tuple[Pair, ...]
-    """Near duplicates by which members belong together; members without one equal another one in every pixel."""
+    """Near duplicates by which members belong together."""
+    equal: tuple[tuple[int, int], ...]
+    """The first of those that are the same in every pixel, and another of them."""
 
 
 class _Describe(Dataset[list[tuple[int, Facts]]]):
@@ -183,10 +185,8 @@ def _groups(found: Survey, pairs: Collection[Pair]) -> list[Group]:
             number = above
         return number
 
-    for first, second in itertools.chain(
-        ((numbers[0], other) for numbers in found.same.values() for other in numbers[1:]),
-        ((pair.first, pair.second) for pair in pairs),
-    ):
+    same = [(numbers[0], other) for numbers in found.same.values() for other in numbers[1:]]
+    for first, second in itertools.chain(same, ((pair.first, pair.second) for pair in pairs)):
         low, high = sorted((top(first), top(second)))
         root[high] = low
     members: dict[int, list[int]] = {}
@@ -195,7 +195,13 @@ def _groups(found: Survey, pairs: Collection[Pair]) -> list[Group]:
     edges: dict[int, list[Pair]] = {}
     for pair in sorted(pairs):
         edges.setdefault(top(pair.first), []).append(pair)
-    return [Group(tuple(numbers), tuple(edges.get(first, ()))) for first, numbers in members.items()]
+    equal: dict[int, list[tuple[int, int]]] = {}
+    for one, other in same:
+        equal.setdefault(top(one), []).append((one, other))
+    return [
+        Group(tuple(numbers), tuple(edges.get(first, ())), tuple(equal.get(first, ())))
+        for first, numbers in members.items()
+    ]
 
 
 def _parallel(work: Dataset[Any], count: int, workers: int) -> Iterator[tuple[list[int], list[Any]]]:

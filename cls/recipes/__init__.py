@@ -52,7 +52,8 @@ def page(name: str) -> str:
     own = {key: sweep for key, sweep in SWEEPS.items() if key.startswith(f"{base}/")}
     if own:
         width = max(map(len, own))
-        text += "\n\nThe report's tables, to be run on your images and laid beside it:\n  "
+        text += "\n\nIts" if system.REPORT == "own" else "\n\nThe report's"
+        text += " tables, to be run on your images:\n  "
         text += "\n  ".join(f"cls sweep {key:<{width}}  {sweep.what}" for key, sweep in own.items())
     if name == base:
         return text

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from cls import goodput
-from cls.config import MOMENT, flat, from_yaml
+from cls.config import MOMENT, flat
 from cls.files import write_whole
 from cls.lock import state_of
+from cls.sweep.members import stored_run
 from cls.track import read_rows
 
 
@@ -21,7 +22,7 @@ def sweep(folder: Path) -> list[dict[str, Any]]:
     found = sorted(path.parent for path in folder.glob("*/config.yaml"))
     if not found:
         raise ValueError(f"{folder} holds no run directories: name the folder that slurm/sweep.sh wrote to")
-    configs = [flat(from_yaml((path / "config.yaml").read_text())) for path in found]
+    configs = [flat(stored_run(path / "config.yaml")) for path in found]
     differing = [name for name in configs[0] if len({str(config[name]) for config in configs}) > 1]
     shown = [name for name in differing if not name.startswith(MOMENT)]
     rows = [

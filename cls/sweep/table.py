@@ -33,7 +33,7 @@ def measured(sweep_name: str, sweep: Sweep, rows: Rows) -> list[dict[str, Any]]:
 
 def _ours(members: Sequence[Member]) -> dict[str, Any]:
     done = [member for member in members if member.state == "done"]
-    val = [read_parquet(member.path / "predictions" / "val.parquet") for member in done]
+    val = [read_parquet(_needed(member.path / "predictions" / "val.parquet")) for member in done]
     tests = [member.path / "predictions" / "test.parquet" for member in done]
     test = [read_parquet(path) for path in tests if path.is_file()]
     figures = {
@@ -50,6 +50,12 @@ def _ours(members: Sequence[Member]) -> dict[str, Any]:
     found["missing"] = {member.run.seed: member.state or "not started" for member in members if member.state != "done"}
     found["runs"] = [str(member.path) for member in done]
     return found
+
+
+def _needed(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing though that run is done: copy it here, or delete the run directory")
+    return path
 
 
 def cells(record: Mapping[str, Any], seeds: int) -> list[str]:
@@ -100,6 +106,8 @@ def write_table(folder: Path, name: str, sweep: Sweep, records: Sequence[Mapping
 
 def note(sweep: Sweep) -> str:
     """What the columns are."""
-    text = "report: the figures of its author, on other images. our: accuracy of the best weights, mean ± sample "
+    theirs = any(row.validation or row.test for row in sweep.rows)
+    text = "report: the figures of its author, on other images. " if theirs else ""
+    text += "our: accuracy of the best weights, mean ± sample "
     text += "standard deviation over the seeds that are done; test with the recipe's test-time views."
     return text + (f" The report says: {sweep.finding}." if sweep.finding else "")
