@@ -51,7 +51,7 @@ def parse_run(argv: list[str]) -> Run:
     )
     _check(run, name)
     if "--show" in rest:
-        print(to_yaml(run), end="")
+        _print(to_yaml(run).rstrip("\n"))
         sys.exit(0)
     _need_images(run)
     if "--offline" in rest:
@@ -62,7 +62,9 @@ def parse_run(argv: list[str]) -> Run:
 def refuse_early(argv: list[str]) -> None:
     """Tell what is wrong with the command line of a run, as the run itself would; needs no library that loads long."""
     try:
-        _need_folder(parse_run(argv))
+        run = parse_run(argv)
+        if not (run.out and os.path.exists(os.path.join(run.out, "config.yaml"))):  # a finished run needs no images
+            _need_folder(run)
     except (ValueError, SystemExit):
         if os.environ.get("RANK", "0") != "0":
             time.sleep(HEARD_SECONDS)
@@ -73,6 +75,14 @@ def refuse_early(argv: list[str]) -> None:
 def _need_images(run: Run) -> None:
     if not run.data.path:
         raise ValueError(f"data.path is empty: name the images with {run.recipe} --data.path FOLDER")
+
+
+def _print(document: str) -> None:
+    """On standard output, which may be a pipe that is closed early: | head."""
+    try:
+        print(document, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _need_folder(run: Run) -> None:
@@ -113,7 +123,7 @@ def main() -> None:
         document = command.do(ending.stop)
         ending.message = "done"
         if "--json" in argv and document is not None:  # rank 0's
-            print(json.dumps(document, indent=1))
+            _print(json.dumps(document, indent=1))
         if argv[0] == "sweep" and isinstance(document, dict):
             from cls.sweep.show import refuse_failed
 

@@ -65,6 +65,8 @@ def predict_images(
 
 def _clear(folder: Path) -> None:
     """An empty place for the files: those of an earlier prediction must not stand beside the rows of this one."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out {folder} is a file: name a folder")
     if (folder / "config.yaml").exists():
         raise ValueError(f"--out {folder} is a run directory, with predictions of its own: name another folder")
     folder.mkdir(parents=True, exist_ok=True)

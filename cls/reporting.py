@@ -23,6 +23,8 @@ def report_run(
     splits, why = _own_images(change(material.run, data={"workers": workers, "copy": ""}))
     if (predict_first or neighbours) and splits is None:
         raise ValueError(f"--predict and --neighbours need the run's images: {why}")
+    if neighbours and not (material.val or predict_first):
+        raise ValueError("--neighbours needs predictions, which this run has not stored yet: add --predict True")
     trained = load_trained(path, device, workers, stop) if predict_first or neighbours else None
     if trained and splits and predict_first:
         tta = material.run.augment.tta

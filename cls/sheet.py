@@ -27,7 +27,7 @@ class Tile(NamedTuple):
         ranked = sorted(self.shares.items(), key=lambda item: -item[1])
         if len(ranked) == 1:
             return short(ranked[0][0], 20)
-        return " + ".join(f"{short(name, 9)} {share:.2f}".replace("0.", ".") for name, share in ranked)
+        return " + ".join(f"{short(name, 9)} {f'{share:.2f}'.removeprefix('0')}" for name, share in ranked)
 
 
 def write_sheet(path: Path, tiles: list[Tile], title: str) -> None:

@@ -18,7 +18,7 @@ from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
 from cls.data.sources import load, load_labelled
 from cls.metrics import per_class, summary
 from cls.mix import draw_mixing, mix, partners, soft_targets
-from cls.models import build_model, input_statistics
+from cls.models import count_parameters, input_statistics
 from cls.sheet import Tile, write_sheet
 from cls.steps import Steps
 from cls.stop import Stop
@@ -40,7 +40,7 @@ def recipe_table() -> list[dict[str, Any]]:
     for name, (source, text) in recipes.describe().items():
         run = recipes.get(name)
         if run.model not in counted:
-            counted[run.model] = parameters(run, 10 if name == "digits" else 100)
+            counted[run.model] = count_parameters(run.model, 10 if name == "digits" else 100)[0]
         row = {
             "recipe": name,
             "report": source,
@@ -56,12 +56,6 @@ def recipe_table() -> list[dict[str, Any]]:
     return rows
 
 
-def parameters(run: Run, classes: int) -> int:
-    with torch.device("meta"):
-        model = build_model(dataclasses.replace(run.model, weights="none"), classes, 0)
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def recipe_page(name: str) -> dict[str, Any]:
     """One recipe's evidence and its configuration."""
     run, (source, text) = recipes.get(name), recipes.describe()[name]
@@ -74,6 +68,8 @@ def recipe_page(name: str) -> dict[str, Any]:
 
 def contact_sheet(run: Run, to: Path, count: int, step: int) -> dict[str, Any]:
     """Training images of the steps from ``step`` on, as the model gets them."""
+    if count < 1 or step < 0:
+        raise ValueError(f"--count is {count}, --step {step}: give at least one image, and a step from 0 on")
     splits = load(run.data, run.seed)
     images_by_row = images_of(splits.train)
     draws = draws_of(images_by_row, run)

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import environment, launch
 from PIL import Image
 from test_alike import brighter, cut, mirror, quality, scaled
@@ -26,7 +27,7 @@ from cls.examine import examine
 from cls.images import alike
 from cls.metrics import Predictions
 from cls.outcome import DataError
-from cls.sheet import Panel, write_panels
+from cls.sheet import Panel, Tile, write_panels
 from cls.stop import Stop
 from cls.suspects import suspects
 
@@ -351,6 +352,11 @@ def test_an_exact_copy_is_shown_beside_what_it_equals(tmp_path: Path, monkeypatc
     checked(tmp_path, to=tmp_path / "sheet.png")
     equal = [panel for panel in panels if panel.title == "equal"]
     assert len(panels) == 2 and [panel.lines[1:] for panel in equal] == [("train/a/2.png", "train/a/3.png")]
+
+
+def test_a_mixed_image_is_titled_with_its_shares() -> None:
+    tile = Tile(torch.zeros(3, 8, 8, dtype=torch.uint8), {"b": 0.3, "v10.5": 0.7}, 0, "x")
+    assert tile.caption == "v10.5 .70 + b .30"
 
 
 def test_a_sheet_with_nothing_on_it_can_be_written(tmp_path: Path) -> None:

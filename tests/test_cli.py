@@ -1,6 +1,7 @@
 """The ``cls`` command as a person types it."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -52,6 +53,7 @@ def test_a_plan_is_a_document_and_a_line_to_submit(tmp_path: Path) -> None:
         (("plan", "mlp-head", "--gpu", "a6000"), "data.path is empty"),
         (("sweep", "cls"), "cls holds no run directories"),
         (("audit", "cls"), "cls is not a run directory"),
+        (("show", "digits", "--count", "0"), "--count is 0, --step 0: give at least one image"),
         (("check", "digits", "--to", "tests"), "to: tests is a folder: name a file in it"),
     ],
 )
@@ -59,6 +61,16 @@ def test_a_bad_command_is_one_message(words: tuple[str, ...], text: str) -> None
     done = cls(*words)
     assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
     assert done.stderr.startswith("user error: ") and text in done.stderr
+
+
+@pytest.mark.parametrize("command", [[*CLS, "sweep", "--json"], [sys.executable, "train.py", "--show"]])
+def test_standard_output_may_be_closed(command: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = environment(PYTHONPATH=str(ROOT))
+    done = subprocess.run(command, env=env, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120, cwd=ROOT)
+    os.close(writer)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
 
 
 def test_a_run_without_data_cannot_be_audited(tmp_path: Path) -> None:

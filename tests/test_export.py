@@ -167,6 +167,9 @@ def test_without_real_images_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a file; name a folder"):
         export(str(tmp_path / "run"), bad / "a.jpg", Options(), Stop())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "run"]
+    with pytest.raises(ValueError, match="holds the weights that are to be exported"):
+        export(str(tmp_path / "run"), tmp_path / "run" / "best", Options(), Stop())
+    assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

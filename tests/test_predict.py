@@ -238,6 +238,13 @@ def test_what_cannot_be_meant_is_refused(run: Path, paths: list[str], top_k: int
         predicted(run, paths, "-", top_k=top_k)
 
 
+def test_a_file_is_no_folder_for_predictions(run: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.csv").write_text("mine")
+    with pytest.raises(ValueError, match="is a file: name a folder"):
+        predicted(run, [str(folder)], str(tmp_path / "mine.csv"))
+    assert (tmp_path / "mine.csv").read_text() == "mine"
+
+
 def test_an_empty_list_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "list").write_text("\n\n")
     with (tmp_path / "list").open() as listed, pytest.raises(ValueError, match="standard input has no paths"):

@@ -469,6 +469,8 @@ def test_predictions_that_a_run_has_not_stored_can_be_made(run: Path, tmp_path: 
     weights = {name: value.contiguous() for name, value in build_model(config.model, 5, 7).state_dict().items()}
     save_file(weights, out / "best" / "model.safetensors", best_header(config, splits))
     before = {path for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"--neighbours needs predictions, .*: add --predict True"):
+        report_run(str(out), "", 1, False, "cpu", 0, Stop())
     told = report_run(str(out), "", 1, True, "cpu", 0, Stop())
     figures = evaluate_images(str(out), "", (), "cpu", 0, Stop())
     assert told is not None and figures is not None

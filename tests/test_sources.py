@@ -308,6 +308,13 @@ def test_one_file_or_saved_dataset_is_split(tmp_path: Path) -> None:
         assert (len(splits.train), len(splits.val), splits.classes) == (18, 2, ("a", "b"))
 
 
+def test_only_splits_of_other_names(tmp_path: Path) -> None:
+    source = make(tmp_path / "images", flat={"a": 2, "b": 2})
+    DatasetDict({"unsupervised": Dataset(embedded(source))}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="saved has no split called train, validation or test"):
+        load_images(str(tmp_path / "saved"), data(tmp_path / "saved"))
+
+
 def test_a_rewritten_tar_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "all.tar"
     write_tar(path, make(tmp_path / "one", flat={"a": 2, "b": 2}), "cls")

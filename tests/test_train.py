@@ -321,6 +321,9 @@ def test_a_mistyped_folder_is_told_before_weights_are_fetched_for_it(
         assert left.value.code == 2 and f"there is no file or folder {path}" in capsys.readouterr().err
     for path in (str(tmp_path), "somebody/photos"):  # the second may be one on a hub
         refuse_early(["mlp-head", "--data.path", path])
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "config.yaml").touch()  # a finished run says so, with or without its images
+    refuse_early(["mlp-head", "--data.path", "./gone", "--out", str(tmp_path / "done")])
 
 
 @pytest.mark.parametrize(

@@ -145,8 +145,8 @@ def _epitaph(message: str, busy: np.ndarray) -> str:
     gone = [row for row in busy.tolist() if str(row[0]) in re.findall(r"\d+", message)]
     what = ", ".join(f"{pid} at draws {first} to {last}" for pid, first, last in gone)
     return (
-        f"a loader process ended unexpectedly ({what or message}): if memory ran out, use fewer with --data.workers; "
-        "if it is always the same draws, `cls show --step` draws them"
+        f"a loader process ended unexpectedly ({what or message}): if memory ran out, use fewer with --data.workers "
+        "(--workers of a cls verb); if it is always the same draws of a training, `cls show --step` draws them"
     )
 
 

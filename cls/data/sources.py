@@ -200,6 +200,8 @@ def _unstreamed(data: config.Data, *, labelled: bool) -> config.Data:
 
 
 def _only(parts: dict[str, Part], path: str) -> Part:
+    if not parts:
+        raise ValueError(f"{path} has no split called train, validation or test")
     if len(parts) > 1:
         raise ValueError(f"{path} holds several splits ({', '.join(parts)}); point at the files of one")
     return parts.popitem()[1]

@@ -42,7 +42,8 @@ HUB = "hf://"
 
 def pack_command(path: str) -> str:
     """What to type for shards that can be streamed well."""
-    return shlex.join(["cls", "pack", path, "--to", f"{Path(path).name}-packed"])
+    name = Path(path).name or str(Path(path).resolve())  # of ".", beside it
+    return shlex.join(["cls", "pack", path, "--to", f"{name}-packed"])
 
 
 def read_files(root: Path, names: list[str], data: config.Data) -> dict[str, Part]:

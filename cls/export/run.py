@@ -41,6 +41,8 @@ def export(path: str, to: Path, options: Options, stop: Stop) -> dict[str, Any]:
     if to.exists() and not to.is_dir():
         raise ValueError(f"--to {to} is a file; name a folder")
     trained = load_trained(path, "cpu", -1, stop)
+    if trained.file.resolve().parent == to.resolve():
+        raise ValueError(f"--to {to} holds the weights that are to be exported: name another folder")
     if trained.cluster.world > 1:
         raise ValueError(f"{trained.cluster.world} processes were started, but one exports: run cls export by itself")
     images, pixels = photos(trained, _rows(trained, options), options.count)

@@ -116,7 +116,9 @@ def _resize(pixels: Pixels, to: Resize, across: float, down: float, rows: tuple[
     Rows before columns: columns take more than twice the time, and are fewer then, least where a crop follows. Pillow
     does columns first, so one value in eight is off by one: 0.12 grey levels. In its order 0.002, in a fifth more time.
     """
-    low = _bilinear(pixels, (rows[1], pixels.shape[1]), down, None)[rows[0] :]
+    # torch leaves a side alone that keeps its size, whatever the scale: then all rows
+    end = rows[1] if rows[1] != len(pixels) else to.height
+    low = _bilinear(pixels, (end, pixels.shape[1]), down, None)[rows[0] : rows[1]]
     return _bilinear(low, (len(low), to.width), None, across)
 
 

@@ -21,7 +21,7 @@ window of a buffer that the next image overwrites.
 """
 
 KEPT_BYTES = 64_000_000
-"""The buffer is kept up to this size (a photo of 21 megapixels)."""
+"""The buffer is kept up to this size (a photo of 21 megapixels, of 16 with four channels)."""
 
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     1: lambda a: a,

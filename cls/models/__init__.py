@@ -15,8 +15,8 @@ from cls.models.weights import check_weights, load_exact, load_pretrained, weigh
 from cls.seed import torch_seed
 
 __all__ = [
-    "Statistics", "build_model", "check_model", "fresh_parameters", "input_statistics", "load_exact", "normalization",
-    "output_layer", "sharding_units", "train_mode",
+    "Statistics", "build_model", "check_model", "count_parameters", "fresh_parameters", "input_statistics",
+    "load_exact", "normalization", "output_layer", "sharding_units", "train_mode",
 ]  # fmt: skip
 
 
@@ -65,6 +65,14 @@ def check_model(config: Model, data: Data) -> None:
                 raise ValueError(
                     f"model.backbone: {config.backbone} cannot take images of {field} {size} ({error})"
                 ) from error
+
+
+def count_parameters(config: Model, classes: int) -> tuple[int, int]:
+    """All of them and those that are trained, from the network built without storage."""
+    with torch.device("meta"):
+        model = build_model(replace(config, weights="none"), classes, 0)
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 
 def fresh_parameters(model: nn.Module, config: Model) -> set[str]:

@@ -5,7 +5,6 @@ import hashlib
 import math
 import os
 import re
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
@@ -13,13 +12,12 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import torch
 
 from cls import __version__, goodput, recipes
 from cls.config import Run, diff, flat, to_yaml
 from cls.files import write_whole
 from cls.metrics import BINS, Predictions, accuracy, calibration, confusion, per_class, readable, summary, wrong
-from cls.models import build_model
+from cls.models import count_parameters
 from cls.page.charts import curves, reliability
 from cls.page.material import Material
 from cls.page.pictures import Pictures
@@ -98,7 +96,7 @@ def _summary(material: Material) -> list[tuple[str, str]]:
     lines = [("recipe", run.recipe), ("backbone", f"{run.model.backbone}, weights {run.model.weights}")]
     lines = [*_scores(material), *lines]
     if material.classes:
-        parameters, trainable = _parameters(run, len(material.classes))
+        parameters, trainable = count_parameters(run.model, len(material.classes))
         lines.append(("parameters", f"{parameters:,}, {trainable:,} of them trained"))
         lines.append(("classes", f"{len(material.classes):,}"))
     sizes = [(name, material.counts.get(split)) for name, split in (("training", "train"), ("validation", "val"))]
@@ -142,14 +140,6 @@ def _figures(name: str, p: Predictions) -> list[tuple[str, str]]:
         ("calibration error", f"{percent(calibration(p).error)} ({BINS} bins)"),
     ]
     return [*lines, ("broken images", f"{found['broken']:,}, counted as wrong")] if found["broken"] else lines
-
-
-def _parameters(run: Run, classes: int) -> tuple[int, int]:
-    """All of them and those that are trained, from the network built without storage."""
-    with torch.device("meta"):
-        model = build_model(replace(run.model, weights="none"), classes, 0)
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 
 def _classes(p: Predictions) -> list[dict[str, Any]]:
@@ -250,7 +240,7 @@ def _data(p: Predictions) -> dict[str, Any]:
     return {
         "classes": list(p.classes),
         "cells": cells.ravel().tolist(),
-        "support": counts.sum(axis=1).tolist(),
+        "support": per_class(p).support.tolist(),  # broken images count as wrong
         "wrong": list(zip(own.tolist(), guesses.tolist(), *shares, (p.ids[row] for row in listed), strict=True)),
         "unlisted": len(wrong(p)) - len(listed),
     }
