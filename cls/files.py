@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -40,6 +41,17 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         aside.unlink(missing_ok=True)
     sync(path.parent)  # the rename itself must survive a power cut
+
+
+ASIDE = re.compile(r"\..+-\d+\.tmp")
+"""Names that :func:`replacing` writes to."""
+
+
+def drop_asides(folder: Path) -> None:
+    """Delete what killed processes were writing; only where no living one writes. They can be as large as a model."""
+    for path in folder.glob(".*.tmp"):
+        if ASIDE.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

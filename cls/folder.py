@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from cls.config import Run, change, diff, from_yaml, to_yaml
-from cls.files import write_whole
+from cls.files import ASIDE, drop_asides, write_whole
 from cls.lives import read_lives
 from cls.lock import claim, kept, mine, owner_of
 from cls.outcome import ForeignFolderError
@@ -57,7 +57,8 @@ def open_folder(run: Run, cluster: Cluster) -> Folder:
     path = Path(run.out or f"runs/{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if not (path / "config.yaml").exists() and set(os.listdir(path)) - {"exit.json", "lock"}:
+        others = [name for name in os.listdir(path) if name not in ("exit.json", "lock") and not ASIDE.fullmatch(name)]
+        if others and not (path / "config.yaml").exists():
             raise ForeignFolderError(
                 f"out: {path} holds other files and no config.yaml: name an empty or a run directory"
             )
@@ -93,6 +94,8 @@ def _agree(path: Path, run: Run, cluster: Cluster) -> Folder:
         print(f"{path} is finished: {finished}", flush=True)
     else:
         (path / "exit.json").unlink(missing_ok=True)
+        for folder in (path, path / "best", path / "predictions"):
+            drop_asides(folder)
         write_whole(path / "config.yaml", to_yaml(run).encode())
     cluster.stop.watch(path)
     lives = [event["life"] for event in read_lives(path) if event["event"] == "start"]

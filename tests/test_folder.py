@@ -98,6 +98,25 @@ def test_a_lock_names_its_owner_and_is_given_back(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "lock").exists()
 
 
+def test_what_a_killed_process_was_writing_is_deleted(tmp_path: Path) -> None:
+    """Aside, and as large as the model; killed before its first file, a run is begun again."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".config.yaml.some-node-17.tmp").write_text("half")
+    with open_folder(run_in(out), CLUSTER):
+        pass
+    (out / "lock").unlink(missing_ok=True)
+    (out / "best").mkdir()
+    left = [out / "best" / ".model.safetensors.node.example.org-5512.tmp", out / ".data.json.vm-3.tmp"]
+    others = [out / "best" / ".mine.tmp", out / "best" / "model.safetensors"]
+    for path in (*left, *others):
+        path.write_text("half")
+    with open_folder(run_in(out), CLUSTER):
+        pass
+    assert not any(path.exists() for path in left) and all(path.exists() for path in others)
+    assert not list(out.glob(".*.tmp"))
+
+
 def test_a_lock_that_was_taken_over_is_not_given_back(tmp_path: Path) -> None:
     with open_folder(run_in(tmp_path / "run"), CLUSTER) as folder:
         write_lock(folder.path / "lock", pid=1)
