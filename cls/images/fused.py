@@ -114,7 +114,8 @@ def _resize(pixels: Pixels, to: Resize, across: float, down: float, rows: tuple[
     ``across``, ``down``: final pixels for one, which the sizes alone do not tell where the last one is not whole.
 
     Rows before columns: columns take more than twice the time, and are fewer then, least where a crop follows. Pillow
-    does columns first, so one value in eight is off by one: 0.12 grey levels. In its order 0.002, in a fifth more time.
+    does columns first, so one value in eight is off by one: 0.12 grey levels. In its order 0.002, in a fifth more time
+    (2026-11-22, 40 clothing photos of 400 x 533 to 256 and a centre crop, medians of 15 rounds in turns).
     """
     # torch leaves a side alone that keeps its size, whatever the scale: then all rows
     end = rows[1] if rows[1] != len(pixels) else to.height
