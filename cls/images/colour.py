@@ -31,6 +31,14 @@ def paint(image: Any, looks: list[Look]) -> tuple[Any, list[Change]]:
     return _carry_out(mixing.change(), image, done), done
 
 
+def looks_around(look: Look) -> bool:
+    """Whether a change takes more from the image than each pixel itself, the mean and the extremes."""
+    match look.param:
+        case Gaussian() | RandOp("Sharpness" | "Equalize"):
+            return True
+    return False
+
+
 def _carry_out(change: Change | None, image: Any, done: list[Change]) -> Any:
     if change is None:
         return image

@@ -7,11 +7,15 @@ continuous coordinates (the first pixel's centre is at 0.5, 0.5), as Pillow and 
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from cls.images.draw import Box, Crop, Flip, Param, RandOp, Resize, Rotation, Shift
 from cls.images.ops import Fill
 
 Affine = tuple[float, float, float, float, float, float]
 IDENTITY: Affine = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+PLACES = 4
+"""Binary places of the outlines."""
 MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 """RandAugment's operations that move pixels."""
 
@@ -32,6 +36,8 @@ class Frame:
     height: int
     matrix: Affine
     fill: Fill
+    outside: list[np.ndarray] = field(default_factory=list)
+    """Two outlines, int32 [4, 2] in 1 / 2^PLACES final pixels: what lies between them shows the fill; or nothing."""
 
 
 @dataclass
@@ -89,7 +95,25 @@ def arrange(params: tuple[Param, ...], width: int, height: int) -> Plan:
                 plan.looks[-1].append(Look(param, plan.shrunk))
     for look in (look for group in plan.looks for look in group):
         look.pixels = plan.shrunk[0] / look.pixels[0], plan.shrunk[1] / look.pixels[1]
+    for frame in plan.frames:
+        frame.outside = _outside(frame, plan.width, plan.height)
     return plan
+
+
+def _outside(frame: Frame, width: int, height: int) -> list[np.ndarray]:
+    a, b, c, d, e, f = frame.matrix
+    corners = ((0.5, 0.5), (width - 0.5, 0.5), (width - 0.5, height - 0.5), (0.5, height - 0.5))
+    if all(0 <= a * x + b * y + c <= frame.width and 0 <= d * x + e * y + f <= frame.height for x, y in corners):
+        return []
+    x, y = math.hypot(a, b) / 2, math.hypot(d, e) / 2  # fillPoly paints its outline, too: half a pixel more
+    corners = ((-x, -y), (frame.width + x, -y), (frame.width + x, frame.height + y), (-x, frame.height + y))
+    a, b, c, d, e, f = inverse(frame.matrix)
+    one = 2**PLACES
+    hole = [
+        (round((a * x + b * y + c) * one - one / 2), round((d * x + e * y + f) * one - one / 2)) for x, y in corners
+    ]
+    left, right, bottom = -2 * one, (width + 1) * one, (height + 1) * one
+    return list(np.array([[(left, left), (right, left), (right, bottom), (left, bottom)], hole], np.int32))
 
 
 def region(plan: Plan, width: int, height: int) -> tuple[Crop, Affine]:
