@@ -1,7 +1,7 @@
 """The verbs of the ``cls`` command: what each takes from the command line, with its help, and what it calls.
 
 ``do`` tells people on standard error what it finds and gives the JSON document. It alone imports what loads long
-(torch, datasets): ``--help`` and slips of the pen must not wait for that.
+(torch, datasets), after what it can refuse without: ``--help`` and slips of the pen must not wait for that.
 """
 
 from dataclasses import dataclass
@@ -46,9 +46,13 @@ class Show:
     """The first optimizer step whose images are shown."""
 
     def do(self, stop: Stop) -> Any:
+        refuse_folder("to", self.to)
+        if self.count < 1 or self.step < 0:
+            raise ValueError(
+                f"--count is {self.count}, --step {self.step}: give at least one image, and a step from 0 on"
+            )
         from cls import verbs
 
-        refuse_folder("to", self.to)
         return verbs.contact_sheet(self.run, Path(self.to), self.count, self.step)
 
 
@@ -124,9 +128,9 @@ class Report:
     """Loader processes; -1 takes one per core."""
 
     def do(self, stop: Stop) -> Any:
+        refuse_folder("to", self.to)
         from cls.reporting import report_run
 
-        refuse_folder("to", self.to)
         return report_run(self.run, self.to, self.neighbours, self.predict, self.device, self.workers, stop)
 
 
@@ -191,10 +195,10 @@ class Compare:
     """Markdown file to write the tables to; empty: none."""
 
     def do(self, stop: Stop) -> Any:
+        refuse_folder("to", self.to)
         from cls.compare import compare
         from cls.comparison import markdown, show
 
-        refuse_folder("to", self.to)
         document = compare(self.runs, self.baseline, self.split)
         show(document)
         if self.to:
@@ -210,6 +214,7 @@ class Plan:
     request: Annotated[Request, tyro.conf.arg(name="")]
 
     def do(self, stop: Stop) -> Any:
+        self.request.card()  # refuses a slip
         from cls.cluster.plan import plan, table
 
         document = plan(self.run, self.request)
@@ -304,9 +309,9 @@ class Check:
     """Column with the labels in parquet, arrow or hub data; empty: found by type, then by name."""
 
     def do(self, stop: Stop) -> Any:
+        refuse_folder("to", self.to)
         from cls.examine import examine
 
-        refuse_folder("to", self.to)
         data = Data(path=self.path, val_fraction=self.val_fraction, image_column=self.image_column,
                     label_column=self.label_column)  # fmt: skip
         return examine(data, self.seed, self.run, Path(self.to) if self.to else None, self.workers, self.device, stop)

@@ -158,7 +158,7 @@ def curves(rows: Sequence[Row], path: Path) -> None:
         loss.plot(steps, values, color=ORANGE, marker="o", markersize=4, label="validation")
     _plain(loss, "Loss")
     if loss.get_legend_handles_labels()[1]:
-        loss.legend(frameon=False, loc="upper right")
+        figure.legend(frameon=False, loc="outside upper right", ncols=2)  # beside the title: no corner is always empty
     steps, values = series(rows, "val/accuracy")
     title = "Validation accuracy"
     if steps:

@@ -596,7 +596,7 @@ def explore(examples: int, sources: dict[str, str]) -> list[Values]:
 
 
 def test_some_configurations(sources: dict[str, str]) -> None:
-    explore(12, sources)
+    explore(6, sources)
 
 
 @pytest.mark.soak

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -40,9 +39,6 @@ def test_a_plan_is_a_document_and_a_line_to_submit(tmp_path: Path) -> None:
     line = f"sbatch --nodes=1 --gpus-per-node=2 --cpus-per-task={cores} slurm/train.sh digits --seed 3"
     assert document["sbatch"] == line and cores >= 2
     assert document["sbatch"] in done.stderr.splitlines()  # whole, to be copied
-    sharded = ["--gpus", "2", "--fsdp", "True", "--train.reduce", "fast", "--json"]
-    words = shlex.split(json.loads(cls("plan", "digits", "--gpu", "3090", *sharded).stdout)["sbatch"])
-    assert words[0] == "CLS_ACCELERATE=fsdp" and (ROOT / "accelerate_configs" / "fsdp.yaml").is_file()
 
 
 @pytest.mark.parametrize(

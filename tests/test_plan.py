@@ -232,6 +232,13 @@ def test_what_cannot_be_planned_is_one_clear_message(name: str) -> None:
 # --- the line to submit ---
 
 
+def test_the_line_of_a_sharded_run_names_its_launcher_configuration() -> None:
+    run = change(Run(), train={"reduce": "fast"})
+    line = command(run, Request(gpu="3090", gpus=2, fsdp=True), 8)
+    assert line.startswith("CLS_ACCELERATE=fsdp sbatch ")
+    assert (ROOT / "accelerate_configs" / "fsdp.yaml").is_file()
+
+
 @pytest.mark.parametrize(
     "sections",
     [

@@ -13,7 +13,7 @@ from rich.table import Table
 from cls import recipes
 from cls.checks import check
 from cls.cluster import sbatch, speed
-from cls.cluster.gpus import USABLE, Gpu, find
+from cls.cluster.gpus import USABLE, Gpu
 from cls.cluster.memory import Step, largest_unit, trace_step, with_exchange, workspace
 from cls.cluster.request import Request
 from cls.config import Run, change, flat
@@ -37,7 +37,7 @@ def plan(run: Run, request: Request) -> dict[str, Any]:
     ``problems`` lists what would not work or is a mistake in the script, each with its remedy. ValueError for what
     cannot be planned at all, naming the field.
     """
-    gpu = _gpu(request)
+    gpu = request.card()
     precision = _precision(run, gpu)
     check(run)
     _check_request(run, request)
@@ -76,14 +76,6 @@ def plan(run: Run, request: Request) -> dict[str, Any]:
     document["sbatch"] = command(chosen, request, document.get("cores_per_node", 0))
     document["problems"] = problems + _script_problems(request, gpu, document)
     return document
-
-
-def _gpu(request: Request) -> Gpu | None:
-    if bool(request.gpu) == bool(request.memory):
-        raise ValueError("gpu: name it (--gpu a6000) or, for another type, give its memory in GB (--memory 16)")
-    if request.memory < 0:
-        raise ValueError(f"memory is {request.memory}: give the GPU's memory in GB")
-    return find(request.gpu) if request.gpu else None
 
 
 def _precision(run: Run, gpu: Gpu | None) -> str:

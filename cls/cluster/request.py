@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from cls.cluster.gpus import Gpu, find
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -25,6 +27,14 @@ class Request:
     """Shard parameters, gradients and optimizer over the GPUs (needs --train.reduce fast)."""
     link: float = 10.0
     """Network between nodes, Gbit/s."""
+
+    def card(self) -> Gpu | None:
+        """The named GPU; None where only its memory is given; ValueError for neither, both, or an unknown name."""
+        if bool(self.gpu) == bool(self.memory):
+            raise ValueError("gpu: name it (--gpu a6000) or, for another type, give its memory in GB (--memory 16)")
+        if self.memory < 0:
+            raise ValueError(f"memory is {self.memory}: give the GPU's memory in GB")
+        return find(self.gpu) if self.gpu else None
 
     @property
     def world(self) -> int:
