@@ -28,9 +28,9 @@ class Recipes:
     """Show this recipe's page instead: its command, the paper's facts, what differs from its program."""
 
     def do(self, stop: Stop) -> Any:
-        from cls import verbs
+        from cls.catalogue import recipe_page, recipe_table
 
-        return verbs.recipe_page(self.name) if self.name else verbs.recipe_table()
+        return recipe_page(self.name) if self.name else recipe_table()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -206,9 +206,9 @@ class Train:
     """Stop after this many epochs in a row without a lower validation loss; 0 never stops early."""
     reduce: Literal["exact", "fast"] = "exact"
     """exact: gradients are added in one fixed tree, so any number of processes gives the same bits; fast: any order.
-    fast also puts several micro-batches into one forward pass. On one CPU core a step took with exact 0.92 (resnet50-mlp)
-    and 0.96 (cbam-mixup) times as long as with fast at 224 pixels, 1.05 to 1.44 times (the five systems) at 64, where
-    micro-batches of 8 or 16 are little work each; not measured on GPUs."""
+    fast also puts several micro-batches into one forward pass. On one CPU core a step took with exact 0.92 and 0.96
+    times as long as with fast at 224 pixels (resnet50-mlp, cbam-mixup), 1.05 to 1.44 times at 64 (the five systems),
+    where micro-batches of 8 or 16 are little work each; not measured on GPUs."""
     deterministic: bool = True
     """Use only kernels that give the same bits every time."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

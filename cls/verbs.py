@@ -9,61 +9,19 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from cls import recipes
 from cls.config import Run, View
-from cls.console import PEOPLE, folded
+from cls.console import PEOPLE
 from cls.data.access import images_of
 from cls.data.draws import draws_of
 from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
 from cls.data.sources import load, load_labelled
 from cls.metrics import per_class, summary
 from cls.mix import draw_mixing, mix, partners, soft_targets
-from cls.models import count_parameters, input_statistics
+from cls.models import input_statistics
 from cls.sheet import Tile, write_sheet
 from cls.steps import Steps
 from cls.stop import Stop
 from cls.trained import load_trained
-
-
-def recipe_table() -> list[dict[str, Any]]:
-    """All recipes, with exact parameter counts from the networks built without storage."""
-    heads = {"recipe": "recipe", "report": "report", "what": "what it is", "batch": "batch",
-             "micro_batch": "micro- batch", "most_processes": "most processes", "parameters": "parameters"}  # fmt: skip
-    if PEOPLE.width < 110:  # the names must be whole, to be typed
-        heads = {name: head for name, head in heads.items() if name not in ("report", "most_processes")}
-    table = Table(*heads.values(), box=None, padding=(0, 1, 0, 0))
-    table.columns[0].no_wrap = True
-    for name, column in zip(heads, table.columns, strict=True):
-        if name not in ("recipe", "report", "what"):
-            column.justify = "right"
-    rows, counted = [], dict[Any, int]()
-    for name, (source, text) in recipes.describe().items():
-        run = recipes.get(name)
-        if run.model not in counted:
-            counted[run.model] = count_parameters(run.model, 10 if name == "digits" else 100)[0]
-        row = {
-            "recipe": name,
-            "report": source,
-            "what": text,
-            "batch": run.train.batch,
-            "micro_batch": run.train.micro_batch,
-            "most_processes": run.train.batch // run.train.micro_batch,
-            "parameters": counted[run.model],
-        }
-        rows.append(row)
-        table.add_row(*(f"{row[name]:,}" if isinstance(row[name], int) else str(row[name]) for name in heads))
-    PEOPLE.print(table)
-    return rows
-
-
-def recipe_page(name: str) -> dict[str, Any]:
-    """One recipe's evidence and its configuration."""
-    run, (source, text) = recipes.get(name), recipes.describe()[name]
-    page = recipes.page(name)
-    heading = f"{name} ({source}): {text}".replace(" (–)", "")
-    shown = f"{heading}\n\n{page.removeprefix(text).lstrip()}"
-    PEOPLE.print(folded(shown, min(PEOPLE.width, 120)), markup=False, highlight=False, soft_wrap=True)
-    return {"recipe": name, "report": source, "what": text, "page": page, "config": dataclasses.asdict(run)}
 
 
 def contact_sheet(run: Run, to: Path, count: int, step: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from cls.checkpoint import checkpoints, verify
 from cls.config import Model
 from cls.data.ledger import audit
 from cls.lives import read_lives
-from cls.models import build_model, sharding_units
+from cls.models import build_shapes, sharding_units
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what accelerate_configs/fsdp.yaml makes of the launcher
 METHOD = """
@@ -429,8 +429,7 @@ def blocks_of(network: nn.Module, kinds: tuple[str, ...]) -> list[nn.Module]:
 
 def meta(backbone: str, **more: Any) -> tuple[nn.Module, list[nn.Module]]:
     config = Model(backbone=backbone, weights="none", **more)
-    with torch.device("meta"):
-        network = build_model(config, 100, 0)
+    network = build_shapes(config, 100)
     return network, sharding_units(network, config)
 
 

@@ -13,7 +13,7 @@ LAYERS = {
     "data": 2, "parallel": 2, "checkpoint": 2, "evaluate": 2, "track": 2, "report": 2, "folder": 2, "journal": 2,
     "artifacts": 2, "sheet": 2, "state": 2, "saver": 2, "goodput": 2, "cluster": 2, "fetch": 2, "sweep": 2,
     "bench": 2, "compare": 2, "comparison": 2, "page": 2, "trained": 2, "export": 2, "suspects": 1,
-    "__main__": 3, "predicting": 3, "cli": 3, "commands": 3, "verbs": 3,
+    "__main__": 3, "predicting": 3, "cli": 3, "commands": 3, "verbs": 3, "catalogue": 3,
     "records": 3, "reporting": 3, "examine": 3, "told": 3, "train": 3,
 }  # fmt: skip
 

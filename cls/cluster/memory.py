@@ -7,7 +7,7 @@ there does not depend on the micro-batch but in size, and every size is affine i
 import warnings
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from cls.config import Run, change
 from cls.history import History
 from cls.mix import Mixing, loss_per_image, mix, soft_targets
-from cls.models import build_model, fresh_parameters, sharding_units, train_mode
+from cls.models import build_shapes, fresh_parameters, sharding_units, train_mode
 from cls.optim import Schedule, build_optimizer, moving_average, parameter_groups
 from cls.parallel.cluster import Cluster
 from cls.parallel.reduce import block_sizes, shares
@@ -230,11 +230,8 @@ def workspace(traced: int) -> int:
 
 def largest_unit(run: Run, classes: int) -> int:
     """Bytes of the largest piece that FSDP gathers at once; ValueError where the network has no pieces."""
-    with torch.device("meta"):
-        model = build_model(replace(run.model, weights="none"), classes, run.seed)
-    return max(
-        sum(p.numel() * p.element_size() for p in unit.parameters()) for unit in sharding_units(model, run.model)
-    )
+    units = sharding_units(build_shapes(run.model, classes), run.model)
+    return max(sum(p.numel() * p.element_size() for p in unit.parameters()) for unit in units)
 
 
 def trace_step(run: Run, classes: int, precision: str) -> Step:
@@ -252,8 +249,8 @@ def _trace(run: Run, size: int, classes: int, precision: str) -> tuple[Tape, boo
     nobody: Any = None  # one process asks it for nothing
     cluster = Cluster(accelerator=nobody, rank=0, world=1, local_world=1, device=torch.device("cpu"))
     run = change(run, train={"batch": 2 * size, "micro_batch": size})
+    model = build_shapes(run.model, classes)
     with torch.device("meta"):
-        model = build_model(replace(run.model, weights="none"), classes, run.seed)
         average = moving_average(model, run.optim.ema)
     tracer = Tracer()
     with warnings.catch_warnings(), FakeTensorMode(), tracer:

@@ -1,9 +1,11 @@
 """From a config to a network: a backbone with pretrained weights, optional attention, a head, frozen parts."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from cls.config import Data, Model, Run
 from cls.models.attention import CBAM, add_attention
@@ -15,8 +17,8 @@ from cls.models.weights import check_weights, load_exact, load_pretrained, weigh
 from cls.seed import torch_seed
 
 __all__ = [
-    "Statistics", "build_model", "check_model", "count_parameters", "fresh_parameters", "input_statistics",
-    "load_exact", "normalization", "output_layer", "sharding_units", "train_mode",
+    "Statistics", "build_model", "build_shapes", "check_model", "count_parameters", "fresh_parameters",
+    "input_statistics", "load_exact", "normalization", "output_layer", "sharding_units", "train_mode",
 ]  # fmt: skip
 
 
@@ -26,8 +28,6 @@ def build_model(config: Model, classes: int, seed: int) -> nn.Module:
     Keys of the state dict are torchvision's or timm's own; added parts only add keys. Fresh layers are drawn from
     (seed, "init") alone: neither the global generator nor the backbone changes them, and the global generator is left
     as it was. Bad fields and weights are a ValueError that names the field or the file.
-
-    For sizes only: ``with torch.device("meta"): build_model(replace(config, weights="none"), classes, seed)``.
     """
     if classes < 1:
         raise ValueError(f"expected at least one class, found {classes}")
@@ -50,14 +50,27 @@ def build_model(config: Model, classes: int, seed: int) -> nn.Module:
     return model
 
 
+def build_shapes(config: Model, classes: int) -> nn.Module:
+    """The same network without weights and without storage: on the meta device."""
+    with torch.device("meta"), _NoValues():
+        return build_model(replace(config, weights="none"), classes, 0)
+
+
+class _NoValues(TorchFunctionMode):
+    """Draws no random values: on the meta device they are none, and each tensor of them takes 1 ms."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **kwargs or {})
+
+
 def check_model(config: Model, data: Data) -> None:
     """Make sure, before any set-up, that weights and backbone exist and that it takes images of these sizes.
 
     May download the weights; else forward passes on fake tensors, 0.5 s. ValueError names the field or the file.
     """
     check_weights(config)
+    model = build_shapes(replace(config, freeze=()), 2).eval()
     with torch.device("meta"):
-        model = build_model(replace(config, weights="none", freeze=()), 2, 0).eval()
         for field, size in {"data.size": data.size, "data.eval_size": data.evaluated.size}.items():
             try:
                 model(torch.empty(2, 3, size, size))
@@ -69,9 +82,7 @@ def check_model(config: Model, data: Data) -> None:
 
 def count_parameters(config: Model, classes: int) -> tuple[int, int]:
     """All of them and those that are trained, from the network built without storage."""
-    with torch.device("meta"):
-        model = build_model(replace(config, weights="none"), classes, 0)
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    sizes = [(p.numel(), p.requires_grad) for p in build_shapes(config, classes).parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
 
 
