@@ -187,12 +187,16 @@ def test_pixels_go_where_torchvision_puts_them(param: d.Param) -> None:
 
 @pytest.mark.parametrize("width, height", [(400, 533), (401, 534), (225, 224), (120, 90), (1003, 757), (2001, 300)])
 @pytest.mark.parametrize("where", ["before", "after"])
-def test_a_warp_that_also_reduces_does_not_shift(width: int, height: int, where: str) -> None:
+@pytest.mark.parametrize("first", ["crop", "resize"])
+def test_a_warp_that_also_reduces_does_not_shift(width: int, height: int, where: str, first: str) -> None:
     """A smooth ramp, reduced (by halves, too) and enlarged: it stays where resizing alone puts it, to its last line."""
     y, x = np.mgrid[0:height, 0:width]
     ramp = np.uint8(np.stack([x / width * 250, y / height * 250, (x / width + y / height) * 125], 2))
     flipped = (d.Flip("vertical"), d.Rotation(180.0, BLACK), d.Flip("horizontal"))  # a move that changes nothing
-    cut = (d.Crop(10, 6, width - 21, height - 11), d.Resize(SIZE, SIZE))
+    cut: tuple[d.Param, ...] = (d.Crop(10, 6, width - 21, height - 11), d.Resize(SIZE, SIZE))
+    if first == "resize":  # then the crop begins between pixels
+        wide, high = round(1.14 * SIZE), round(1.31 * SIZE)
+        cut = (d.Resize(wide, high), d.Crop((wide - SIZE) // 2, (high - SIZE) // 2, SIZE, SIZE))
     params = (*flipped, *cut) if where == "before" else (*cut, *flipped)
     assert arrange(params, width, height).frames
     apart = []

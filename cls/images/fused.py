@@ -152,7 +152,8 @@ def _warp(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
     else:
         pixels, *halved = _halve(pixels, across / k, down / k)
         x, y = (k * each for each in halved)
-    edge = int(across < x or down < y)  # then the outermost centres lie outside of the last ones here
+    # Outermost centres may lie outside of the last ones here: of pixels that are smaller than these, or cut in between
+    edge = int(across < x or down < y or (bool(plan.cuts) and isinstance(plan.cuts[-1], Crop)))
     if edge:
         pixels = cv2.copyMakeBorder(pixels, edge, edge, edge, edge, cv2.BORDER_REPLICATE)
     # from pixel centres to pixel numbers, as OpenCV counts
