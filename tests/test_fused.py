@@ -207,6 +207,19 @@ def test_a_warp_that_also_reduces_does_not_shift(width: int, height: int, where:
     assert np.abs(apart).max() <= 3
 
 
+@pytest.mark.parametrize("side", [150, 224, 300, 400, 700])
+def test_no_line_is_left_where_a_moved_picture_ends(side: int) -> None:
+    """White on black, moved on black: black stays black, also where the outermost pixels are blended."""
+    image = np.zeros((side, side, 3), np.uint8)
+    image[side // 4 : -side // 4, side // 4 : -side // 4] = 255
+    moves = (d.Rotation(9.0, BLACK), d.Shift(14, -11, 1.0, BLACK))
+    for cut in ((d.Resize(SIZE, SIZE),), (d.Resize(256, 256), d.Crop(16, 16, SIZE, SIZE))):
+        ours, _ = fused.apply(Decoded(image), (*cut, *moves), Decoder())
+        theirs = reference.apply(Image.fromarray(image), (*cut, *moves))[0].permute(1, 2, 0).numpy()
+        black = cv2.dilate(theirs.max(2), np.ones((7, 7))) == 0
+        assert black.mean() > 0.4 and ours[black].max() == 0
+
+
 def test_reduced_images_are_as_sharp_as_the_reference() -> None:
     """Mean slope from pixel to pixel, against that of the antialiased crop alone: neither grainy nor blurred."""
 

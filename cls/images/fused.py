@@ -152,9 +152,9 @@ def _warp(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
     else:
         pixels, *halved = _halve(pixels, across / k, down / k)
         x, y = (k * each for each in halved)
-    # Outermost centres may lie outside of the last ones here: of pixels that are smaller than these, or cut in between
-    edge = int(across < x or down < y or (bool(plan.cuts) and isinstance(plan.cuts[-1], Crop)))
-    if edge:
+    around = any(map(looks_around, plan.looks[0]))
+    edge = int(not around)
+    if edge:  # no line of the border's colour: the outermost pixels are blended with their own
         pixels = cv2.copyMakeBorder(pixels, edge, edge, edge, edge, cv2.BORDER_REPLICATE)
     # from pixel centres to pixel numbers, as OpenCV counts
     matrix = np.array(
@@ -167,7 +167,7 @@ def _warp(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         # no fill in the outermost pixels, nor in the mean of what is painted before the first move; then _expose.
         # The mean colour (of some 64 rows) takes half the time of repeating the last pixels where 0.2 is outside
-        borderMode=cv2.BORDER_REPLICATE if any(map(looks_around, plan.looks[0])) else cv2.BORDER_CONSTANT,
+        borderMode=cv2.BORDER_REPLICATE if around else cv2.BORDER_CONSTANT,
         borderValue=cv2.mean(pixels[:: max(1, len(pixels) // 64)]),
     )
     return cv2.cvtColor(wide, cv2.COLOR_RGBA2RGB)
