@@ -16,10 +16,10 @@ brightness, contrast,  rounded and cut off at 255 after each                one 
 saturation
 exposed corners        of each move in its fill colour, coloured by what    the same
                        comes later
-JPEG                   decoded whole                                        at 1/2, 1/4, 1/8 where the crop stays larger
-                                                                            than the target, or would be halved for a
-                                                                            warp; chroma replicated where the crop is
-                                                                            larger
+JPEG                   decoded whole                                        at 1/2, 1/4, 1/8 where the crop stays twice
+                                                                            as large as the target, or would be halved
+                                                                            for a warp; chroma replicated where the
+                                                                            crop is larger
 =====================  ===================================================  ==========================================
 
 tests/test_fused.py holds the bounds: mean absolute difference in grey levels, per operation and per recipe.
