@@ -30,12 +30,17 @@ def test_digits_end_alike(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 def test_photos_end_alike(tmp_path: Path, clothing: Path) -> None:
-    """920 held-out photos, 1,000 to train on, at 96 pixels: report 5's augmentations, which differ most."""
+    """920 held-out photos, 1,000 to train on, at 96 pixels: report 5's augmentations, which differ most.
+
+    The rate falls to 0: after 3 epochs at a constant one the paths differ by .028 (standard deviation over 10 seeds,
+    2026-11-23) in both directions, so two equal ones would be POINTS apart in the means of three in one case of three.
+    """
     weights = SHARED / "weights" / "tf_efficientnet_lite0.safetensors"
     if not weights.is_file():
         pytest.skip("needs the weights in ../shared/weights")
     args = ["resnet50-mlp", "--data.path", str(clothing / "train"), "--data.val-fraction", "0.3"]
-    args += ["--data.limit", "1000", "--data.size", "96", "--train.epochs", "3", "--optim.lr", "1e-3"]
+    args += ["--data.limit", "1000", "--data.size", "96", "--train.epochs", "6", "--optim.lr", "1e-3"]
+    args += ["--optim.schedule", "cosine"]
     args += ["--model.backbone", "timm/tf_efficientnet_lite0", "--model.weights", str(weights)]
     fused, reference = (accuracies(tmp_path, args, exact_order) for exact_order in (False, True))
     print(f"photos: fused {fused}, reference {reference}")

@@ -88,6 +88,30 @@ def test_a_dead_worker_is_an_error_that_names_its_draws() -> None:
     assert seen <= 100
 
 
+def test_a_worker_that_dies_meanwhile_is_told_by_its_own_loader_alone() -> None:
+    """Not by a signal in the midst of a step, nor by the loader of a validation: they could not name its draws."""
+    training = batches(Numbers(slow=(8, 9), last=10), LISTS, 1, 4)  # what is before them has arrived
+    assert of(next(training)) == [0, 1, 2, 3]
+    end = time.monotonic() + 2
+    while time.monotonic() < end:  # as a step: the worker is dead long before its end
+        torch.ones(64, 64) @ torch.ones(64, 64)
+    assert sum(len(batch.draws) for batch in batches(Numbers(), LISTS, 1, 4)) == 802
+    with pytest.raises(DataError, match="at draws 8 to 11"):
+        for _ in training:
+            pass
+
+
+def test_what_a_worker_refuses_is_its_message_alone() -> None:
+    class Refusing(Numbers):
+        def fill(self, indices: Sequence[int], out: Pixels) -> Found:
+            raise DataError("20 images in a row are broken: cat.jpg")
+
+    for workers in (0, 1):
+        with pytest.raises(DataError) as caught:
+            next(batches(Refusing(), LISTS, workers, 4))
+        assert str(caught.value) == "20 images in a row are broken: cat.jpg"
+
+
 def test_a_fault_in_a_worker_is_told_as_it_is() -> None:
     class Faulty(Numbers):
         def fill(self, indices: Sequence[int], out: Pixels) -> Found:

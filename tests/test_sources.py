@@ -323,6 +323,44 @@ def test_a_rewritten_tar_is_read_again(tmp_path: Path) -> None:
     assert load(data(path), seed=0).classes == ("c", "d")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_tar_is_read_to_its_end_or_refused(tmp_path: Path, streaming: bool) -> None:
+    """tarfile ends without a word at a header that it does not understand; a second tar behind it is never seen."""
+    (tmp_path / "tars").mkdir()
+    path = tmp_path / "tars/train.tar"
+    write_tar(path, make(tmp_path / "one", flat={"a": 4, "b": 4}), "cls")
+    whole = path.read_bytes()
+    (tmp_path / "tars/val.tar").write_bytes(whole)
+    with tarfile.open(path) as tar:
+        at = tar.getmembers()[8].offset
+        end = tar.offset
+    flipped = bytearray(whole)
+    flipped[at + 150] ^= 1
+    for body, text in (
+        (bytes(flipped), f"behind byte {at:,} it is damaged"), (whole + whole, "another tar begins"),
+        (whole[: at + 100], "it is cut off after"), (whole[:at], "it is cut off after"), (whole[:end], "no end mark"),
+        (whole[: at + 700], "unexpected end of data"),
+    ):  # fmt: skip
+        path.write_bytes(body)
+        refuse(tmp_path / "tars", rf"data\.path: cannot read .*train\.tar: .*{text}", streaming=streaming)
+    for body in (whole[: end + 512], whole + bytes(5000)):  # what GNU tar accepts
+        path.write_bytes(body)
+        assert len(load(data(tmp_path / "tars", streaming=streaming), seed=0).train) == 8
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("names", [("0.jpg", "0.cls", "0.mask.png"), ("at 10.15.00.jpg", "at 10.15.01.jpg", "x.cls")])
+def test_two_images_of_one_sample_are_refused(tmp_path: Path, names: tuple[str, ...], streaming: bool) -> None:
+    path = tmp_path / "all.tar"
+    body = jpeg(tmp_path / "x.jpg").read_bytes()
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(b"1" * len(body) if name.endswith("cls") else body))
+    refuse(path, r"cannot read .*all\.tar: sample .* has two images, .* and ", streaming=streaming)
+
+
 def test_columns_and_labels_of_tables(tmp_path: Path) -> None:
     body = jpeg(tmp_path / "x.jpg", 7).read_bytes()
     table = {"other": [b"no image"] * 4, "img": [body] * 4, "n": [1, 2, 3, 4], "cls": [20, 3, 20, 3], "kind": [*"xyxy"]}

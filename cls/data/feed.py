@@ -11,7 +11,6 @@ from cls.data.sources import Splits
 from cls.folder import Folder
 from cls.mix import class_weights
 from cls.models import input_statistics
-from cls.outcome import DataError
 from cls.parallel.cluster import Cluster
 
 
@@ -33,11 +32,8 @@ class Feed:
 
     def next(self) -> tuple[Tensor, Tensor]:
         """Images (b 3 h w, normalised) and labels (b) of the next micro-batch, on the device."""
-        try:
-            with self.clock.on("data"):
-                batch = next(self.batches)
-        except DataError as error:  # a loader process adds its traceback; the last line is the message
-            raise DataError(str(error).strip().splitlines()[-1].removeprefix("cls.outcome.DataError: ")) from None
+        with self.clock.on("data"):
+            batch = next(self.batches)
         self.clock.loop()
         self.broken.note(batch.broken)
         if self.ledger:

@@ -9,11 +9,13 @@ import math
 import mmap
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from cls.outcome import DataError
 from cls.seed import torch_seed
 
 log = logging.getLogger("cls")
+T = TypeVar("T")
 
 CPU = torch.device("cpu")
 PREFETCH = 4  # batches that each worker may be ahead
@@ -104,18 +107,34 @@ def batches(
         multiprocessing_context="fork",  # the shared memory is inherited
         generator=torch.Generator(),  # the default would draw worker seeds from the generator of the dropout masks
     )
-    found = iter(loader)
+    found = started(loader)
     with _pinned(slots.pixels, device):  # after the workers have been forked
         while True:
             try:
                 slot, facts = next(found)
             except StopIteration:
                 return
+            except DataError as error:  # torch puts the worker's traceback before its message
+                raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
             except RuntimeError as error:
                 if not str(error).startswith("DataLoader worker"):
                     raise  # of a worker that lives: a fault of ours
                 raise DataError(_epitaph(str(error), slots.busy)) from error
             yield batch_of(slots.pixels[slot, : len(facts.draws)], facts)
+
+
+def started(loader: DataLoader[T]) -> Iterator[T]:
+    """Its iterator, whose ``next()`` alone tells of a worker's death, within 5 s.
+
+    torch also has the signal of a child's end raise it, wherever the main thread is: in a backward pass, or in the
+    validation that another loader feeds.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD)
+    found = iter(loader)
+    if main and before is not None:  # None: not Python's, which could not be set again
+        signal.signal(signal.SIGCHLD, before)
+    return found
 
 
 @contextmanager

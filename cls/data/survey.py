@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cls.data.access import Encoded, Images
-from cls.data.loader import worker_count
+from cls.data.loader import started, worker_count
 from cls.data.meter import Meter
 from cls.images.alike import COPY, F, candidates, likeness, miniature
 from cls.images.decode import BadImage, decode
@@ -216,7 +216,7 @@ def _parallel(work: Dataset[Any], count: int, workers: int) -> Iterator[tuple[li
         multiprocessing_context="fork" if processes else None,  # the index of the images is inherited
         generator=torch.Generator(),  # the default would draw seeds from the generator of the whole program
     )
-    answers = iter(loader)
+    answers = started(loader) if processes else iter(loader)
     for piece in pieces:
         try:
             yield piece, next(answers)

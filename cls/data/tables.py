@@ -143,7 +143,7 @@ def _arrow(path: str) -> Dataset:
 
 
 def _samples(stamps: list[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
-    """Size and time of change are not used here: they are part of the cache's key."""
+    """Size and time of change are not used here: they are part of the cache's key, as is this function's text."""
     for path, _, _ in stamps:
         for one in tars.samples(path, "r:*", tars.content):
             yield {"image": {"bytes": one.image, "path": one.base}, "label": one.label, "__key__": one.key}

@@ -40,7 +40,8 @@ def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def samples(path: str, mode: Mode, take: Callable[[tarfile.TarFile, tarfile.TarInfo], T]) -> Iterator[Sample[T]]:
     """One pass over a tar; ``take`` gives what is wanted of an image's member; samples without an image are left out.
 
-    ``mode``: "r:" for uncompressed tars only, "r:*" for any.
+    ``mode``: "r:" for uncompressed tars only, "r:*" for any. ReadError for a tar that is damaged or cut off anywhere,
+    ValueError for two images in a sample.
     """
     with tarfile.open(path, mode) as tar:
         key, label = None, None
@@ -57,6 +58,11 @@ def samples(path: str, mode: Mode, take: Callable[[tarfile.TarFile, tarfile.TarI
                 key, label, image = own, None, None
             last = suffix.rpartition(".")[2].lower()
             if "." + last in EXTENSIONS:
+                if image:
+                    raise ValueError(
+                        f"sample {own!r} has two images, {image[0]} and {base}: a name up to its first dot must be of "
+                        "one image alone"
+                    )
                 image = base, take(tar, member)
             elif last == "cls":
                 label = content(tar, member).decode().strip()
@@ -64,8 +70,25 @@ def samples(path: str, mode: Mode, take: Callable[[tarfile.TarFile, tarfile.TarI
                 about = json.loads(content(tar, member))
                 found = about.get("label") if isinstance(about, dict) else None
                 label = label if found is None else str(found)
+        _check_end(tar)
         if key is not None and image:
             yield Sample(key, *image, label)
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """ReadError where something follows: tarfile takes the first header that it does not understand for the end."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    rest = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if len(rest) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it is cut off after {tar.offset:,} bytes: no end mark follows")
+    while rest:
+        if any(rest):
+            raise tarfile.ReadError(
+                f"behind byte {tar.offset:,} it is damaged, or another tar begins: of two in one file, only the first "
+                "would be read"
+            )
+        rest = tar.fileobj.read(2**20)
 
 
 class TarBlocks:
@@ -104,13 +127,13 @@ class TarBlocks:
 
 
 def index(path: str) -> MemoryMappedTable | pa.Table:
-    """Key, place and label of each sample; kept in the datasets cache by path, size and time of change.
+    """Key, place and label of each sample of a whole tar; kept in the datasets cache by path, size and time of change.
 
     The first pass reads the headers and labels only, about 30 us a member. A cache that cannot be written is no error.
     """
     status = os.stat(path)
     known = hashlib.sha256(f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:32]
-    file = cache_folder() / f"tar-{known}.arrow"
+    file = cache_folder() / f"whole-tar-{known}.arrow"
     with contextlib.suppress(OSError, ValueError):  # ArrowInvalid is a ValueError
         return _mapped(file)
     found = [
