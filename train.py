@@ -73,6 +73,7 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
                 validates = steps.validates(step) and state.history.validated < step
                 if validates or losses.save or losses.stop:
                     journal.steps(losses.drain())  # nothing is saved before its loss has been looked at
+                    feed.broken.agree(cluster)  # nor before the images that could not be read are known
                     if validates:
                         validate(step, steps, state, look, splits.val, journal, run.model.freeze)
                     saver.save(step)
@@ -92,6 +93,7 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
         except Stopped:
             micro.abandon()
             journal.steps(losses.drain())
+            feed.broken.keep(cluster)
             if not (cluster.stop.at_once and cluster.fsdp):  # a shard alone cannot be saved
                 saver.save(ending.step, wait=True)
             raise Stopped(cluster.why_stopped()) from None

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,9 @@ from forked import Bench, Ended, bench
 from test_survival import bits
 
 from cls.checkpoint import checkpoints, verify
+from cls.config import Data
+from cls.data.access import images_of
+from cls.data.sources import load
 from cls.lives import read_lives
 
 # 8 steps; the epochs end after steps 3, 5 and 8, the first two of them inside a batch; 3 slices a validation
@@ -153,6 +157,26 @@ def test_a_second_ctrl_c_on_one_rank_of_two_leaves_no_process(runs: Bench, folde
     assert stopped.codes[0] == 85 and stopped.codes[1] != 0
     assert stopped.exit["outcome"] == "stopped" and saved(stopped.out) == [(1, 0)]
     check_continued(runs, stopped, whole, 2)
+
+
+@pytest.mark.parametrize(
+    ("blow", "world"), [("SIGTERM@0:micro:3", 1), ("SIGTERM@1:micro:1", 2), ("SIGINT@0:micro:7;SIGINT@0:micro:9", 1)]
+)
+def test_broken_images_are_counted_over_a_stop(
+    runs: Bench, tmp_path: Path, photos: Path, blow: str, world: int
+) -> None:
+    """The next life begins behind the draws that found the first one, and draws it no more: of two, one is allowed."""
+    data = tmp_path / "photos"
+    shutil.copytree(photos, data)
+    words = [*TINY, "--data.limit", "0", "--data.path", str(data), "--data.size", "32", "--train.epochs", "1"]
+    images = images_of(load(Data(path=str(data)), 0).train)
+    order = images.order(0, False)
+    for draw in (1, 46):  # of 48: in the first step, by rank 0, and in the last
+        (data / images.name(order.row(draw))).write_bytes(b"broken")
+    stopped = runs.run(tmp_path / "run", words, world, blow, FORKED_SET='{"cls.stop.ECHO_SECONDS": 0.0}')
+    check_stopped(stopped, world, blow.partition("@")[0], 2, 0)
+    ended = runs.run(tmp_path / "run", words, world)
+    assert ended.codes == [3] * world and "2 of 48 training images are broken" in ended.output
 
 
 def test_a_stop_file_stops_all_ranks(runs: Bench, folder: Path, whole: Ended) -> None:

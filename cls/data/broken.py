@@ -31,10 +31,22 @@ class BrokenImages:
 
     def agree(self, cluster: Cluster) -> None:
         """Exchange what the ranks found; DataError on all of them when there are too many."""
-        known = len(self.reasons)
         # all that each rank knows: a slow network file system may have shown them different files at the start
-        for found in cluster.gather(self.reasons | self._new):
-            self.reasons |= found
+        self._learn(cluster.gather(self.reasons | self._new), cluster)
+        if len(self.reasons) > self.quota:
+            raise DataError(
+                f"{len(self.reasons)} of {len(self.images)} training images are broken, more than data.max_bad allows "
+                f"({self.quota:.0f}); they are named in {self.path}: mend or delete them, then run the same command"
+            )
+
+    def keep(self, cluster: Cluster) -> None:
+        """Without the other ranks, before leaving at once: the next life begins behind the draws that found these."""
+        self._learn([self._new], cluster)
+
+    def _learn(self, found: list[dict[str, str]], cluster: Cluster) -> None:
+        known = len(self.reasons)
+        for reasons in found:
+            self.reasons |= reasons
         self._new = {}
         if len(self.reasons) > known and cluster.main:
             text = io.StringIO()
@@ -42,8 +54,3 @@ class BrokenImages:
             with contextlib.suppress(OSError):  # a full disk: the list is whole again with the next one found
                 write_whole(self.path, text.getvalue().encode())
             log.warning("%d broken training images so far, replaced; see %s", len(self.reasons), self.path)
-        if len(self.reasons) > self.quota:
-            raise DataError(
-                f"{len(self.reasons)} of {len(self.images)} training images are broken, more than data.max_bad allows "
-                f"({self.quota:.0f}); they are named in {self.path}: mend or delete them, then run the same command"
-            )
