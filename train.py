@@ -71,9 +71,11 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
             for step in range(first, steps.total + 1):
                 ending.step = step
                 validates = steps.validates(step) and state.history.validated < step
+                if steps.pauses(step) or losses.save or losses.stop:
+                    feed.broken.agree()
+                    garbage.collect()
                 if validates or losses.save or losses.stop:
                     journal.steps(losses.drain())  # nothing is saved before its loss has been looked at
-                    feed.broken.agree(cluster)  # nor before the images that could not be read are known
                     if validates:
                         validate(step, steps, state, look, splits.val, journal, run.model.freeze)
                     saver.save(step)
@@ -85,15 +87,11 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
                 forward_backward(step, run, micro, feed, cluster)
                 result = micro.finish(cluster.stop.ask(), saver.due())
                 journal.steps(losses.put(step + 1, result, state.update(run.optim.clip)))
-                if steps.pauses(step + 1):
-                    feed.broken.agree(cluster)
-                    garbage.collect()
             saver.finish()
             return write_results(folder, state, splits, look, cluster, journal)
         except Stopped:
             micro.abandon()
             journal.steps(losses.drain())
-            feed.broken.keep(cluster)
             if not (cluster.stop.at_once and cluster.fsdp):  # a shard alone cannot be saved
                 saver.save(ending.step, wait=True)
             raise Stopped(cluster.why_stopped()) from None

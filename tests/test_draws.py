@@ -270,37 +270,37 @@ def named(ids: list[str]) -> Images:
 def test_the_quota_counts_distinct_images_over_all_lives(tmp_path: Path) -> None:
     path, ids = tmp_path / "bad_images.csv", [f"a/{i}, x.jpg" for i in range(200)]
     images = named(ids)
-    first = BrokenImages(path, images, 0.01)
-    first.agree(ALONE)
+    first = BrokenImages(path, images, 0.01, ALONE)
+    first.agree()
     assert not path.exists()
     for _ in range(3):
         first.note([(7, "empty file")])
     first.note([(3, 'odd, "quoted"\nreason')])
-    first.agree(ALONE)
+    first.agree()
     with path.open(newline="") as file:
         assert list(csv.reader(file)) == [["id", "reason"], [ids[3], 'odd, "quoted"\nreason'], [ids[7], "empty file"]]
 
-    second = BrokenImages(path, images, 0.01)  # a restart
+    second = BrokenImages(path, images, 0.01, ALONE)  # a restart
     second.note([(7, "empty file")])
-    second.agree(ALONE)
+    second.agree()
     second.note([(9, "gone")])
     with pytest.raises(DataError) as caught:
-        second.agree(ALONE)
+        second.agree()
     for part in ("3 of 200", "data.max_bad", str(path)):
         assert part in str(caught.value)
     assert len(path.read_text().splitlines()) == 5  # the third one is named there too
     with pytest.raises(DataError):
-        BrokenImages(path, images, 0.01).agree(ALONE)  # once more is refused again
-    BrokenImages(path, images, 0.02).agree(ALONE)
+        BrokenImages(path, images, 0.01, ALONE).agree()  # once more is refused again
+    BrokenImages(path, images, 0.02, ALONE).agree()
 
 
 def test_one_broken_image_is_always_tolerated(tmp_path: Path) -> None:
-    broken = BrokenImages(tmp_path / "bad.csv", named(["a", "b"]), 0.0)
+    broken = BrokenImages(tmp_path / "bad.csv", named(["a", "b"]), 0.0, ALONE)
     broken.note([(0, "x")])
-    broken.agree(ALONE)
+    broken.agree()
     broken.note([(1, "x")])
     with pytest.raises(DataError, match="2 of 2"):
-        broken.agree(ALONE)
+        broken.agree()
 
 
 def test_a_broken_evaluation_image_is_black_and_named(tmp_path: Path) -> None:

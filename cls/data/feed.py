@@ -25,7 +25,7 @@ class Feed:
         indices = MicroBatchDraws(steps.start, steps.stop, run.train.batch, run.train.micro_batch, share)
         workers = worker_count(run.data.workers, cluster.local_world)
         self.batches = batches(self.draws, indices, workers, run.train.micro_batch, cluster.device)
-        self.broken = BrokenImages(folder.path / "bad_images.csv", images, run.data.max_bad)
+        self.broken = BrokenImages(folder.path / "bad_images.csv", images, run.data.max_bad, cluster)
         self.classes = len(splits.classes)
         self.weights = class_weights(self.draws.labels, self.classes, run.optim.class_weight, cluster.device)
         self.ledger = Ledger(folder, cluster.rank, images) if run.track.ledger else None
