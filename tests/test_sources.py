@@ -105,6 +105,21 @@ def test_split_folders(tmp_path: Path, val: str) -> None:
     assert contents(splits.train)[20] == (tmp_path / "train/10/10-0.jpg").read_bytes()
 
 
+def test_splits_of_other_names_are_no_classes(tmp_path: Path) -> None:
+    """As brain tumours, scenes of Intel and others are handed out: two classes would be learnt, and well."""
+    classes = {"a": 2, "b": 2}
+    make(tmp_path / "long", Training=classes, Testing={"a": 1})
+    splits = load(data(tmp_path / "long"), seed=0)
+    assert splits.classes == ("a", "b") and splits.test is not None and len(splits.train) + len(splits.val) == 4
+    for number, (one, other) in enumerate((("seg_train", "seg_test"), ("train_set", "val_set"), ("Train2", "Test2"))):
+        make(tmp_path / str(number), **{one: classes, other: classes})
+        refuse(tmp_path / str(number), f"has {min(one, other)}, {max(one, other)}, which are splits .* call them train")
+    make(tmp_path / "half", images=classes, validation=classes)
+    refuse(tmp_path / "half", "has validation but no train/ with class folders")
+    make(tmp_path / "fine", test_tube={"deep": 4}, beaker={"deep": 4})
+    assert load(data(tmp_path / "fine"), seed=0).classes == ("beaker", "test_tube")
+
+
 def test_nested_hidden_and_other_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make(tmp_path, train={"a": 2, "b": 2}, val={"a": 1, "b": 1})
     jpeg(tmp_path / "train/a/deep/er/x.JPEG")
@@ -503,7 +518,9 @@ def test_bad_tables(tmp_path: Path) -> None:
     target = convert(source, tmp_path / "tables", "parquet")
     shutil.copy(target / "train-00000-of-00001.parquet", target / "more.parquet")
     refuse(target, "cannot tell the split of .*more.parquet")
-    (target / "more.parquet").unlink()
+    (target / "more.parquet").rename(target / "testing.parquet")
+    assert load(data(target), seed=0).test is not None
+    (target / "testing.parquet").unlink()
     (target / "train-00000-of-00001.parquet").unlink()
     refuse(target, "no train split, only val")
     shutil.rmtree(target)

@@ -122,7 +122,7 @@ class Found(NamedTuple):
 
 
 def read(root: Path, listing: Listing) -> Found:
-    """The splits of a folder: ``train/ val|valid|validation/ test/``, or only class folders (all of it is train).
+    """The splits of a folder: ``train/ val/ test/`` (SPLITS), or only class folders (all of it is train).
 
     Labels are the names of the class folders; files may lie deeper inside them. The test folder may be flat, or have
     subfolders that are no classes: its images are then unlabelled. Everything else is a ValueError.
@@ -131,14 +131,9 @@ def read(root: Path, listing: Listing) -> Found:
     if listing.others:
         notes.append((logging.INFO, f"{root}: {listing.others} files that are no images ignored"))
     # A class may be called "train": it is the split only if it has folders (classes) inside.
-    split_layout = any(name.lower().startswith("train/") and name.count("/") > 1 for name in listing.images)
-    if not split_layout:
-        only = {name.split("/")[0] for name in listing.images if "/" in name}
-        if only and all(name.lower() in SPLITS for name in only):
-            raise ValueError(
-                f"data.path: {root} has {', '.join(sorted(only))} but no train/ with class folders; "
-                "expected train/<class>/..., or class folders only"
-            )
+    holders = {name.split("/")[0] for name in listing.images if name.count("/") > 1}
+    if not any(SPLITS.get(name.lower()) == "train" for name in holders):
+        _refuse_splits(root, {name.split("/")[0] for name in listing.images if "/" in name}, holders)
         return Found({"train": _class_folders(root, listing.images, 0, notes)}, notes)
     groups: dict[str, list[str]] = {}
     folders: dict[str, set[str]] = {}
@@ -158,6 +153,22 @@ def read(root: Path, listing: Listing) -> Found:
     if "test" in groups:
         parts["test"] = _test_folder(root, groups["test"], set(parts["train"].names))
     return Found(parts, notes)
+
+
+def _refuse_splits(root: Path, tops: set[str], holders: set[str]) -> None:
+    """Splits would be classes. ``holders``: those top folders that have folders with images."""
+    splits = {name for name in tops if name.lower() in SPLITS}
+    if tops and (tops == splits or splits & holders):
+        raise ValueError(
+            f"data.path: {root} has {', '.join(sorted(splits))} but no train/ with class folders; "
+            "expected train/<class>/..., or class folders only"
+        )
+    alike = {name for name in holders if re.search(r"(^|[^a-z])(train|val|test)", name.lower())}
+    if alike and alike == tops:
+        raise ValueError(
+            f"data.path: {root} has {', '.join(sorted(alike))}, which are splits by their names, and classes inside: "
+            "call them train, val and test"
+        )
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -10,7 +10,11 @@ from datasets import Dataset, Features, Image, Value
 
 from cls.data.access import Blocks
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "testing": "test",
+}  # fmt: skip
+"""Names of folders, of the beginnings of files, and of a data set's splits."""
 COLUMNS = {"image": Image(decode=False), "id": Value("string")}
 
 

@@ -120,8 +120,8 @@ def readable(path: str, family: type[Exception] | tuple[type[Exception], ...] = 
 
 def _split_of(name: str) -> str:
     for piece in PurePosixPath(name.lower()).parts:
-        if match := re.match(r"(train|validation|valid|val|test)(?![a-z])", piece):
-            return SPLITS[match[1]]
+        if (match := re.match(r"[a-z]+", piece)) and match[0] in SPLITS:
+            return SPLITS[match[0]]
     return ""
 
 
