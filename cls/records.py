@@ -33,6 +33,10 @@ def audit_run(path: str) -> dict[str, Any]:
         raise DataError(f"{out}: " + "; ".join(found["problems"][:5]))
     epochs = found["draws"] / data["train"]["images"]
     proof = f"{found['draws']} draws ({epochs:.2f} epochs), each used exactly once; every whole epoch is a permutation"
+    if (out / "bad_images.csv").exists():
+        proof += ", but that others stand in for the images of bad_images.csv"
+    for first, end in found["silent"]:
+        proof += f"; nothing is known of steps {first} to {end - 1}: --track.ledger was off"
     absent = "no ledger: start the run with --track.ledger True for the proof of exactly-once"
     print(proof if found["ledger"] else absent, file=sys.stderr)
     return found

@@ -154,6 +154,10 @@ def test_the_ledger_finds_what_is_planted(whole: Ended, tmp_path: Path) -> None:
     changed = ",".join([*first[:2], second[2], first[3]])
     target.write_text("".join([*lines[:3], changed, *lines[4:]]))
     assert "epoch 1: 1 images more than once" in audit(tmp_path, IMAGES, BATCH, balanced=False)["problems"][0]
+    (tmp_path / "bad_images.csv").write_text("id,reason\n" + first[2].strip('"') + ",broken\n")
+    assert audit(tmp_path, IMAGES, BATCH, balanced=False)["problems"] == []  # the other one stood in for it
+    (tmp_path / "bad_images.csv").write_text("id,reason\n" + second[2].strip('"') + ",broken\n")
+    assert "epoch 1: 1 images more than once" in audit(tmp_path, IMAGES, BATCH, balanced=False)["problems"][0]
     start = json.loads((tmp_path / "lives.jsonl").read_text().splitlines()[0])
     with (tmp_path / "lives.jsonl").open("a") as file:
         file.write(json.dumps(start | {"life": 1, "step": STEPS - 1}) + "\n")
@@ -162,3 +166,9 @@ def test_the_ledger_finds_what_is_planted(whole: Ended, tmp_path: Path) -> None:
     (tmp_path / "ledger" / "0001-0000.csv").write_text("".join(tail))
     problems = audit(tmp_path, IMAGES, BATCH, balanced=False)["problems"]
     assert len(problems) == BATCH and "other pixels" in problems[0]
+    target.unlink()  # as if the ledger had been off until the last step
+    (tmp_path / "ledger" / "0001-0000.csv").write_text("".join(lines[-BATCH:]))
+    found = audit(tmp_path, IMAGES, BATCH, balanced=False)
+    assert (found["problems"], found["silent"], found["draws"]) == ([], [(0, STEPS - 1)], BATCH)
+    (tmp_path / "ledger" / "0001-0000.csv").write_text("".join(lines[-BATCH:] + lines[-1:]))
+    assert f"draw {STEPS * BATCH - 1}: 2 times" in audit(tmp_path, IMAGES, BATCH, balanced=False)["problems"][0]

@@ -40,7 +40,8 @@ def audit(out: Path, images: int, batch: int, balanced: bool) -> dict[str, Any]:
 
     A life's rows count up to the step from which the next life went on; the later ones were lost with it and done
     again. ``images``: of the training set; ``batch``: the global one. Unless balanced, each whole epoch must be one
-    permutation; a draw that was done again must have had the same image and pixels.
+    permutation, but for broken images that others stood in for; a draw that was done again must have had the same image
+    and pixels. ``silent``: steps [from, to) of lives without a ledger, of which nothing is known.
     """
     starts = [event for event in read_lives(out) if event["event"] == "start"]
     if not starts:
@@ -59,9 +60,11 @@ def audit(out: Path, images: int, batch: int, balanced: bool) -> dict[str, Any]:
             if start["step"] <= step < last:
                 kept[draw] += 1
                 image_of[draw] = name
+    spans = zip(starts, rows, ends, strict=True)
+    silent = [(start["step"], end) for start, found, end in spans if not found and (end or 0) > start["step"]]
     if any(rows):
-        problems += _gaps(kept, batch) + ([] if balanced else _epochs(image_of, images))
-    return {"lives": lives, "draws": len(kept), "ledger": any(rows), "problems": problems}
+        problems += _gaps(kept, batch, silent) + ([] if balanced else _epochs(image_of, images, _broken(out)))
+    return {"lives": lives, "draws": len(kept), "ledger": any(rows), "silent": silent, "problems": problems}
 
 
 def _rows(out: Path, life: int) -> list[tuple[int, int, str, str]]:
@@ -81,18 +84,30 @@ def _whole_steps(rows: list[tuple[int, int, str, str]], batch: int, first: int) 
     return last + (counts[last] >= batch)
 
 
-def _gaps(kept: Counter[int], batch: int) -> list[str]:
+def _broken(out: Path) -> set[str]:
+    path = out / "bad_images.csv"
+    if not path.exists():
+        return set()
+    with path.open(newline="") as file:
+        return {row["id"] for row in csv.DictReader(file)}
+
+
+def _gaps(kept: Counter[int], batch: int, silent: list[tuple[int, int]]) -> list[str]:
     """Draws that were used twice or never, from 0 to the last one."""
     total = -(-(max(kept, default=-1) + 1) // batch) * batch
-    wrong = [draw for draw in range(total) if kept[draw] != 1]
+    unknown = {draw for first, end in silent for draw in range(first * batch, end * batch)}
+    wrong = [draw for draw in range(total) if kept[draw] != 1 and draw not in unknown]
     return [f"{len(wrong)} draws not used exactly once, e.g. draw {wrong[0]}: {kept[wrong[0]]} times"] if wrong else []
 
 
-def _epochs(image_of: dict[int, str], images: int) -> list[str]:
+def _epochs(image_of: dict[int, str], images: int, broken: set[str]) -> list[str]:
     problems = []
-    for epoch in range(len(image_of) // images):
-        counts = Counter(image_of.get(draw) for draw in range(epoch * images, (epoch + 1) * images))
+    for epoch in range((max(image_of, default=-1) + 1) // images):
+        draws = range(epoch * images, (epoch + 1) * images)
+        if not all(draw in image_of for draw in draws):
+            continue  # of a life without a ledger, or among the gaps
+        counts = Counter(image_of[draw] for draw in draws)
         twice = [name for name, count in counts.items() if count > 1]
-        if twice:
+        if images - len(counts) > len(broken - counts.keys()):  # more than stood in for others
             problems.append(f"epoch {epoch + 1}: {len(twice)} images more than once, e.g. {twice[0]}")
     return problems
