@@ -21,13 +21,14 @@ from PIL import Image
 from test_fused import encode
 
 from cls import config
+from cls.data import access, shard
 from cls.data import pack as packs
-from cls.data import shard
 from cls.data.access import images_of
 from cls.data.pack import pack
 from cls.data.packing import PLACES, Packing
 from cls.data.sources import labels_of, load
 from cls.images.decode import decode
+from cls.outcome import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +179,8 @@ def test_large_images_are_reduced_upright_small_and_broken_ones_stay(
     assert "images/s" in capsys.readouterr().err
 
 
-def test_a_file_that_cannot_be_read_stops_the_packing(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_stops_the_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access, "PAUSES", (0.1,))
     source = photos(tmp_path / "photos")
     link = source / "train/2/gone.jpg"
     link.symlink_to(tmp_path / "nowhere.jpg")
@@ -191,7 +193,9 @@ def test_a_file_that_cannot_be_read_stops_the_packing(tmp_path: Path) -> None:
     assert not (tmp_path / "packed").exists()  # nothing is begun that could not go on
     link.unlink()
     link.symlink_to("/proc/self/mem")  # a regular file whose first byte cannot be read
-    with pytest.raises(ValueError, match=r"train/2/gone\.jpg cannot be read: .*: run the same command"):
+    with pytest.raises(
+        DataError, match=r"train/2/gone\.jpg cannot be read \(Input/output error.*: run the same command"
+    ):
         pack(str(source), tmp_path / "packed", Packing())
     link.unlink()
     with pytest.raises(ValueError, match="packed was begun with other images: name another --to, or delete it"):
@@ -372,9 +376,27 @@ def test_another_packing_in_the_same_folder_is_refused_by_name(tmp_path: Path) -
         pack(str(source), other, Packing())
     with pytest.raises(ValueError, match=r"lies inside"):
         pack(str(source), source / "packed", Packing())
+    (tmp_path / "link").symlink_to(source)
+    with pytest.raises(ValueError, match=r"lies inside"):
+        pack(str(source), tmp_path / "link" / "packed", Packing())
+    with pytest.raises(ValueError, match=r"--to /proc/packed: .* name another folder"):
+        pack(str(source), Path("/proc/packed"), Packing())
     for wrong in ({"short": -1}, {"quality": 0}, {"shard_mb": 0}):
         with pytest.raises(ValueError, match="--"):
             Packing(**wrong)
+
+
+def test_a_kill_in_the_first_moments_leaves_nothing_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And ~ is the home folder, which a shell does not put in behind an =."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    to = tmp_path / "packed"
+    to.mkdir()
+    for name in (".packing.json.vm-12.tmp", f"{packs.LOCK}.{16 * '0'}"):
+        (to / name).write_bytes(b"half")
+    assert pack(str(photos(tmp_path / "photos")), Path("~/packed"), Packing())["folder"] == str(to)
+    (to / "pack.json").unlink()
+    with pytest.raises(ValueError, match="is not empty and holds no begun packing"):
+        pack(str(tmp_path / "photos"), to, Packing())
 
 
 def test_what_the_disk_gives_back_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,12 @@ import io
 import json
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -23,10 +25,12 @@ from PIL import Image as Pillow
 from sklearn.datasets import load_digits
 
 from cls import config
+from cls.data import access
 from cls.data.access import images_of
 from cls.data.folder import natural
 from cls.data.sources import Splits, load, load_given, load_images, load_labelled
 from cls.images.decode import BadImage, decode
+from cls.outcome import DataError
 
 
 @pytest.fixture(autouse=True)
@@ -453,6 +457,54 @@ def test_labelled_path_for_evaluation(tmp_path: Path) -> None:
     jpeg(root / "loose.jpg")
     with pytest.raises(ValueError, match="1 of 4 images have no label"):
         load_labelled(str(root), ("1", "2", "10"), data(""))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_labels_that_no_class_has(tmp_path: Path, streaming: bool) -> None:
+    body = jpeg(tmp_path / "x.jpg", 7).read_bytes()
+
+    def write(name: str, labels: list[int | None], kind: object) -> None:
+        features = Features({"image": Image(), "label": kind})
+        table = {"image": [{"bytes": body, "path": None}] * len(labels), "label": labels}
+        Dataset.from_dict(table, features=features).to_parquet(tmp_path / f"{name}.parquet")
+
+    two = ClassLabel(names=["a", "b"])
+    write("train", [0, 1, 0, 1], two)
+    write("val", [0, 1], two)
+    write("test", [None, None], Value("null"))
+    splits = load(data(tmp_path, streaming=streaming), seed=0)
+    assert splits.test is not None and splits.test["label"][:] == [-1, -1]
+    table = pq.read_table(tmp_path / "train.parquet")
+    for labels, text in (([0, 1, 0, 2], "has the label 2, but names of 2 classes"), ([5, 1, 0, 0], "has the label 5")):
+        wrong = table.set_column(1, table.schema.field("label"), [pa.array(labels)])
+        pq.write_table(wrong, tmp_path / "train.parquet")
+        refuse(tmp_path, rf"data\.label_column: column 'label' {text}", streaming=streaming)
+    pq.write_table(
+        pa.table({"image": [body] * 2, "label": pa.array([2**63, 1], pa.uint64())}), tmp_path / "train.parquet"
+    )
+    refuse(tmp_path, r"data\.label_column: column 'label' holds .*9223372036854775808", streaming=streaming)
+
+
+def test_a_fault_of_the_machine_is_no_broken_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another image would stand in for it: it is tried again, and then an error."""
+    make(tmp_path, flat={"a": 2, "b": 2})
+    images = images_of(load_images(str(tmp_path), data("")))
+    monkeypatch.setattr(access, "PAUSES", (0.1, 0.2, 0.4))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    tight = os.open(os.devnull, os.O_RDONLY)  # the lowest free number: none below it is left
+    os.close(tight)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (tight, hard))
+    back = threading.Timer(0.2, lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard)))
+    try:
+        with pytest.raises(
+            DataError, match=r"a-0.jpg cannot be read .Too many open files, 4 times within .* run the same"
+        ):
+            images.read([0])
+        back.start()
+        assert bytes(images.read([0])[0]) == (tmp_path / "a/a-0.jpg").read_bytes()
+    finally:
+        back.cancel()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_unreadable_rows_are_bad_images(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Encoded images by row, many at a time: what the loader reads, whatever the images are kept in."""
 
+import errno
 import hashlib
 import json
 import os
 import stat
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -14,13 +16,32 @@ from datasets import Dataset
 
 from cls.data.order import BlockOrder, Order
 from cls.images.decode import BadImage
+from cls.outcome import DataError
 
 Encoded = bytes | memoryview | BadImage
 """The bytes of an image file, or why there are none."""
+PASSING = {
+    getattr(errno, name)
+    for name in (
+        "EAGAIN",
+        "EHOSTDOWN",
+        "EIO",
+        "EMFILE",
+        "ENFILE",
+        "ENOMEM",
+        "ENOTCONN",
+        "EREMOTEIO",
+        "ESTALE",
+        "ETIMEDOUT",
+    )
+}
+"""Faults of the file system or the machine: an image that another stands in for would make the weights depend on them.
+"""
+PAUSES = (0.2, 1.0, 5.0)  # seconds before another try
 
 
 class Images(Protocol):
-    """Labelled images by row. Reading never raises: a broken image is a value."""
+    """Labelled images by row. A broken image is a value; only where the file system fails reading is a DataError."""
 
     labels: np.ndarray
     """Class index of each row, -1 unknown."""
@@ -156,8 +177,9 @@ def encoded(images: pa.Array, place: int) -> Encoded:
     """An image in an Arrow column of ``{bytes, path}`` or plain binary; its bytes are not copied."""
     content = images.field("bytes") if isinstance(images, pa.StructArray) else images
     if (data := content[place]).is_valid:
-        return memoryview(data.as_buffer()).cast("B")
-    return _file(images.field("path")[place]) if isinstance(images, pa.StructArray) else b""
+        return memoryview((data.value if isinstance(data, pa.DictionaryScalar) else data).as_buffer()).cast("B")
+    has_path = isinstance(images, pa.StructArray) and images.type.get_field_index("path") >= 0
+    return _file(images.field("path")[place]) if has_path else b""
 
 
 def pread(path: str, offset: int, size: int) -> Encoded:
@@ -170,14 +192,22 @@ def pread(path: str, offset: int, size: int) -> Encoded:
 
 def _opened(path: str, take: Callable[[int], Encoded]) -> Encoded:
     """The file is opened each time (5 us), so that no worker inherits a descriptor."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
+    for pause in (*PAUSES, 0.0):
         try:
-            return take(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        return BadImage(f"cannot be read: {error.strerror}")
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
+            try:
+                return take(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            if error.errno not in PASSING:
+                return BadImage(f"cannot be read: {error.strerror}")
+            why = error.strerror
+        time.sleep(pause)
+    raise DataError(
+        f"{path} cannot be read ({why}, {len(PAUSES) + 1} times within {sum(PAUSES):.0f} s), which is the fault of the "
+        "machine, not of the image: run the same command when it works again, or remove this file"
+    )
 
 
 def _file(path: pa.Scalar) -> Encoded:

@@ -34,7 +34,7 @@ from cls.data.packing import Packing
 from cls.data.part import SPLITS
 from cls.data.shard import Row, sha256, write_shard
 from cls.data.sources import labels_of, load
-from cls.files import write_whole
+from cls.files import ASIDE, write_whole
 from cls.images.decode import BadImage, decode
 from cls.lock import claim, kept
 from cls.seed import generator
@@ -56,8 +56,8 @@ def pack(source: str, to: Path, how: Packing) -> dict[str, Any]:
 
     Rows lie in a seeded random order: class-sorted folders must not give blocks of one class.
     """
-    root = Path(source).expanduser()
-    if root.is_dir() and to.absolute().is_relative_to(root.absolute()):
+    root, to = Path(source).expanduser(), to.expanduser()
+    if root.is_dir() and to.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"--to {to} lies inside {source}: pack to a folder beside it")
     above = next(path for path in (to.absolute(), *to.absolute().parents) if path.exists())
     if not above.is_dir():
@@ -90,11 +90,16 @@ def pack(source: str, to: Path, how: Packing) -> dict[str, Any]:
 @contextmanager
 def _alone(to: Path) -> Iterator[None]:
     """The only packing into this folder, on any host; what may only be read has no writer, and can be verified."""
-    to.mkdir(parents=True, exist_ok=True)
-    if not os.access(to, os.W_OK):
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        writable = os.access(to, os.W_OK)
+        if writable:
+            claim(to / LOCK, "--to")
+    except OSError as error:
+        raise ValueError(f"--to {to}: {error.strerror} ({error.filename}); name another folder") from None
+    if not writable:
         yield
         return
-    claim(to / LOCK, "--to")
     with kept(to / LOCK):
         yield
 
@@ -160,7 +165,8 @@ def _begin(to: Path, plan: dict[str, Any]) -> dict[str, Any]:
             if whole:
                 _say(f"{len(whole)} finished shards in {to} verified and kept")
             return whole
-    if any(path.name != LOCK for path in to.iterdir()):
+    left = [path.name for path in to.iterdir()]  # also by a process that was killed in its first moments
+    if any(not name.startswith(LOCK) and not ASIDE.fullmatch(name) for name in left):
         raise ValueError(f"--to {to} is not empty and holds no begun packing: name a new folder")
     _note(to / "packing.json", plan, {})
     return {}

@@ -257,7 +257,8 @@ def _labels(part: Part, classes: tuple[str, ...], where: str) -> np.ndarray:
 def _held_out(ids: pa.ChunkedArray, labels: np.ndarray, fraction: float, seed: int, tag: str) -> np.ndarray:
     """Rows to hold out: of each class with two or more images the fraction, at least one and never all.
 
-    Each class is sorted by id and drawn by its own key: neither the order of the listing nor other classes matter.
+    Each class is sorted by id and drawn by its number: neither the order of the listing nor the images of other classes
+    matter, but a class whose name comes before changes what is drawn of those behind it.
     """
     held = []
     for label, rows in _by_class(ids, labels).items():

@@ -231,12 +231,22 @@ def numbered(values: pa.ChunkedArray, feature: Any, column: str) -> tuple[np.nda
     kind = feature.dtype if isinstance(feature, Value) else str(feature)
     if isinstance(feature, ClassLabel):
         codes = pc.fill_null(values.cast(pa.int64()), -1).to_numpy()
+        if len(codes) and codes.max() >= len(feature.names):
+            raise ValueError(
+                f"data.label_column: column {column!r} has the label {codes.max()}, but names of {len(feature.names)} "
+                f"classes, numbered from 0: {', '.join(feature.names[:5])} ..."
+            )
         return np.maximum(codes, -1), tuple(feature.names)
+    if kind == "null":
+        return unknown(len(values))
     if kind in ("string", "large_string"):
         texts = values.cast(pa.string())
         return coded(pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts))
     if kind == "bool" or re.fullmatch(r"u?int\d+", kind):
-        numbers = values.cast(pa.int64())
+        try:
+            numbers = values.cast(pa.int64())
+        except pa.ArrowInvalid as error:  # uint64 above what int64 holds
+            raise ValueError(f"data.label_column: column {column!r} holds {reason(error)}") from None
         return coded(pc.if_else(pc.less(numbers, 0), pa.scalar(None, pa.string()), numbers.cast(pa.string())))
     raise ValueError(f"data.label_column: column {column!r} holds {kind}; expected class names or integers")
 
