@@ -193,13 +193,9 @@ def test_a_file_that_cannot_be_read_stops_the_packing(tmp_path: Path, monkeypatc
     assert not (tmp_path / "packed").exists()  # nothing is begun that could not go on
     link.unlink()
     link.symlink_to("/proc/self/mem")  # a regular file whose first byte cannot be read
-    with pytest.raises(
-        DataError, match=r"train/2/gone\.jpg cannot be read \(Input/output error.*: run the same command"
-    ):
+    with pytest.raises(DataError, match=r"gone\.jpg cannot be read \(Input/output error.*: run the same command"):
         pack(str(source), tmp_path / "packed", Packing())
-    link.unlink()
-    with pytest.raises(ValueError, match="packed was begun with other images: name another --to, or delete it"):
-        pack(str(source), tmp_path / "packed", Packing())
+    assert not (tmp_path / "packed").exists()
 
 
 def test_files_that_change_between_two_commands_are_noticed(tmp_path: Path) -> None:
