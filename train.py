@@ -68,7 +68,7 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
         Saver(folder, cluster, state, best_header(run, splits), journal.lives) as saver,
     ):
         try:
-            for step in range(first, steps.total + 1):
+            for step in range(first, max(first, steps.total) + 1):
                 ending.step = step
                 validates = steps.validates(step) and state.history.validated < step
                 if steps.pauses(step) or losses.save or losses.stop:
@@ -82,7 +82,7 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
                     losses.restart()
                 if losses.stop:
                     raise Stopped
-                if step == steps.total or 0 < run.train.early_stop <= state.history.stale:
+                if step >= steps.total or 0 < run.train.early_stop <= state.history.stale:
                     break
                 forward_backward(step, run, micro, feed, cluster)
                 result = micro.finish(cluster.stop.ask(), saver.due())

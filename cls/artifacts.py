@@ -51,9 +51,13 @@ def _keep(folder: Folder, splits: Splits, found: dict[str, dict[str, object]]) -
         write_whole(classes, "".join(f"{name}\n" for name in splits.classes).encode())
         write_whole(path, json.dumps(found, indent=1).encode())
         return
-    stored = json.loads(path.read_text())
+    try:
+        stored = json.loads(path.read_text())
+        then = stored["train"]["images"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): copy it from where it is whole, or use another --out") from None
     if stored != found or classes.read_text().splitlines() != list(splits.classes):
-        then, now = stored["train"]["images"], len(splits.train)
+        now = len(splits.train)
         what = (
             f"{then} training images then, {now} now"
             if then != now

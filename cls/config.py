@@ -263,7 +263,8 @@ class Run:
 
 # Fields of the moment: a continued run may have other values without being another run.
 MOMENT = (
-    "out", "data.copy", "data.workers", "train.device", "train.keep", "train.save_minutes", "train.max_steps", "track.",
+    "out", "data.copy", "data.workers", "data.max_bad", "train.device", "train.keep", "train.save_minutes",
+    "train.max_steps", "track.",
 )  # fmt: skip
 
 

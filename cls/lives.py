@@ -28,6 +28,10 @@ def read_lives(folder: Path) -> list[dict[str, Any]]:
     path = folder / "lives.jsonl"
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     try:
-        return [json.loads(line) for line in lines]
+        found = [json.loads(line) for line in lines]
     except ValueError as error:
         raise ValueError(f"{path} holds a line that is not JSON ({error}); remove that line") from error
+    for number, event in enumerate(found, 1):
+        if not isinstance(event, dict) or not {"life", "event", "time"} <= event.keys():
+            raise ValueError(f"{path} holds a line that is no event of a life, line {number}; remove that line")
+    return found

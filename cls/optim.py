@@ -1,14 +1,13 @@
 """Parameter groups, optimizers, schedules and the moving average; torch's own, given the recipe's numbers."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, ReduceLROnPlateau
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from cls.config import Optim
 from cls.sharded import local
@@ -115,17 +114,28 @@ def _one_cycle(step: int, steps: int) -> float:
     return 4e-6 + (1 - 4e-6) * (1 + math.cos(math.pi * min(1.0, (step - top) / max(1.0, end - top)))) / 2
 
 
-def moving_average(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Exponential moving average of parameters and buffers by position in the unwrapped model; None when off."""
-    if not decay:
-        return None
-    torch_update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+class MovingAverage(AveragedModel):
+    """Exponential moving average of parameters and buffers, by position in the unwrapped model."""
 
-    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
-        averaged, current = [local(t) for t in averaged], [local(t) for t in current]  # a list may hold both kinds
-        if averaged[0].is_floating_point():
-            torch_update(averaged, current, count)
-        else:
-            torch._foreach_copy_(averaged, current)  # torch would average integers and cut: index tables lose one
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self.decay = decay
 
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """The first one copies. torch's own moves the count of updates to the GPU and waits for that, twice a step."""
+        averaged, current = ([local(t) for t in (*m.parameters(), *m.buffers())] for m in (self.module, model))
+        first = int(self.n_averaged) == 0  # it is on the CPU
+        # torch would average integers, too, and cut: index tables lose one
+        copied = [at for at, tensor in enumerate(averaged) if first or not tensor.is_floating_point()]
+        mixed = sorted({*range(len(averaged))} - {*copied})
+        if mixed:
+            torch._foreach_lerp_([averaged[at] for at in mixed], [current[at] for at in mixed], 1 - self.decay)
+        if copied:
+            torch._foreach_copy_([averaged[at] for at in copied], [current[at] for at in copied])
+        self.n_averaged += 1
+
+
+def moving_average(model: nn.Module, decay: float) -> MovingAverage | None:
+    """None when off."""
+    return MovingAverage(model, decay) if decay else None

@@ -137,8 +137,9 @@ def out_of_memory(error: BaseException) -> bool:
     """True if an allocation failed, on a GPU or on the host (where torch has no type of its own for it)."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
-    # the second is all that oneDNN says where it gets no memory
-    return isinstance(error, RuntimeError) and ("allocate memory" in str(error) or str(error) == ONEDNN)
+    # CUDA's, cuBLAS's, cuDNN's and NCCL's words, the host's, and all that oneDNN says where it gets no memory
+    said = ("allocate memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+    return isinstance(error, RuntimeError) and (any(each in str(error) for each in said) or str(error) == ONEDNN)
 
 
 def raised_by_us(error: BaseException) -> bool:

@@ -46,7 +46,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._waiting_best: tuple[int, Tensors] | None = None
         self._problem = ""
-        self._slowest = 0.0
+        self._slowest, self._over = 0.0, False
         cluster.on_main(lambda: check_room(folder.path, state))
         cluster.on_main(lambda: mend_best(folder.path, state, header))
 
@@ -82,7 +82,8 @@ class Saver:
                 self._thread.join()
 
     def _save(self, step: int) -> None:
-        if self.saved == (step, self.state.history.validated):  # a stop right after a save; the same on all ranks
+        # a stop after the end, or right after a save; the same on all ranks
+        if self._over or self.saved == (step, self.state.history.validated):
             return
         since = time.monotonic()
         if self._thread:
@@ -100,7 +101,11 @@ class Saver:
         self._thread.start()
 
     def finish(self) -> None:
-        """Wait for the last writing; rank 0: ValueError if the best weights could not be written."""
+        """Wait for the last writing and save no more: the network will be the best one, which nothing continues from.
+
+        Rank 0: ValueError if the best weights could not be written.
+        """
+        self._over = True
         if self._thread:
             self._thread.join()
         if self._waiting_best:

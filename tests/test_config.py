@@ -133,8 +133,9 @@ def test_diff_ignores_exactly_the_fields_of_the_moment() -> None:
         else:
             silent.add(name)
     assert silent == {
-        "out", "data.copy", "data.workers", "train.device", "train.keep", "train.save_minutes", "train.max_steps",
-        "track.wandb", "track.project", "track.name", "track.artifact", "track.tensorboard", "track.ledger",
+        "out", "data.copy", "data.max_bad", "data.workers", "train.device", "train.keep", "train.save_minutes",
+        "train.max_steps", "track.wandb", "track.project", "track.name", "track.artifact", "track.tensorboard",
+        "track.ledger",
     }  # fmt: skip
     assert diff(run, run) == []
     assert {name for name in flat(run) if name.startswith(MOMENT)} == silent

@@ -114,6 +114,21 @@ def test_each_signal_at_each_moment(runs: Bench, folder: Path, whole: Ended, mom
         stop_and_go_on(runs, folder, whole, moment, name)
 
 
+def test_a_stop_among_the_results_of_a_later_life_saves_no_best_weights(
+    runs: Bench, folder: Path, whole: Ended
+) -> None:
+    """The network then has the best weights, with which the last step's optimizer must not be saved."""
+    out, words = folder / "later-results", [*TINY, "--train.max-steps", "5"]
+    for _ in range(2):
+        stopped = runs.run(out, words, 1, "SIGTERM@0:results:1")
+        assert stopped.codes == [85] and stopped.exit["step"] == 5, stopped.output
+        assert saved(out)[-1] == (5, 5) and len({step for step, _ in saved(out)}) == len(saved(out))
+    ended = runs.run(out, TINY)
+    assert ended.codes == [0] and bits(ended) == bits(whole), ended.output
+    again = runs.run(out, words)  # fewer steps than are done
+    assert again.codes == [0] and again.exit["step"] == STEPS and bits(again) == bits(whole), again.output
+
+
 @pytest.mark.parametrize("moment", ["between files:2", pytest.param("before rename:1", marks=pytest.mark.soak)])
 def test_a_signal_while_a_checkpoint_is_written(runs: Bench, folder: Path, whole: Ended, moment: str) -> None:
     """The writing thread goes on: the checkpoint that it had begun is finished, and the stop's own comes after it."""
@@ -177,6 +192,11 @@ def test_broken_images_are_counted_over_a_stop(
     check_stopped(stopped, world, blow.partition("@")[0], 2, 0)
     ended = runs.run(tmp_path / "run", words, world)
     assert ended.codes == [3] * world and "2 of 48 training images are broken" in ended.output
+    mended = data / images.name(order.row(1))
+    mended.write_bytes(next(path for path in mended.parent.iterdir() if path != mended).read_bytes())
+    ended = runs.run(tmp_path / "run", words, world)  # the same command, as the message says
+    assert ended.codes == [0] * world, ended.output
+    assert len((tmp_path / "run" / "bad_images.csv").read_text().splitlines()) == 2
 
 
 def test_a_stop_file_stops_all_ranks(runs: Bench, folder: Path, whole: Ended) -> None:

@@ -1,9 +1,12 @@
 """Losses are read one step late; times and guards that need no process group."""
 
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
+from conftest import ROOT, environment
 
 from cls.outcome import NonFiniteError
 from cls.parallel.guards import choose_device, refuse_launcher, resolve_precision, visible_gpus
@@ -73,6 +76,7 @@ def test_each_step_has_its_own_time() -> None:
         ("ACCELERATE_USE_MEGATRON_LM", "true", "Megatron"),
         ("ACCELERATE_MIXED_PRECISION", "fp16", "fp16"),
         ("ACCELERATE_MIXED_PRECISION", "fp8", "fp8"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "dynamo"),
     ],
 )
 def test_a_launcher_that_asks_for_another_method_is_refused_by_name(variable: str, value: str, name: str) -> None:
@@ -84,8 +88,37 @@ def test_a_launcher_that_asks_for_another_method_is_refused_by_name(variable: st
 def test_what_an_ordinary_launcher_exports_is_accepted() -> None:
     refuse_launcher({})
     refuse_launcher(
-        {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_CPU": "true"}
+        {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_CPU": "true",
+         "ACCELERATE_DYNAMO_BACKEND": "NO"}
+    )  # fmt: skip
+
+
+def test_one_process_knows_the_number_of_its_gpu() -> None:
+    """Accelerate gives one process "cuda" alone, but each GPU has random numbers of its own, found by its number.
+
+    No GPU here: torch is told that there are two, and which one was made the current one.
+    """
+    script = """
+import os, torch
+from unittest.mock import patch
+from cls.config import Train
+from cls.parallel import cluster, guards
+from cls.stop import Stop
+real, made = torch.zeros, []
+with (
+    patch("torch.cuda.is_available", lambda: True), patch("torch.cuda.device_count", lambda: 2),
+    patch("torch.cuda.set_device", made.append), patch("torch.cuda.current_device", lambda: made[-1]),
+    patch("torch.zeros", lambda *size, device="cpu": real(*size)),
+):
+    os.environ["LOCAL_RANK"] = "1"
+    assert guards.choose_device("auto") == "cuda"
+    del os.environ["LOCAL_RANK"]
+    print(made, repr(cluster.start(Train(), Stop()).device))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120
     )
+    assert done.stdout.split("\n")[0] == "[1, 0] device(type='cuda', index=0)", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

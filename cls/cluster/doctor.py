@@ -6,6 +6,7 @@ Every check is a function that gives findings; one that fails itself is a findin
 import math
 import os
 import platform
+import re
 import shlex
 import shutil
 import socket
@@ -214,8 +215,9 @@ def network() -> list[Finding]:
     for address in addresses:
         why = answers[address]
         own = "runs are logged offline: `wandb sync` later" if "wandb" in address else remedy
-        bad = Finding("warn", "network", f"{address} cannot be reached ({why})", own)
-        findings.append(bad if why else Finding("ok", "network", f"{address} answers"))
+        shown = re.sub(r"//[^/]*@", "//", address)  # without a password
+        bad = Finding("warn", "network", f"{shown} cannot be reached ({why})", own)
+        findings.append(bad if why else Finding("ok", "network", f"{shown} answers"))
     return findings
 
 

@@ -4,14 +4,29 @@ import contextlib
 import csv
 import io
 import logging
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from cls.data.access import Images
 from cls.files import write_whole
+from cls.images.decode import BadImage, decode
 from cls.outcome import DataError
 from cls.parallel.cluster import Cluster
 
 log = logging.getLogger("cls")
+
+
+def still_broken(images: Images, names: Collection[str]) -> Iterator[str]:
+    """Those of these images that have not been mended since."""
+    for row in range(len(images)) if names else ():
+        if (name := images.name(row)) in names:
+            (data,) = images.read([row])
+            try:
+                if isinstance(data, BadImage):
+                    raise data
+                decode(bytes(data))
+            except BadImage:
+                yield name
 
 
 class BrokenImages:
@@ -23,8 +38,13 @@ class BrokenImages:
         self.reasons: dict[str, str] = {}
         self._new: dict[str, str] = {}
         if path.exists():
-            with path.open(newline="") as file:
-                self.reasons = {row["id"]: row["reason"] for row in csv.DictReader(file)}
+            with path.open(newline="", errors="replace") as file:  # a spreadsheet may have made something else of it
+                known = {
+                    row["id"]: row["reason"] for row in csv.DictReader(file) if row.get("id") and row.get("reason")
+                }
+            self.reasons = {name: known[name] for name in still_broken(images, known)}
+            if self.reasons != known:
+                self._write(self.reasons)
 
     def note(self, broken: list[tuple[int, str]]) -> None:
         known = self.reasons | self._new
@@ -46,7 +66,8 @@ class BrokenImages:
         if len(self.reasons) > self.quota:
             raise DataError(
                 f"{len(self.reasons)} of {len(self.images)} training images are broken, more than data.max_bad allows "
-                f"({self.quota:.0f}); they are named in {self.path}: mend or delete them, then run the same command"
+                f"({self.quota:.0f}); they are named in {self.path}: mend them or raise --data.max-bad and run the same"
+                " command again; without them it is another data set, which needs another --out"
             )
 
     def _write(self, reasons: dict[str, str]) -> None:

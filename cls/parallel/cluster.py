@@ -205,7 +205,8 @@ def start(train: Train, stop: Stop) -> Cluster:
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         local_world=local,
-        device=accelerator.device,
+        # one process is given a GPU without its number by accelerate
+        device=torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else accelerator.device,
         fsdp=fsdp,
         stop=stop,
     )

@@ -16,6 +16,9 @@ def refuse_launcher(env: os._Environ[str] | dict[str, str]) -> None:
         "Megatron-LM": env.get("ACCELERATE_USE_MEGATRON_LM", "false") == "true",
         "fp16": env.get("ACCELERATE_MIXED_PRECISION", "no") == "fp16",
         "fp8": env.get("ACCELERATE_MIXED_PRECISION", "no") == "fp8",
+        "dynamo (this program's way to compile is --train.compile True)": (
+            env.get("ACCELERATE_DYNAMO_BACKEND", "").upper() not in ("", "NO")
+        ),
     }
     for name, found in asked.items():
         if found:
@@ -52,12 +55,14 @@ def check_fsdp(env: os._Environ[str] | dict[str, str], train: Train) -> bool:
 
 
 def choose_device(wanted: str) -> str:
-    """'cuda' or 'cpu'; never the CPU silently where GPUs are visible but unusable."""
+    """'cuda', with this process's GPU as the current one, or 'cpu'; never that silently where GPUs are visible."""
     if wanted == "cpu":
         return "cpu"
     problem = ""
     try:
         if torch.cuda.is_available():
+            # its own: on GPU 0 each process would leave a context of some hundred MB, or be refused in exclusive mode
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
             torch.zeros(1, device="cuda")
             return "cuda"
     except RuntimeError as error:

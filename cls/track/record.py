@@ -34,9 +34,10 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is nothing, or half a row
         try:
             row = json.loads(line)
+            row["step"]
             rows.append({key: math.nan if value is None else value for key, value in row.items()})
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{path}: line {number} is not a JSON object ({error}); remove that line") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: line {number} is no record of a step ({error!r}); remove that line") from error
     return rows
 
 
