@@ -80,7 +80,8 @@ def test_the_doctor_examines_this_machine(
 ) -> None:
     monkeypatch.setenv("CLS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_ENDPOINT", server)
-    monkeypatch.setenv("WANDB_BASE_URL", refused := f"http://127.0.0.1:{free_port()}")
+    refused = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("WANDB_BASE_URL", refused.replace("//", "//user:s3cret@"))
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_END_TIME", "²")  # a digit to isdigit(), no number to int(): the check itself fails
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -93,7 +94,7 @@ def test_the_doctor_examines_this_machine(
         assert line.startswith(f"{item['state']:<4}  {item['name']}  {item['found']}")
         assert line.endswith(f"  -> {item['remedy']}") if item["remedy"] else "->" not in line
         assert item["remedy"] or item["state"] == "ok" or "could not be examined" in item["found"]
-    json.dumps(document)
+    assert "s3cret" not in json.dumps(document)
     found = {item["name"]: item for item in document}
     assert set(found) >= {"software", "GPU", "cores", "memory", "/dev/shm", "CLS_CACHE", "TORCH_HOME", "HF_HUB_CACHE",
                           "W&B", "network", "SLURM", "disk", "data", "gloo on 2 processes", "transport"}  # fmt: skip

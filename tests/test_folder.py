@@ -378,3 +378,10 @@ def test_no_permission_is_a_value_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(ValueError, match="cannot be written"):
         open_folder(run_in(tmp_path / "run"), CLUSTER)
+
+
+def test_a_line_that_is_no_event_of_a_life_is_named(tmp_path: Path) -> None:
+    for line in ("[]", "{}", "{"):
+        (tmp_path / "lives.jsonl").write_text('{"life": 0, "event": "start", "time": 1.0}\n' + line + "\n")
+        with pytest.raises(ValueError, match=r"lives\.jsonl holds a line that is .*; remove that line"):
+            read_lives(tmp_path)

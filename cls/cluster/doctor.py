@@ -209,15 +209,15 @@ def network() -> list[Finding]:
         os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"),
         "https://download.pytorch.org",
     ]
+    addresses = [re.sub(r"//[^/]*@", "//", address) for address in addresses]  # any answer will do, without a password
     answers = measure.reach(addresses, NETWORK_SECONDS)
     remedy = "run `cls fetch RECIPE …` where there is internet, and train with --offline"
     findings = []
     for address in addresses:
         why = answers[address]
         own = "runs are logged offline: `wandb sync` later" if "wandb" in address else remedy
-        shown = re.sub(r"//[^/]*@", "//", address)  # without a password
-        bad = Finding("warn", "network", f"{shown} cannot be reached ({why})", own)
-        findings.append(bad if why else Finding("ok", "network", f"{shown} answers"))
+        bad = Finding("warn", "network", f"{address} cannot be reached ({why})", own)
+        findings.append(bad if why else Finding("ok", "network", f"{address} answers"))
     return findings
 
 
