@@ -20,6 +20,7 @@ from test_survival import bits
 from cls.checkpoint import checkpoints, verify
 from cls.config import Data
 from cls.data.access import images_of
+from cls.data.ledger import audit
 from cls.data.sources import load
 from cls.lives import read_lives
 
@@ -196,7 +197,8 @@ def test_broken_images_are_counted_over_a_stop(
     mended.write_bytes(next(path for path in mended.parent.iterdir() if path != mended).read_bytes())
     ended = runs.run(tmp_path / "run", words, world)  # the same command, as the message says
     assert ended.codes == [0] * world, ended.output
-    assert len((tmp_path / "run" / "bad_images.csv").read_text().splitlines()) == 2
+    assert len((tmp_path / "run" / "bad_images.csv").read_text().splitlines()) == 3
+    assert audit(tmp_path / "run", 48, 16, balanced=False)["problems"] == []
 
 
 def test_a_stop_file_stops_all_ranks(runs: Bench, folder: Path, whole: Ended) -> None:

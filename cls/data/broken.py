@@ -36,6 +36,7 @@ class BrokenImages:
         self.path, self.images, self.cluster = path, images, cluster
         self.quota = max(1.0, max_bad * len(images))
         self.reasons: dict[str, str] = {}
+        self._mended: dict[str, str] = {}  # they stay named: `cls audit` asks why others stood in for them
         self._new: dict[str, str] = {}
         if path.exists():
             with path.open(newline="", errors="replace") as file:  # a spreadsheet may have made something else of it
@@ -43,8 +44,7 @@ class BrokenImages:
                     row["id"]: row["reason"] for row in csv.DictReader(file) if row.get("id") and row.get("reason")
                 }
             self.reasons = {name: known[name] for name in still_broken(images, known)}
-            if self.reasons != known:
-                self._write(self.reasons)
+            self._mended = {name: reason for name, reason in known.items() if name not in self.reasons}
 
     def note(self, broken: list[tuple[int, str]]) -> None:
         known = self.reasons | self._new
@@ -73,6 +73,6 @@ class BrokenImages:
     def _write(self, reasons: dict[str, str]) -> None:
         if self.cluster.main:
             text = io.StringIO()
-            csv.writer(text).writerows([("id", "reason"), *sorted(reasons.items())])
+            csv.writer(text).writerows([("id", "reason"), *sorted((self._mended | reasons).items())])
             with contextlib.suppress(OSError):  # a full disk: the list is whole again with the next one found
                 write_whole(self.path, text.getvalue().encode())

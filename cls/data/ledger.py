@@ -89,7 +89,7 @@ def _broken(out: Path) -> set[str]:
     if not path.exists():
         return set()
     with path.open(newline="") as file:
-        return {row["id"] for row in csv.DictReader(file)}
+        return {row.get("id", "") for row in csv.DictReader(file)}
 
 
 def _gaps(kept: Counter[int], batch: int, silent: list[tuple[int, int]]) -> list[str]:
