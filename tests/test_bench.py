@@ -4,6 +4,7 @@ import io
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 
 from cls import recipes
-from cls.bench import loop, peers
+from cls.bench import loop, peers, pipelines
 from cls.bench.advice import Demand, advise, demand
 from cls.bench.chosen import about, choose
 from cls.bench.cpu import Lists, Stream, cpu_seconds
@@ -226,11 +227,29 @@ def test_a_source_that_is_no_dataset_reaches_the_hugging_face_peer() -> None:
 def test_the_decode_floor_takes_each_image_by_the_decoder_that_can() -> None:
     images = Kept([jpeg(0, side=600), jpeg(7, "L"), jpeg(3, kind="PNG")])
     chosen, _ = choose(images, 0, False, 3)
+    large, small, png = sorted(chosen, key=lambda one: one.row)
     floor = Floor(chosen)
-    assert len(floor.fast) == 2 and len(floor.slow) == 1 and len(floor.buffer) == 2 << 20
+    assert floor.slow == {png.draw} and len(floor.buffer) == 2 << 20
     floor.buffer[:] = 255
-    floor.decode()
-    assert floor.buffer[:4800].max() <= 7  # black or grey 7, written over what was there
+    floor.decode([small, png])
+    assert floor.buffer[:4800].tolist() == 4800 * [7] and floor.buffer[4800:].min() == 255  # Pillow has its own room
+    floor.decode([large])
+    assert floor.buffer[4800 : 3 * 600**2].max() == 0
+
+
+def test_what_works_here_takes_turns_at_each_micro_batch() -> None:
+    done: list[tuple[str, int]] = []
+
+    def works(name: str, seconds: float) -> Callable[[list[int]], None]:
+        def work(part: list[int]) -> None:
+            done.append((name, part[0]))
+            burn(seconds)
+
+        return work
+
+    costs = pipelines._in_turns({"a": works("a", 0.002), "b": works("b", 0.006)}, [[0, 1], [2, 3], [4, 5]])
+    assert done == [("a", 0), ("b", 0), ("b", 2), ("a", 2), ("a", 4), ("b", 4)]
+    assert costs["a"].total >= 0.001 and costs["b"].total >= 0.003  # per image: three parts of two
 
 
 def finite(document: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What nobody can do without: reading and decoding the images, nothing else."""
+"""What nobody can do without: decoding the images, nothing else."""
 
 import io
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ import PIL.Image
 import simplejpeg
 
 from cls.bench.chosen import Chosen
-from cls.data.access import Images
 from cls.images.decode import FORMATS
 
 ROUND = 1 << 20  # bytes
@@ -20,8 +19,7 @@ class Floor:
     def __init__(self, chosen: Sequence[Chosen]) -> None:
         largest = max(one.width * one.height * 3 for one in chosen)
         self.buffer = np.ones(-(-largest // ROUND) * ROUND, np.uint8)  # ones: written to, so its pages are there
-        self.fast = [one.data for one in chosen if self._takes(one)]
-        self.slow = [one.data for one in chosen if not self._takes(one)]
+        self.slow = {one.draw for one in chosen if not self._takes(one)}
 
     def _takes(self, one: Chosen) -> bool:
         if one.format not in ("JPEG", "MPO"):
@@ -32,16 +30,10 @@ class Floor:
             return False
         return True
 
-    def decode(self) -> None:
-        for data in self.fast:
-            simplejpeg.decode_jpeg(data, buffer=self.buffer)
-        for data in self.slow:
-            with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    def decode(self, part: Sequence[Chosen]) -> None:
+        for one in part:
+            if one.draw not in self.slow:
+                simplejpeg.decode_jpeg(one.data, buffer=self.buffer)
+                continue
+            with PIL.Image.open(io.BytesIO(one.data), formats=FORMATS) as image:
                 image.convert("RGB")
-
-
-def read(images: Images, chosen: Sequence[Chosen], together: int) -> None:
-    """The bytes of all images, ``together`` at a time."""
-    rows = [one.row for one in chosen]
-    for first in range(0, len(rows), together):
-        images.read(rows[first : first + together])

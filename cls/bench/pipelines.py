@@ -3,10 +3,9 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from math import prod
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ import torch
 from cls.bench import peers
 from cls.bench.chosen import Chosen, spread
 from cls.bench.cpu import Cost, Stream
-from cls.bench.floor import Floor, read
+from cls.bench.floor import Floor
 from cls.config import Run
 from cls.data.access import Images
 from cls.data.draws import draws_of
@@ -40,13 +39,17 @@ def measure(
 
     ``images``: ``split`` by row. ``chosen`` fills whole batches of ``run``.
     """
+    parts = _cut(list(chosen), run.train.micro_batch)
     with one_thread(), ExitStack() as stack:
-        contestants = _contestants(run, split, images, chosen, with_peers, stack)
-        found: dict[str, list[Cost]] = {name: [] for name in contestants}
-        names = list(contestants)
+        here, streams = _here(run, images, chosen), _streams(run, split, images, chosen, with_peers, stack)
+        _in_turns(here, parts)  # warm-up; a stream has loaded some batches already
+        found: dict[str, list[Cost]] = {name: [] for name in (*here, *streams)}
         for turn in range(repeats):
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:  # nobody is always first
-                found[name].append(contestants[name]())
+            costs = _in_turns(here, parts)
+            for name in _rotated(list(streams), turn):
+                costs[name] = streams[name].measure()
+            for name, cost in costs.items():
+                found[name].append(cost)
     return {
         "recipe": run.recipe,
         "size": run.data.size,
@@ -60,49 +63,57 @@ def measure(
     }
 
 
-def _contestants(
+Work = Callable[[list[Chosen]], object]
+T = TypeVar("T")
+
+
+def _here(run: Run, images: Images, chosen: Sequence[Chosen]) -> dict[str, Work]:
+    """What works in this process, on one micro-batch of the chosen images."""
+    draws = draws_of(images, run)
+    room = np.empty((run.train.micro_batch, run.data.size, run.data.size, 3), np.uint8)
+    return {
+        "decode": Floor(chosen).decode,
+        "read": lambda part: images.read([one.row for one in part]),
+        "in_process": lambda part: draws.fill([one.draw for one in part], room),
+    }
+
+
+def _in_turns(works: dict[str, Work], parts: Sequence[list[Chosen]]) -> dict[str, Cost]:
+    """Each part by everybody before the next one: within a second a shared core's speed changes by a third."""
+    seconds, images = dict.fromkeys(works, 0.0), sum(map(len, parts))
+    for turn, part in enumerate(parts):
+        for name in _rotated(list(works), turn):
+            since = time.process_time()
+            works[name](part)
+            seconds[name] += time.process_time() - since
+    return {name: Cost(spent / images, 0.0) for name, spent in seconds.items()}
+
+
+def _rotated(names: list[str], turn: int) -> list[str]:
+    """Nobody is always first."""
+    return names[turn % len(names) :] + names[: turn % len(names)]
+
+
+def _streams(
     run: Run, split: Any, images: Images, chosen: Sequence[Chosen], with_peers: bool, stack: ExitStack
-) -> dict[str, Callable[[], Cost]]:
-    """Functions that load all chosen images once."""
+) -> dict[str, Stream]:
+    """Loaders that load all chosen images once and again; ``stack`` ends them."""
     statistics = input_statistics(run)
     operations = training_ops(run.augment, run.data, statistics[0])
-    draws, floor = draws_of(images, run), Floor(chosen)
-    size, count = run.train.micro_batch, len(chosen)
+    draws, size = draws_of(images, run), run.train.micro_batch
     micro_batches = _cut([one.draw for one in chosen], size)
     streams = {"end_to_end": Stream(lambda lists: batches(draws, lists, 1, size), micro_batches)}
     if with_peers:
-        rows, whole = [one.row for one in chosen], _cut(list(range(count)), run.train.batch)
+        rows, whole = [one.row for one in chosen], _cut(list(range(len(chosen))), run.train.batch)
         hugging_face = peers.hugging_face(split, rows, peers.published(operations, statistics), 1)
         timm = peers.timm_style(images, rows, peers.frame_first(operations), 1)
         streams |= {"hugging_face": Stream(hugging_face, whole), "timm": Stream(timm, whole)}
     for stream in streams.values():
         stack.callback(stream.close)
-
-    room = np.empty((size, run.data.size, run.data.size, 3), np.uint8)
-
-    def ours() -> None:
-        for indices in micro_batches:
-            draws.fill(indices, room)
-
-    here: dict[str, Callable[[], None]] = {
-        "decode": floor.decode,
-        "read": partial(read, images, chosen, size),
-        "in_process": ours,
-    }
-    for work in here.values():
-        work()  # warm-up; a stream has loaded some batches already
-    return {name: partial(_timed, work, count) for name, work in here.items()} | {
-        name: stream.measure for name, stream in streams.items()
-    }
+    return streams
 
 
-def _timed(work: Callable[[], None], images: int) -> Cost:
-    since = time.process_time()
-    work()
-    return Cost((time.process_time() - since) / images, 0.0)
-
-
-def _cut(items: list[int], size: int) -> list[list[int]]:
+def _cut(items: list[T], size: int) -> list[list[T]]:
     assert len(items) % size == 0
     return [items[first : first + size] for first in range(0, len(items), size)]
 
