@@ -6,7 +6,12 @@ from typing import Any
 
 import numpy as np
 
-_WORD = 2**64 - 1
+_ZEROS = np.zeros(4, np.uint64)
+_FRESH: Any = {"bit_generator": "Philox", "buffer": _ZEROS, "buffer_pos": 4, "has_uint32": 0, "uinteger": 0}
+
+
+def _digest(seed: int, tags: tuple[str | int, ...]) -> bytes:
+    return hashlib.blake2b(json.dumps([seed, *tags]).encode(), digest_size=16).digest()
 
 
 def fold(seed: int, *tags: str | int) -> int:
@@ -15,7 +20,7 @@ def fold(seed: int, *tags: str | int) -> int:
     Sums such as ``seed + epoch`` collide (seed 1 epoch 2 = seed 2 epoch 1); a hash of the whole tuple does not.
     Tags are Python strings and integers; their types count, so ``fold(0, 1) != fold(0, "1")``.
     """
-    return int.from_bytes(hashlib.blake2b(json.dumps([seed, *tags]).encode(), digest_size=16).digest(), "little")
+    return int.from_bytes(_digest(seed, tags), "little")
 
 
 def generator(seed: int, *tags: str | int) -> np.random.Generator:
@@ -24,11 +29,9 @@ def generator(seed: int, *tags: str | int) -> np.random.Generator:
 
 
 def rewind(rng: np.random.Generator, seed: int, *tags: str | int) -> np.random.Generator:
-    """Make a Philox generator the one that ``generator(seed, *tags)`` gives: 7 us instead of 19, which draw entropy."""
-    key = fold(seed, *tags)
-    fresh: Any = rng.bit_generator.state
-    fresh["state"] = {"counter": np.zeros(4, np.uint64), "key": np.array([key & _WORD, key >> 64], np.uint64)}
-    rng.bit_generator.state = fresh | {"buffer_pos": 4, "has_uint32": 0, "uinteger": 0}
+    """Make a Philox generator the one that ``generator(seed, *tags)`` gives: 5 us instead of 19, which draw entropy."""
+    key = np.frombuffer(_digest(seed, tags), "<u8")
+    rng.bit_generator.state = _FRESH | {"state": {"counter": _ZEROS, "key": key}}
     return rng
 
 

@@ -1,7 +1,7 @@
-"""Colours in as few passes as the order allows: runs of brightness, contrast and saturation are one matrix."""
+"""Colours in as few passes as the order allows: a run of brightness, contrast and saturation is one matrix [3, 4]."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -14,21 +14,22 @@ Change = Callable[[Any], Any]
 
 GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # Pillow's luma
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # of Pillow's and torchvision's sharpness
-_NOTHING = [[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]
 _NAMES = {"Brightness": "brightness", "Color": "saturation", "Contrast": "contrast"}
 
 
 def paint(image: Any, looks: list[Look]) -> tuple[Any, list[Change]]:
     """The image after all changes, and these changes with what they took from the image (its mean, its histogram)."""
     done: list[Change] = []
-    mixing = _Mixing()
+    if not looks:
+        return image, done
+    mix = _Mix()
     for name, value, pixels in [step for look in looks for step in _steps(look)]:
         if name in ("brightness", "contrast", "saturation"):
-            mixing.add(name, value, image)
+            mix = mix.then(name, value, image)
             continue
-        image = _carry_out(mixing.change(), image, done)
+        image, mix = _carry_out(mix.change(), image, done), _Mix()
         image = _carry_out(_change(name, value, pixels, image), image, done)
-    return _carry_out(mixing.change(), image, done), done
+    return _carry_out(mix.change(), image, done), done
 
 
 def looks_around(look: Look) -> bool:
@@ -46,33 +47,37 @@ def _carry_out(change: Change | None, image: Any, done: list[Change]) -> Any:
     return change(image)
 
 
-class _Mixing:
-    """A run of brightness, contrast and saturation, which are all linear, as one matrix [3, 4].
+class _Mix(NamedTuple):
+    """A run of brightness, contrast and saturation: own * colour + grey * (its grey) + constant, in all channels.
 
-    Its rows are lists: for twelve numbers NumPy takes twice the time.
+    Each factor moves every colour towards a grey (black, the mean, its own), so no run is more than that.
     """
 
-    def __init__(self) -> None:
-        self.rows: list[list[float]] = []
+    own: float = 1.0
+    grey: float = 0.0
+    constant: float = 0.0
 
-    def add(self, name: str, factor: float, image: Any) -> None:
-        """One more factor; ``image`` is what the whole run is applied to."""
-        rows = self.rows or _NOTHING
-        grey = [0.0, 0.0, 0.0, 0.0]  # towards which the rest goes
-        if name == "contrast":  # the mean grey
-            mean = (*cv2.mean(image)[:3], 1.0)
-            means = [sum(a * b for a, b in zip(row, mean, strict=True)) for row in rows]
-            grey[3] = int(sum(a * b for a, b in zip(GREY, means, strict=True)) + 0.5)
-        elif name == "saturation":  # the own grey
-            grey = [GREY[0] * r + GREY[1] * g + GREY[2] * b for r, g, b in zip(*rows, strict=True)]
-        self.rows = [[factor * a + (1 - factor) * b for a, b in zip(row, grey, strict=True)] for row in rows]
+    def then(self, name: str, factor: float, image: Any) -> "_Mix":
+        """With one more factor; ``image`` is what the whole run is applied to."""
+        grey, constant = 0.0, 0.0
+        if name == "contrast":
+            red, green, blue, _ = cv2.mean(image)
+            mean = GREY[0] * red + GREY[1] * green + GREY[2] * blue
+            constant = float(int((self.own + self.grey) * mean + self.constant + 0.5))
+        elif name == "saturation":
+            grey, constant = self.own + self.grey, self.constant
+        rest = 1 - factor
+        return _Mix(factor * self.own, factor * self.grey + rest * grey, factor * self.constant + rest * constant)
 
     def change(self) -> Change | None:
-        """The run as a change, if there is one; it is over."""
-        rows, self.rows = self.rows, []
-        if not rows:
+        """The run as a change, if it is one."""
+        own, grey, constant = self
+        if (own, grey, constant) == (1.0, 0.0, 0.0):
             return None
-        matrix = np.array(rows)
+        red, green, blue = (grey * part for part in GREY)
+        matrix = np.array(
+            [(own + red, green, blue, constant), (red, own + green, blue, constant), (red, green, own + blue, constant)]
+        )
         return lambda image: cv2.transform(image, matrix)
 
 
@@ -112,10 +117,10 @@ def _change(name: str, value: float, pixels: tuple[float, float], image: np.ndar
 def _hue(turn: int) -> Change:
     def change(image: np.ndarray) -> Any:
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-        height, width = hsv.shape[:2]
-        row = np.zeros(3 * width, np.uint8)  # contiguous addition of zeros too: every third byte alone takes thrice
+        rows = hsv.reshape(len(hsv), -1)
+        row = np.zeros(rows.shape[1], np.uint8)  # contiguous addition of zeros too: every third byte alone takes thrice
         row[::3] = turn
-        hsv.reshape(height, -1)[...] += row  # wraps
+        np.add(rows, row, out=rows)  # wraps
         return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
 
     return change

@@ -65,7 +65,7 @@ def carry_out(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
         for at in range(1, len(plan.frames)):
             _expose(pixels, plan.frames[at], [change for done in changes[at:] for change in done])
     else:
-        pixels = paint(_cut(image, plan.cuts, decoder), plan.looks[0])[0]
+        pixels = paint(_three(_cut(image, plan.cuts, decoder)), plan.looks[0])[0]
         if any(plan.mirrored):
             pixels = cv2.flip(pixels, {(True, False): 1, (False, True): 0, (True, True): -1}[plan.mirrored])
     return pixels
@@ -87,6 +87,11 @@ def _cut(image: Jpeg | Decoded, cuts: list[Crop | Resize], decoder: Decoder) -> 
             pixels, above = _resize(pixels, cut, cut.width / width, cut.height / height, rows), rows[0]
         width, height = cut.width, cut.height
     return pixels
+
+
+def _three(pixels: Pixels) -> Pixels:
+    """Without the fourth channel, where there is one."""
+    return pixels if pixels.shape[2] == 3 else cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB)
 
 
 def _decode(image: Jpeg | Decoded, crop: Crop, size: tuple[int, int], decoder: Decoder) -> tuple[Pixels, int]:
@@ -135,8 +140,7 @@ def _warp(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
     k = 1
     while k < 8 and across * down >= (HALVED * k) ** 2 and 0.5 < across / down < 2.0:  # as _halve, but for nothing
         k *= 2
-    # four channels: OpenCV has a kernel for them that takes half the time of three
-    pixels, k = decoder.pixels(image, k, min(across, down) > 1.0, four=True)
+    pixels, k = decoder.pixels(image, k, min(across, down) > 1.0)
     x, y = image.corner(k)
     left, top = (crop.left - x) // k, (crop.top - y) // k
     right, bottom = -(-(crop.left + crop.width - x) // k), -(-(crop.top + crop.height - y) // k)
@@ -161,6 +165,7 @@ def _warp(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
         [[a / x, b / x, (c + (a + b) / 2) / x - 0.5 + edge], [d / y, e / y, (f + (d + e) / 2) / y - 0.5 + edge]]
     )
     wide = cv2.warpAffine(
+        # OpenCV's kernel for four channels takes half the time of the one for three
         pixels if pixels.shape[2] == 4 else cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA),
         matrix,
         (plan.width, plan.height),
@@ -170,7 +175,7 @@ def _warp(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
         borderMode=cv2.BORDER_REPLICATE if around else cv2.BORDER_CONSTANT,
         borderValue=cv2.mean(pixels[:: max(1, len(pixels) // 64)]),
     )
-    return cv2.cvtColor(wide, cv2.COLOR_RGBA2RGB)
+    return _three(wide)
 
 
 def _halve(pixels: Pixels, across: float, down: float) -> tuple[Pixels, int, int]:

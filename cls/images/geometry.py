@@ -106,15 +106,15 @@ def _outside(frame: Frame, width: int, height: int) -> list[np.ndarray]:
     corners = ((0.5, 0.5), (width - 0.5, 0.5), (width - 0.5, height - 0.5), (0.5, height - 0.5))
     if all(0 <= a * x + b * y + c <= frame.width and 0 <= d * x + e * y + f <= frame.height for x, y in corners):
         return []
-    x, y = math.hypot(a, b) / 2, math.hypot(d, e) / 2  # fillPoly paints its outline, too: half a pixel more
-    corners = ((-x, -y), (frame.width + x, -y), (frame.width + x, frame.height + y), (-x, frame.height + y))
+    left, top = -math.hypot(a, b) / 2, -math.hypot(d, e) / 2  # fillPoly paints its outline, too: half a pixel more
+    right, bottom = frame.width - left, frame.height - top
     a, b, c, d, e, f = inverse(frame.matrix)
     one = 2**PLACES
-    hole = [
-        (round((a * x + b * y + c) * one - one / 2), round((d * x + e * y + f) * one - one / 2)) for x, y in corners
-    ]
-    left, right, bottom = -2 * one, (width + 1) * one, (height + 1) * one
-    return list(np.array([[(left, left), (right, left), (right, bottom), (left, bottom)], hole], np.int32))
+    near, wide, high = -2 * one, (width + 1) * one, (height + 1) * one
+    numbers = [near, near, wide, near, wide, high, near, high]
+    for x, y in ((left, top), (right, top), (right, bottom), (left, bottom)):
+        numbers += round((a * x + b * y + c) * one - one / 2), round((d * x + e * y + f) * one - one / 2)
+    return list(np.array(numbers, np.int32).reshape(2, 4, 2))
 
 
 def region(plan: Plan, width: int, height: int) -> tuple[Crop, Affine]:

@@ -77,7 +77,7 @@ def thumbnail(decoder: Decoder, content: Encoded) -> str:
         pixels, _ = decoder.pixels(image, k, shrinks=True)
     except BadImage:
         return ""
-    picture = Image.fromarray(np.ascontiguousarray(pixels))  # of pixels alone: a camera notes where it was
+    picture = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))  # of pixels alone: a camera notes where it was
     picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
     data = io.BytesIO()
     picture.save(data, "JPEG", quality=75, optimize=True)
