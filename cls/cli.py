@@ -6,6 +6,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -78,9 +80,15 @@ def _need_images(run: Run) -> None:
 
 
 def _print(document: str) -> None:
-    """On standard output, which may be a pipe that is closed early: | head."""
-    try:
+    with _reader_may_leave():
         print(document, flush=True)
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Standard output may be a pipe that is closed early: ``| head``."""
+    try:
+        yield
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -95,11 +103,13 @@ def _need_folder(run: Run) -> None:
 def _tyro(kind: type[T], default: T | None, argv: list[str], prog: str, text: str) -> T:
     markers = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)  # --field True, as sweeps write it
     heard = os.environ.get("RANK", "0") == "0"  # every rank finds the same mistake; one tells of it
-    if default is None:
-        return tyro.cli(kind, args=argv, prog=prog, description=text, config=markers, console_outputs=heard)
-    return tyro.cli(
-        kind, args=argv, prog=prog, description=text, config=markers, console_outputs=heard, default=default
-    )
+    with _reader_may_leave():
+        if default is None:
+            return tyro.cli(kind, args=argv, prog=prog, description=text, config=markers, console_outputs=heard)
+        return tyro.cli(
+            kind, args=argv, prog=prog, description=text, config=markers, console_outputs=heard, default=default
+        )
+    sys.exit(0)  # of --help, with nobody to read it
 
 
 def _check(run: Run, name: str) -> None:
@@ -114,10 +124,12 @@ def main() -> None:
     if not argv or argv[0] in ("-h", "--help") or argv[0] not in VERBS:
         lines = [f"  cls {name:<9} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in VERBS.items()]
         asked = not argv or argv[0] in ("-h", "--help")
-        head = "" if asked else f"cls: there is no verb {argv[0]!r}\n"
         usage = "usage: cls VERB …   (cls VERB --help explains a verb)\n" + "\n".join(lines)
-        print(head + usage, file=sys.stdout if asked else sys.stderr)
-        sys.exit(0 if asked else 2)
+        if asked:
+            _print(usage)
+            sys.exit(0)
+        print(f"cls: there is no verb {argv[0]!r}\n{usage}", file=sys.stderr)
+        sys.exit(2)
     with Ending("") as ending, ending.stop.interruptible():
         command = _command(argv[0], [word for word in argv[1:] if word != "--json"])
         document = command.do(ending.stop)

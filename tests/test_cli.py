@@ -59,7 +59,17 @@ def test_a_bad_command_is_one_message(words: tuple[str, ...], text: str) -> None
     assert done.stderr.startswith("user error: ") and text in done.stderr
 
 
-@pytest.mark.parametrize("command", [[*CLS, "sweep", "--json"], [sys.executable, "train.py", "--show"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [*CLS],
+        [*CLS, "sweep", "--json"],
+        [*CLS, "bench", "--help"],
+        [sys.executable, "train.py", "--show"],
+        [sys.executable, "train.py", "--help"],
+    ],
+    ids=" ".join,
+)
 def test_standard_output_may_be_closed(command: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
