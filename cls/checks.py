@@ -61,8 +61,11 @@ def _combinations(run: Run) -> None:
         raise ValueError("train.compile is not proven to give the same bits: add --train.reduce fast")
     if run.optim.schedule == "warmup-cosine" and run.optim.warmup >= train.epochs:
         raise ValueError(f"optim.warmup is {run.optim.warmup} epochs, not fewer than train.epochs {train.epochs}")
-    if run.optim.min_lr > run.optim.lr:
-        raise ValueError(f"optim.min_lr is {run.optim.min_lr}, above optim.lr {run.optim.lr}: the rate would rise")
+    if run.optim.min_lr > (lr := run.optim.learning_rate(train.batch)):
+        scaled = "" if lr == run.optim.lr else f", which for train.batch {train.batch} is {lr:g}"
+        raise ValueError(
+            f"optim.min_lr is {run.optim.min_lr}, above optim.lr {run.optim.lr}{scaled}: the rate would rise"
+        )
     if run.optim.loss == "mse" and run.optim.label_smoothing:
         raise ValueError("optim.label_smoothing applies to cross entropy: set it to 0 with optim.loss mse")
 

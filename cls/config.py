@@ -7,6 +7,7 @@ A feature is off at its zero (``mixup=0.0``, ``cbam=()``), never ``None``.
 import contextlib
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -186,6 +187,11 @@ class Optim:
     """Plateau: the validation figure that must improve; either: an epoch is bad when neither improved."""
     warmup: float = 0.0
     """Warm-up + cosine: epochs of linear warm-up from zero."""
+
+    def learning_rate(self, batch: int) -> float:
+        """The rate for this global batch: stated for ``lr_batch``, scaled by the ratio or its root if asked to."""
+        ratio = batch / self.lr_batch
+        return self.lr * {"none": 1.0, "sqrt": math.sqrt(ratio), "linear": ratio}[self.scale_lr]
 
 
 @dataclass(frozen=True, kw_only=True)

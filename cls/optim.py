@@ -13,12 +13,6 @@ from cls.config import Optim
 from cls.sharded import local
 
 
-def learning_rate(config: Optim, batch: int) -> float:
-    """The rate for this global batch: stated for ``lr_batch``, scaled by the ratio or its root if asked to."""
-    ratio = batch / config.lr_batch
-    return config.lr * {"none": 1.0, "sqrt": math.sqrt(ratio), "linear": ratio}[config.scale_lr]
-
-
 def parameter_groups(model: nn.Module, config: Optim, fresh: set[str], lr: float) -> list[dict[str, Any]]:
     """Trainable parameters by rate (backbone, fresh parts) and by decay (norms and biases without it if asked)."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 from cls.config import Run
 from cls.history import History
 from cls.models import build_model, fresh_parameters, sharding_units, train_mode
-from cls.optim import Schedule, build_optimizer, learning_rate, moving_average, parameter_groups
+from cls.optim import Schedule, build_optimizer, moving_average, parameter_groups
 from cls.parallel.cluster import Cluster
 from cls.sharded import shard
 from cls.steps import Steps
@@ -56,7 +56,7 @@ def build_state(run: Run, classes: int, steps: Steps, cluster: Cluster) -> State
     if cluster.fsdp:
         for network in (model, *([average.module] if average else [])):
             shard(network, sharding_units(network, run.model), cluster.mesh())
-    lr = learning_rate(run.optim, run.train.batch)
+    lr = run.optim.learning_rate(run.train.batch)
     groups = parameter_groups(model, run.optim, fresh_parameters(model, run.model), lr)
     optimizer = build_optimizer(groups, run.optim)
     schedule = Schedule(optimizer, run.optim, run.train.epochs, steps.whole)

@@ -201,7 +201,9 @@ def test_values_at_the_borders_are_accepted(name: str, value: Any) -> None:
          ["optim.warmup is 5.0", "train.epochs 5"]),
         ({"optim": {"loss": "mse", "label_smoothing": 0.1}}, ["optim.label_smoothing", "optim.loss mse"]),
         ({"optim": {"schedule": "cosine", "lr": 1e-4, "min_lr": 1e-3}},
-         ["optim.min_lr", "0.001", "0.0001"]),
+         ["optim.min_lr", "0.001", "0.0001: the rate"]),
+        ({"optim": {"min_lr": 5e-4, "lr": 1e-3, "lr_batch": 64, "scale_lr": "linear"}, "train": {"batch": 16}},
+         ["optim.min_lr is 0.0005", "optim.lr 0.001, which for train.batch 16 is 0.00025"]),
     ],
 )  # fmt: skip
 def test_combinations_that_cannot_train(sections: dict[str, dict[str, Any]], parts: list[str]) -> None:
@@ -219,6 +221,7 @@ def test_combinations_that_cannot_train(sections: dict[str, dict[str, Any]], par
         {"optim": {"schedule": "fixed", "warmup": 9.0}, "train": {"epochs": 5}},
         {"optim": {"loss": "mse"}},
         {"optim": {"label_smoothing": 0.1}},
+        {"optim": {"min_lr": 2e-3, "lr": 1e-3, "lr_batch": 64, "scale_lr": "linear"}, "train": {"batch": 256}},
     ],
 )
 def test_their_neighbours_can(sections: dict[str, dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from cls.config import Optim
-from cls.optim import Schedule, build_optimizer, learning_rate, moving_average, parameter_groups
+from cls.optim import Schedule, build_optimizer, moving_average, parameter_groups
 
 
 def small_model() -> nn.Module:
@@ -37,8 +37,8 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) ->
 def test_the_rate_follows_the_batch_only_if_asked() -> None:
     for scale, factor in (("none", 1.0), ("sqrt", 2.0), ("linear", 4.0)):
         config = Optim(lr=0.01, lr_batch=64, scale_lr=scale)  # type: ignore[arg-type]  # a literal
-        assert learning_rate(config, 256) == pytest.approx(0.01 * factor)
-        assert learning_rate(config, 64) == 0.01
+        assert config.learning_rate(256) == pytest.approx(0.01 * factor)
+        assert config.learning_rate(64) == 0.01
 
 
 def named(model: nn.Module, groups: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
@@ -241,7 +241,7 @@ def test_one_cycle_is_torchs(steps: int) -> None:
 def test_the_lowest_rate_is_a_rate_also_where_the_rate_was_scaled() -> None:
     """scale_lr doubles the rate; min_lr is the lowest rate of every schedule, not a ratio to the unscaled one."""
     config = Optim(lr=0.1, lr_batch=64, scale_lr="sqrt", schedule="warmup-cosine", min_lr=0.01)
-    optimizer = dummy(learning_rate(config, 256))
+    optimizer = dummy(config.learning_rate(256))
     schedule = Schedule(optimizer, config, 10, 1000)
     for _ in range(1000):
         optimizer.step()
