@@ -21,6 +21,8 @@ def check(run: Run) -> None:
     values = flat(run)
     for name, value in values.items():
         _need(not isinstance(value, float) or math.isfinite(value), name, value, "must be a finite number")
+        if isinstance(value, str):  # bytes of a path that are no UTF-8 are lone surrogates in Python
+            _need(value.encode("utf-8", "ignore").decode() == value, name, ascii(value), "must be UTF-8; rename it")
     for name in POSITIVE:
         _need(values[name] > 0, name, values[name], "must be greater than 0")
     for name in NOT_NEGATIVE:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 import typing
 from typing import Any
@@ -178,6 +179,14 @@ def test_bad_values_are_refused_by_name(name: str, value: Any, message: str) -> 
         check(with_value(Run(), name, value))
     assert message in str(caught.value)
     assert str(value) in str(caught.value) or value is True
+
+
+@pytest.mark.parametrize("name", ["out", "data.path", "data.copy", "model.weights"])
+def test_paths_that_are_no_utf8_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(name)) as caught:
+        check(with_value(Run(), name, os.fsdecode(b"/photos/\xff")))
+    assert r"'/photos/\udcff': it must be UTF-8; rename it" in str(caught.value)
+    check(with_value(Run(), name, "/photos/\u00e4\U0001f408"))
 
 
 @pytest.mark.parametrize(
