@@ -4,12 +4,13 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils import signal_handling
 
 from cls.cluster.measure import memory_bytes
 from cls.data import loader
@@ -89,6 +90,16 @@ def test_a_dead_worker_is_an_error_that_names_its_draws() -> None:
     assert seen <= 100
 
 
+@pytest.fixture
+def no_loader_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch sets its handler for a child's end once in a process: other tests' bare loaders have left it behind."""
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.usefixtures("no_loader_before")
 def test_a_worker_that_dies_meanwhile_is_told_by_its_own_loader_alone() -> None:
     """Not by a signal in the midst of a step, nor by the loader of a validation: they could not name its draws."""
     training = batches(Numbers(slow=(8, 9), last=10), LISTS, 1, 4)  # what is before them has arrived
