@@ -319,6 +319,19 @@ def test_images_of_less_than_a_block() -> None:
 # --- JPEG ---
 
 
+@pytest.mark.parametrize("k", [1, 2, 4, 8])
+@pytest.mark.parametrize("shrinks", [False, True])
+def test_four_channels_have_the_values_of_three(k: int, shrinks: bool) -> None:
+    for data in [*PICTURES[:2], encode(picture(4, 333, 257), subsampling=2), encode(picture(4, 90, 70), subsampling=0)]:
+        image = Decoder().open(data)
+        least = {"min_factor": k, "min_width": -(-image.width // k), "min_height": -(-image.height // k)}
+        three = simplejpeg.decode_jpeg(data, "RGB", fastupsample=shrinks, **(least if k > 1 else {}))
+        four, reduced = Decoder().pixels(image, k, shrinks)
+        assert reduced == k and four.shape[2] == 4 and np.array_equal(four[..., :3], three)
+        to = d.Resize(50, 40), 50 / three.shape[1], 40 / three.shape[0], (0, 40)
+        assert np.array_equal(fused._resize(four, *to)[..., :3], fused._resize(three, *to))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied_by_the_fast_decoder(orientation: int) -> None:
     exif = Image.Exif()

@@ -82,9 +82,9 @@ class Decoder:
     def pixels(self, image: Jpeg | Decoded, k: int = 1, shrinks: bool = False) -> tuple[Pixels, int]:
         """The image at 1 / k of its size, or whole where it cannot be reduced, and by how much it was; or BadImage.
 
-        With a fourth channel, but what Pillow decoded has three: libjpeg-turbo writes four in a fifth less time, the
-        same values. ``shrinks``: it will be made smaller. Chroma is then replicated, not interpolated: a tenth less
-        time, and 0.2 grey levels of what is left of it.
+        With a fourth channel, but what Pillow decoded has three: libjpeg-turbo writes four in a fifth less time (64
+        clothing photos, in turns, 2026-11-23), the same values. ``shrinks``: it will be made smaller. Chroma is then
+        replicated, not interpolated: a tenth less time, and 0.2 grey levels of what is left of it.
         """
         if isinstance(image, Decoded):
             return image.pixels, 1
