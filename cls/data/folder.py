@@ -44,7 +44,7 @@ class Listing:
 
     images: list[str]
     tables: list[str]
-    others: int
+    others: list[str]  # neither images nor tables
     folders: list[Stamp]
     dangling: bool  # a link to nothing, which may be a folder later without a trace in the folders' stamps
 
@@ -60,7 +60,8 @@ def scan(root: Path) -> Listing:
     images: list[str] = []
     tables: list[str] = []
     folders: list[Stamp] = []
-    others, dangling = 0, False
+    others: list[str] = []
+    dangling = False
     root = Path(os.path.realpath(root))
     pending = [(root, "", frozenset((str(root),)))]
     while pending:
@@ -79,14 +80,14 @@ def scan(root: Path) -> Listing:
                 elif entry.name.lower().endswith(TABLES):
                     tables.append(prefix + entry.name)
                 else:
-                    others += 1
+                    others.append(prefix + entry.name)
                     dangling |= entry.is_symlink() and not os.path.exists(entry.path)
         except OSError as error:
             raise ValueError(f"data.path: cannot read folder {folder}: {error.strerror}") from None
     for name in (*images, *tables):
         if not name.isprintable() and any(0xD800 <= ord(letter) < 0xE000 for letter in name):  # surrogates
             raise ValueError(f"data.path: the file name {name!r} in {root} is not UTF-8; rename it")
-    return Listing(sorted(images, key=natural), sorted(tables, key=natural), others, folders, dangling)
+    return Listing(sorted(images, key=natural), sorted(tables, key=natural), sorted(others, key=natural), folders, dangling)
 
 
 def files(root: Path, names: list[str], labels: Sequence[str | None]) -> Part:
@@ -129,7 +130,7 @@ def read(root: Path, listing: Listing) -> Found:
     """
     notes: list[tuple[int, str]] = []
     if listing.others:
-        notes.append((logging.INFO, f"{root}: {listing.others} files that are no images ignored"))
+        notes.append((logging.INFO, f"{root}: {len(listing.others)} files that are no images ignored"))
     # A class may be called "train": it is the split only if it has folders (classes) inside.
     holders = {name.split("/")[0] for name in listing.images if name.count("/") > 1}
     if not any(SPLITS.get(name.lower()) == "train" for name in holders):

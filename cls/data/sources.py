@@ -161,7 +161,7 @@ def _read(path: str, data: config.Data) -> dict[str, Part]:
         if found is None:
             listing = folder.scan(root)
             if not listing.images and not listing.tables:
-                raise ValueError(f"data.path: {path} holds no images ({listing.others} other files)")
+                raise ValueError(f"data.path: {path} holds no images ({len(listing.others)} other files)")
             # A table of annotations may lie beside the images, a preview image beside the tables.
             if len(listing.tables) >= len(listing.images):
                 return _tables(root, listing.tables, data)
