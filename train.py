@@ -59,10 +59,11 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
     run = folder.run
     splits, steps, state, first = begin(folder, cluster)
     micro = probe(MicroBatches(cluster, cluster.wrap(state.model, run.train.compile), run), state.optimizer, run)
-    feed = Feed(splits, folder, cluster, micro.share, range(first, steps.total))
-    look = partial(predict, classes=splits.classes, run=run, prepare=feed.prepare, cluster=cluster)
+    feed = Feed(splits, folder, cluster, micro.share, range(first, steps.total))  # forks the loader: no thread before
+    look = partial(predict, classes=splits.classes, run=run, prepare=feed.prepare, cluster=cluster, loader=feed.loader)
     losses = Losses(run.train.batch)
     with (
+        feed,
         Garbage() as garbage,
         Journal(folder, cluster, steps, first, state.model) as journal,
         Saver(folder, cluster, state, best_header(run, splits), journal.lives) as saver,
@@ -77,7 +78,7 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
                 if validates or losses.save or losses.stop:
                     journal.steps(losses.drain())  # nothing is saved before its loss has been looked at
                     if validates:
-                        validate(step, steps, state, look, splits.val, journal, run.model.freeze)
+                        validate(step, steps, state, look, feed.val, journal, run.model.freeze)
                     saver.save(step)
                     losses.restart()
                 if losses.stop:
@@ -88,7 +89,7 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
                 result = micro.finish(cluster.stop.ask(), saver.due())
                 journal.steps(losses.put(step + 1, result, state.update(run.optim.clip)))
             saver.finish()
-            return write_results(folder, state, splits, look, cluster, journal)
+            return write_results(folder, state, splits, feed, look, cluster, journal)
         except Stopped:
             micro.abandon()
             journal.steps(losses.drain())

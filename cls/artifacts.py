@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from cls import checkpoint
 from cls.config import Run, from_yaml, to_yaml
 from cls.data.access import fingerprint, images_of
+from cls.data.feed import Feed
 from cls.data.sources import Splits, labels_of
 from cls.evaluate import Look
 from cls.files import write_whole
@@ -103,24 +104,26 @@ def read_header(path: Path) -> tuple[Run, tuple[str, ...], Statistics, int]:
         raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
 
 
-def write_results(folder: Folder, state: State, splits: Splits, look: Look, cluster: Cluster, journal: Journal) -> str:
+def write_results(
+    folder: Folder, state: State, splits: Splits, feed: Feed, look: Look, cluster: Cluster, journal: Journal
+) -> str:
     """Predict validation and test with the best weights, write all files, and give the run's last line."""
     from cls import report  # matplotlib: 0.6 s that only the end of a run has to pay
 
-    run, out, fallback = folder.run, folder.path, fallback_class(splits)
+    out, fallback = folder.path, fallback_class(splits)
     cluster.clock.turn("evaluation")
     best = out / "best" / "model.safetensors"
     written = cluster.on_main(lambda: checkpoint.sha256(best))
     cluster.together(lambda: checkpoint.await_file(best, lambda: checkpoint.sha256(best) == written))
     cluster.together(lambda: load_exact(state.evaluated, best))
-    val = look(state.evaluated, splits.val)
+    val = look(state.evaluated, feed.val)
     figures = {f"best/{name}": value for name, value in summary(val).items()}
     text = f"best validation accuracy {figures['best/accuracy']:.4f}"
-    views = look(state.evaluated, splits.val, views=run.augment.tta) if run.augment.tta else None
+    views = look(state.evaluated, feed.val_tta) if feed.val_tta else None
     if views is not None:
         figures["best/accuracy_tta"] = summary(views)["accuracy"]
         text += f", with test-time views {figures['best/accuracy_tta']:.4f}"
-    test = look(state.evaluated, splits.test, views=run.augment.tta or ("identity",)) if splits.test else None
+    test = look(state.evaluated, feed.test) if feed.test else None
     if not cluster.main:
         return text
     (out / "predictions").mkdir(exist_ok=True)

@@ -1,17 +1,16 @@
 """The one inference path: every image exactly once, in row order, on any number of processes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from cls.config import Run, View
-from cls.data.access import column, images_of
-from cls.data.draws import SeveralViews, Views
-from cls.data.loader import Preprocess, batches, worker_count
+from cls.config import Run
+from cls.data.access import column
+from cls.data.draws import EvalImages
+from cls.data.loader import AHEAD, Group, Loader, Preprocess, worker_count
 from cls.data.sources import Rows
-from cls.images.ops import view_ops
 from cls.journal import Journal
 from cls.metrics import Predictions, summary
 from cls.mix import loss_per_image, soft_targets
@@ -22,7 +21,7 @@ from cls.state import State
 from cls.steps import Steps
 
 Look = Callable[..., Predictions]
-"""``predict`` for this run: a model, rows and, if not the plain one, ``views`` -> predictions."""
+"""``predict`` for this run: a model and images -> predictions."""
 
 EXCHANGED = 64  # batches of each rank between two exchanges: each of them waits for the slowest rank
 
@@ -36,11 +35,11 @@ class Piece(NamedTuple):
 
 
 def validate(
-    step: int, steps: Steps, state: State, look: Look, rows: Rows, journal: Journal, freeze: tuple[str, ...]
+    step: int, steps: Steps, state: State, look: Look, images: EvalImages, journal: Journal, freeze: tuple[str, ...]
 ) -> None:
     """After an epoch, or where a smoke run stops: figures, schedule, history; the model is back in train mode."""
     with journal.cluster.clock.on("evaluation"):
-        figures = summary(look(state.evaluated, rows))
+        figures = summary(look(state.evaluated, images))
     check_validation(step, figures["loss"])
     if steps.ends_epoch(step):
         state.schedule.epoch(figures["loss"], figures["accuracy"])
@@ -52,12 +51,12 @@ def validate(
 
 def predict(
     model: nn.Module,
-    rows: Rows,
+    images: EvalImages,
     classes: tuple[str, ...],
     run: Run,
     prepare: Preprocess,
     cluster: Cluster,
-    views: Sequence[View] = ("identity",),
+    loader: Loader,
 ) -> Predictions:
     """Probabilities of each image, averaged over views; all ranks get the same result.
 
@@ -65,28 +64,28 @@ def predict(
     they are computed; the loss (the training criterion without smoothing, weights and mixing) is summed in row order
     in float64. ``model`` is the unwrapped module; it is left in eval mode.
     """
-    pieces = list(_pieces(model, rows, len(classes), run, prepare, cluster, views, EXCHANGED))
+    pieces = list(_pieces(model, images, len(classes), run, prepare, cluster, loader, EXCHANGED))
     broken = {row: why for piece in pieces for row, why in piece.broken.items()}
     whole = Piece(0, torch.cat([piece.logits for piece in pieces], dim=1), broken)
-    return _predictions(whole, rows, classes, run)
+    return _predictions(whole, images.rows, classes, run)
 
 
 def stream(
     model: nn.Module,
-    rows: Rows,
+    images: EvalImages,
     classes: tuple[str, ...],
     run: Run,
     prepare: Preprocess,
     cluster: Cluster,
-    views: Sequence[View] = ("identity",),
+    loader: Loader,
 ) -> Iterator[Predictions]:
     """:func:`predict` while it goes on: after each batch of every rank the predictions of these rows, in row order.
 
     Together they have the ids, labels, errors and bits of the probabilities of the whole; losses are those of the
     pieces. All ranks must take all pieces. An exchange per batch costs one wait for the slowest rank.
     """
-    for piece in _pieces(model, rows, len(classes), run, prepare, cluster, views, 1):
-        yield _predictions(piece, rows, classes, run)
+    for piece in _pieces(model, images, len(classes), run, prepare, cluster, loader, 1):
+        yield _predictions(piece, images.rows, classes, run)
 
 
 def _predictions(piece: Piece, rows: Rows, classes: tuple[str, ...], run: Run) -> Predictions:
@@ -120,39 +119,43 @@ def _over_views(values: Tensor) -> Tensor:
 
 def _pieces(
     model: nn.Module,
-    rows: Rows,
+    images: EvalImages,
     classes: int,
     run: Run,
     prepare: Preprocess,
     cluster: Cluster,
-    views: Sequence[View],
+    loader: Loader,
     exchanged: int,
 ) -> Iterator[Piece]:
     """Logits in row order, ``exchanged`` batches of every rank at a time; each slice is seen in all views in turn."""
     model.eval()
-    size, world, images, frame = run.train.eval_batch, cluster.world, images_of(rows), run.data.evaluated
-    slices = row_slices(len(rows), size, cluster.rank, world)
-    seen = SeveralViews([Views(images, view_ops(v, frame), frame.size, run.seed, v, frame.exact_order) for v in views])
-    indices = [[view * len(rows) + row for row in some] for some in slices for view in range(len(views))]
-    workers, agreed = worker_count(run.data.workers, cluster.local_world), cluster.agreed()
-    start, stop = 0, 0
-    for turn, batch in enumerate(batches(seen, indices, workers, size, cluster.device)):
-        index, view = divmod(turn, len(views))
+    size, world, total, views = run.train.eval_batch, cluster.world, len(images.rows), len(images.views)
+    slices = row_slices(total, size, cluster.rank, world)
+    indices = [[view * total + row for row in some] for some in slices for view in range(views)]
+    agreed, start, stop = cluster.agreed(), 0, 0
+    for turn, batch in enumerate(loader.batches(images, indices)):
+        index, view = divmod(turn, views)
         if index % exchanged == 0 and view == 0:
-            start, stop = stop, min(stop + exchanged * world * size, len(rows))
-            found = torch.zeros(len(views), stop - start, classes, device=cluster.device)
+            start, stop = stop, min(stop + exchanged * world * size, total)
+            found = torch.zeros(views, stop - start, classes, device=cluster.device)
             broken: dict[int, str] = {}
         agreed.check()
         with torch.no_grad(), cluster.autocast(run.train.precision):
             output = model(prepare(batch))
-        if index * world + cluster.rank < -(-len(rows) // size):  # not the first slice once more
+        if index * world + cluster.rank < -(-total // size):  # not the first slice once more
             found[view, batch.rows[0] - start : batch.rows[-1] + 1 - start] = output.float()
             broken.update(batch.broken)
-        if view == len(views) - 1 and (index + 1 == len(slices) or (index + 1) % exchanged == 0):
+        if view == views - 1 and (index + 1 == len(slices) or (index + 1) % exchanged == 0):
             for others in cluster.gather(broken):
                 broken |= others
             yield Piece(start, cluster.sum(found).cpu().double(), broken)
     agreed.close()
+
+
+def eval_loader(images: EvalImages, run: Run, cluster: Cluster) -> Loader:
+    """A loader for one evaluation; training has one for all of its own."""
+    workers = worker_count(run.data.workers, cluster.local_world)
+    return Loader([Group([images], run.train.eval_batch, AHEAD)], workers, cluster.device)
 
 
 def row_slices(rows: int, size: int, rank: int, world: int) -> list[list[int]]:

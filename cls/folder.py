@@ -5,14 +5,13 @@ import json
 import os
 import time
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import field
 from pathlib import Path
 from typing import Self
 
 from cls.config import Run, change, diff, from_yaml, to_yaml
 from cls.files import ASIDE, drop_asides, write_whole
 from cls.lives import read_lives
-from cls.lock import claim, kept, mine, owner_of
+from cls.lock import Heartbeat, claim, mine, owner_of
 from cls.outcome import ForeignFolderError
 from cls.parallel.cluster import Cluster
 from cls.parallel.guards import resolve_precision
@@ -28,18 +27,22 @@ class Folder:
     """What the finished run said at its end; '' for a run that goes on."""
     life: int
     """How many lives the run has had before this one."""
-    _kept: AbstractContextManager[None] = field(default_factory=nullcontext)
+    _heartbeat: Heartbeat | None = None
 
     def __enter__(self) -> Self:
         """Keep the lock alive, on the rank that holds it."""
         if mine(owner_of(self.path / "lock")):
-            self._kept = kept(self.path / "lock")
-        self._kept.__enter__()
+            self._heartbeat = Heartbeat(self.path / "lock").__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Give the lock back, on the rank that holds it."""
-        self._kept.__exit__(None, None, None)
+        if self._heartbeat:
+            self._heartbeat.__exit__()
+
+    def without_threads(self) -> AbstractContextManager[None]:
+        """The heartbeat's thread rests inside: no process may be forked beside a thread."""
+        return self._heartbeat.paused() if self._heartbeat else nullcontext()
 
     def refuse_successor(self) -> None:
         """ForeignFolderError if another process has taken this one for dead and writes here now (rank 0 only)."""

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 from cls.outcome import ForeignFolderError
 
@@ -53,23 +54,43 @@ def _take(lock: Path, own: bytes, what: str) -> None:
     raise ForeignFolderError(f"{what} was taken by another process just now: try again")
 
 
-@contextlib.contextmanager
-def kept(lock: Path) -> Iterator[None]:
-    """Show other hosts that the owner lives, whatever it is doing; give the lock back at the end."""
-    left = threading.Event()
+class Heartbeat:
+    """Inside ``with``, other hosts see that the lock's owner is alive; at the end the lock is removed."""
 
-    def beat() -> None:
-        while not left.wait(HEARTBEAT_SECONDS):
+    def __init__(self, lock: Path) -> None:
+        self.lock = lock
+        self._left = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self._left.clear()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+        if mine(owner_of(self.lock)):
+            self.lock.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Without its thread, so that processes can be forked."""
+        self._stop()
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+    def _stop(self) -> None:
+        self._left.set()
+        if self._thread:
+            self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._left.wait(HEARTBEAT_SECONDS):
             with contextlib.suppress(OSError):  # deleted by hand, or a disk in trouble: no reason to die
-                os.utime(lock)
-
-    threading.Thread(target=beat, daemon=True).start()
-    try:
-        yield
-    finally:
-        left.set()
-        if mine(owner_of(lock)):
-            lock.unlink(missing_ok=True)
+                os.utime(self.lock)
 
 
 def in_use(path: Path) -> bool:

@@ -8,15 +8,14 @@ import torch
 
 from cls.artifacts import read_header
 from cls.config import Run, View, change
+from cls.data.draws import EvalImages
 from cls.data.loader import Preprocess, preprocess
 from cls.data.sources import Rows
-from cls.evaluate import predict, stream
+from cls.evaluate import eval_loader, predict, stream
 from cls.metrics import Predictions
 from cls.models import Statistics, build_model, load_exact
 from cls.parallel.cluster import Cluster, start
 from cls.stop import Stop
-
-PLAIN: tuple[View, ...] = ("identity",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +36,15 @@ class Trained:
         return preprocess(self.statistics, self.run.seed, self.run.train.channels_last, self.cluster.device)
 
     def look(self, rows: Rows, views: Sequence[View]) -> Predictions:
-        return predict(self.model, rows, self.classes, self.run, self.prepare, self.cluster, views or PLAIN)
+        """``views``: none is the plain image."""
+        images = EvalImages(rows, views, self.run)
+        with eval_loader(images, self.run, self.cluster) as loader:
+            return predict(self.model, images, self.classes, self.run, self.prepare, self.cluster, loader)
 
     def stream(self, rows: Rows, views: Sequence[View]) -> Iterator[Predictions]:
-        return stream(self.model, rows, self.classes, self.run, self.prepare, self.cluster, views or PLAIN)
+        images = EvalImages(rows, views, self.run)
+        with eval_loader(images, self.run, self.cluster) as loader:
+            yield from stream(self.model, images, self.classes, self.run, self.prepare, self.cluster, loader)
 
 
 def load_trained(path: str, device: str, workers: int, stop: Stop) -> Trained:

@@ -318,15 +318,17 @@ def after(owner: Any, name: str, reach: Callable[[str], None], moment: str) -> N
 
 def inside_evaluation(reach: Callable[[str], None], moment: str) -> None:
     """At the first batch of an evaluation."""
-    from cls import evaluate
+    from cls.data.draws import EvalImages
+    from cls.data.loader import Loader
 
-    real = evaluate.batches
+    real = Loader.batches
 
-    def batches(*args: Any) -> Iterator[Any]:
-        reach(moment)
-        return real(*args)
+    def batches(self: Loader, source: Any, indices: Any) -> Iterator[Any]:
+        if isinstance(source, EvalImages):
+            reach(moment)
+        return real(self, source, indices)
 
-    evaluate.batches = batches
+    Loader.batches = batches  # type: ignore[method-assign]  # for this process
 
 
 @contextmanager

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cls import config, evaluate
-from cls.config import Run, change
+from cls.config import Run, View, change
+from cls.data.draws import EvalImages
 from cls.data.loader import Preprocess, preprocess
 from cls.data.sources import load
-from cls.evaluate import predict, row_slices, stream
+from cls.evaluate import eval_loader, predict, row_slices, stream
 from cls.metrics import Predictions, accuracy, summary
 from cls.parallel.cluster import Agreed, Cluster
 
@@ -68,8 +69,10 @@ def prepared() -> Preprocess:
     return preprocess(STATISTICS, 0, False, CPU)
 
 
-def look(rows: Dataset, run: Run, model: nn.Module | None = None, **more: Any) -> Predictions:
-    return predict(model or Net(), rows, CLASSES, run, prepared(), ALONE, **more)
+def look(rows: Dataset, run: Run, model: nn.Module | None = None, views: tuple[View, ...] = ()) -> Predictions:
+    images = EvalImages(rows, views, run)
+    with eval_loader(images, run, ALONE) as loader:
+        return predict(model or Net(), images, CLASSES, run, prepared(), ALONE, loader)
 
 
 def plain_logits(rows: Dataset, flip: bool = False) -> Tensor:
@@ -128,7 +131,9 @@ def test_the_shares_of_several_ranks_are_disjoint_and_together_all(rows: Dataset
     """Each rank fills its own rows only, so that their sum has the bits of one process."""
 
     def logits(cluster: Cluster) -> Tensor:
-        (piece,) = evaluate._pieces(Net(), rows, 3, run_of(), prepared(), cluster, ("identity",), 64)
+        images = EvalImages(rows, (), run_of())
+        loader = eval_loader(images, run_of(), cluster)
+        (piece,) = evaluate._pieces(Net(), images, 3, run_of(), prepared(), cluster, loader, 64)
         return piece.logits[0]
 
     nobody = cast(Accelerator, None)
@@ -213,7 +218,9 @@ def test_what_is_streamed_is_the_whole_in_row_order(tmp_path: Path, views: Any) 
     for eval_batch in (1, 4, 11):
         run = run_of(eval_batch)
         whole = look(rows, run, views=views)
-        parts = list(stream(Net().train(), rows, CLASSES, run, prepared(), ALONE, views))
+        images = EvalImages(rows, views, run)
+        with eval_loader(images, run, ALONE) as loader:
+            parts = list(stream(Net().train(), images, CLASSES, run, prepared(), ALONE, loader))
         assert [len(part.ids) for part in parts] == [min(eval_batch, 11 - i) for i in range(0, 11, eval_batch)]
         assert [name for part in parts for name in part.ids] == whole.ids == list(rows["id"])
         assert [label for part in parts for label in part.labels.tolist()] == whole.labels.tolist()
@@ -224,8 +231,9 @@ def test_what_is_streamed_is_the_whole_in_row_order(tmp_path: Path, views: Any) 
 
 def test_exchanges_do_not_change_the_whole(rows: Dataset) -> None:
     def logits(exchanged: int) -> Tensor:
-        views = "identity", "hflip", "rotate"
-        pieces = list(evaluate._pieces(Net(), rows, 3, run_of(2), prepared(), ALONE, views, exchanged))
+        images = EvalImages(rows, ("identity", "hflip", "rotate"), run_of(2))
+        loader = eval_loader(images, run_of(2), ALONE)
+        pieces = list(evaluate._pieces(Net(), images, 3, run_of(2), prepared(), ALONE, loader, exchanged))
         assert [piece.start for piece in pieces] == list(range(0, 11, 2 * exchanged))
         return torch.cat([piece.logits for piece in pieces], 1)
 

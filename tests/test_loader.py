@@ -4,18 +4,17 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data._utils import signal_handling
 
 from cls.cluster.measure import memory_bytes
 from cls.data import loader
 from cls.data.draws import Found, made_here
-from cls.data.loader import PREFETCH, Slots, batches, cores, worker_count
+from cls.data.loader import PREFETCH, Group, Loader, batches, cores, worker_count
 from cls.images.jpeg import Pixels
 from cls.outcome import DataError
 
@@ -27,6 +26,9 @@ class Numbers:
 
     def __init__(self, slow: Sequence[int] = (), last: int = -1) -> None:
         self.slow, self.last = set(slow), last
+
+    def describe(self, indices: Sequence[int]) -> str:
+        return f"draws {indices[0]} to {indices[-1]}"
 
     def fill(self, indices: Sequence[int], out: Pixels) -> Found:
         for at, index in enumerate(indices):
@@ -69,7 +71,7 @@ def test_slots_are_used_again_and_a_batch_ends_with_the_next_one() -> None:
         addresses.add(batch.pixels.data_ptr())
         if first is None:
             first, kept = batch, batch.pixels.clone()
-    assert len(addresses) == PREFETCH + 2
+    assert len(addresses) == PREFETCH + 1
     assert first is not None and kept is not None and not first.pixels.equal(kept)  # so callers must not keep them
 
 
@@ -90,16 +92,6 @@ def test_a_dead_worker_is_an_error_that_names_its_draws() -> None:
     assert seen <= 100
 
 
-@pytest.fixture
-def no_loader_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch sets its handler for a child's end once in a process: other tests' bare loaders have left it behind."""
-    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGCHLD, before)
-
-
-@pytest.mark.usefixtures("no_loader_before")
 def test_a_worker_that_dies_meanwhile_is_told_by_its_own_loader_alone() -> None:
     """Not by a signal in the midst of a step, nor by the loader of a validation: they could not name its draws."""
     training = batches(Numbers(slow=(8, 9), last=10), LISTS, 1, 4)  # what is before them has arrived
@@ -154,10 +146,10 @@ def test_too_little_memory_is_told_before() -> None:
     class Huge(Numbers):
         size = 4096
 
-    per_worker = (PREFETCH + 2) * 64 * 3 * 4096**2
+    per_worker = (PREFETCH + 1) * 64 * 3 * 4096**2
     workers = memory_bytes()[1] // per_worker + 2
     with pytest.raises(ValueError, match=r"data\.workers: \d+ loader processes share .* use --data\.workers \d+"):
-        Slots(Huge(), 64, workers)
+        Loader([Group([Huge()], 64, PREFETCH)], workers)
 
 
 def test_workers_are_the_cores_that_there_really_are(monkeypatch: pytest.MonkeyPatch) -> None:

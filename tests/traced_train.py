@@ -12,7 +12,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train
-from cls.data import feed
+from cls.data.draws import Draws
+from cls.data.loader import Loader
 from cls.images.render import Renderer
 
 trace: list[dict[str, Any]] = []
@@ -23,9 +24,10 @@ def sha(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
 
 
-def traced_batches(*args: Any) -> Iterator[Any]:
-    for batch in loader(*args):
-        trace.append({"rows": batch.rows, "draws": batch.draws, "pixels": sha(batch.pixels)})
+def traced_batches(self: Loader, source: Any, indices: Any) -> Iterator[Any]:
+    for batch in batches(self, source, indices):
+        if isinstance(source, Draws):
+            trace.append({"rows": batch.rows, "draws": batch.draws, "pixels": sha(batch.pixels)})
         yield batch
 
 
@@ -53,10 +55,10 @@ def traced_predict(*args: Any, **kwargs: Any) -> Any:
     return result
 
 
-loader, pick, mix, predict = feed.batches, train.partners, train.mix, train.predict
+batches, pick, mix, predict = Loader.batches, train.partners, train.mix, train.predict
 render = Renderer.render
 train.partners, train.mix, train.predict = traced_partners, traced_mix, traced_predict
-feed.batches, Renderer.render = traced_batches, traced_render
+Loader.batches, Renderer.render = traced_batches, traced_render
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]

@@ -6,13 +6,14 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor
 
-from cls.config import Run
-from cls.data.access import Encoded, Images
+from cls.config import Run, View
+from cls.data.access import Encoded, Images, images_of
 from cls.images.decode import BadImage
 from cls.images.jpeg import Pixels
-from cls.images.ops import CenterCrop, HFlip, Op, ResizeShort, Squash, training_ops
+from cls.images.ops import CenterCrop, HFlip, Op, ResizeShort, Squash, training_ops, view_ops
 from cls.images.render import Area, Planned, Rendered, Renderer
 from cls.models import input_statistics
 from cls.outcome import DataError
@@ -20,6 +21,7 @@ from cls.seed import generator, rewind
 
 # Broken images in a row after which one draw looks in all classes; after as many more the data has gone away.
 MAX_TRIES = 50
+PLAIN: tuple[View, ...] = ("identity",)
 
 
 class Found(NamedTuple):
@@ -53,6 +55,9 @@ class Source(Protocol):
 
     size: int
 
+    def describe(self, indices: Sequence[int], /) -> str:
+        """What these integers are, for an error message."""
+
     def fill(self, indices: Sequence[int], out: Pixels, /) -> Found: ...
 
 
@@ -77,6 +82,9 @@ class Draws:
         self.images, self.size, self.seed = images, size, seed
         self.labels, self.order = images.labels, images.order(seed, balanced)
         self._renderer, self._rng = Renderer(ops, exact_order), generator(seed)
+
+    def describe(self, draws: Sequence[int]) -> str:
+        return f"draws {draws[0]} to {draws[-1]}"
 
     def fill(self, draws: Sequence[int], out: Pixels) -> Found:
         """Put the pixels of these draws into ``out``, uint8 [at least b, size, size, 3]."""
@@ -135,6 +143,9 @@ class Views:
         self._renderer, self._rng = Renderer(ops, exact_order), generator(seed)
         self._fixed = all(isinstance(op, ResizeShort | CenterCrop | Squash | HFlip) for op in ops)
 
+    def describe(self, rows: Sequence[int]) -> str:
+        return f"images {self.images.name(rows[0])} to {self.images.name(rows[-1])}"
+
     def fill(self, rows: Sequence[int], out: Pixels) -> Found:
         """Put the pixels of these rows into ``out``, uint8 [at least b, size, size, 3]."""
         areas: list[Area] = []
@@ -157,15 +168,24 @@ class Views:
         return rewind(self._rng, self.seed, "view", self.view, hashlib.blake2b(data, digest_size=16).hexdigest())
 
 
-class SeveralViews:
-    """Views of the same rows: index v * rows + row is view v of that row; the indices of a batch are of one view.
+class EvalImages:
+    """All rows of a split in some views: index v * rows + row is view v of that row; a batch is of one view.
 
-    One loader serves them all, and an image is read again while its file is still in the page cache.
+    An image is read again for its next view while its file is still in the page cache.
     """
 
-    def __init__(self, views: Sequence[Views]) -> None:
-        self.views, self.size, self.rows = views, views[0].size, len(views[0].images)
+    def __init__(self, rows: Dataset, views: Sequence[View], run: Run) -> None:
+        """``views``: none is the plain image."""
+        self.rows, self.views = rows, tuple(views) or PLAIN
+        frame, images = run.data.evaluated, images_of(rows)
+        self.size = frame.size
+        self._views = [
+            Views(images, view_ops(view, frame), frame.size, run.seed, view, frame.exact_order) for view in self.views
+        ]
+
+    def describe(self, indices: Sequence[int]) -> str:
+        return self._views[0].describe([index % len(self.rows) for index in indices])
 
     def fill(self, indices: Sequence[int], out: Pixels) -> Found:
-        view = self.views[indices[0] // self.rows]
-        return view.fill([index % self.rows for index in indices], out)
+        view = self._views[indices[0] // len(self.rows)]
+        return view.fill([index % len(self.rows) for index in indices], out)

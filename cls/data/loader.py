@@ -1,6 +1,6 @@
-"""From draws to micro-batches on the device: worker processes write uint8 pixels into memory that all processes share.
+"""From sample indices to batches on the device: workers write uint8 pixels into memory that all processes share.
 
-Only slot numbers, labels and the like cross a pipe. Copying pixels there and back costs 200 us an image at 224 px,
+Only slot numbers, labels and the like cross a socket. Copying pixels there and back costs 200 us an image at 224 px,
 most of it page faults of fresh memory; here the same pages are used again and again.
 """
 
@@ -8,31 +8,29 @@ import logging
 import math
 import mmap
 import os
-import re
-import signal
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
+from itertools import cycle, islice
 from math import ceil
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, Self
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from cls.cluster.measure import cgroup_limits, memory_bytes
 from cls.data.draws import Batch, Found, Source, batch_of, made_here
+from cls.data.workers import WorkerDied, Workers
 from cls.models import Statistics
 from cls.outcome import DataError
 from cls.seed import torch_seed
 
 log = logging.getLogger("cls")
-T = TypeVar("T")
 
 CPU = torch.device("cpu")
-PREFETCH = 4  # batches that each worker may be ahead
+PREFETCH = 4  # micro-batches that each worker may be ahead
+AHEAD = 2  # the same of evaluation batches, which are larger
 
 
 class MicroBatchDraws:
@@ -62,79 +60,121 @@ def cores() -> int:
     return bound if math.isinf(quota) else min(bound, ceil(quota))
 
 
-class Slots(Dataset[tuple[int, Found]]):
-    """A worker's side: fills the slots of the shared memory in turn.
+class Group(NamedTuple):
+    """Sources that are read one after the other, never two at a time: they share one piece of memory."""
 
-    The loader lets a worker be at most PREFETCH batches ahead of the one that has been handed out last, so with two
-    slots more none is written to that is still being read: no locks, and nothing to clean up after a kill.
+    sources: Sequence[Source]
+    largest: int
+    """Images of their longest batch."""
+    ahead: int
+    """Batches that each worker may be ahead of the one that is handed out."""
+
+
+class Slots:
+    """Places for the batches of one group, in memory that is shared with the workers; each uses its own in turn.
+
+    A worker is at most ``ahead`` batches ahead of the one that is handed out: with one slot more, none is written to
+    while it is being read. No locks, and nothing to clean up after a kill.
     """
 
-    def __init__(self, source: Source, largest: int, workers: int) -> None:
-        self.source, self.each = source, PREFETCH + 2
-        shape = (workers * self.each, largest, source.size, source.size, 3)
-        _check_room(int(np.prod(shape)), workers)
+    def __init__(self, group: Group, workers: int) -> None:
+        self.ahead, self._each = group.ahead, group.ahead + 1
+        self._counts = [0] * workers
         # not /dev/shm, which containers keep small
-        self.pixels = torch.frombuffer(mmap.mmap(-1, int(np.prod(shape))), dtype=torch.uint8).view(shape)
-        self.busy = np.frombuffer(mmap.mmap(-1, workers * 3 * 8), dtype=np.int64).reshape(workers, 3)
-        self._count = 0
+        shape = slots_shape(group, workers)
+        self.pixels = torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(shape)
 
-    def __getitems__(self, indices: list[int]) -> tuple[int, Found]:
-        worker = get_worker_info()
-        assert worker is not None
-        self.busy[worker.id] = os.getpid(), indices[0], indices[-1]
-        slot = worker.id * self.each + self._count % self.each
-        self._count += 1
-        return slot, self.source.fill(indices, self.pixels[slot].numpy())
+    def next(self, worker: int) -> int:
+        self._counts[worker] += 1
+        return worker * self._each + self._counts[worker] % self._each
+
+
+def slots_shape(group: Group, workers: int) -> tuple[int, int, int, int, int]:
+    (size,) = {source.size for source in group.sources}
+    return workers * (group.ahead + 1), group.largest, size, size, 3
+
+
+class Loader:
+    """The one set of loader processes of a program: they serve each source of ``groups``, several at the same time.
+
+    Without workers the main process decodes. Construct it before the first thread is started: it forks.
+    """
+
+    def __init__(self, groups: Sequence[Group], workers: int, device: torch.device = CPU) -> None:
+        self._sources = [source for group in groups for source in group.sources]
+        self._stack = ExitStack()
+        self._workers: Workers | None = None
+        if not workers:
+            return
+        _check_room(sum(math.prod(slots_shape(group, workers)) for group in groups), workers)
+        slots = [Slots(group, workers) for group in groups]
+        self._slots = [one for group, one in zip(groups, slots, strict=True) for _ in group.sources]
+        self._workers = Workers(workers, self._fill)
+        self._stack.callback(self._workers.close)
+        for one in slots:
+            self._stack.enter_context(_pinned(one.pixels, device))  # after the workers have been forked
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def pids(self) -> list[int]:
+        return self._workers.pids if self._workers else []
+
+    def _fill(self, task: tuple[int, int, Sequence[int]]) -> Found:
+        """A worker's side."""
+        number, slot, indices = task
+        return self._sources[number].fill(indices, self._slots[number].pixels[slot].numpy())
+
+    def batches(self, source: Source, indices: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """Batches of ``source`` in the order of ``indices``, whatever the number of workers.
+
+        The pixels of a batch are overwritten after the next one has been asked for. DataError where a worker dies.
+        """
+        if self._workers is None:
+            yield from (made_here(source, some) for some in indices)
+            return
+        workers, number = self._workers, next(i for i, one in enumerate(self._sources) if one is source)
+        slots, wanted, turns = self._slots[number], iter(indices), cycle(range(len(workers)))
+        pending: deque[tuple[int, int, int]] = deque()
+
+        def ask() -> None:
+            for some in islice(wanted, 1):
+                worker = next(turns)
+                slot = slots.next(worker)
+                pending.append((worker, slot, workers.ask(worker, (number, slot, _compact(some)))))
+
+        try:
+            for _ in range(slots.ahead * len(workers)):
+                ask()
+            while pending:
+                worker, slot, ticket = pending[0]
+                facts = workers.answer(worker, ticket)
+                pending.popleft()
+                ask()
+                yield batch_of(slots.pixels[slot, : len(facts.draws)], facts)
+        except WorkerDied as error:
+            raise DataError(_obituary(error, self._sources[error.task[0]])) from None
+        finally:
+            for _, _, ticket in pending:
+                workers.drop(ticket)
 
 
 def batches(
-    source: Source, indices: Iterable[list[int]], workers: int, largest: int, device: torch.device = CPU
+    source: Source, indices: Iterable[Sequence[int]], workers: int, largest: int, device: torch.device = CPU
 ) -> Iterator[Batch]:
-    """Batches in the order of ``indices``, none longer than ``largest``, whatever the number of workers.
-
-    The pixels of a batch are overwritten after the next one has been asked for. DataError where a worker dies.
-    """
-    if not workers:
-        yield from (made_here(source, some) for some in indices)
-        return
-    slots = Slots(source, largest, workers)
-    loader: DataLoader[tuple[int, Found]] = DataLoader(
-        slots,
-        batch_sampler=indices,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        prefetch_factor=PREFETCH,
-        multiprocessing_context="fork",  # the shared memory is inherited
-        generator=torch.Generator(),  # the default would draw worker seeds from the generator of the dropout masks
-    )
-    found = started(loader)
-    with _pinned(slots.pixels, device):  # after the workers have been forked
-        while True:
-            try:
-                slot, facts = next(found)
-            except StopIteration:
-                return
-            except DataError as error:  # torch puts the worker's traceback before its message
-                raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader worker"):
-                    raise  # of a worker that lives: a fault of ours
-                raise DataError(_epitaph(str(error), slots.busy)) from error
-            yield batch_of(slots.pixels[slot, : len(facts.draws)], facts)
+    """Batches of one source, by loader processes of its own; see :meth:`Loader.batches`."""
+    with Loader([Group([source], largest, PREFETCH)], workers, device) as loader:
+        yield from loader.batches(source, indices)
 
 
-def started(loader: DataLoader[T]) -> Iterator[T]:
-    """Its iterator, whose ``next()`` alone tells of a worker's death, within 5 s.
-
-    torch also has the signal of a child's end raise it, wherever the main thread is: in a backward pass, or in the
-    validation that another loader feeds.
-    """
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGCHLD)
-    found = iter(loader)
-    if main and before is not None:  # None: not Python's, which could not be set again
-        signal.signal(signal.SIGCHLD, before)
-    return found
+def _compact(indices: Sequence[int]) -> Sequence[int]:
+    """Neighbours as a range: however long a batch is, a task is a few bytes, and a socket never full of them."""
+    together = range(indices[0], indices[-1] + 1)
+    return together if len(together) == len(indices) and [*together] == [*indices] else indices
 
 
 @contextmanager
@@ -156,16 +196,10 @@ def _pinned(memory: Tensor, device: torch.device) -> Iterator[None]:
             runtime.cudaHostUnregister(memory.data_ptr())
 
 
-def _as_it_is(found: Any) -> Any:
-    return found
-
-
-def _epitaph(message: str, busy: np.ndarray) -> str:
-    gone = [row for row in busy.tolist() if str(row[0]) in re.findall(r"\d+", message)]
-    what = ", ".join(f"{pid} at draws {first} to {last}" for pid, first, last in gone)
-    return (
-        f"a loader process ended unexpectedly ({what or message}): if memory ran out, use fewer with --data.workers "
-        "(--workers of a cls verb); if it is always the same draws of a training, `cls show --step` draws them"
+def _obituary(error: WorkerDied, source: Source) -> str:
+    what = source.describe(error.task[2])
+    return f"{error} at {what}: if memory ran out, use fewer with --data.workers (--workers of other commands)" + (
+        "; if it is always the same draws of a training, `cls show --step` draws them" if "draws" in what else ""
     )
 
 

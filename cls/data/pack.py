@@ -36,7 +36,7 @@ from cls.data.shard import Row, sha256, write_shard
 from cls.data.sources import labels_of, load
 from cls.files import ASIDE, write_whole
 from cls.images.decode import BadImage, decode
-from cls.lock import claim, kept
+from cls.lock import Heartbeat, claim
 from cls.seed import generator
 
 log = logging.getLogger("cls")
@@ -100,7 +100,7 @@ def _alone(to: Path) -> Iterator[None]:
     if not writable:
         yield
         return
-    with kept(to / LOCK):
+    with Heartbeat(to / LOCK):
         yield
 
 

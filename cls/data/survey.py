@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 
 from cls.data.access import Encoded, Images
-from cls.data.loader import started, worker_count
+from cls.data.loader import worker_count
 from cls.data.meter import Meter
+from cls.data.workers import WorkerDied, in_order
 from cls.images.alike import COPY, F, candidates, likeness, miniature
 from cls.images.decode import BadImage, decode
 from cls.images.describe import Facts, describe
@@ -95,13 +94,13 @@ class Group(NamedTuple):
     """The first of those that are the same in every pixel, and another of them."""
 
 
-class _Describe(Dataset[list[tuple[int, Facts]]]):
+class _Describe:
     """What a loader process gives: size in bytes and facts of each image."""
 
     def __init__(self, files: Files) -> None:
         self.files = files
 
-    def __getitems__(self, numbers: Sequence[int]) -> list[tuple[int, Facts]]:
+    def __call__(self, numbers: Sequence[int]) -> list[tuple[int, Facts]]:
         found = []
         for number in numbers:
             data = self.files.read(number)
@@ -112,14 +111,14 @@ class _Describe(Dataset[list[tuple[int, Facts]]]):
         return found
 
 
-class _Compare(Dataset[list[float]]):
+class _Compare:
     """What a loader process gives: the likeness of each pair."""
 
     def __init__(self, files: Files, pairs: Sequence[tuple[int, int, bool]]) -> None:
         self.files, self.pairs = files, pairs
         self._kept: OrderedDict[int, Pixels] = OrderedDict()
 
-    def __getitems__(self, places: Sequence[int]) -> list[float]:
+    def __call__(self, places: Sequence[int]) -> list[float]:
         found = []
         for first, second, mirrored in (self.pairs[place] for place in places):
             try:
@@ -204,30 +203,13 @@ def _groups(found: Survey, pairs: Collection[Pair]) -> list[Group]:
     ]
 
 
-def _parallel(work: Dataset[Any], count: int, workers: int) -> Iterator[tuple[list[int], list[Any]]]:
+def _parallel(work: _Describe | _Compare, count: int, workers: int) -> Iterator[tuple[Sequence[int], list[Any]]]:
     """Answers in order, whatever the number of processes; DataError where one dies."""
-    pieces = [list(range(start, min(start + EACH, count))) for start in range(0, count, EACH)]
-    processes = min(worker_count(workers, 1), len(pieces))
-    loader = DataLoader(
-        work,
-        batch_sampler=pieces,
-        num_workers=processes,
-        collate_fn=_as_it_is,
-        multiprocessing_context="fork" if processes else None,  # the index of the images is inherited
-        generator=torch.Generator(),  # the default would draw seeds from the generator of the whole program
-    )
-    answers = started(loader) if processes else iter(loader)
-    for piece in pieces:
-        try:
-            yield piece, next(answers)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            raise DataError(
-                f"a process ended unexpectedly at {type(work).__name__.strip('_').lower()} {piece[0]} to {piece[-1]} "
-                f"({error}): if memory ran out, use fewer with --workers"
-            ) from error
-
-
-def _as_it_is(found: Any) -> Any:
-    return found
+    pieces = [range(start, min(start + EACH, count)) for start in range(0, count, EACH)]
+    try:
+        yield from zip(pieces, in_order(work, pieces, min(worker_count(workers, 1), len(pieces))), strict=True)
+    except WorkerDied as error:
+        what = type(work).__name__.strip("_").lower()
+        raise DataError(
+            f"{error} at {what} {error.task[0]} to {error.task[-1]}: if memory ran out, use fewer with --workers"
+        ) from None
