@@ -4,7 +4,6 @@ The whole method is on this page. Step s consumes draws [s·B, (s+1)·B), cut in
 """
 
 import sys
-from functools import partial
 
 from cls.cli import out_of, parse_run, refuse_early
 
@@ -16,7 +15,7 @@ from cls.artifacts import best_header, keep_data, write_results
 from cls.config import Run
 from cls.data.feed import Feed
 from cls.data.sources import Splits, load
-from cls.evaluate import predict, validate
+from cls.evaluate import predictor, validate
 from cls.folder import Folder, open_folder
 from cls.journal import Journal
 from cls.mix import draw_mixing, join, loss_per_image, mix, partners, soft_targets
@@ -59,15 +58,14 @@ def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
     run = folder.run
     splits, steps, state, first = begin(folder, cluster)
     micro = probe(MicroBatches(cluster, cluster.wrap(state.model, run.train.compile), run), state.optimizer, run)
-    feed = Feed(splits, folder, cluster, micro.share, range(first, steps.total))  # forks the loader: no thread before
-    look = partial(predict, classes=splits.classes, run=run, prepare=feed.prepare, cluster=cluster, loader=feed.loader)
     losses = Losses(run.train.batch)
     with (
-        feed,
+        Feed(splits, folder, cluster, micro.share, range(first, steps.total)) as feed,  # forks: before any thread
         Garbage() as garbage,
         Journal(folder, cluster, steps, first, state.model) as journal,
         Saver(folder, cluster, state, best_header(run, splits), journal.lives) as saver,
     ):
+        look = predictor(run, splits.classes, cluster, feed.prepare, feed.loader)
         try:
             for step in range(first, max(first, steps.total) + 1):
                 ending.step = step

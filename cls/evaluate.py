@@ -1,6 +1,7 @@
 """The one inference path: every image exactly once, in row order, on any number of processes."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,8 +21,8 @@ from cls.parallel.watch import check_validation
 from cls.state import State
 from cls.steps import Steps
 
-Look = Callable[..., Predictions]
-"""``predict`` for this run: a model and images -> predictions."""
+Look = Callable[[nn.Module, EvalImages], Predictions]
+"""``predict`` for one run: an unwrapped model and images -> predictions."""
 
 EXCHANGED = 64  # batches of each rank between two exchanges: each of them waits for the slowest rank
 
@@ -47,6 +48,10 @@ def validate(
     state.history.validated = step
     journal.epoch(step, figures, state.history)
     train_mode(state.model, freeze)
+
+
+def predictor(run: Run, classes: tuple[str, ...], cluster: Cluster, prepare: Preprocess, loader: Loader) -> Look:
+    return partial(predict, classes=classes, run=run, prepare=prepare, cluster=cluster, loader=loader)
 
 
 def predict(

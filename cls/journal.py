@@ -70,9 +70,16 @@ class Journal:
             spent = goodput.so_far(self.folder.path)
             self.figures |= {f"time/{part}": seconds for part, seconds in spent["seconds"].items()}
             self.figures |= {key: spent[key] for key in ("goodput", "lives", "lost_steps")}
-            hint = self.tracker.finish(self.figures, FINISH_SECONDS if kind is None else LEAVE_SECONDS)
+            hint = self._finish_tracker(stopped=kind is not None)
             if hint and kind is None:
                 print(hint, flush=True)
+
+    def _finish_tracker(self, stopped: bool) -> str:
+        """A request to stop ends the wait for an upload; where the run was stopped by one, a second Ctrl-C does."""
+        assert self.tracker is not None
+        stop, seconds = self.cluster.stop, LEAVE_SECONDS if stopped else FINISH_SECONDS
+        with stop.deferred("what has been uploaded so far"):
+            return self.tracker.finish(self.figures, seconds, lambda: stop.at_once if stopped else bool(stop.reason))
 
     def steps(self, finished: list[Finished]) -> None:
         """Steps whose loss has reached the host."""

@@ -1,9 +1,11 @@
 """The W&B page of a run that is killed, and of one whose W&B server never answers: real processes, real W&B."""
 
 import json
+import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,4 +130,26 @@ def test_nor_does_it_hold_up_the_end_of_a_single_process(tmp_path: Path) -> None
             capture_output=True, text=True, timeout=120, cwd=tmp_path,
         )  # fmt: skip
     assert done.returncode == 0 and "W&B took longer than 2 seconds" in done.stderr, done.stderr
+    assert json.loads((tmp_path / "run" / "exit.json").read_text())["outcome"] == "done"
+
+
+def test_ctrl_c_ends_the_wait_for_an_upload(tmp_path: Path) -> None:
+    """Training is over and all is on the disk: the two minutes that an upload may take are not what one waits for."""
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "train.py"), *SMALL, "--track.wandb", "online", "--out", str(tmp_path / "run")],
+            env=environment(WANDB_API_KEY=KEY, WANDB_BASE_URL=url, WANDB_DIR=str(tmp_path)),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path,
+        )  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("best validation accuracy"):
+                break
+        time.sleep(2)
+        since = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        said = process.stdout.read()
+        assert process.wait(60) == 0 and time.monotonic() - since < 10, said
+    assert "SIGINT: stopping after what has been uploaded so far" in said and "W&B took longer than" in said
     assert json.loads((tmp_path / "run" / "exit.json").read_text())["outcome"] == "done"

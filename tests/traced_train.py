@@ -12,6 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train
+from cls import evaluate
 from cls.data.draws import Draws
 from cls.data.loader import Loader
 from cls.images.render import Renderer
@@ -55,9 +56,9 @@ def traced_predict(*args: Any, **kwargs: Any) -> Any:
     return result
 
 
-batches, pick, mix, predict = Loader.batches, train.partners, train.mix, train.predict
+batches, pick, mix, predict = Loader.batches, train.partners, train.mix, evaluate.predict
 render = Renderer.render
-train.partners, train.mix, train.predict = traced_partners, traced_mix, traced_predict
+train.partners, train.mix, evaluate.predict = traced_partners, traced_mix, traced_predict
 Loader.batches, Renderer.render = traced_batches, traced_render
 
 if __name__ == "__main__":

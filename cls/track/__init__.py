@@ -7,7 +7,7 @@ up to 32 KiB of rows in memory) is sent by the next one.
 
 import importlib.util
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +70,12 @@ class Tracker:
         for mirror in self._mirrors:
             mirror.do(lambda target: target.results(pictures, mistakes, model))
 
-    def finish(self, summary: Mapping[str, float], seconds: float) -> str:
-        """Close everything, waiting for a mirror at most so long; gives the
-        command that uploads what is left, or an empty text.
+    def finish(self, summary: Mapping[str, float], seconds: float, leave: Callable[[], bool] = lambda: False) -> str:
+        """Close everything, waiting for a mirror at most so long and only until ``leave()``.
+
+        Gives the command that uploads what is left, or an empty text.
         """
         self._record.close()
-        said = [mirror.finish(summary, seconds) for mirror in self._mirrors]
+        said = [mirror.finish(summary, seconds, leave) for mirror in self._mirrors]
         self._mirrors.clear()
         return "".join(said)

@@ -3,6 +3,7 @@
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -36,18 +37,21 @@ class Behind:
         if not self._failed:
             self._actions.put(action)
 
-    def finish(self, summary: Mapping[str, float], seconds: float) -> str:
-        """Let it come to its end, for at most so many seconds; gives what it says then."""
+    def finish(self, summary: Mapping[str, float], seconds: float, leave: Callable[[], bool]) -> str:
+        """Let it come to its end, for at most so many seconds and until ``leave()``; gives what it says then."""
 
         def last(mirror: Mirror) -> None:
             self._said = mirror.finish(summary)
 
         self.do(last)
         self._actions.put(None)
-        self._thread.join(seconds)
+        since = time.monotonic()
+        while self._thread.is_alive() and time.monotonic() - since < seconds and not leave():
+            self._thread.join(min(0.2, seconds))
         if self._thread.is_alive():
             HANGING.append(self.name)
-            LOG.warning("%s took longer than %.0f seconds to end; metrics.jsonl has it all", self.name, seconds)
+            waited = time.monotonic() - since
+            LOG.warning("%s took longer than %.0f seconds to end; metrics.jsonl has it all", self.name, waited)
         return self._said
 
     def _work(self, start: Callable[[], Mirror]) -> None:
