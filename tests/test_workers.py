@@ -117,6 +117,26 @@ def test_they_leave_when_their_owner_was_killed() -> None:
     assert not any(map(running, pids))
 
 
+FORGETFUL = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+from test_workers import double
+from cls.data.workers import Workers
+workers = Workers(2, double)
+workers.ask(0, 60.0)
+print(*workers.pids, flush=True)
+raise SystemExit(3)
+"""
+
+
+def test_they_leave_when_their_owner_ends_without_a_word() -> None:
+    since = time.monotonic()
+    owner = FORGETFUL.format(root=str(ROOT), tests=str(ROOT / "tests"))
+    done = subprocess.run([sys.executable, "-c", owner], env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3 and time.monotonic() - since < 55, done.stderr
+    assert not any(map(running, map(int, done.stdout.split())))
+
+
 def running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"

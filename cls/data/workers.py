@@ -8,6 +8,7 @@ import gc
 import multiprocessing
 import signal
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -54,6 +55,8 @@ class Workers:
             process.start()
             theirs.close()  # the end of the process is then the end of the link
             self._processes.append(process)
+        # also where nobody closes: Python's own end of daemons is SIGTERM, and a wait for them
+        self._end = weakref.finalize(self, _end, self._links, self._processes)
 
     def __len__(self) -> int:
         return len(self._links)
@@ -96,16 +99,20 @@ class Workers:
 
     def close(self) -> None:
         """End the processes at once: they have nothing to lose."""
-        for link, process in zip(self._links, self._processes, strict=True):
-            link.close()
-            process.kill()
-        for process in self._processes:
-            process.join(JOIN_SECONDS)
+        self._end()
 
     def _died(self, worker: int) -> WorkerDied:
         process = self._processes[worker]
         process.join(JOIN_SECONDS)
         return WorkerDied(process.pid or 0, process.exitcode, self._asked[worker][0][1])
+
+
+def _end(links: list[Connection], processes: list[multiprocessing.process.BaseProcess]) -> None:
+    for link, process in zip(links, processes, strict=True):
+        link.close()
+        process.kill()
+    for process in processes:
+        process.join(JOIN_SECONDS)
 
 
 def in_order(work: Work, tasks: Iterable[Any], count: int, ahead: int = 2) -> Iterator[Any]:
