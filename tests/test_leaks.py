@@ -20,7 +20,7 @@ RUN = [
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Memory of no file. Not the private part of it: that falls by half whenever an evaluation forks loaders."""
+    """Memory of no file. Not the private part of it, which a fork halves."""
     found = re.search(r"^RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.M)
     assert found
     return 1024 * int(found.group(1))
@@ -57,7 +57,7 @@ def slope(points: list[tuple[int, int]]) -> float:
 def test_ten_thousand_steps_leave_nothing_behind(tmp_path: Path) -> None:
     """Less than 100 bytes a step in the main process and in its loader process, and no further descriptor.
 
-    14 epochs with their validations and checkpoints; the loader process is the oldest child, others come and go.
+    14 epochs with their validations and checkpoints; the loader process is the oldest child.
     CLS_SOAK_STEPS makes it shorter.
     """
     out = tmp_path / "run"
