@@ -309,7 +309,7 @@ def test_staging_copies_once_whole_or_not_at_all(tmp_path: Path, photos: Path) -
 def printed_lines() -> list[str]:
     """Each sbatch command that a person is shown in the README or at the head of a script."""
     found = []
-    for path in (ROOT / "README.md", *sorted((ROOT / "slurm").glob("*.sh"))):
+    for path in (ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted((ROOT / "slurm").glob("*.sh"))):
         for line in path.read_text().splitlines():
             if match := re.search(r"(?:^|`|#\s+|^\s*)(sbatch (?:-|slurm/)[^`#]*)", line):
                 found.append(match[1].strip().replace("PARTITION", "rtx3090"))
