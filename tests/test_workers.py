@@ -284,3 +284,17 @@ def start_with_wandb(out: Path, images: Path, workers: int) -> None:
     print(f"{waited:.1f} s from the last line to the end")
     assert waited < 5, output
     wandb_is_complete(out)
+
+
+def test_a_shared_memory_file_system_of_64_kilobytes_is_enough(tmp_path: Path, images: Path) -> None:
+    """As containers may have it: neither pixels nor facts nor locks lie in /dev/shm."""
+    small = "mount -t tmpfs -o size=64k tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-m", "sh", "-c", small], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system in a namespace of its own")
+    words = [*SMALL, "--data.path", str(images), "--train.max-steps", "2", "--track.wandb", "disabled"]
+    run = f'{small} && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", run, "sh", sys.executable, str(ROOT / "train.py"), *words, "--out", "run"],
+        env=environment(), capture_output=True, text=True, timeout=120, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
