@@ -33,7 +33,7 @@ mkdir -p "$CLS_CACHE" "$MPLCONFIGDIR"
 
 # Without a network each library would try for minutes while the other processes wait. A proxy or a mirror is a network.
 # On the nodes only: inside salloc the shell is elsewhere.
-if [ -z "${CLS_OFFLINE:-}" ] && [ -n "${SLURM_JOB_ID:-}" ] && [ -n "${SLURMD_NODENAME:-}" ]; then
+if [ -z "${CLS_OFFLINE:-}" ] && [ -n "${SLURMD_NODENAME:-}" ]; then
     export CLS_OFFLINE=0 # of the first node, for all of them
     if [ -z "${https_proxy:-}${HTTPS_PROXY:-}${HF_ENDPOINT:-}" ] &&
         ! timeout 5 bash -c '</dev/tcp/huggingface.co/443' 2>/dev/null; then
@@ -47,7 +47,7 @@ fi
 # What `cls doctor --save True` measured on this node, e.g. NCCL_P2P_DISABLE=1: nothing about NCCL is assumed. It is about
 # the links inside a node; those between nodes are others.
 _measured=$CLS_CACHE/nccl-$(hostname).sh
-if [ -n "${SLURM_JOB_ID:-}" ] && [ -n "${SLURMD_NODENAME:-}" ] && [ -f "$_measured" ]; then
+if [ -n "${SLURMD_NODENAME:-}" ] && [ -f "$_measured" ]; then
     if [ "${SLURM_NNODES:-1}" = 1 ]; then
         # shellcheck disable=SC1090  # its name has the host's in it
         . "$_measured"
@@ -85,9 +85,9 @@ expanded() {
     printf '%s\n' "${home:-/}"
 }
 
-# machines ROOT ARGUMENTS…: set launch, the arguments of accelerate launch for the nodes and GPUs of this job, and per_node,
-# config, first and port, of which they are made; ARGUMENTS, the program's own, may ask for the CPU. Set step, too: srun
-# with one task on every node, however many tasks the job has, because the launcher starts the processes of its node.
+# machines ROOT ARGUMENTS…: set launch, the arguments of accelerate launch for the nodes and GPUs of this job, and
+# per_node, config, first and port, of which they are made; ARGUMENTS, the program's own, may ask for the CPU. Set step,
+# too: srun with one task on every node, however many tasks the job has: the launcher starts the processes of its node.
 machines() {
     local total each cores root=$1
     shift
@@ -97,8 +97,8 @@ machines() {
     [ -z "${SLURM_NTASKS:-}" ] || each=$(_least "${SLURM_TASKS_PER_NODE:-1}")
     if [ -n "$cores" ]; then cores=$((cores * each)); else cores=$(_least "${SLURM_JOB_CPUS_PER_NODE:-1}"); fi
     if [ "$each" -gt 1 ]; then
-        echo "slurm/env.sh: $each tasks on a node: one is started, with the $cores CPUs of all of them, and a process in" \
-            "it for each GPU (CLS_PROCESSES)" >&2
+        echo "slurm/env.sh: $each tasks on a node: one is started, with the $cores CPUs of all of them, and in it a" \
+            "process for each GPU (CLS_PROCESSES)" >&2
     fi
     unset SLURM_NTASKS SLURM_NPROCS SLURM_NTASKS_PER_NODE SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_SOCKET \
         SLURM_NTASKS_PER_CORE SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK
@@ -109,7 +109,7 @@ machines() {
     if [ -z "${SLURMD_NODENAME:-}" ]; then # inside salloc only a step knows
         SLURM_GPUS_ON_NODE=$(srun --nodes=1 --ntasks=1 printenv SLURM_GPUS_ON_NODE) || SLURM_GPUS_ON_NODE=0
     elif [ "${SLURM_GPUS_ON_NODE:-0}" -gt 0 ]; then
-        # by itself a step gets what was asked for: with --exclusive less than the job has, with --gpus-per-task one task's
+        # else a step gets what was asked for: with --exclusive less than the job has, with --gpus-per-task one task's
         step+=(--gpus-per-node="$SLURM_GPUS_ON_NODE")
     fi
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)

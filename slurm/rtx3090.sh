@@ -3,8 +3,8 @@
 #
 #   sbatch slurm/rtx3090.sh mlp-head --data.path photos
 #
-# Only resources stand here, for a partition named rtx3090 of nodes with 4 GPUs and 16 cores; change them to your cluster's
-# (a copy works under any name: cp slurm/rtx3090.sh slurm/v100.sh), or overrule them on sbatch's command line, before the
+# Only resources stand here, for a partition named rtx3090 of nodes with 4 GPUs and 16 cores. Change them to your
+# cluster's, here or in a copy (cp slurm/rtx3090.sh slurm/v100.sh), or overrule them on sbatch's command line, before the
 # script.
 #SBATCH --job-name=cls
 #SBATCH --output=%x-%j.out
@@ -23,7 +23,7 @@ set -euo pipefail
 # An array's member goes by its own name: the number alone may mean the whole array.
 job=${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:?is not set: submit this script with sbatch, or run it inside salloc}}
 job+=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-for _ in 1 2 3 4 5 6; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
+for _ in {1..6}; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
 script=$(realpath -s "$0")
 if [ "${script##*/}" = slurm_script ]; then
     script=$(sed -n 's|^ *Command=||p' <<<"$shown" | sed -n 1p)

@@ -26,7 +26,7 @@ number=${SLURM_ARRAY_TASK_ID:?is not set: submit with sbatch --array=1-LINES slu
 # An array's member goes by its own name: the number alone may mean the whole array.
 job=${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:?is not set: submit this script with sbatch, or run it inside salloc}}
 job+=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-for _ in 1 2 3 4 5 6; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
+for _ in {1..6}; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
 script=$(realpath -s "$0")
 if [ "${script##*/}" = slurm_script ]; then
     script=$(sed -n 's|^ *Command=||p' <<<"$shown" | sed -n 1p)
@@ -102,7 +102,7 @@ words_of "$line" || fail "variant $number has a quotation that is open, or ends 
 own=''
 for word in "${words[@]}"; do if is_out "$word"; then own=yes; fi; done
 for word in "$@"; do
-    if is_out "$word"; then fail "${word%%=*} for all variants would be one run directory for all: set CLS_SWEEP=FOLDER"; fi
+    if is_out "$word"; then fail "--out for all variants would be one run directory for all: set CLS_SWEEP=FOLDER"; fi
 done
 export CLS_SWEEP=${CLS_SWEEP:-runs/sweep-$SLURM_ARRAY_JOB_ID} CLS_SCRIPT=$root/slurm/train.sh
 [ -n "$own" ] || set -- "$@" --out "$CLS_SWEEP/$(printf %03d "$number")"

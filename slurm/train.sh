@@ -37,7 +37,7 @@ trap 'asked=TERM' TERM
 # An array's member goes by its own name: the number alone may mean the whole array.
 job=${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:?is not set: submit this script with sbatch, or run it inside salloc}}
 job+=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-for _ in 1 2 3 4 5 6; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
+for _ in {1..6}; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
 script=$(realpath -s "$0")
 if [ "${script##*/}" = slurm_script ]; then
     script=$(sed -n 's|^ *Command=||p' <<<"$shown" | sed -n 1p)
