@@ -32,7 +32,8 @@ export MPLCONFIGDIR=${MPLCONFIGDIR:-$CLS_CACHE/matplotlib}
 mkdir -p "$CLS_CACHE" "$MPLCONFIGDIR"
 
 # Without a network each library would try for minutes while the other processes wait. A proxy or a mirror is a network.
-if [ -z "${CLS_OFFLINE:-}" ] && [ -n "${SLURM_JOB_ID:-}" ]; then
+# On the nodes only: inside salloc the shell is elsewhere.
+if [ -z "${CLS_OFFLINE:-}" ] && [ -n "${SLURMD_NODENAME:-}" ]; then
     export CLS_OFFLINE=0 # of the first node, for all of them
     if [ -z "${https_proxy:-}${HTTPS_PROXY:-}${HF_ENDPOINT:-}" ] &&
         ! timeout 5 bash -c '</dev/tcp/huggingface.co/443' 2>/dev/null; then
@@ -46,7 +47,7 @@ fi
 # What `cls doctor --save True` measured on this node, e.g. NCCL_P2P_DISABLE=1: nothing about NCCL is assumed. It is about
 # the links inside a node; those between nodes are others.
 _measured=$CLS_CACHE/nccl-$(hostname).sh
-if [ -n "${SLURM_JOB_ID:-}" ] && [ -f "$_measured" ]; then
+if [ -n "${SLURMD_NODENAME:-}" ] && [ -f "$_measured" ]; then
     if [ "${SLURM_NNODES:-1}" = 1 ]; then
         # shellcheck disable=SC1090  # its name has the host's in it
         . "$_measured"
@@ -57,11 +58,60 @@ if [ -n "${SLURM_JOB_ID:-}" ] && [ -f "$_measured" ]; then
 fi
 unset _measured
 
-# machines ROOT ARGUMENTS…: set launch, the arguments of accelerate launch for the nodes and GPUs of this job, and per_node,
-# config, first and port, of which they are made; ARGUMENTS, the program's own, may ask for the CPU.
+# The smallest number of a SLURM list such as 16(x2),8.
+_least() { tr , '\n' <<<"$1" | sed 's/(.*//' | sort -n | sed -n 1p; }
+
+# whole NAME: end the script unless that variable is a whole number, or not set.
+whole() {
+    case ${!1:-0} in *[!0-9]* | 0?*)
+        echo "slurm/env.sh: $1 is '${!1}': it must be a whole number, 0 or more" >&2
+        exit 2
+        ;;
+    esac
+}
+
+# expanded PATH: print it without ~, as Python's os.path.expanduser does.
+expanded() {
+    local user home
+    user=${1%%/*} user=${user#\~}
+    case $1 in
+    [~] | [~]/*) home=${HOME-$(getent passwd "$(id -u)" | cut -d: -f6)} ;;
+    [~]*) home=$(getent passwd "$user" | cut -d: -f6) || home=$1 ;;
+    *) home=$1 ;;
+    esac
+    if [ "$home" = "$1" ]; then printf '%s\n' "$1" && return; fi
+    while [ "${home%/}" != "$home" ]; do home=${home%/}; done
+    home+=${1#\~"$user"}
+    printf '%s\n' "${home:-/}"
+}
+
+# machines ROOT ARGUMENTS…: set launch, the arguments of accelerate launch for the nodes and GPUs of this job, and
+# per_node, config, first and port, of which they are made; ARGUMENTS, the program's own, may ask for the CPU. Set step,
+# too: srun with one task on every node, however many tasks the job has: the launcher starts the processes of its node.
 machines() {
-    local total root=$1
+    local total each cores root=$1
     shift
+    whole CLS_PROCESSES
+    # inside salloc neither may be set: then all that was allocated
+    each=1 cores=${SLURM_CPUS_PER_TASK:-}
+    [ -z "${SLURM_NTASKS:-}" ] || each=$(_least "${SLURM_TASKS_PER_NODE:-1}")
+    if [ -n "$cores" ]; then cores=$((cores * each)); else cores=$(_least "${SLURM_JOB_CPUS_PER_NODE:-1}"); fi
+    if [ "$each" -gt 1 ]; then
+        echo "slurm/env.sh: $each tasks on a node: one is started, with the $cores CPUs of all of them, and in it a" \
+            "process for each GPU (CLS_PROCESSES)" >&2
+    fi
+    unset SLURM_NTASKS SLURM_NPROCS SLURM_NTASKS_PER_NODE SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_SOCKET \
+        SLURM_NTASKS_PER_CORE SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK
+    # srun inherits neither the CPUs per task nor, with --export=NONE, any variable
+    step=(
+        srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task="$cores" --export=ALL
+    )
+    if [ -z "${SLURMD_NODENAME:-}" ]; then # inside salloc only a step knows
+        SLURM_GPUS_ON_NODE=$(srun --nodes=1 --ntasks=1 printenv SLURM_GPUS_ON_NODE) || SLURM_GPUS_ON_NODE=0
+    elif [ "${SLURM_GPUS_ON_NODE:-0}" -gt 0 ]; then
+        # else a step gets what was asked for: with --exclusive less than the job has, with --gpus-per-task one task's
+        step+=(--gpus-per-node="$SLURM_GPUS_ON_NODE")
+    fi
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
     port=$((20000 + SLURM_JOB_ID % 10000)) # below the ports that systems hand out
     while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done

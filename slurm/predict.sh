@@ -4,8 +4,8 @@
 #   sbatch slurm/predict.sh runs/mlp-head-42 photos/test
 #   sbatch -p PARTITION --gpus-per-node=4 --cpus-per-task=16 slurm/predict.sh runs/mlp-head-42 photos/test
 #
-# One process per GPU, on all nodes of the job; CLS_PROCESSES and the settings of slurm/env.sh are as for slurm/train.sh.
-# A job that is preempted or whose node fails is queued again and starts anew.
+# One process per GPU, on all nodes of the job; CLS_PROCESSES, CLS_HOME and the settings of slurm/env.sh are as for
+# slurm/train.sh. A job that is preempted or whose node fails is queued again and starts anew.
 #SBATCH --job-name=cls-predict
 #SBATCH --output=%x-%j.out
 #SBATCH --open-mode=append
@@ -16,14 +16,38 @@
 #SBATCH --requeue
 set -euo pipefail
 
-job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-for _ in 1 2 3 4 5 6; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
-root=$(sed -n 's|^ *Command=||p' <<<"$shown") && root=${root%%/slurm/predict.sh*}
+# --- the checkout: the same lines in every script of this folder, so that a copy works under any name and anywhere ---
+# SLURM runs a copy called slurm_script; Command= of the job is the original's path and the arguments, both with spaces.
+# An array's member goes by its own name: the number alone may mean the whole array.
+job=${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:?is not set: submit this script with sbatch, or run it inside salloc}}
+job+=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+for _ in {1..6}; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
+script=$(realpath -s "$0")
+if [ "${script##*/}" = slurm_script ]; then
+    script=$(sed -n 's|^ *Command=||p' <<<"$shown" | sed -n 1p)
+    case $script in /* | '(null)') ;; *) script=$SLURM_SUBMIT_DIR/$script ;; esac
+    while [ -n "$script" ] && [ ! -f "$script" ]; do
+        case $script in *' '*) script=${script% *} ;; *) script='' ;; esac
+    done
+fi
+root=${CLS_HOME:-}
+for at in "$(realpath -m "${script:-/}")" "$script" "${SLURM_SUBMIT_DIR:-}/."; do
+    while [ -z "$root" ] && [ -n "$at" ]; do
+        at=${at%/*}
+        if [ -f "$at/train.py" ] && [ -f "$at/slurm/env.sh" ]; then root=$at; fi
+    done
+done
+if [ ! -f "$root/train.py" ] || [ ! -f "$root/slurm/env.sh" ]; then
+    echo "${script:-$0}: no checkout of cls (train.py, slurm/env.sh) is ${CLS_HOME:+in CLS_HOME=}${CLS_HOME:-above this" \
+        "script or ${SLURM_SUBMIT_DIR:-}}: export CLS_HOME=FOLDER, the one with train.py, and submit again" >&2
+    exit 2
+fi
+# ---
+
 # shellcheck source=slurm/env.sh
 . "$root/slurm/env.sh"
 machines "$root" "$@"
 export CLS_DATA='' # node.sh stages what a run trains on
 # the checkout's own package, as train.py has it, whichever is installed
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --export=ALL \
-    "$root/slurm/node.sh" "${launch[@]}" -m cls predict "$@"
+"${step[@]}" bash "$root/slurm/node.sh" "${launch[@]}" -m cls predict "$@"

@@ -3,8 +3,9 @@
 #
 #   sbatch slurm/rtx3090.sh mlp-head --data.path photos
 #
-# Only resources stand here, for a partition named rtx3090 of nodes with 4 GPUs and 16 cores; change them to your cluster's,
-# or overrule them on sbatch's command line, before the script.
+# Only resources stand here, for a partition named rtx3090 of nodes with 4 GPUs and 16 cores. Change them to your
+# cluster's, here or in a copy (cp slurm/rtx3090.sh slurm/v100.sh), or overrule them on sbatch's command line, before the
+# script.
 #SBATCH --job-name=cls
 #SBATCH --output=%x-%j.out
 #SBATCH --open-mode=append
@@ -17,9 +18,34 @@
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
 
-job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-for _ in 1 2 3 4 5 6; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
-root=$(sed -n 's|^ *Command=||p' <<<"$shown") && root=${root%%/slurm/rtx3090.sh*}
-export CLS_SCRIPT=$root/slurm/rtx3090.sh
+# --- the checkout: the same lines in every script of this folder, so that a copy works under any name and anywhere ---
+# SLURM runs a copy called slurm_script; Command= of the job is the original's path and the arguments, both with spaces.
+# An array's member goes by its own name: the number alone may mean the whole array.
+job=${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:?is not set: submit this script with sbatch, or run it inside salloc}}
+job+=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+for _ in {1..6}; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
+script=$(realpath -s "$0")
+if [ "${script##*/}" = slurm_script ]; then
+    script=$(sed -n 's|^ *Command=||p' <<<"$shown" | sed -n 1p)
+    case $script in /* | '(null)') ;; *) script=$SLURM_SUBMIT_DIR/$script ;; esac
+    while [ -n "$script" ] && [ ! -f "$script" ]; do
+        case $script in *' '*) script=${script% *} ;; *) script='' ;; esac
+    done
+fi
+root=${CLS_HOME:-}
+for at in "$(realpath -m "${script:-/}")" "$script" "${SLURM_SUBMIT_DIR:-}/."; do
+    while [ -z "$root" ] && [ -n "$at" ]; do
+        at=${at%/*}
+        if [ -f "$at/train.py" ] && [ -f "$at/slurm/env.sh" ]; then root=$at; fi
+    done
+done
+if [ ! -f "$root/train.py" ] || [ ! -f "$root/slurm/env.sh" ]; then
+    echo "${script:-$0}: no checkout of cls (train.py, slurm/env.sh) is ${CLS_HOME:+in CLS_HOME=}${CLS_HOME:-above this" \
+        "script or ${SLURM_SUBMIT_DIR:-}}: export CLS_HOME=FOLDER, the one with train.py, and submit again" >&2
+    exit 2
+fi
+# ---
+
+export CLS_SCRIPT=$script
 # exec: the signal before the time limit goes to this process, and train.sh waits for it
-exec "$root/slurm/train.sh" "$@"
+exec bash "$root/slurm/train.sh" "$@"

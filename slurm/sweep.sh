@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A job array with one run for each line of a file; a line is what follows train.py (recipe and fields, quoted as in a
-# shell; # starts a comment), and what follows the file goes to all of them:
+# shell; # starts a comment, also after the fields), and what follows the file goes to all of them:
 #
 #   sbatch --array=1-4 slurm/sweep.sh variants.txt --data.path photos
 #
@@ -19,27 +19,91 @@
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
 
-number=${SLURM_ARRAY_TASK_ID:?submit with sbatch --array=1-LINES slurm/sweep.sh FILE}
-for _ in 1 2 3 4 5 6; do if shown=$(scontrol show job "${SLURM_ARRAY_JOB_ID}_$number"); then break; else sleep 10; fi; done # a busy controller
-root=$(sed -n 's|^ *Command=||p' <<<"$shown") && root=${root%%/slurm/sweep.sh*}
+number=${SLURM_ARRAY_TASK_ID:?is not set: submit with sbatch --array=1-LINES slurm/sweep.sh FILE}
+
+# --- the checkout: the same lines in every script of this folder, so that a copy works under any name and anywhere ---
+# SLURM runs a copy called slurm_script; Command= of the job is the original's path and the arguments, both with spaces.
+# An array's member goes by its own name: the number alone may mean the whole array.
+job=${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:?is not set: submit this script with sbatch, or run it inside salloc}}
+job+=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+for _ in {1..6}; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
+script=$(realpath -s "$0")
+if [ "${script##*/}" = slurm_script ]; then
+    script=$(sed -n 's|^ *Command=||p' <<<"$shown" | sed -n 1p)
+    case $script in /* | '(null)') ;; *) script=$SLURM_SUBMIT_DIR/$script ;; esac
+    while [ -n "$script" ] && [ ! -f "$script" ]; do
+        case $script in *' '*) script=${script% *} ;; *) script='' ;; esac
+    done
+fi
+root=${CLS_HOME:-}
+for at in "$(realpath -m "${script:-/}")" "$script" "${SLURM_SUBMIT_DIR:-}/."; do
+    while [ -z "$root" ] && [ -n "$at" ]; do
+        at=${at%/*}
+        if [ -f "$at/train.py" ] && [ -f "$at/slurm/env.sh" ]; then root=$at; fi
+    done
+done
+if [ ! -f "$root/train.py" ] || [ ! -f "$root/slurm/env.sh" ]; then
+    echo "${script:-$0}: no checkout of cls (train.py, slurm/env.sh) is ${CLS_HOME:+in CLS_HOME=}${CLS_HOME:-above this" \
+        "script or ${SLURM_SUBMIT_DIR:-}}: export CLS_HOME=FOLDER, the one with train.py, and submit again" >&2
+    exit 2
+fi
+# ---
+
 file=${1:?name the file with one variant per line}
 shift
-variants=$(grep -v '^[[:space:]]*\(#\|$\)' "$file") || true
+fail() {
+    echo "slurm/sweep.sh: $file: $1" >&2
+    exit 2
+}
+# words_of LINE: set words, as a shell splits the line, but nothing is executed; status 1 for an open quotation or a
+# backslash at the end.
+words_of() {
+    local line=$1 word='' quote='' begun='' at c
+    words=()
+    for ((at = 0; at < ${#line}; at++)); do
+        c=${line:at:1}
+        case $quote$c in
+        "''" | '""') quote='' ;;
+        "'"?) word+=$c ;;
+        '"'\\ | \\)
+            at=$((at + 1))
+            if [ "$at" -ge "${#line}" ]; then return 1; fi
+            c=${line:at:1} begun=yes
+            # inside quotation marks a backslash is one, but for these
+            case $quote$c in '"'[!\"\\\$\`]) word+=\\ ;; esac
+            word+=$c
+            ;;
+        '"'?) word+=$c ;;
+        "'" | '"') quote=$c begun=yes ;;
+        [[:space:]])
+            if [ -n "$begun" ]; then words+=("$word"); fi
+            word='' begun=''
+            ;;
+        *)
+            if [ "$c" = '#' ] && [ -z "$begun" ]; then break; fi
+            word+=$c begun=yes
+            ;;
+        esac
+    done
+    if [ -n "$begun" ]; then words+=("$word"); fi
+    [ -z "$quote" ]
+}
+is_out() { case $1 in --out | --out=*) true ;; *) false ;; esac; }
+
+if [ ! -f "$file" ] || [ ! -r "$file" ]; then fail "is no file that can be read in $PWD"; fi
+if ! cmp -s "$file" <(tr -d '\0' <"$file"); then
+    fail "holds zero bytes (UTF-16, as some programs of Windows write it?): save it as UTF-8"
+fi
+# programs of Windows put three bytes before the first line, and CR at the end of each
+variants=$(LC_ALL=C sed '1s/^\xef\xbb\xbf//; s/\r$//' "$file" | LC_ALL=C grep -av '^[[:space:]]*\(#\|$\)') || true
 line=$(sed -n "${number}p" <<<"$variants")
-if [ -z "$line" ]; then
-    echo "slurm/sweep.sh: $file has $(grep -c . <<<"$variants") variants, none with number $number" >&2
-    exit 2
-fi
-# Quotes as in a shell, but nothing is executed; the last word keeps empty ones before it.
-if ! words=$(xargs -n 1 printf '%s\n' <<<"$line end"); then
-    echo "slurm/sweep.sh: $file: variant $number cannot be read as words: $line" >&2
-    exit 2
-fi
-mapfile -t words <<<"$words"
-unset 'words[-1]'
-export CLS_SWEEP=${CLS_SWEEP:-runs/sweep-$SLURM_ARRAY_JOB_ID}
-case " ${words[*]} " in
-*" --out "* | *" --out="*) ;;
-*) set -- "$@" --out "$CLS_SWEEP/$(printf %03d "$number")" ;;
-esac
-exec "$root/slurm/train.sh" "${words[@]}" "$@"
+[ -n "$line" ] || fail "has $(grep -c . <<<"$variants") variants, none with number $number"
+words_of "$line" || fail "variant $number has a quotation that is open, or ends in a backslash: $line"
+own=''
+for word in "${words[@]}"; do if is_out "$word"; then own=yes; fi; done
+for word in "$@"; do
+    if is_out "$word"; then fail "--out for all variants would be one run directory for all: set CLS_SWEEP=FOLDER"; fi
+done
+export CLS_SWEEP=${CLS_SWEEP:-runs/sweep-$SLURM_ARRAY_JOB_ID} CLS_SCRIPT=$root/slurm/train.sh
+[ -n "$own" ] || set -- "$@" --out "$CLS_SWEEP/$(printf %03d "$number")"
+exec bash "$root/slurm/train.sh" "${words[@]}" "$@"

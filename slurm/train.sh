@@ -6,7 +6,9 @@
 #
 # The run directory is --out, or runs/RECIPE-JOBID below the directory of the sbatch. Before the time limit, and when it
 # is preempted, the run saves, leaves, is queued again and goes on; after any other end (done, an error, scancel) it is
-# not. Every #SBATCH line may be overruled on sbatch's command line or by SBATCH_… variables. Settings (environment):
+# not. Every #SBATCH line may be overruled on sbatch's command line or by SBATCH_… variables. Inside salloc
+# `bash slurm/train.sh` trains on what was allocated; Ctrl-C saves. Settings (environment):
+#   CLS_HOME         the folder with train.py; else found from this script, also by a copy or a link of it
 #   CLS_PROCESSES    processes per node; else one per GPU, and one where there is none
 #   CLS_ACCELERATE   accelerate_configs/NAME.yaml: ddp, fsdp, …; else what fits the processes
 #   CLS_RESTARTS     how often the job may be queued again (100)
@@ -23,32 +25,59 @@
 set -euo pipefail
 unset SLURM_TIME_FORMAT # scontrol would print times that date cannot read
 
-# USR1 comes before the time limit and at a preemption, TERM with scancel and, if saving took too long, at the limit.
+# USR1 comes before the time limit and at a preemption, INT from a terminal, TERM with scancel and, if saving takes too
+# long, at the limit.
 asked=''
 trap 'asked=${asked:-USR1}' USR1
-trap 'if [ "$(date +%s)" -ge "$((${SLURM_JOB_END_TIME:-0} - 5))" ] && [ -n "$asked" ]; then :; else asked=TERM; fi' TERM
+trap 'asked=${asked:-INT}' INT
+trap 'asked=TERM' TERM
 
-# SLURM runs a copy of this script from its spool; the job knows where the original is. A member of an array goes by its
-# own name: the number alone may mean the whole array.
-job=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
-for _ in 1 2 3 4 5 6; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
-case $0 in
-*/slurm/*.sh) root=$(realpath "${0%/slurm/*}") ;;
-*) root=$(sed -n 's|^ *Command=||p' <<<"$shown") && root=${root%%/slurm/train.sh*} ;;
-esac
-if [ ! -f "$root/train.py" ]; then
-    echo "slurm/train.sh: no train.py in '$root': submit with sbatch PATH/slurm/train.sh, not from a pipe" >&2
+# --- the checkout: the same lines in every script of this folder, so that a copy works under any name and anywhere ---
+# SLURM runs a copy called slurm_script; Command= of the job is the original's path and the arguments, both with spaces.
+# An array's member goes by its own name: the number alone may mean the whole array.
+job=${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:?is not set: submit this script with sbatch, or run it inside salloc}}
+job+=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
+for _ in {1..6}; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
+script=$(realpath -s "$0")
+if [ "${script##*/}" = slurm_script ]; then
+    script=$(sed -n 's|^ *Command=||p' <<<"$shown" | sed -n 1p)
+    case $script in /* | '(null)') ;; *) script=$SLURM_SUBMIT_DIR/$script ;; esac
+    while [ -n "$script" ] && [ ! -f "$script" ]; do
+        case $script in *' '*) script=${script% *} ;; *) script='' ;; esac
+    done
+fi
+root=${CLS_HOME:-}
+for at in "$(realpath -m "${script:-/}")" "$script" "${SLURM_SUBMIT_DIR:-}/."; do
+    while [ -z "$root" ] && [ -n "$at" ]; do
+        at=${at%/*}
+        if [ -f "$at/train.py" ] && [ -f "$at/slurm/env.sh" ]; then root=$at; fi
+    done
+done
+if [ ! -f "$root/train.py" ] || [ ! -f "$root/slurm/env.sh" ]; then
+    echo "${script:-$0}: no checkout of cls (train.py, slurm/env.sh) is ${CLS_HOME:+in CLS_HOME=}${CLS_HOME:-above this" \
+        "script or ${SLURM_SUBMIT_DIR:-}}: export CLS_HOME=FOLDER, the one with train.py, and submit again" >&2
     exit 2
 fi
+# ---
 
+[ "${0##*/}" = slurm_script ] || script=${CLS_SCRIPT:-$script} # the one that was submitted started this one
+# shellcheck source=slurm/env.sh
+. "$root/slurm/env.sh"
+whole CLS_RESTARTS
 lives=${SLURM_RESTART_COUNT:-0} most=${CLS_RESTARTS:-100}
 recipe=digits out='' data=''
 case ${1:-} in -* | "") ;; *) recipe=$1 ;; esac
 arguments=("$@")
 for ((i = 0; i < $#; i++)); do
     case ${arguments[i]} in
-    --out) out=${arguments[i + 1]:-} ;;
-    --out=*) out=${arguments[i]#--out=} ;;
+    --out)
+        out=$(expanded "${arguments[i + 1]:-}")
+        [ -z "$out" ] || arguments[i + 1]=$out
+        ;;
+    --out=*)
+        out=$(expanded "${arguments[i]#--out=}")
+        arguments[i]=--out=$out
+        ;;
     --data.path) data=${arguments[i + 1]:-} ;;
     --data.path=*) data=${arguments[i]#--data.path=} ;;
     esac
@@ -61,8 +90,32 @@ fi
 outcome() { sed -n 's/.*"outcome": "\([a-z_]*\)".*/\1/p' "$out/exit.json" 2>/dev/null || true; }
 written() { stat -c '%i %Y' "$out/exit.json" 2>/dev/null || true; }
 goes_on() {
-    local script=${CLS_SCRIPT:-$root/slurm/train.sh}
-    echo "slurm/train.sh: $1. The same run goes on with: sbatch ${script@Q} ${arguments[*]@Q}" >&2
+    local here=()
+    [ "$PWD" -ef "${SLURM_SUBMIT_DIR:-$PWD}" ] || here=(--chdir "$PWD") # paths are relative to it
+    here+=("${script:-$root/slurm/train.sh}")
+    echo "slurm/train.sh: $1. The same run goes on with: sbatch ${here[*]@Q} ${arguments[*]@Q}" >&2
+}
+again() { # again WHY: put the job back into the queue
+    if [ "$lives" -ge "$most" ]; then
+        goes_on "$1, queued again $lives times, and CLS_RESTARTS is $most"
+    elif scontrol requeue "$job"; then
+        sleep 60 & # SLURM ends this script
+        wait $! || true
+    else
+        goes_on "$1, and this job cannot be queued again"
+    fi
+}
+ended() { # TERM: why, and what follows, at once, because there are KillWait seconds left
+    local state
+    state=$(scontrol show job -o "$job") || state=''
+    case $state in
+    *' Reason=TimeLimit '* | *' JobState=TIMEOUT '*)
+        asked=LIMIT
+        goes_on "the time limit came before the run had left (sbatch --signal=B:USR1@600 asks it earlier)"
+        again "out of time"
+        ;;
+    *) goes_on "asked to end (scancel, or SLURM itself starts it again)" ;;
+    esac
 }
 
 if [ "$lives" -gt 0 ] && [ "$(outcome)" = 'done' ]; then
@@ -76,8 +129,6 @@ fi
 
 # --- the machines ---
 
-# shellcheck source=slurm/env.sh
-. "$root/slurm/env.sh"
 machines "$root" "$@"
 moment() { # moment Start: unix time of StartTime; nothing where it is not known
     local text
@@ -95,19 +146,21 @@ printf 'slurm/train.sh: job %s, life %s, %s: %s node(s) x %s process(es), %s.yam
 # --- the run, and its end ---
 
 before=$(written)
-# srun inherits neither the CPUs per task nor, with --export=NONE, any variable
-export CLS_DATA=${data/#\~/$HOME}
-srun --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --export=ALL --wait=600 --kill-on-bad-exit=0 \
-    "$root/slurm/node.sh" "${launch[@]}" "$root/train.py" "${arguments[@]}" &
+CLS_DATA=$(expanded "$data")
+export CLS_DATA
+"${step[@]}" --wait=600 --kill-on-bad-exit=0 \
+    bash "$root/slurm/node.sh" "${launch[@]}" "$root/train.py" "${arguments[@]}" &
 child=$! told=''
 while kill -0 "$child" 2>/dev/null; do
-    # again and again: at its start the run clears the request of an earlier life away
-    if [ "$asked" = USR1 ] && [ -f "$out/config.yaml" ]; then touch "$out/stop"; fi
-    # at once: after scancel there are KillWait seconds left
-    if [ "$asked" = TERM ] && [ -z "$told" ]; then
+    case $asked in
+    USR1 | INT) # again and again: at its start the run clears the request of an earlier life away
+        if [ -f "$out/config.yaml" ]; then touch "$out/stop"; fi
+        ;;
+    TERM)
+        [ -n "$told" ] || ended
         told=yes
-        goes_on "asked to end (scancel, or SLURM itself starts it again)"
-    fi
+        ;;
+    esac
     sleep 1 &
     wait $! || true # a trap ends it early
 done
@@ -119,28 +172,24 @@ finish() { # finish CODE: the end of this job, not of a life that is followed by
     exit "$1"
 }
 [ "$status" -ne 0 ] || finish 0
-now=$(written)
-if [ -z "$now" ] || [ "$now" = "$before" ]; then
-    finish "$status" # it came to an end before it could say how
-fi
-code=$(sed -n 's/.*"code": \([0-9]*\).*/\1/p' "$out/exit.json")
-if [ "$(outcome)" != stopped ]; then
-    finish "${code:-$status}"
+now=$(written) said=''
+if [ -n "$now" ] && [ "$now" != "$before" ]; then said=$(outcome); fi # '': it came to an end before it could say how
+code=$(sed -n 's/.*"code": \([0-9]*\).*/\1/p' "$out/exit.json" 2>/dev/null) || true
+[ -n "$said" ] && [ -n "$code" ] || code=$status
+if [ -n "$said" ] && [ "$said" != stopped ]; then
+    finish "$code"
 fi
 # Preempted where the site sends no signal to the batch script: the processes got SIGTERM, this shell nothing.
 preempted=$(scontrol show job -o "$job" | grep -c 'PreemptTime=[0-9]') || true
-if [ "$asked" = TERM ]; then
-    : # scancel is final, and SLURM itself queues a preempted job again
-elif [ "$asked" = USR1 ] || [ "${preempted:-0}" -gt 0 ] || grep -q 'the job ends in' "$out/exit.json"; then
-    if [ "$lives" -ge "$most" ]; then
-        goes_on "queued again $lives times, and CLS_RESTARTS is $most"
-    elif scontrol requeue "$job"; then
-        sleep 60 & # SLURM ends this script
-        wait $! || true
-    else
-        goes_on "this job cannot be queued again"
+case $asked in
+TERM | LIMIT) ;; # scancel is final, SLURM itself queues a preempted job again, and ended did it at the limit
+USR1) again "asked to leave" ;;
+*)
+    if [ "${preempted:-0}" -gt 0 ] || { [ -n "$said" ] && grep -q 'the job ends in' "$out/exit.json"; }; then
+        again "asked to leave"
+    elif [ -n "$said" ]; then
+        goes_on "stopped"
     fi
-else
-    goes_on "stopped"
-fi
-finish "${code:-$status}"
+    ;;
+esac
+finish "$code"
