@@ -1,7 +1,6 @@
 """`cls check`: survey the images, ask a run's model about the labels, tell people, draw the sheet."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from cls.metrics import Predictions, accuracy
 from cls.report import read_parquet, short
 from cls.sheet import Panel, write_panels
 from cls.stop import Stop
+from cls.stored import read_data
 from cls.suspects import suspects
 from cls.told import tell
 from cls.trained import Trained, load_trained
@@ -65,8 +65,7 @@ def _doubts(trained: Trained, splits: Splits, rows: dict[str, Any]) -> dict[str,
             f"--run {trained.folder} knows no class {', '.join(map(repr, unknown[:10]))}: it was trained on "
             f"{', '.join(trained.classes[:10])}; name a run on this data"
         )
-    path = trained.folder / "data.json"
-    own = json.loads(path.read_text()) if path.is_file() else {}
+    own = read_data(trained.folder)
     asked, doubted = {}, []
     for split, part in rows.items():
         if not (images_of(part).labels >= 0).any():

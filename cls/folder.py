@@ -4,11 +4,12 @@ import dataclasses
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import field
 from itertools import count
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
 from cls.config import Run, change, diff, to_yaml
 from cls.files import ASIDE, drop_asides, write_whole
@@ -132,10 +133,7 @@ def _agree(path: Path, run: Run, cluster: Cluster) -> Folder:
             run = change(run, train={"precision": stored.train.precision})
         lines = diff(stored, run)
         if lines:
-            moved = len(lines) == 1 and lines[0].startswith("data.path: ")
-            way = _moved_images(path, stored, run) if moved else "use another --out"
-            changes = "\n  ".join(lines)
-            raise ValueError(f"out: {path} holds a run with another configuration; {way}:\n  {changes}")
+            _reject_other(path, stored, run, lines)
         if stored.train.max_steps == run.train.max_steps:
             finished = _said_done(path)
     else:
@@ -152,6 +150,15 @@ def _agree(path: Path, run: Run, cluster: Cluster) -> Folder:
     return Folder(path, run, finished, max(lives, default=-1) + 1, unnamed)
 
 
+def _reject_other(path: Path, stored: Run, run: Run, lines: Sequence[str]) -> NoReturn:
+    """ValueError naming the fields that differ and what to do."""
+    what = f"out: {path} holds a run with another configuration"
+    if len(lines) == 1 and lines[0].startswith("data.path: "):
+        raise ValueError(f"{what} ({lines[0]}); {_moved_images(path, stored, run)}")
+    changes = "\n  ".join(lines)
+    raise ValueError(f"{what}; use another --out:\n  {changes}")
+
+
 def _moved_images(path: Path, stored: Run, run: Run) -> str:
     """What to do where only data.path is another: with the same images a run continues exactly."""
     from cls.data.access import fingerprint  # only this error needs what loads long
@@ -164,7 +171,7 @@ def _moved_images(path: Path, stored: Run, run: Run) -> str:
         seen = {"train": fingerprint(found.train), "val": fingerprint(found.val)}
     except Exception as error:  # whatever the new path is: it decides between texts of one error
         reason = (str(error) or type(error).__name__).partition("\n")[0]
-        return f"if the images were only moved, {command}; else use another --out ({reason})"
+        return f"use another --out ({reason}); but if the images were only moved, {command}"
     if all(kept.get(split, {}).get("sha256") == digest for split, digest in seen.items()):
         return f"{run.data.path} has the same images, so {command}"
     return f"{run.data.path} has other images, labels or classes than the run was started with: use another --out"

@@ -153,7 +153,8 @@ class Ending:
         try:
             write_whole(path, (json.dumps(record) + "\n").encode())
         except OSError as problem:
-            print(f"{path} could not be written: {problem}", file=sys.stderr)
+            if "cannot be written" not in reason:  # of this same place
+                print(f"{path} could not be written: {problem}", file=sys.stderr)
 
     def _told(self) -> bool:
         """True if a rank that failed first has said so in exit.json, in this life."""

@@ -46,9 +46,9 @@ def _result(path: Path) -> dict[str, Any]:
     spent = goodput.total(goodput.lives(path))
     return {
         "outcome": state_of(path),
-        "epochs": validated[-1]["epoch"] if validated else 0,
+        "epochs": validated[-1].get("epoch", 0) if validated else 0,
         "best accuracy": f"{best['val/accuracy']:.4f}" if best else "",
-        "at epoch": best["epoch"] if best else "",
+        "at epoch": best.get("epoch", "") if best else "",
         "lives": spent["lives"],
         "lost steps": spent["lost_steps"],
         "goodput": f"{spent['goodput']:.2f}",
