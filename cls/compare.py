@@ -100,8 +100,8 @@ def unfinished(paths: Sequence[str], split: Split) -> dict[str, str]:
     found = {path: why for path in paths if several and (why := _unusable(Path(path), split))}
     if found and len(set(paths)) - len(found) < 2:
         raise ValueError(
-            f"nothing is left to compare: {listed(found, len(paths))}. Where predictions/{split}.parquet does not exist: "
-            "a run writes it when it ends"
+            f"nothing is left to compare: {listed(found, len(paths))}. Where {split}.parquet does not exist: a run "
+            "writes it when it ends"
         )
     return found
 

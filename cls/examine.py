@@ -14,6 +14,7 @@ from cls.data.survey import Files, Group, copies, survey
 from cls.images.decode import BadImage
 from cls.images.jpeg import Pixels
 from cls.metrics import Predictions, accuracy
+from cls.paths import writing
 from cls.report import read_parquet, short
 from cls.sheet import Panel, write_panels
 from cls.stop import Stop
@@ -52,7 +53,8 @@ def examine(
     tell(facts)
     if to:
         panels = _panels(files, facts, groups)
-        write_panels(to, panels, f"{data.path}: findings: {len(panels)}, at most {SHOWN} of each kind")
+        with writing("to", to):
+            write_panels(to, panels, f"{data.path}: findings: {len(panels)}, at most {SHOWN} of each kind")
         facts["sheet"] = str(to)
         PEOPLE.print(f"findings drawn in {to}: {len(panels)}", markup=False, highlight=False)
     return facts

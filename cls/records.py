@@ -13,7 +13,7 @@ from cls.console import PEOPLE
 from cls.data.ledger import audit
 from cls.outcome import DataError
 from cls.stored import read_data, read_run_directory
-from cls.sweep.folder import sweep
+from cls.sweep.folder import sweep, write_tables
 
 
 def audit_run(path: str) -> dict[str, Any]:
@@ -59,5 +59,9 @@ def sweep_table(folder: str) -> list[dict[str, Any]]:
     for row in rows:
         table.add_row(*(escape(str(value)) for value in row.values()))
     PEOPLE.print(table)
-    print(f"also in {Path(folder) / 'table.md'} and table.csv", file=sys.stderr)
+    try:
+        write_tables(Path(folder), rows)
+        print(f"also in {Path(folder) / 'table.md'} and table.csv", file=sys.stderr)
+    except OSError as error:  # of somebody else's runs: what is shown is the answer
+        print(f"table.md and table.csv were not written into {folder} ({error.strerror})", file=sys.stderr)
     return rows
