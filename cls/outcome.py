@@ -109,6 +109,8 @@ class Ending:
     def _way_out(self, error: OSError) -> str:
         if error.errno not in DISK:
             return "ask its owner for access, or name another place"
+        if error.errno == errno.ENOSPC and error.filename is None and little_shared_memory():
+            return "/dev/shm is full: give it more (docker run --shm-size 1g), or use fewer --data.workers, or 0"
         if self.claimed:
             return "free space, or copy the run directory elsewhere; then the same command goes on, with --out COPY"
         return "free space, or name another place with --out or --to"
@@ -168,6 +170,18 @@ def lost_directory(out: Path | None) -> str:
         f"out: {out} was deleted or renamed while the run was writing to it: where it was renamed, the same command "
         "with --out NEW_NAME continues from its last checkpoint"
     )
+
+
+def little_shared_memory(path: str = "/dev/shm") -> bool:
+    """Whether the place of locks and of memory that processes share has less than 64 kB free: containers keep it small.
+
+    The system names no file where a lock finds no room there.
+    """
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < 1 << 16
 
 
 def classify(error: BaseException | None) -> str:

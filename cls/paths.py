@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -103,8 +103,19 @@ def elsewhere(path: str | Path) -> str:
     return str(place / next(each for each in names if not os.path.lexists(place / each)))
 
 
-def command_line(options: dict[str, str]) -> str:
-    """This process's command line with some options set to other values, for a shell."""
+def name_problem() -> str:
+    """What is wrong with a name that Python could not decode, and what to do: the name or the locale may be the cause.
+
+    Python itself takes LC_ALL=C for UTF-8, unless PYTHONUTF8=0 forbids it; other locales it takes at their word.
+    """
+    encoding = sys.getfilesystemencoding()
+    if encoding.replace("-", "").lower() == "utf8":
+        return "is not UTF-8; rename it"
+    return f"is not {encoding}, which the locale makes Python expect: run the same command with PYTHONUTF8=1 before it"
+
+
+def command_line(options: dict[str, str], launcher: Sequence[str] = ()) -> str:
+    """This process's command line with some options set to other values, for a shell; started by ``launcher``."""
     program, *words = sys.argv
     kept: list[str] = []
     skip = False
@@ -116,5 +127,7 @@ def command_line(options: dict[str, str]) -> str:
             skip = True
         elif word.partition("=")[0] not in names:
             kept.append(word)
-    start = ["cls"] if Path(program).name in ("cls", "__main__.py") else ["python", program]
+    own = Path(program).name in ("cls", "__main__.py")
+    start = ["cls"] if own and not launcher else ["-m", "cls"] if own else [program]
+    start = [*launcher, *start] if launcher or own else ["python", *start]
     return shlex.join([*start, *kept, *(word for name, value in options.items() for word in (f"--{name}", value))])
