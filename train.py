@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
             cluster = start(run.train, ending.stop)
         cluster.on_main(lambda: (check_tracking(run.track), check_model(run.model, run.data)))
         with cluster.on_main(lambda: open_folder(run, cluster)) as folder:
-            ending.out, ending.claimed = folder.path, True
+            ending.claim(folder.path, folder.unnamed)
             ending.message = folder.finished or train(folder, cluster, ending)
         cluster.close()
 

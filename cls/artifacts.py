@@ -9,6 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from cls import checkpoint
+from cls.checks import check
 from cls.config import Run, from_yaml, to_yaml
 from cls.data.access import fingerprint, images_of
 from cls.data.feed import Feed
@@ -21,6 +22,7 @@ from cls.metrics import Predictions, summary
 from cls.models import Statistics, input_statistics, load_exact
 from cls.parallel.cluster import Cluster
 from cls.state import State
+from cls.stored import read_text
 from cls.track import Mistake
 
 log = logging.getLogger("cls")
@@ -55,9 +57,9 @@ def _keep(folder: Folder, splits: Splits, found: dict[str, dict[str, object]]) -
     try:
         stored = json.loads(path.read_text())
         then = stored["train"]["images"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): copy it from where it is whole, or use another --out") from None
-    if stored != found or classes.read_text().splitlines() != list(splits.classes):
+    if stored != found or read_text(classes).splitlines() != list(splits.classes):
         now = len(splits.train)
         what = (
             f"{then} training images then, {now} now"
@@ -85,23 +87,32 @@ def best_header(run: Run, splits: Splits) -> dict[str, str]:
 
 
 def read_header(path: Path) -> tuple[Run, tuple[str, ...], Statistics, int]:
-    """Run, classes, input statistics and fallback class of a best/model.safetensors."""
+    """Run, classes, input statistics and fallback class of a best/model.safetensors; ValueError for a damaged one."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
+        run, classes, fallback = from_yaml(header["config"]), json.loads(header["classes"]), int(header["fallback"])
+        check(run)
         mean, std = json.loads(header["statistics"])
-        return (
-            from_yaml(header["config"]),
-            tuple(json.loads(header["classes"])),
-            (tuple(mean), tuple(std)),
-            int(header["fallback"]),
-        )
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        _need(isinstance(classes, list) and all(type(name) is str for name in classes), "classes are not names")
+        _need(0 < len(classes) == len(set(classes)), "classes are not different names")
+        _need(0 <= fallback < len(classes), f"the fallback class is {fallback} of {len(classes)}")
+        for values in (mean, std):
+            numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+            _need(numbers and len(values) == 3, "statistics are not three numbers each")
+        _need(all(abs(m) < 1e3 and 0 < s < 1e3 for m, s in zip(mean, std, strict=True)), "statistics are out of range")
+        return run, tuple(classes), (tuple(mean), tuple(std)), fallback
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a model written by train.py ({error}): name a run directory with best/"
         ) from error
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
+
+
+def _need(good: bool, problem: str) -> None:
+    if not good:
+        raise ValueError(problem)
 
 
 def write_results(

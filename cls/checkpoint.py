@@ -108,7 +108,8 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
     aside = folder / f".{final.name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir(parents=True)
+        folder.mkdir(exist_ok=True)  # in the run directory, which is never made anew
+        aside.mkdir()
         for part in ("model", "average", "optimizer"):
             if tensors := cast(Tensors, getattr(snapshot, part)):
                 _save(tensors, aside / f"{part}.safetensors")

@@ -3,6 +3,7 @@
 import math
 
 from cls.config import Run, flat
+from cls.paths import name_problem
 
 POSITIVE = ("data.size", "train.epochs", "train.batch", "train.micro_batch", "train.eval_batch", "train.keep",
             "optim.lr", "optim.lr_batch", "optim.head_lr")  # fmt: skip
@@ -21,8 +22,9 @@ def check(run: Run) -> None:
     values = flat(run)
     for name, value in values.items():
         _need(not isinstance(value, float) or math.isfinite(value), name, value, "must be a finite number")
-        if isinstance(value, str):  # bytes of a path that are no UTF-8 are lone surrogates in Python
-            _need(value.encode("utf-8", "ignore").decode() == value, name, ascii(value), "must be UTF-8; rename it")
+        # bytes of a path that are no UTF-8 are lone surrogates in Python
+        if isinstance(value, str) and value.encode("utf-8", "ignore").decode() != value:
+            raise ValueError(f"{name} is {value!a}: it {name_problem().replace('is not', 'must be', 1)}")
     for name in POSITIVE:
         _need(values[name] > 0, name, values[name], "must be greater than 0")
     for name in NOT_NEGATIVE:

@@ -21,6 +21,7 @@ from cls.commands import VERBS
 from cls.config import Run, to_yaml
 from cls.fetch import require_offline
 from cls.outcome import Ending
+from cls.paths import expanded
 from cls.sweep.typed import field_words
 from cls.sweep.wish import Wish
 
@@ -30,12 +31,14 @@ HEARD_SECONDS = 5.0  # a launcher ends all processes with the first: rank 0, whi
 
 def out_of(argv: list[str]) -> str:
     """The run directory that a command line names, readable even where the rest of it is not; '' if it names none."""
+    found = ""
     for word, following in pairwise([*argv, ""]):
         if word == "--out":
-            return following
-        if word.startswith("--out="):
-            return word.removeprefix("--out=")
-    return ""
+            found = following
+        elif word.startswith("--out="):
+            found = word.removeprefix("--out=")  # the last one counts, as for the parser
+    found = os.path.expanduser(found)
+    return "" if found.startswith("~") else found  # an unknown user's: the parser rejects it
 
 
 def parse_run(argv: list[str]) -> Run:
@@ -101,14 +104,15 @@ def _need_folder(run: Run) -> None:
 
 
 def _tyro(kind: type[T], default: T | None, argv: list[str], prog: str, text: str) -> T:
+    """The options of a command line, with ``~`` in all paths expanded."""
     markers = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)  # --field True, as sweeps write it
     heard = os.environ.get("RANK", "0") == "0"  # every rank finds the same mistake; one tells of it
     with _reader_may_leave():
-        if default is None:
-            return tyro.cli(kind, args=argv, prog=prog, description=text, config=markers, console_outputs=heard)
-        return tyro.cli(
-            kind, args=argv, prog=prog, description=text, config=markers, console_outputs=heard, default=default
+        given: dict[str, Any] = {} if default is None else {"default": default}
+        found: T = tyro.cli(
+            kind, args=argv, prog=prog, description=text, config=markers, console_outputs=heard, **given
         )
+        return expanded(found)
     sys.exit(0)  # of --help, with nobody to read it
 
 
@@ -173,6 +177,6 @@ def _sweep(argv: list[str], text: str) -> Any:
     name = argv[0] if argv and not argv[0].startswith("-") else ""
     default = VERBS["sweep"](name=name, wish=Wish(), fields=Run())
     command: Any = _tyro(VERBS["sweep"], default, argv, "cls sweep", text)
-    if command.name != name:
+    if command.name != os.path.expanduser(name):
         raise ValueError(f"{command.name}: the sweep is the first word after cls sweep")
     return dataclasses.replace(command, words=field_words(argv))

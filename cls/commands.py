@@ -15,7 +15,8 @@ from cls.cluster.request import Request
 from cls.config import Data, Preset, Run, View, views_of
 from cls.data.packing import Packing
 from cls.export.options import Options as ExportOptions
-from cls.files import refuse_folder, write_whole
+from cls.files import write_whole
+from cls.paths import check_output, writing
 from cls.stop import Stop
 from cls.sweep.wish import Wish
 
@@ -46,7 +47,7 @@ class Show:
     """The first optimizer step whose images are shown."""
 
     def do(self, stop: Stop) -> Any:
-        refuse_folder("to", self.to)
+        check_output("to", self.to)
         if self.count < 1 or self.step < 0:
             raise ValueError(
                 f"--count is {self.count}, --step {self.step}: give at least one image, and a step from 0 on"
@@ -128,7 +129,7 @@ class Report:
     """Loader processes; -1 takes one per core."""
 
     def do(self, stop: Stop) -> Any:
-        refuse_folder("to", self.to)
+        check_output("to", self.to)
         from cls.reporting import report_run
 
         return report_run(self.run, self.to, self.neighbours, self.predict, self.device, self.workers, stop)
@@ -176,8 +177,8 @@ class Sweep:
             from cls.records import sweep_table
 
             return sweep_table(self.name)
-        refuse_folder("slurm", self.wish.slurm)
-        refuse_folder("wandb", self.wish.wandb)
+        check_output("slurm", self.wish.slurm)
+        check_output("wandb", self.wish.wandb)
         return carry_out(self.name, self.wish, self.fields, self.words, stop)
 
 
@@ -195,14 +196,15 @@ class Compare:
     """Markdown file to write the tables to; empty: none."""
 
     def do(self, stop: Stop) -> Any:
-        refuse_folder("to", self.to)
+        check_output("to", self.to)
         from cls.compare import compare
         from cls.comparison import markdown, show
 
         document = compare(self.runs, self.baseline, self.split)
         show(document)
         if self.to:
-            write_whole(Path(self.to), markdown(document).encode())
+            with writing("to", self.to):
+                write_whole(Path(self.to), markdown(document).encode())
         return document
 
 
@@ -309,7 +311,7 @@ class Check:
     """Column with the labels in parquet, arrow or hub data; empty: found by type, then by name."""
 
     def do(self, stop: Stop) -> Any:
-        refuse_folder("to", self.to)
+        check_output("to", self.to)
         from cls.examine import examine
 
         data = Data(path=self.path, val_fraction=self.val_fraction, image_column=self.image_column,

@@ -4,7 +4,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cls.config import MOMENT, flat, from_yaml
+from cls.config import MOMENT, flat
+from cls.lock import state_of
 from cls.metrics import Predictions, readable
 from cls.report import read_parquet
 from cls.stats import LEVEL, Bools, Difference, class_differences, holm, paired_difference, pooled_accuracy
+from cls.stored import read_run
 
 EXAMPLES = 3
 SAME = tuple(field for field in MOMENT if field != "train.max_steps")  # a run cut short is not another seed of it
@@ -59,6 +61,10 @@ def compare(paths: Sequence[str], baseline: str = "", split: Split = "val") -> d
     """
     if not paths:
         raise ValueError("name at least one run directory: cls compare RUN RUN")
+    skipped = unfinished(paths, split)
+    if baseline in skipped:
+        raise ValueError(f"baseline is {baseline}: it holds no finished run ({skipped[baseline]})")
+    paths = [path for path in paths if path not in skipped]
     members = [read_member(path, split) for path in paths]
     labels = common_labels(members)
     groups = _first(group_up(members), baseline)
@@ -81,7 +87,42 @@ def compare(paths: Sequence[str], baseline: str = "", split: Split = "val") -> d
         "groups": [_described(group, right[group.name]) for group in groups],
         "comparisons": comparisons,
         "fields": differing(groups),
+        "skipped": skipped,
     }
+
+
+def unfinished(paths: Sequence[str], split: Split) -> dict[str, str]:
+    """Those of several paths that hold no predictions to compare, as ``runs/best-*`` finds them, and why.
+
+    ValueError where fewer than two remain. A path that does not exist, and a damaged file, are not among them.
+    """
+    several = len(set(paths)) > 1
+    found = {path: why for path in paths if several and (why := _unusable(Path(path), split))}
+    if found and len(set(paths)) - len(found) < 2:
+        raise ValueError(
+            f"nothing is left to compare: {listed(found, len(paths))}. Where {split}.parquet does not exist: a run "
+            "writes it when it ends"
+        )
+    return found
+
+
+def listed(skipped: Mapping[str, str], count: int) -> str:
+    """How many of so many paths were skipped, and each with its reason, on one line."""
+    names = ", ".join(f"{path} ({why})" for path, why in skipped.items())
+    return f"{len(skipped)} of {count} hold no finished run: {names}"
+
+
+def _unusable(given: Path, split: Split) -> str:
+    if not os.path.lexists(given) or (given.suffix == ".parquet" and given.is_file()):
+        return ""
+    if not (given / "config.yaml").is_file():
+        return "no config.yaml"
+    file = given / "predictions" / f"{split}.parquet"
+    if file.exists():
+        return ""
+    if split == "test" and (given / "predictions" / "val.parquet").exists():
+        return "no test split"
+    return f"{state_of(given)}, no predictions"
 
 
 def read_member(path: str, split: Split) -> Member:
@@ -104,9 +145,9 @@ def read_member(path: str, split: Split) -> Member:
     if file.parent.name != "predictions" or not config.is_file():
         return Member(path, file.stem, {}, found)
     try:
-        return Member(path, file.stem, flat(from_yaml(config.read_text())), found)
+        return Member(path, file.stem, flat(read_run(config)), found)
     except ValueError as error:
-        raise ValueError(f"{config}: {error}; copy predictions/{file.name} and name the copy") from error
+        raise ValueError(f"{error}; or copy predictions/{file.name} and name the copy") from error
 
 
 def labelled(p: Predictions) -> dict[str, str]:

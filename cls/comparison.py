@@ -7,6 +7,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from cls.compare import listed
 from cls.console import PEOPLE
 
 SHOWN_CLASSES = 8
@@ -115,13 +116,18 @@ def _value(value: Any) -> str:
 
 def notes(document: dict[str, Any]) -> list[str]:
     """How the figures are to be read; only what applies to these runs."""
+    skipped = []
+    if document["skipped"]:
+        count = sum(len(group["runs"]) for group in document["groups"]) + len(document["skipped"])
+        skipped = [f"Skipped: {listed(document['skipped'], count)}."]
     if not document["comparisons"]:
-        return []
+        return skipped
     of_one = [row["group"] for row in document["comparisons"] if row["test"] == "exact McNemar"]
     several = len(of_one) < len(document["comparisons"])
     single = any(group["seeds"] == 1 for group in document["groups"])
     out = [
-        "Accuracies: Wilson intervals. Differences: bootstrap over images, paired; the verdict follows the interval."
+        *skipped,
+        "Accuracies: Wilson intervals. Differences: bootstrap over images, paired; the verdict follows the interval.",
     ]
     if several:
         out.append("Several seeds: intervals hold for images and seeds not seen; p by the same model, not McNemar's.")
@@ -166,7 +172,8 @@ def markdown(document: dict[str, Any]) -> str:
         rule = "".join("---:|" if numeric(sheet, i) else "---|" for i in range(len(sheet.columns)))
         lines += [f"### {_plain(sheet.title)}", "", _row(sheet.columns), f"|{rule}"]
         lines += [*map(_row, sheet.rows), ""]
-    return "\n".join([*lines, *(f"- {note}" for note in notes(document))]).rstrip() + "\n"
+    said = [_plain(note) if note.startswith("Skipped") else note for note in notes(document)]  # names have marks
+    return "\n".join([*lines, *(f"- {note}" for note in said)]).rstrip() + "\n"
 
 
 def _plain(text: str) -> str:

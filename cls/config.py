@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Sequence
@@ -313,8 +314,15 @@ def from_yaml(text: str) -> Run:
     """Rebuild a run from :func:`to_yaml`'s text; an unknown or ill-typed field is a ValueError that names it."""
     try:
         loaded = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"config: not YAML: {error}") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:  # of bad dates and the like
+        said = " ".join(str(error).split())
+        raise ValueError(f"config: not YAML: {said}") from None
     if not isinstance(loaded, dict):
         raise ValueError(f"config: expected a mapping of sections, found {type(loaded).__name__}")
     return typing.cast(Run, _build(Run, loaded, ""))
@@ -347,7 +355,7 @@ def _coerce(hint: Any, value: Any, name: str) -> Any:
     elif (origin is Literal and value in args) or (isinstance(hint, type) and type(value) is hint):
         return value
     elif hint is float and isinstance(value, int | str) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             return float(value)  # YAML 1.1 reads 1e-4 (no dot) as a string
     shown = hint if isinstance(hint, types.GenericAlias) or origin else hint.__name__
     raise ValueError(f"config: {name} must be {shown}, found {value!r}")
@@ -356,6 +364,8 @@ def _coerce(hint: Any, value: Any, name: str) -> Any:
 def diff(old: Run, new: Run) -> list[str]:
     """One line for each field that differs and is not of the moment."""
     before, after = flat(old), flat(new)
+    before["data.path"] = os.path.expanduser(before["data.path"])  # written down before the command line expanded it
+    before["model.weights"] = os.path.expanduser(before["model.weights"])
     return [
         f"{name}: {before[name]!r} -> {after[name]!r}"
         for name in before

@@ -1,7 +1,6 @@
 """`cls check`: survey the images, ask a run's model about the labels, tell people, draw the sheet."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,11 @@ from cls.data.survey import Files, Group, copies, survey
 from cls.images.decode import BadImage
 from cls.images.jpeg import Pixels
 from cls.metrics import Predictions, accuracy
+from cls.paths import writing
 from cls.report import read_parquet, short
 from cls.sheet import Panel, write_panels
 from cls.stop import Stop
+from cls.stored import read_data
 from cls.suspects import suspects
 from cls.told import tell
 from cls.trained import Trained, load_trained
@@ -52,7 +53,8 @@ def examine(
     tell(facts)
     if to:
         panels = _panels(files, facts, groups)
-        write_panels(to, panels, f"{data.path}: findings: {len(panels)}, at most {SHOWN} of each kind")
+        with writing("to", to):
+            write_panels(to, panels, f"{data.path}: findings: {len(panels)}, at most {SHOWN} of each kind")
         facts["sheet"] = str(to)
         PEOPLE.print(f"findings drawn in {to}: {len(panels)}", markup=False, highlight=False)
     return facts
@@ -65,8 +67,7 @@ def _doubts(trained: Trained, splits: Splits, rows: dict[str, Any]) -> dict[str,
             f"--run {trained.folder} knows no class {', '.join(map(repr, unknown[:10]))}: it was trained on "
             f"{', '.join(trained.classes[:10])}; name a run on this data"
         )
-    path = trained.folder / "data.json"
-    own = json.loads(path.read_text()) if path.is_file() else {}
+    own = read_data(trained.folder)
     asked, doubted = {}, []
     for split, part in rows.items():
         if not (images_of(part).labels >= 0).any():

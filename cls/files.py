@@ -18,12 +18,6 @@ def write_whole(path: Path, data: bytes) -> None:
         aside.write_bytes(data)
 
 
-def refuse_folder(option: str, path: str) -> None:
-    """ValueError where ``path``, the file that an option names, is a folder: told before the work, not after it."""
-    if path and Path(path).expanduser().is_dir():
-        raise ValueError(f"{option}: {path} is a folder: name a file in it")
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to that becomes ``path`` when the block ends well, and nothing otherwise.

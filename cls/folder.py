@@ -1,20 +1,30 @@
 """The run directory: one writer at a time, one configuration for life."""
 
 import dataclasses
-import json
 import os
+import shutil
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from itertools import count
 from pathlib import Path
-from typing import Self
+from typing import NoReturn, Self
 
-from cls.config import Run, change, diff, from_yaml, to_yaml
+from cls.config import Run, change, diff, to_yaml
 from cls.files import ASIDE, drop_asides, write_whole
 from cls.lives import read_lives
 from cls.lock import Heartbeat, claim, mine, owner_of
-from cls.outcome import ForeignFolderError
+from cls.outcome import ForeignFolderError, lost_directory
 from cls.parallel.cluster import Cluster
 from cls.parallel.guards import resolve_precision
+from cls.paths import command_line, writing
+from cls.stored import read_data, read_json, read_run
+
+FILES = (
+    "config.yaml", "data.json", "classes.txt", "metrics.jsonl", "metrics.lost.jsonl", "lives.jsonl", "bad_images.csv",
+    "exit.json", "lock", "stop",
+)  # fmt: skip
+FOLDERS = ("checkpoints", "best", "predictions", "ledger")
 
 
 @dataclasses.dataclass
@@ -27,6 +37,8 @@ class Folder:
     """What the finished run said at its end; '' for a run that goes on."""
     life: int
     """How many lives the run has had before this one."""
+    unnamed: bool = False
+    """Made by this start, without --out."""
     _heartbeat: Heartbeat | None = None
 
     def __enter__(self) -> Self:
@@ -44,8 +56,20 @@ class Folder:
         """The heartbeat's thread rests inside: no process may be forked beside a thread."""
         return self._heartbeat.paused() if self._heartbeat else nullcontext()
 
+    def __post_init__(self) -> None:
+        self._mark = self.path / "config.yaml" if (self.path / "config.yaml").exists() else self.path
+
+    @property
+    def lost(self) -> bool:
+        """Whether the run directory was deleted or renamed under this run."""
+        return not self._mark.exists()
+
     def refuse_successor(self) -> None:
-        """ForeignFolderError if another process has taken this one for dead and writes here now (rank 0 only)."""
+        """ForeignFolderError if another process has taken this one for dead and writes here now, or if the directory
+        is no longer there (rank 0 only).
+        """
+        if self.lost:
+            raise ForeignFolderError(lost_directory(self.path))
         owner = owner_of(self.path / "lock")
         # none: deleted by hand; "?": could not be read just now: no reasons to die
         if owner and owner["pid"] != "?" and not mine(owner):
@@ -53,42 +77,66 @@ class Folder:
 
 
 def open_folder(run: Run, cluster: Cluster) -> Folder:
-    """Create or continue ``run.out`` (called on rank 0 only).
+    """Create or continue ``run.out`` (called on rank 0 only); where it is empty, a new directory in runs/.
 
     Raises ValueError when the directory cannot be written, is in use, or belongs to a run with another configuration.
     """
-    path = Path(run.out or f"runs/{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}")
-    try:
+    name = f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with writing("out", run.out or f"runs/{name}"):
+        path = Path(run.out) if run.out else _make(Path("runs") / name)
         path.mkdir(parents=True, exist_ok=True)
-        others = [name for name in os.listdir(path) if name not in ("exit.json", "lock") and not ASIDE.fullmatch(name)]
-        if others and not (path / "config.yaml").exists():
-            raise ForeignFolderError(
-                f"out: {path} holds other files and no config.yaml: name an empty or a run directory"
-            )
-        claim(path / "lock")
-    except OSError as error:
-        raise ValueError(f"out: {path} cannot be written ({error.strerror}): choose another --out") from error
     try:
-        return _agree(path, run, cluster)
+        with writing("out", path):
+            others = {each for each in os.listdir(path) if not ASIDE.fullmatch(each)} - {"exit.json", "lock"}
+            if others and not (path / "config.yaml").exists():
+                raise ForeignFolderError(
+                    f"out: {path} holds other files and no config.yaml: name an empty or a run directory"
+                )
+            _reject_misplaced(path)
+            claim(path / "lock")
+        try:
+            return _agree(path, run, cluster)
+        except BaseException:
+            (path / "lock").unlink(missing_ok=True)
+            raise
     except BaseException:
-        (path / "lock").unlink(missing_ok=True)
+        if not run.out:
+            shutil.rmtree(path, ignore_errors=True)
         raise
 
 
+def _make(first: Path) -> Path:
+    """A new directory that no other process has: ``first``, or the first free one of first-2, first-3, …"""
+    first.parent.mkdir(parents=True, exist_ok=True)
+    for n in count(1):
+        path = first if n == 1 else first.with_name(f"{first.name}-{n}")
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise AssertionError("count has no end")
+
+
+def _reject_misplaced(path: Path) -> None:
+    """ValueError for a folder where a file of a run belongs, or the other way round."""
+    for name in FILES:
+        if (path / name).is_dir():
+            raise ValueError(f"{path / name} is a folder, where a run has a file: remove it or use another --out")
+    for name in FOLDERS:
+        if (path / name).exists() and not (path / name).is_dir():
+            raise ValueError(f"{path / name} is a file, where a run has a folder: remove it or use another --out")
+
+
 def _agree(path: Path, run: Run, cluster: Cluster) -> Folder:
+    unnamed = not run.out
     run = dataclasses.replace(run, out=str(path))
     finished, file = "", path / "config.yaml"
     if file.exists():
-        try:
-            stored = from_yaml(file.read_text())
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from None
+        stored = read_run(file)
         if run.train.precision == "auto":
             run = change(run, train={"precision": stored.train.precision})
         lines = diff(stored, run)
         if lines:
-            changes = "\n  ".join(lines)
-            raise ValueError(f"out: {path} holds a run with another configuration; use another --out:\n  {changes}")
+            _reject_other(path, stored, run, lines)
         if stored.train.max_steps == run.train.max_steps:
             finished = _said_done(path)
     else:
@@ -102,12 +150,39 @@ def _agree(path: Path, run: Run, cluster: Cluster) -> Folder:
         write_whole(path / "config.yaml", to_yaml(run).encode())
     cluster.stop.watch(path)
     lives = [event["life"] for event in read_lives(path) if event["event"] == "start"]
-    return Folder(path, run, finished, max(lives, default=-1) + 1)
+    return Folder(path, run, finished, max(lives, default=-1) + 1, unnamed)
+
+
+def _reject_other(path: Path, stored: Run, run: Run, lines: Sequence[str]) -> NoReturn:
+    """ValueError naming the fields that differ and what to do."""
+    what = f"out: {path} holds a run with another configuration"
+    if len(lines) == 1 and lines[0].startswith("data.path: "):
+        raise ValueError(f"{what} ({lines[0]}); {_moved_images(path, stored, run)}")
+    changes = "\n  ".join(lines)
+    raise ValueError(f"{what}; use another --out:\n  {changes}")
+
+
+def _moved_images(path: Path, stored: Run, run: Run) -> str:
+    """What to do where only data.path is another: with the same images a run continues exactly."""
+    from cls.data.access import fingerprint  # only this error needs what loads long
+    from cls.data.sources import load
+
+    options = {"data.path": stored.data.path, "data.copy": run.data.path, "out": str(path)}
+    command = f"the run continues, with the same results, with: {command_line(options)}"
+    try:
+        found, kept = load(run.data, run.seed), read_data(path)
+        seen = {"train": fingerprint(found.train), "val": fingerprint(found.val)}
+    except Exception as error:  # whatever the new path is: it decides between texts of one error
+        reason = (str(error) or type(error).__name__).partition("\n")[0]
+        return f"use another --out ({reason}); but if the images were only moved, {command}"
+    if all(kept.get(split, {}).get("sha256") == digest for split, digest in seen.items()):
+        return f"{run.data.path} has the same images, so {command}"
+    return f"{run.data.path} has other images, labels or classes than the run was started with: use another --out"
 
 
 def _said_done(path: Path) -> str:
     try:
-        record = json.loads((path / "exit.json").read_text())
+        record = read_json(path / "exit.json")
         return str(record["reason"]) if record["outcome"] == "done" else ""
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return ""

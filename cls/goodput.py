@@ -19,7 +19,7 @@ PARTS = ("queue", *KINDS, "lost", "other")
 def lost(rows: Sequence[Mapping[str, Any]], lost_rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """For a life's start event: the steps that died with the one before, and when that was last heard of."""
     steps = len({row["step"] for row in lost_rows if "train/loss" in row})
-    return {"lost": steps, "heard": max((row["time"] for row in (*rows, *lost_rows)), default=0.0)}
+    return {"lost": steps, "heard": max((row.get("time", 0.0) for row in (*rows, *lost_rows)), default=0.0)}
 
 
 def slowest(clocks: Sequence[Mapping[str, float]]) -> tuple[int, float]:
@@ -40,8 +40,8 @@ def share(clock: Mapping[str, float], queue: float) -> float:
 
 def lives(folder: Path) -> list[dict[str, Any]]:
     """One row per life: where, which steps, and its seconds by part (PARTS); ValueError for a damaged lives.jsonl."""
-    events = read_lives(folder)
-    early = {"queue": 0.0, "nodes": "", "lost": 0, "heard": 0.0}  # what earlier versions did not note
+    events = read_lives(folder, whole=True)
+    early = {"queue": 0.0, "nodes": "", "job": "", "lost": 0, "heard": 0.0}  # what earlier versions did not note
     starts = [early | {"began": event["time"]} | event for event in events if event["event"] == "start"]
     return [
         _life(start, following, [event for event in events if event["life"] == start["life"]])
@@ -65,7 +65,7 @@ def _life(start: dict[str, Any], following: dict[str, Any] | None, events: list[
     ranks = [event["slowest"] for event in events if event["event"] == "epoch"]
     seconds = {"queue": start["queue"], **clock, "lost": max(0.0, gone)}
     seconds["other"] = max(0.0, wall - sum(seconds.values()))
-    last = following["step"] if following else max(event["step"] for event in events)
+    last = following["step"] if following else max(event.get("step", 0) for event in events)
     return {
         "life": start["life"], "step": start["step"], "steps": last - start["step"], "lost_steps": steps_lost,
         "processes": start["processes"], "device": start["device"], "host": start["host"], "nodes": start["nodes"],

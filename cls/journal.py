@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from cls.outcome import classify
 from cls.parallel.cluster import Cluster
 from cls.parallel.watch import Finished
 from cls.steps import Steps
+from cls.stop import LOOK_SECONDS
 from cls.track import Mistake, Progress, Tracker, read_rows, rewind
 from cls.track.page import FINISH_SECONDS, LEAVE_SECONDS
 
@@ -38,7 +40,7 @@ class Journal:
         self.figures: dict[str, float] = {}
         self.validated: dict[str, float] = {}
         self.lives: Lives | None = None
-        self.step, self.cluster = first, cluster
+        self.step, self.cluster, self._looked = first, cluster, time.monotonic()
         if cluster.main:
             gone = goodput.lost(read_rows(folder.path), rewind(folder.path, first))
             before = goodput.so_far(folder.path)["lost_steps"]
@@ -85,6 +87,7 @@ class Journal:
         """Steps whose loss has reached the host."""
         if not self.tracker:
             return
+        self._look()
         for done in finished:
             self.step = done.step
             row = {
@@ -96,6 +99,17 @@ class Journal:
             }
             self.tracker.log(row)
             self.progress.step(done.step, row | self.validated)
+
+    def _look(self) -> None:
+        """Ask for a stop, on which all ranks agree, where the run directory was deleted or renamed: one stat a second.
+
+        Files that are open would take its rows without an error, and be lost.
+        """
+        now = time.monotonic()
+        if now - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            if self.folder.lost:
+                self.cluster.stop.reason = self.cluster.stop.reason or f"{self.folder.path} no longer exists"
 
     def epoch(self, step: int, figures: dict[str, float], history: History) -> None:
         """A validation: its figures go to the record, one line to the screen; all ranks call it."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from cls.outcome import ForeignFolderError
+from cls.stored import read_outcome
 
 HEARTBEAT_SECONDS = 30
 DEAD_AFTER_SECONDS = 300  # a writer on another host is gone
@@ -103,10 +104,7 @@ def state_of(path: Path) -> str:
     """How a run directory stands: running, an outcome of exit.json, or killed where there is none."""
     if in_use(path):
         return "running"
-    try:
-        return str(json.loads((path / "exit.json").read_text())["outcome"])
-    except (OSError, ValueError, KeyError):
-        return "running" if in_use(path) else "killed"
+    return read_outcome(path) or ("running" if in_use(path) else "killed")
 
 
 def _content(lock: Path) -> bytes | None:
@@ -120,8 +118,9 @@ def owner_of(lock: Path) -> dict[str, str | int]:
     """Who holds a lock; empty if nobody does, "?" while it is being written."""
     try:
         found = json.loads(lock.read_text())
-        return found if isinstance(found, dict) and {"host", "pid", "job", "birth"} <= found.keys() else {}
-    except (OSError, ValueError):
+        texts = isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("host", "job", "birth"))
+        return found if texts and type(found.get("pid")) is int else {}  # another content is no owner: it is replaced
+    except (OSError, ValueError, RecursionError):
         # being written this very moment by somebody else, unless it is old
         fresh = lock.exists() and time.time() - lock.stat().st_mtime < 5
         return {"host": "?", "pid": "?", "job": "", "birth": ""} if fresh else {}

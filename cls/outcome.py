@@ -3,9 +3,12 @@
 ``accelerate launch`` turns every non-zero status into 1 with a traceback of its own, so scripts read the file.
 """
 
+import contextlib
 import errno
 import json
 import os
+import shlex
+import shutil
 import sys
 import time
 import traceback
@@ -20,6 +23,8 @@ CODES = {"done": 0, "error": 1, "user_error": 2, "data": 3, "non_finite": 4, "ou
 AGREED = ("done", "stopped", "user_error")  # all ranks end so together, and rank 0 speaks for them
 ONEDNN = "could not create a primitive"
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+PLACE = (*DISK, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
+"""What the system says against a place; with the name of a file it is a message to the user."""
 
 
 HANGING: list[str] = []
@@ -47,13 +52,13 @@ class Ending:
     """``with Ending() as ending:`` around a run: turns what ends it into exit.json, a message and an exit status.
 
     A ValueError raised by this program's own code is a message to the user and is printed without a traceback.
-    ``ending.out`` is the run directory once it is known, ``claimed`` once it is this run's; ``step``: steps done.
-    ``stop`` hears the signals.
+    ``ending.out`` is the run directory once it is known, ``claimed`` once it is this run's; ``unnamed``: this start
+    made it without --out, and it is removed where no step is done; ``step``: steps done. ``stop`` hears the signals.
     """
 
     def __init__(self, out: str) -> None:
         self.out = Path(out) if out else None
-        self.claimed = False
+        self.claimed = self.unnamed = False
         self.step = 0
         self.message = ""
         self.stop = Stop()
@@ -61,23 +66,27 @@ class Ending:
         self._main = os.environ.get("RANK", "0") == "0"
 
     def __enter__(self) -> Self:
+        with contextlib.suppress(AttributeError):  # a stream that a test put there
+            sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that a locale lacks
         self.stop.listen()
         return self
+
+    def claim(self, out: Path, unnamed: bool) -> None:
+        """``out`` is the directory of this run from here on."""
+        self.out, self.claimed, self.unnamed = out, True, unnamed
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if isinstance(error, SystemExit) and error.code in (0, None):
             return
         self.stop.deafen()  # a repeated signal must not cut exit.json off: this takes milliseconds
-        outcome = classify(error)
+        outcome, reason = self._outcome(error)
         code = CODES[outcome]
-        reason = self.message if error is None else str(error) or type(error).__name__
-        if isinstance(error, OSError) and error.errno in DISK:
-            reason += ": free space, or copy the run directory elsewhere; then the same command goes on"
-        if isinstance(error, SystemExit):
-            outcome, code, reason = "user_error", CODES["user_error"], "the command line could not be understood"
-        elif error is not None:
+        if not isinstance(error, SystemExit) and (error is not None or outcome != "done"):
             self._say(outcome, reason, error)
-        self._write(outcome, code, reason, error)
+        if self._useless(outcome) and self._main:
+            self._remove()
+        else:
+            self._write(outcome, code, reason, error)
         sys.stdout.flush()
         sys.stderr.flush()
         torch = sys.modules.get("torch")  # not imported for this: a slip on the command line is told without it
@@ -86,19 +95,57 @@ class Ending:
             os._exit(code)  # gloo's teardown aborts one process in ten; everything is flushed and closed by now
         sys.exit(code)
 
-    def _say(self, outcome: str, reason: str, error: BaseException) -> None:
+    def _outcome(self, error: BaseException | None) -> tuple[str, str]:
+        """The outcome and its reason in words."""
+        if self._lost() and classify(error) in ("done", "stopped", "user_error", "error"):
+            return "user_error", lost_directory(self.out)
+        reason = self.message if error is None else str(error) or type(error).__name__
+        if isinstance(error, OSError) and error.errno in PLACE and classify(error) == "user_error":
+            reason += f": {self._way_out(error)}"
+        if isinstance(error, SystemExit):
+            return "user_error", "the command line could not be understood"
+        return classify(error), reason
+
+    def _way_out(self, error: OSError) -> str:
+        if error.errno not in DISK:
+            return "ask its owner for access, or name another place"
+        if error.errno == errno.ENOSPC and error.filename is None and little_shared_memory():
+            return "/dev/shm is full: give it more (docker run --shm-size 1g), or use fewer --data.workers, or 0"
+        if self.claimed:
+            return "free space, or copy the run directory elsewhere; then the same command goes on, with --out COPY"
+        return "free space, or name another place with --out or --to"
+
+    def _lost(self) -> bool:
+        """Whether the run directory was deleted or renamed under this run."""
+        return self.claimed and self.out is not None and not (self.out / "config.yaml").exists()
+
+    def _useless(self, outcome: str) -> bool:
+        return self.unnamed and self.step == 0 and outcome != "done"
+
+    def _remove(self) -> None:
+        """A directory that nobody named and that has no step: nothing would ever go on from it."""
+        assert self.out is not None
+        shutil.rmtree(self.out, ignore_errors=True)
+        left = "could not be removed" if self.out.exists() else "was removed"
+        print(f"{self.out} {left}: no step was done, and --out did not name it", file=sys.stderr)
+
+    def _say(self, outcome: str, reason: str, error: BaseException | None) -> None:
         if outcome == "error" and self._told():
             print("ended because another process of this run did; its message is the cause", file=sys.stderr)
         elif outcome == "error":
+            assert error is not None
             traceback.print_exception(error)
         elif self._main or (outcome not in AGREED and not self._told()):
             print(f"{outcome.replace('_', ' ')}: {reason}", file=sys.stderr)
-            if outcome == "stopped" and self.out is not None:
-                print("the same command continues from the last checkpoint", file=sys.stderr)
+            if outcome == "stopped" and self.out is not None and not self._useless(outcome):
+                way = f" with --out {shlex.quote(str(self.out))}" if self.unnamed else ""
+                print(f"the same command{way} continues from the last checkpoint", file=sys.stderr)
 
     def _write(self, outcome: str, code: int, reason: str, error: BaseException | None) -> None:
         """Rank 0 writes; another rank only its own failure, which rank 0, stopped from outside, leaves in place."""
         if self.out is None or isinstance(error, ForeignFolderError) or (not self._main and outcome in AGREED):
+            return
+        if self._lost():  # no folder of this name is made for a record alone
             return
         if outcome in ("stopped", "error") and self._told():
             return
@@ -108,12 +155,33 @@ class Ending:
         try:
             write_whole(path, (json.dumps(record) + "\n").encode())
         except OSError as problem:
-            print(f"{path} could not be written: {problem}", file=sys.stderr)
+            if "cannot be written" not in reason:  # of this same place
+                print(f"{path} could not be written: {problem}", file=sys.stderr)
 
     def _told(self) -> bool:
         """True if a rank that failed first has said so in exit.json, in this life."""
         path = self.out / "exit.json" if self.out else None
         return path is not None and path.exists() and path.stat().st_mtime >= self._since
+
+
+def lost_directory(out: Path | None) -> str:
+    """What to say of a run directory that is no longer where it was."""
+    return (
+        f"out: {out} was deleted or renamed while the run was writing to it: where it was renamed, the same command "
+        "with --out NEW_NAME continues from its last checkpoint"
+    )
+
+
+def little_shared_memory(path: str = "/dev/shm") -> bool:
+    """Whether the place of locks and of memory that processes share has less than 64 kB free: containers keep it small.
+
+    The system names no file where a lock finds no room there.
+    """
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < 1 << 16
 
 
 def classify(error: BaseException | None) -> str:
@@ -128,7 +196,7 @@ def classify(error: BaseException | None) -> str:
         return "non_finite"
     if isinstance(error, OutOfMemory) or out_of_memory(error):
         return "out_of_memory"
-    if isinstance(error, OSError) and error.errno in DISK:
+    if isinstance(error, OSError) and (error.errno in DISK or (error.errno in PLACE and error.filename is not None)):
         return "user_error"
     return "user_error" if isinstance(error, ValueError) and raised_by_us(error) else "error"
 

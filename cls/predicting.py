@@ -21,6 +21,7 @@ from cls.config import View
 from cls.data.sources import Rows, load_given, load_listed
 from cls.files import Lines
 from cls.metrics import Predictions, readable
+from cls.paths import check_output, writing
 from cls.stop import Stop, Stopped
 from cls.trained import Trained, load_trained
 
@@ -50,14 +51,15 @@ def predict_images(
         _say(f"{len(rows)} predictions{_note(trained, broken)}", main)
         return None
     folder = Path(out) if out else trained.folder / f"predict-{_called(paths, piped)}"
-    trained.cluster.on_main(lambda: _clear(folder))
+    trained.cluster.on_main(lambda: _clear(folder))  # before the work: a place that cannot be written
     found: list[Predictions] = []
     broken = _each(trained, rows, views, _to_csv(folder / "top.csv", top_k, found) if main else _nothing, stop)
     if not main:
         return None
     whole = joined(found)
-    report.write_csv(folder, whole, trained.fallback)
-    report.write_parquet(folder / "predictions.parquet", whole)
+    with writing("out", folder):
+        report.write_csv(folder, whole, trained.fallback)
+        report.write_parquet(folder / "predictions.parquet", whole)
     note = f"{_note(trained, broken)} and got the most frequent class" if broken else _note(trained, broken)
     _say(f"{len(rows)} predictions in {folder / 'prediction.csv'}{note}", main)
     return {"images": len(rows), "broken": broken, "folder": str(folder)}
@@ -65,13 +67,13 @@ def predict_images(
 
 def _clear(folder: Path) -> None:
     """An empty place for the files: those of an earlier prediction must not stand beside the rows of this one."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out {folder} is a file: name a folder")
-    if (folder / "config.yaml").exists():
-        raise ValueError(f"--out {folder} is a run directory, with predictions of its own: name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("top.csv", "prediction.csv", "prediction.zip", "predictions.parquet"):
-        (folder / name).unlink(missing_ok=True)
+    check_output("out", folder, folder=True)
+    with writing("out", folder):
+        if (folder / "config.yaml").exists():
+            raise ValueError(f"--out {folder} is a run directory, with predictions of its own: name another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("top.csv", "prediction.csv", "prediction.zip", "predictions.parquet"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def read_list() -> list[str]:

@@ -1,6 +1,5 @@
 """What the records of runs say, as tables; no network is built and no image is read for it."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,21 +9,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from cls import goodput
-from cls.config import from_yaml
 from cls.console import PEOPLE
 from cls.data.ledger import audit
 from cls.outcome import DataError
-from cls.sweep.folder import sweep
+from cls.stored import read_data, read_run_directory
+from cls.sweep.folder import sweep, write_tables
 
 
 def audit_run(path: str) -> dict[str, Any]:
     """Whether each image was used exactly once per epoch over all lives; DataError if not."""
     out = Path(path)
-    if not (out / "config.yaml").is_file():
-        raise ValueError(f"{out} is not a run directory: it has no config.yaml")
-    if not (out / "data.json").is_file():
+    run, data = read_run_directory(out), read_data(out)
+    if not data:
         raise ValueError(f"{out} ended before its images were read: there is nothing to audit")
-    run, data = from_yaml((out / "config.yaml").read_text()), json.loads((out / "data.json").read_text())
     found = audit(out, data["train"]["images"], run.train.batch, run.data.balanced)
     found |= {"lives": goodput.lives(out)}
     found |= {"total": goodput.total(found["lives"])}
@@ -62,5 +59,9 @@ def sweep_table(folder: str) -> list[dict[str, Any]]:
     for row in rows:
         table.add_row(*(escape(str(value)) for value in row.values()))
     PEOPLE.print(table)
-    print(f"also in {Path(folder) / 'table.md'} and table.csv", file=sys.stderr)
+    try:
+        write_tables(Path(folder), rows)
+        print(f"also in {Path(folder) / 'table.md'} and table.csv", file=sys.stderr)
+    except OSError as error:  # of somebody else's runs: what is shown is the answer
+        print(f"table.md and table.csv were not written into {folder} ({error.strerror})", file=sys.stderr)
     return rows

@@ -9,6 +9,7 @@ from cls import page
 from cls.config import Run, change
 from cls.data.access import images_of
 from cls.data.sources import Splits, load
+from cls.paths import check_output, writing
 from cls.stop import Stop
 from cls.trained import load_trained
 
@@ -19,7 +20,8 @@ def report_run(
     """Write report.html of a run, from what its directory holds and, where asked, from its best weights."""
     if neighbours < 0:
         raise ValueError(f"--neighbours must be 0 or more, found {neighbours}")
-    material = page.read_material(Path(path))
+    material, file = page.read_material(Path(path)), Path(to) if to else Path(path) / "report.html"
+    check_output("to", file)
     splits, why = _own_images(change(material.run, data={"workers": workers, "copy": ""}))
     if (predict_first or neighbours) and splits is None:
         raise ValueError(f"--predict and --neighbours need the run's images: {why}")
@@ -40,7 +42,8 @@ def report_run(
             look = page.features(trained.model, trained.run, trained.prepare)
             near, note = page.neighbours(look, images_of(splits.train), val, material.val, neighbours, trained.run.seed)
             pictures = dataclasses.replace(pictures, near=near, note=note)
-    document = page.write_page(material, pictures, Path(to) if to else Path(path) / "report.html")
+    with writing("to", file):
+        document = page.write_page(material, pictures, file)
     print(f"{document['file']} ({document['bytes'] / 1e6:.1f} MB)", file=sys.stderr)
     return document
 

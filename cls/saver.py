@@ -17,6 +17,7 @@ from cls.checkpoint import HostCopies, Snapshot, Tensors
 from cls.folder import Folder
 from cls.history import History
 from cls.lives import Lives
+from cls.outcome import ForeignFolderError, lost_directory
 from cls.parallel.cluster import Cluster
 from cls.state import State
 
@@ -82,8 +83,10 @@ class Saver:
                 self._thread.join()
 
     def _save(self, step: int) -> None:
-        # a stop after the end, or right after a save; the same on all ranks
-        if self._over or self.saved == (step, self.state.history.validated):
+        if self._over:  # a stop after the end
+            return
+        self._reject_lost()
+        if self.saved == (step, self.state.history.validated):  # a stop right after a save; the same on all ranks
             return
         since = time.monotonic()
         if self._thread:
@@ -99,6 +102,14 @@ class Saver:
         clock = self.cluster.clock.read()
         self._thread = threading.Thread(target=self._write, args=(snapshot, self._best(snapshot), waited, clock))
         self._thread.start()
+
+    def _reject_lost(self) -> None:
+        """ForeignFolderError, on all ranks, where the run directory is no longer there: nothing can be saved in it."""
+        lost = self.cluster.main and self.folder.lost
+        if not self.cluster.stop.at_once:  # then no rank waits for another one
+            lost = any(self.cluster.gather(lost))
+        if lost:
+            raise ForeignFolderError(lost_directory(self.folder.path))
 
     def finish(self) -> None:
         """Wait for the last writing and save no more: the network will be the best one, which nothing continues from.
@@ -151,6 +162,7 @@ class Saver:
 
     def _write_best(self, step: int, tensors: Tensors) -> None:
         path = self.folder.path / "best" / "model.safetensors"
+        path.parent.mkdir(exist_ok=True)  # in the run directory, which is never made anew
         checkpoint.save_weights(path, tensors, self.header | {"step": str(step)})
         self._waiting_best = None
 

@@ -18,6 +18,7 @@ from cls.data.sources import load, load_labelled
 from cls.metrics import per_class, summary
 from cls.mix import draw_mixing, mix, partners, soft_targets
 from cls.models import input_statistics
+from cls.paths import writing
 from cls.sheet import Tile, write_sheet
 from cls.steps import Steps
 from cls.stop import Stop
@@ -46,7 +47,8 @@ def contact_sheet(run: Run, to: Path, count: int, step: int) -> dict[str, Any]:
         if len(tiles) >= count:
             break
     tiles = tiles[:count]
-    write_sheet(to, tiles, f"{run.recipe}: draws from step {step} on")
+    with writing("to", to):
+        write_sheet(to, tiles, f"{run.recipe}: draws from step {step} on")
     print(f"{len(tiles)} training images in {to}", file=sys.stderr)
     return {
         "file": str(to),

@@ -8,7 +8,7 @@ from conftest import ROOT
 
 LAYERS = {
     "seed": 0, "config": 0, "files": 0, "checks": 0, "steps": 0, "history": 0, "outcome": 0, "cls": 0,
-    "sharded": 0, "stop": 0, "lives": 0, "clock": 0, "lock": 0, "console": 0,
+    "sharded": 0, "stop": 0, "paths": 0, "stored": 0, "lives": 0, "clock": 0, "lock": 0, "console": 0,
     "recipes": 1, "models": 1, "images": 1, "mix": 1, "optim": 1, "metrics": 1, "stats": 1,
     "data": 2, "parallel": 2, "checkpoint": 2, "evaluate": 2, "track": 2, "report": 2, "folder": 2, "journal": 2,
     "artifacts": 2, "sheet": 2, "state": 2, "saver": 2, "goodput": 2, "cluster": 2, "fetch": 2, "sweep": 2,

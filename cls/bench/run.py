@@ -27,6 +27,7 @@ from cls.data.access import images_of
 from cls.data.sources import load
 from cls.files import write_whole
 from cls.models import check_model
+from cls.paths import check_output, writing
 from cls.steps import Steps
 from cls.stop import Stop
 
@@ -41,6 +42,8 @@ def bench(run: Run, options: Options, stop: Stop) -> dict[str, Any]:
     what is counted, but processes that share caches and memory slow each other down.
     """
     _check(run, options)
+    if run.out:
+        check_output("out", run.out, folder=True)
     machine = _machine()
     splits = load(run.data, run.seed)
     Steps(len(splits.train), run.train)  # a batch larger than the data is refused before minutes have gone by
@@ -70,7 +73,8 @@ def bench(run: Run, options: Options, stop: Stop) -> dict[str, Any]:
         "advice": advise(run, options, want, rows[0], facts["short_side"]["median"], machine["cores"]),
     }
     if run.out:
-        write_whole(Path(run.out) / "bench.json", json.dumps(document, indent=1).encode())
+        with writing("out", run.out):
+            write_whole(Path(run.out) / "bench.json", json.dumps(document, indent=1).encode())
     return document
 
 

@@ -39,10 +39,13 @@ class BrokenImages:
         self._mended: dict[str, str] = {}  # they stay named: `cls audit` asks why others stood in for them
         self._new: dict[str, str] = {}
         if path.exists():
-            with path.open(newline="", errors="replace") as file:  # a spreadsheet may have made something else of it
-                known = {
-                    row["id"]: row["reason"] for row in csv.DictReader(file) if row.get("id") and row.get("reason")
-                }
+            try:
+                # a spreadsheet may have made something else of it
+                with path.open(newline="", encoding="utf-8", errors="replace") as file:
+                    rows = list(csv.DictReader(file))
+            except (OSError, csv.Error) as error:
+                raise ValueError(f"{path} is damaged ({error}): delete it or copy it from where it is whole") from None
+            known = {row["id"]: row["reason"] for row in rows if row.get("id") and row.get("reason")}
             self.reasons = {name: known[name] for name in still_broken(images, known)}
             self._mended = {name: reason for name, reason in known.items() if name not in self.reasons}
 

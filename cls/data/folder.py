@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from cls.data.part import SPLITS, Part, coded, dataset
 from cls.images.decode import EXTENSIONS
+from cls.paths import name_problem
 
 TABLES = (".parquet", ".arrow", ".tar", ".tgz", ".tar.gz")
 """File name endings that tables.py reads."""
@@ -86,7 +87,7 @@ def scan(root: Path) -> Listing:
             raise ValueError(f"data.path: cannot read folder {folder}: {error.strerror}") from None
     for name in (*images, *tables):
         if not name.isprintable() and any(0xD800 <= ord(letter) < 0xE000 for letter in name):  # surrogates
-            raise ValueError(f"data.path: the file name {name!r} in {root} is not UTF-8; rename it")
+            raise ValueError(f"data.path: the file name {name!r} in {root} {name_problem()}")
     return Listing(
         sorted(images, key=natural), sorted(tables, key=natural), sorted(others, key=natural), folders, dangling
     )

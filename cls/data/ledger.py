@@ -68,13 +68,23 @@ def audit(out: Path, images: int, batch: int, balanced: bool) -> dict[str, Any]:
 
 
 def _rows(out: Path, life: int) -> list[tuple[int, int, str, str]]:
-    found = []
+    found: list[tuple[int, int, str, str]] = []
     for path in sorted((out / "ledger").glob(f"{life:04d}-*.csv")):
-        with path.open(newline="") as file:
-            for row in csv.reader(file):
-                if len(row) == len(HEADER) and len(row[3]) == 32:  # not the half line of a kill
-                    found.append((int(row[0]), int(row[1]), row[2], row[3]))
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                for row in csv.reader(file):
+                    if len(row) == len(HEADER) and len(row[3]) == 32:  # not the half line of a kill
+                        found.append((_index(row[0]), _index(row[1]), row[2], row[3]))
+        except (OSError, ValueError, csv.Error) as error:
+            raise ValueError(f"{path} is damaged ({error}): copy it from where it is whole") from None
     return found
+
+
+def _index(text: str) -> int:
+    """A step or a draw."""
+    if not text.isdecimal() or len(text) > 18:
+        raise ValueError(f"{text[:40]!r} is no number of a step or draw")
+    return int(text)
 
 
 def _whole_steps(rows: list[tuple[int, int, str, str]], batch: int, first: int) -> int:
@@ -88,8 +98,11 @@ def _broken(out: Path) -> set[str]:
     path = out / "bad_images.csv"
     if not path.exists():
         return set()
-    with path.open(newline="") as file:
-        return {row.get("id", "") for row in csv.DictReader(file)}
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            return {row.get("id", "") for row in csv.DictReader(file)}
+    except (OSError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged ({error}): copy it from where it is whole") from None
 
 
 def _gaps(kept: Counter[int], batch: int, silent: list[tuple[int, int]]) -> list[str]:

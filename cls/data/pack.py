@@ -37,6 +37,7 @@ from cls.data.sources import labels_of, load
 from cls.files import ASIDE, write_whole
 from cls.images.decode import BadImage, decode
 from cls.lock import Heartbeat, claim
+from cls.paths import check_output, writing
 from cls.seed import generator
 
 log = logging.getLogger("cls")
@@ -62,6 +63,8 @@ def pack(source: str, to: Path, how: Packing) -> dict[str, Any]:
     above = next(path for path in (to.absolute(), *to.absolute().parents) if path.exists())
     if not above.is_dir():
         raise ValueError(f"--to {to}: {above} is a file; name a folder")
+    if not to.exists():  # one that is there may be a finished packing that is only verified
+        check_output("to", to, folder=True)
     data = config.Data(path=source, val_fraction=how.val_fraction, image_column=how.image_column,
                        label_column=how.label_column)  # fmt: skip
     splits = load(data, how.seed)
@@ -78,7 +81,8 @@ def pack(source: str, to: Path, how: Packing) -> dict[str, Any]:
     with _alone(to):
         done = _begin(to, plan)
         if not (to / "pack.json").exists():
-            _write(to, plan, done, rows, splits.classes, how)
+            with writing("to", to):
+                _write(to, plan, done, rows, splits.classes, how)
     document: dict[str, Any] = json.loads((to / "pack.json").read_text())
     for split, part in document["splits"].items():
         size = sum(entry["bytes"] for name, entry in document["files"].items() if name.startswith(f"{split}-"))

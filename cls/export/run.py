@@ -1,11 +1,14 @@
 """``cls export``: write aside, load as a stranger would, compare on real images, and only then put it in place."""
 
+import glob
 import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +27,13 @@ from cls.export.loading import framing, input_name, library, loading, running
 from cls.export.options import Options
 from cls.files import replacing
 from cls.images.ops import view_ops
+from cls.lock import Heartbeat, claim, in_use
+from cls.paths import check_output, writing
 from cls.stop import Stop
 from cls.trained import Trained, load_trained
 
+LOCK = "lock"
+NEW_SECONDS = 5.0  # a folder is younger before its export has claimed it
 LIMIT = 1e-4
 """Largest difference of a logit, fp32 on the CPU: kernels add in other orders."""
 
@@ -40,6 +47,7 @@ def export(path: str, to: Path, options: Options, stop: Stop) -> dict[str, Any]:
         require_packages()
     if to.exists() and not to.is_dir():
         raise ValueError(f"--to {to} is a file; name a folder")
+    check_output("to", to, folder=True)
     trained = load_trained(path, "cpu", -1, stop)
     if trained.file.resolve().parent == to.resolve():
         raise ValueError(f"--to {to} holds the weights that are to be exported: name another folder")
@@ -49,16 +57,44 @@ def export(path: str, to: Path, options: Options, stop: Stop) -> dict[str, Any]:
     facts = config_json(trained.run, trained.classes, trained.statistics)
     with torch.no_grad():
         ours = torch.cat([trained.model(some) for some in torch.split(images, trained.run.train.eval_batch)])
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{to.name}-", dir=to.parent) as aside:
-        differences = _write(trained, Path(aside), options, facts, images, pixels, ours)
-        to.mkdir(parents=True, exist_ok=True)
-        for name in ("model.safetensors", "model.onnx"):
-            (to / name).unlink(missing_ok=True)  # of an earlier export, maybe of another run
-        for file in sorted(Path(aside).iterdir(), key=lambda file: file.name == "config.json"):
-            with replacing(to / file.name) as place:
-                os.replace(file, place)
+    with aside_of(to) as aside:
+        differences = _write(trained, aside, options, facts, images, pixels, ours)
+        with writing("to", to):
+            _publish(aside, to)
     return _shown(trained, to, options, len(images), differences)
+
+
+@contextmanager
+def aside_of(to: Path) -> Iterator[Path]:
+    """A new folder on the same file system as ``to``, removed at the end with what is in it; and those that killed
+    exports to the same place left behind.
+
+    In ``to`` where that exists, else beside it: its parent may be another person's.
+    """
+    home = to if to.exists() else to.parent
+    with writing("to", to):
+        home.mkdir(parents=True, exist_ok=True)
+        for path in home.glob(f".{glob.escape(to.name)}-*.export"):
+            claimed = (path / LOCK).exists() or time.time() - path.stat().st_mtime > NEW_SECONDS
+            if claimed and not in_use(path):
+                shutil.rmtree(path, ignore_errors=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{to.name}-", suffix=".export", dir=home))
+        claim(aside / LOCK, "to")
+    try:
+        with Heartbeat(aside / LOCK):
+            yield aside
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _publish(aside: Path, to: Path) -> None:
+    to.mkdir(parents=True, exist_ok=True)
+    for name in ("model.safetensors", "model.onnx"):
+        (to / name).unlink(missing_ok=True)  # of an earlier export, maybe of another run
+    files = [file for file in aside.iterdir() if file.name != LOCK]
+    for file in sorted(files, key=lambda file: file.name == "config.json"):
+        with replacing(to / file.name) as place:
+            os.replace(file, place)
 
 
 def photos(trained: Trained, rows: Rows, count: int) -> tuple[Tensor, Tensor]:
@@ -141,7 +177,7 @@ def _difference(name: str, net: Callable[[Tensor], Tensor], inputs: Tensor, ours
 def _shown(trained: Trained, to: Path, options: Options, count: int, differences: dict[str, float]) -> dict[str, Any]:
     model = trained.run.model
     document: dict[str, Any] = {
-        "folder": str(to), "files": sorted(path.name for path in to.iterdir()), "images": count, "limit": LIMIT,
+        "folder": str(to), "files": sorted(path.name for path in to.glob("[!.]*")), "images": count, "limit": LIMIT,
         "differences": differences, "python": {},
     }  # fmt: skip
     if "safetensors" in options.format:

@@ -1,8 +1,11 @@
 """Image bytes to upright RGB, whatever the colour mode, or one short reason why not."""
 
+import contextlib
+import ctypes
 import io
 import logging
 import warnings
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -31,6 +34,26 @@ _UPRIGHT = {
 # inside decode(): that swaps global state and is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
+
+def _silence_libtiff() -> None:
+    """libtiff, as Pillow has loaded it, prints one line and more for each damaged file; what it says is in no error.
+
+    Once for the process: nothing is paid for an image. libjpeg, openjpeg and the others print nothing through Pillow.
+    """
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
+        for path in {line.split(maxsplit=5)[-1] for line in lines if "/libtiff" in line}:
+            with contextlib.suppress(OSError, AttributeError):  # replaced since it was loaded, or built in another way
+                library = ctypes.CDLL(path)
+                for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+                    function = getattr(library, name)
+                    function.argtypes, function.restype = (ctypes.c_void_p,), ctypes.c_void_p
+                    function(None)
+
+
+Image.init()  # Pillow's plug-ins, and with them the libraries
+_silence_libtiff()
 
 
 class BadImage(ValueError):

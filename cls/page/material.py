@@ -1,15 +1,15 @@
 """What a run directory holds, read once; a run that is not finished holds less."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cls import goodput
-from cls.config import Run, from_yaml
+from cls.config import Run
 from cls.lives import read_lives
 from cls.metrics import Predictions
 from cls.report import read_parquet
+from cls.stored import read_data, read_outcome, read_run_directory, read_text
 from cls.track.record import read_rows
 
 
@@ -38,24 +38,21 @@ class Material:
         """Empty while the run has not stored them."""
         names = self.folder / "classes.txt"
         if self.val is None and names.exists():
-            return tuple(names.read_text().splitlines())
+            return tuple(read_text(names).splitlines())
         return self.val.classes if self.val else ()
 
 
 def read_material(folder: Path) -> Material:
     """ValueError where ``folder`` is no run directory, or a file in it is damaged."""
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder} is not a run directory: it has no config.yaml")
-    data, events = folder / "data.json", read_lives(folder)
-    found = json.loads(data.read_text()) if data.exists() else {}
+    run, events = read_run_directory(folder), read_lives(folder)
     early: dict[str, Any] = {"command": "", "versions": {}, "job": ""}  # what earlier versions did not note
     return Material(
         folder=folder,
-        run=from_yaml((folder / "config.yaml").read_text()),
+        run=run,
         rows=read_rows(folder),
         lives=goodput.lives(folder),
         starts=[early | event for event in events if event["event"] == "start"],
-        counts={split: facts["images"] for split, facts in found.items()},
+        counts={split: facts["images"] for split, facts in read_data(folder).items()},
         outcome=_outcome(folder, events),
         val=_predictions(folder, "val"),
         views=_predictions(folder, "val_tta"),
@@ -71,7 +68,4 @@ def _predictions(folder: Path, name: str) -> Predictions | None:
 def _outcome(folder: Path, events: list[dict[str, Any]]) -> str:
     if events and events[-1]["event"] == "results":  # at this moment the run writes its last files
         return "done"
-    try:
-        return str(json.loads((folder / "exit.json").read_text())["outcome"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    return read_outcome(folder)

@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from cls.clock import Clock
 from cls.config import Train
-from cls.parallel.guards import check_fsdp, choose_device, refuse_launcher
+from cls.parallel.guards import check_fsdp, choose_device, ignore_mpi, refuse_launcher
 from cls.stop import Stop, Stopped
 
 T = TypeVar("T")
@@ -171,6 +171,7 @@ def start(train: Train, stop: Stop) -> Cluster:
     processes that do not find each other.
     """
     refuse_launcher(os.environ)
+    ignore_mpi(os.environ)
     fsdp = check_fsdp(os.environ, train)
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts

@@ -2,11 +2,13 @@
 
 import os
 import re
+from collections.abc import MutableMapping
 from pathlib import Path
 
 import torch
 
 from cls.config import Train
+from cls.paths import command_line
 
 
 def refuse_launcher(env: os._Environ[str] | dict[str, str]) -> None:
@@ -27,6 +29,30 @@ def refuse_launcher(env: os._Environ[str] | dict[str, str]) -> None:
                 "accelerate launch --config_file accelerate_configs/ddp.yaml "
                 "(an unnamed one comes from `accelerate config`)"
             )
+
+
+MPI = ("PMI", "OMPI_COMM_WORLD", "MV2_COMM_WORLD")
+MPI_LOCAL = ("MPI_LOCALRANKID", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
+             "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE")  # fmt: skip
+
+
+def ignore_mpi(env: MutableMapping[str, str]) -> None:
+    """Remove MPI's variables, which accelerate would believe more than its own launcher's.
+
+    srun and mpirun set them for each process that they start, also for accelerate's launcher of each node. ValueError
+    where there are several processes and no launcher: each would train alone, or wait for a network that nobody opened.
+    """
+    for name in MPI:
+        size = env.get(f"{name}_SIZE", "")
+        if size.strip().isdecimal() and int(size) > 1 and "WORLD_SIZE" not in env:
+            launcher = ("accelerate", "launch", "--num_processes", size.strip())
+            raise ValueError(
+                f"{name}_SIZE is {size}: by it, mpirun or srun started {size} processes, which cannot find each other "
+                f"without a launcher. Start once: {command_line({}, launcher)} (or, where the variable is only left "
+                f"over: unset {name}_SIZE {name}_RANK)"
+            )
+    for key in (*(f"{name}_{what}" for name in MPI for what in ("SIZE", "RANK")), *MPI_LOCAL):
+        env.pop(key, None)
 
 
 def check_fsdp(env: os._Environ[str] | dict[str, str], train: Train) -> bool:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from cls.track import read_rows
 
 
 def sweep(folder: Path) -> list[dict[str, Any]]:
-    """One row per run directory in ``folder``, by name, also written to table.md and table.csv there.
+    """One row per run directory in ``folder``, by name; :func:`write_tables` writes them there.
 
     Columns are the fields in which the runs differ, then the outcome ("running" while there is none), epochs done,
     the best validation accuracy with its epoch, lives, lost steps and goodput. ValueError where there is no run.
@@ -29,6 +30,11 @@ def sweep(folder: Path) -> list[dict[str, Any]]:
         {"run": path.name} | {name: _text(config[name]) for name in shown} | _result(path)
         for path, config in zip(found, configs, strict=True)
     ]
+    return rows
+
+
+def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write table.md and table.csv into ``folder``; OSError where that cannot be."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -37,7 +43,6 @@ def sweep(folder: Path) -> list[dict[str, Any]]:
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
     lines += ["| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows]
     write_whole(folder / "table.md", ("\n".join(lines) + "\n").encode())
-    return rows
 
 
 def _result(path: Path) -> dict[str, Any]:
@@ -46,9 +51,9 @@ def _result(path: Path) -> dict[str, Any]:
     spent = goodput.total(goodput.lives(path))
     return {
         "outcome": state_of(path),
-        "epochs": validated[-1]["epoch"] if validated else 0,
+        "epochs": validated[-1].get("epoch", 0) if validated else 0,
         "best accuracy": f"{best['val/accuracy']:.4f}" if best else "",
-        "at epoch": best["epoch"] if best else "",
+        "at epoch": best.get("epoch", "") if best else "",
         "lives": spent["lives"],
         "lost steps": spent["lost_steps"],
         "goodput": f"{spent['goodput']:.2f}",

@@ -1,7 +1,6 @@
 """Run the members of a sweep on this machine, one after the other."""
 
 import contextlib
-import json
 import os
 import shlex
 import shutil
@@ -20,7 +19,9 @@ from rich.markup import escape
 
 from cls.lock import in_use, owner_of
 from cls.outcome import CODES
+from cls.paths import writing
 from cls.stop import Stop, Stopped
+from cls.stored import read_json
 from cls.sweep.members import Member
 
 POLL_SECONDS = 0.2
@@ -66,9 +67,11 @@ def run_members(
 def _run(member: Member, command: Sequence[str], stop: Stop) -> tuple[str, str]:
     """Outcome and reason of one run; it has its own process group, so that a Ctrl-C reaches it once, from here."""
     log, end = Path(f"{member.path}.log"), member.path / "exit.json"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    with writing("out", log.parent):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        output = log.open("ab")
     before = _written(end)
-    with log.open("ab") as output:
+    with output:
         first = output.tell()
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -78,7 +81,7 @@ def _run(member: Member, command: Sequence[str], stop: Stop) -> tuple[str, str]:
         text.seek(first)
         lines = deque((line.rstrip() for line in text if line.strip()), TAIL_LINES)
     if _written(end) not in (0, before):  # 0: a run that goes on takes its last end away first
-        record = json.loads(end.read_text())
+        record = read_json(end)
         outcome, reason = str(record["outcome"]), str(record["reason"])
     else:
         outcome, reason = _unwritten(child.returncode, lines)

@@ -7,9 +7,10 @@ from typing import Any
 
 from cls import recipes
 from cls.checks import check
-from cls.config import Run, change, diff, flat, from_yaml
+from cls.config import Run, change, diff, flat
 from cls.lock import state_of
 from cls.recipes.sweeps import Sweep
+from cls.stored import read_run, read_text
 
 Rows = dict[tuple[str, str], list["Member"]]
 """(sweep, row) -> its members, by seed; rows that are the same run share them."""
@@ -92,10 +93,7 @@ def _method(run: Run) -> tuple[Any, ...]:
 
 def stored_run(path: Path) -> Run:
     """The configuration in a config.yaml; ValueError naming the file."""
-    try:
-        return from_yaml(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return read_run(path)
 
 
 def differences(stored: Run, wanted: Run) -> list[str]:
@@ -151,8 +149,9 @@ def _refuse_mixture(rows: Rows) -> None:
     for member in started:
         file = member.path / "data.json"
         if file.is_file():
-            first, content = images.setdefault(member.run.seed, (member.path, file.read_text()))
-            if content != file.read_text():
+            own = read_text(file)
+            first, content = images.setdefault(member.run.seed, (member.path, own))
+            if content != own:
                 raise ValueError(
                     f"{first} and {member.path} were trained or validated on other images: delete the one "
                     "that is out of date, or give another --out"

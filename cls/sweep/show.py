@@ -1,5 +1,6 @@
 """What ``cls sweep NAME`` does; it tells people on standard error and gives a JSON document."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from cls.config import Run
 from cls.console import PEOPLE
+from cls.paths import writing
 from cls.recipes.sweeps import SWEEPS, Row, Sweep, chosen, figure, unknown
 from cls.stop import Stop
 from cls.sweep.files import arguments, write_slurm, write_wandb
@@ -47,7 +49,8 @@ def carry_out(name: str, wish: Wish, fields: Run, words: Sequence[str], stop: St
 
     ``words`` are the fields that were typed; ``fields`` holds their values.
     """
-    sweeps, folder, launch = chosen(name), Path(fields.out or FOLDER), shlex.split(wish.launch)
+    sweeps, folder = chosen(name), Path(fields.out or FOLDER)
+    launch = [os.path.expanduser(word) for word in shlex.split(wish.launch)]
     if not sweeps:
         raise unknown(name)
     if not launch:
@@ -62,10 +65,12 @@ def carry_out(name: str, wish: Wish, fields: Run, words: Sequence[str], stop: St
     rows = find_members(sweeps, wish.seeds, values, folder)
     document: dict[str, Any] = {"folder": str(folder), "failed": {}}
     if wish.slurm:
-        document["sbatch"] = _slurm(Path(wish.slurm), [m for m in unique(rows) if m.open], shared, folder)
+        with writing("slurm", wish.slurm):
+            document["sbatch"] = _slurm(Path(wish.slurm), [m for m in unique(rows) if m.open], shared, folder)
     if wish.wandb:
         project = fields.track.project
-        document["wandb"] = write_wandb(Path(wish.wandb), name, sweeps, rows, launch, shared, folder, project)
+        with writing("wandb", wish.wandb):
+            document["wandb"] = write_wandb(Path(wish.wandb), name, sweeps, rows, launch, shared, folder, project)
         print(f"register it with\n{document['wandb']}\nand start the agent that it names", file=sys.stderr)
 
     def command(member: Member) -> list[str]:
@@ -109,12 +114,16 @@ def _tables(sweeps: Mapping[str, Sweep], rows: Rows, folder: Path, seeds: int) -
     found = []
     for name, sweep in sweeps.items():
         records = measured(name, sweep, rows)
-        files = [str(path) for path in write_table(folder, name, sweep, records, seeds)]
+        try:
+            files = [str(path) for path in write_table(folder, name, sweep, records, seeds)]
+        except OSError as error:  # of somebody else's runs: what is shown is the answer
+            print(f"tables were not written into {folder} ({error.strerror})", file=sys.stderr)
+            files = []
         table = Table(*HEAD, title=f"{name}: {sweep.what}", title_justify="left", box=None)
         for record in records:
             table.add_row(*map(escape, cells(record, seeds)))
         PEOPLE.print("", table)
-        print(f"{note(sweep)}\nalso in {' and '.join(files)}", file=sys.stderr)
+        print(note(sweep) + (f"\nalso in {' and '.join(files)}" if files else ""), file=sys.stderr)
         found.append({"sweep": name, "what": sweep.what, "finding": sweep.finding, "rows": records, "files": files})
     return found
 

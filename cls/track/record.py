@@ -29,16 +29,26 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     A last line cut short by a crash is left out; any other broken line is a ValueError.
     """
     path = folder / "metrics.jsonl"
-    lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    try:
+        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     rows = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is nothing, or half a row
         try:
             row = json.loads(line)
-            row["step"]
-            rows.append({key: math.nan if value is None else value for key, value in row.items()})
-        except (ValueError, KeyError, TypeError) as error:
+            if type(row["step"]) is not int or not 0 <= row["step"] < 1 << 53:
+                raise ValueError(f"step is {row['step']!r}")
+            rows.append({key: math.nan if value is None else _number(key, value) for key, value in row.items()})
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{path}: line {number} is no record of a step ({error!r}); remove that line") from error
     return rows
+
+
+def _number(key: str, value: Any) -> float:
+    if type(value) not in (int, float) or abs(value) > 1e300:  # larger integers do not fit a float
+        raise ValueError(f"{key} is {str(value)[:40]!r}")
+    return value  # type: ignore[no-any-return]  # checked above
 
 
 def encode(row: Row) -> bytes:

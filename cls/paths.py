@@ -1,0 +1,133 @@
+"""Paths that people type: ``~`` at their start, and places that cannot be written."""
+
+import dataclasses
+import errno
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+PATHS = {
+    "Run": ("out",), "Data": ("path", "copy"), "Model": ("weights",),
+    "Show": ("to",), "Predict": ("run", "path", "out"), "Evaluate": ("run", "path"), "Report": ("run", "to"),
+    "Audit": ("run",), "Sweep": ("name",), "Wish": ("slurm", "wandb"), "Compare": ("runs", "baseline", "to"),
+    "Request": ("script",), "Pack": ("path", "to"), "Export": ("run", "to"), "Options": ("images",),
+    "Check": ("path", "run", "to"), "Doctor": ("out", "data"),
+}  # fmt: skip
+"""The fields that hold a path, by the class of the options: in them ``~`` and ``~user`` are a home directory."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def expanded(options: T) -> T:
+    """A dataclass of options, and those inside it, with ``~`` and ``~user`` at the start of each path expanded.
+
+    A shell does so only where the path is a word of its own, not in ``--out=~/runs``. ValueError for an unknown user.
+    """
+    assert dataclasses.is_dataclass(options) and not isinstance(options, type)
+    found = {item.name: getattr(options, item.name) for item in dataclasses.fields(options)}
+    changed: dict[str, object] = {
+        name: expanded(value) for name, value in found.items() if dataclasses.is_dataclass(value)
+    }
+    for name in PATHS.get(type(options).__name__, ()):
+        value = found[name]
+        changed[name] = tuple(_home(name, v) for v in value) if isinstance(value, tuple) else _home(name, value)
+    return dataclasses.replace(options, **{name: value for name, value in changed.items() if value != found[name]})
+
+
+def _home(name: str, value: T) -> T:
+    if not isinstance(value, str) or not value.startswith("~"):
+        return value
+    path = os.path.expanduser(value)
+    if path.startswith("~"):
+        raise ValueError(
+            f"{name}: {value}: there is no user {value[1:].partition('/')[0]!r}; a name that starts with ~ is written "
+            f"./{value}"
+        )
+    return path  # type: ignore[return-value]  # T is str here
+
+
+def check_output(option: str, path: str | Path, folder: bool = False) -> None:
+    """ValueError, before the work and not after it, where the file (or ``folder``) of an option cannot be written.
+
+    Nothing is left behind by the attempt. ``path`` '' is no output.
+    """
+    if not str(path):
+        return
+    path = Path(path)
+    with writing(option, path):
+        if not folder and path.is_dir():
+            raise ValueError(f"{option}: {path} is a folder: name a file in it")
+        if path.exists() and not folder and not path.is_file():  # /dev/null would be replaced by the file
+            raise ValueError(f"{option}: {path} is not a regular file: name another one")
+        if path.exists() and folder and not path.is_dir():
+            raise ValueError(f"--{option} {path} is a file: name a folder")
+        places = (path, *path.absolute().parents) if folder else path.absolute().parents
+        place = next(place for place in places if place.exists())
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{place} is a file")
+        with tempfile.TemporaryFile(dir=place) as file:  # permissions, ACLs, quotas, read-only and full disks
+            file.write(b"\0" * 4096)
+
+
+@contextmanager
+def writing(option: str, path: str | Path) -> Iterator[None]:
+    """What cannot be written inside becomes a ValueError with the command that writes to another place.
+
+    Only writing belongs inside: errors of reading are no fault of ``path``.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        way = "free space, or write" if error.errno in FULL else "write"
+        raise ValueError(
+            f"{option}: {path} cannot be written ({reason}): {way} elsewhere with: "
+            f"{command_line({option: elsewhere(path)})}"
+        ) from error
+
+
+def elsewhere(path: str | Path) -> str:
+    """A new name that can be written, for the command of a message: in this folder, at home, or for temporary files."""
+    places = [Path(), Path.home(), Path(tempfile.gettempdir())]
+    place = next((place for place in places if os.access(place, os.W_OK | os.X_OK)), Path("FOLDER"))
+    name = Path(path).name or "out"
+    stem, ending = os.path.splitext(name)
+    names = (name if n == 1 else f"{stem}-{n}{ending}" for n in count(1))
+    return str(place / next(each for each in names if not os.path.lexists(place / each)))
+
+
+def name_problem() -> str:
+    """What is wrong with a name that Python could not decode, and what to do: the name or the locale may be the cause.
+
+    Python itself takes LC_ALL=C for UTF-8, unless PYTHONUTF8=0 forbids it; other locales it takes at their word.
+    """
+    encoding = sys.getfilesystemencoding()
+    if encoding.replace("-", "").lower() == "utf8":
+        return "is not UTF-8; rename it"
+    return f"is not {encoding}, which the locale makes Python expect: run the same command with PYTHONUTF8=1 before it"
+
+
+def command_line(options: dict[str, str], launcher: Sequence[str] = ()) -> str:
+    """This process's command line with some options set to other values, for a shell; started by ``launcher``."""
+    program, *words = sys.argv
+    kept: list[str] = []
+    skip = False
+    names = {f"--{name}" for name in options} | {f"--{name.replace('_', '-')}" for name in options}
+    for word in words:
+        if skip:
+            skip = False
+        elif word in names:
+            skip = True
+        elif word.partition("=")[0] not in names:
+            kept.append(word)
+    own = Path(program).name in ("cls", "__main__.py")
+    start = ["cls"] if own and not launcher else ["-m", "cls"] if own else [program]
+    start = [*launcher, *start] if launcher or own else ["python", *start]
+    return shlex.join([*start, *kept, *(word for name, value in options.items() for word in (f"--{name}", value))])
