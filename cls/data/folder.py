@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from cls.console import printable
 from cls.data import ignored
-from cls.data.layout import NoClasses, Tree, arrange
+from cls.data.layout import Tree, arrange
 from cls.data.names import links, some
 from cls.data.part import SPLITS, Found, Part, coded, dataset, normal
 from cls.data.table_splits import TABLES
@@ -127,15 +127,12 @@ def read(root: Path, listing: Listing) -> Found:
     """The splits of a folder: ``train/ val/ test/`` and what means the same, or only class folders (all is train).
 
     Labels are the names of the class folders, in NFC; files may lie deeper inside them. The test folder may be flat, or
-    have subfolders that are no classes: its images are then unlabelled. What is unclear is a ValueError.
+    have subfolders that are no classes: its images are then unlabelled. ValueError as of layout.arrange.
     """
-    try:
-        tree = Tree(root, listing.images)
-        places = arrange(tree)
-        _refuse_empty(root, places, listing)
-        parts, outside = _parts(root, places, listing.images)
-    except NoClasses as error:
-        raise ValueError(f"{error}{labels_beside(root, listing)}") from None
+    tree = Tree(root, listing.images)
+    places = arrange(tree)
+    _refuse_empty(root, places, listing)
+    parts, outside = _parts(root, places, listing.images)
     notes = [*_same_names(parts, places, tree), *_left_out(root, places, outside)]
     notes += _hollow(root, places, listing, tree)
     if places["train"] == "" and (alike := sorted(name for name in parts["train"].names if name.lower() in SPLITS)):
@@ -143,11 +140,6 @@ def read(root: Path, listing: Listing) -> Found:
     notes += ignored.notes(root, listing.others, "images")
     counts = ((len(outside), "images"), (len(listing.others), "other files"), (listing.hidden, "hidden"))
     return Found(parts, notes, ", ".join(f"{count:,} {what}" for count, what in counts if count))
-
-
-def labels_beside(root: Path, listing: Listing) -> str:
-    """The end of a message about images without class folders: a file of labels beside them, and its command."""
-    return ""
 
 
 def _parts(root: Path, places: dict[str, str], images: Sequence[str]) -> tuple[dict[str, Part], list[str]]:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from cls.console import printable
-from cls.data.names import besides, is_no_class, links, path_option, some, split_name, splits_in, without
+from cls.data.names import besides, is_no_class, is_unused, links, path_option, some, split_name, splits_in, without
 from cls.data.part import SPLITS
 
 
@@ -23,6 +23,16 @@ class Tree:
     def __init__(self, root: Path, images: Sequence[str]) -> None:
         self.root = root
         self.counts = Counter(name.rpartition("/")[0] for name in images)  # images directly in a folder
+        said: dict[tuple[str, ...], set[str]] = {}
+        for part in {part for path in self.counts for part in path.split("/")}:
+            if found := splits_in(part):
+                said.setdefault(tuple(besides(part)), set()).update(found)
+        self._families = {rest for rest, splits in said.items() if len(splits) > 1}
+
+    def means(self, name: str) -> set[str]:
+        """The splits that a folder's name says; of "seg_test" only where a "seg_train" or "seg_val" is there, too."""
+        found = splits_in(name)
+        return found if len(found) > 1 or split_name(name) or tuple(besides(name)) in self._families else set()
 
     def below(self, folder: str) -> list[list[str]]:
         """Paths from a folder to those inside it that hold images; [] is the folder itself."""
@@ -68,7 +78,7 @@ def arrange(tree: Tree, base: str = "") -> dict[str, str]:
         if len(names) > 1:
             chosen = {other: join(base, tied[0]) for other, tied in found.items()}
             raise ValueError(
-                f"data.path: {tree.where(base)} has {' and '.join(sorted(names))}; keep one folder for {split}, e.g. "
+                f"data.path: {tree.where(base)} has {' and '.join(sorted(names))}; keep one folder for {split}: "
                 f"{links(tree.root, chosen)}"
             )
     folders = {split: join(base, names[0]) for split, names in found.items()}
@@ -106,37 +116,36 @@ def _family(tree: Tree, base: str, tops: dict[str, bool]) -> dict[str, str]:
 
 def _refuse_splits(tree: Tree, base: str, tops: dict[str, bool], named: dict[str, str]) -> None:
     """Folders that would be classes but have a split's name, without training folders beside them."""
-    others = [top for top in tops if top not in named]
-    unclear = [top for top in others if splits_in(top)]
-    plain = [top for top in named if split_name(top)]
+    others, where = [top for top in tops if top not in named], tree.where(base)
+    lone = bool(others) and all(map(is_no_class, others))
+    trains = [top for top, split in named.items() if split == "train" and tops[top]]
+    if trains and lone:
+        raise ValueError(
+            f"data.path: {where} has {_listed(tops)}: only {trains[0]} can be training images: "
+            f"{tree.option(join(base, trains[0]))}"
+        )
+    plain = [top for top in named if split_name(top)] or (list(named) if lone else [])
     exact = [top for top in plain if top.lower() in SPLITS]
-    where = tree.where(base)
     flat_classes = [top for top in others if not (tops[top] or is_no_class(top))]
+    renamed = {named[top]: join(base, top) for top in plain}
     if plain and (any(tops[top] for top in exact) or not flat_classes):
-        renamed = {named[top]: join(base, top) for top in plain}
+        if len(others) == 1 and tops[others[0]]:
+            _refuse_level(tree, [join(base, others[0])], f"{where} has {_listed(tops)}", own_splits=True)
         one = len(others) == 1 and tops[others[0]] and "train" not in renamed
         do = f"; if {others[0]} is train: {links(tree.root, {'train': join(base, others[0])} | renamed)}" if one else ""
         raise NoClasses(
             f"data.path: {where} has {_listed(plain)} but no train/ with class folders; expected train/<class>/..., "
             f"or class folders only{do}"
         )
-    if unclear:
-        renamed = {"train": join(base, unclear[0])} | {named[top]: join(base, top) for top in plain}
-        raise ValueError(
-            f"data.path: {where} has {_listed(unclear)}, by the name of several splits; "
-            + (f"if it is train: {links(tree.root, renamed)}" if tops[unclear[0]]
-               else f"without it: {without(tree.root, [join(base, top) for top in unclear])}")
-        )  # fmt: skip
+    if unclear := [top for top in others if splits_in(top)]:
+        do = f"without it: {without(tree.root, [join(base, top) for top in unclear])}"
+        if tops[unclear[0]]:
+            do = f"if it is train: {links(tree.root, {'train': join(base, unclear[0])} | renamed)}"
+        raise ValueError(f"data.path: {where} has {_listed(unclear)}, by the name of several splits; {do}")
     if named and not others and len({*named.values()}) > 1:
         raise ValueError(
             f"data.path: {where} has {_listed(named)}, which are splits by their names: call them train, val and test: "
             + links(tree.root, {split: join(base, top) for top, split in named.items()})
-        )
-    trains = [top for top, split in named.items() if split == "train" and tops[top]]
-    if trains and all(is_no_class(top) for top in others) and others:
-        raise ValueError(
-            f"data.path: {where} has {_listed(tops)}: only {trains[0]} can be training images: "
-            f"{tree.option(join(base, trains[0]))}"
         )
 
 
@@ -157,28 +166,46 @@ def _check_classes(tree: Tree, base: str, tops: dict[str, bool]) -> None:
     same = {tuple(besides(top)) for top in tops}
     if len(same) == 1 and not {"image", "images", "img", "imgs"}.isdisjoint(*same):
         raise NoClasses(f"data.path: {where} has {_listed(tops)}, by their names parts of one set and no classes")
-    if split := [top for top in tops if split_name(top) and top.lower() not in SPLITS]:
-        raise ValueError(
-            f"data.path: {where} has {_listed(split)} beside class folders: if only {_listed(set(tops) - set(split))} "
-            f"are classes: {without(tree.root, [join(base, top) for top in split])}"
-        )
-    inner = [parts for parts in tree.below(base) if {split_name(part) for part in parts[1:]} & {"val", "test"}]
+    if wrong := [top for top in tops if is_unused(top)]:
+        _refuse_beside(tree, base, tops, wrong)
+    _check_names(tree, base, tops)
+    inner = [parts for parts in tree.below(base) if any(tree.means(part) - {"train"} for part in parts[1:])]
     if inner:
         _refuse_inner(tree, base, [join(base, "/".join(parts)) for parts in inner])
 
 
-def _refuse_level(tree: Tree, folders: list[str], what: str) -> None:
-    """The classes are in a folder below: its error, or a command that names it."""
+def _check_names(tree: Tree, folder: str, classes: Collection[str]) -> None:
+    """ValueError where a class has a split's name; "train" itself may be one."""
+    if wrong := [name for name in classes if tree.means(name) and name.lower() not in SPLITS]:
+        _refuse_beside(tree, folder, classes, wrong)
+
+
+def _refuse_beside(tree: Tree, folder: str, classes: Collection[str], wrong: Collection[str]) -> None:
+    raise ValueError(
+        f"data.path: {tree.where(folder)} has {_listed(wrong)} beside class folders: if only "
+        f"{_listed(set(classes) - set(wrong)) or 'others'} are classes: "
+        f"{without(tree.root, [join(folder, name) for name in wrong])}"
+    )
+
+
+def _refuse_level(tree: Tree, folders: list[str], what: str, own_splits: bool = False) -> None:
+    """The classes are in a folder below: its error, or a command that names it.
+
+    ``own_splits``: only where it has splits inside, else nothing.
+    """
     fit, errors = [], []
     for folder in folders:
         try:
-            if len(tree.children(arrange(tree, folder)["train"])) > 1:
+            places = arrange(tree, folder)
+            if len(tree.children(places["train"])) > 1 and (len(places) > 1 or not own_splits):
                 fit.append(folder)
         except ValueError as error:
             errors.append(error)
     if fit:
         more = f" (or {some(map(tree.option, fit[1:]))})" if fit[1:] else ""
         raise ValueError(f"data.path: {what}; the folder below has the classes: {tree.option(fit[0])}{more}")
+    if own_splits and not any(type(error) is ValueError for error in errors):
+        return
     if len(folders) == 1 and errors:
         raise errors[0]
     raise NoClasses(f"data.path: {what}; at least two classes are needed")
@@ -208,6 +235,7 @@ def _inside(tree: Tree, folders: dict[str, str]) -> dict[str, str]:
         )
     if all(split_name(name) for name in classes):
         _refuse_level(tree, [found["train"]], f"{tree.where(found['train'])} has {_listed(classes)}, which are splits")
+    _check_names(tree, found["train"], classes)
     for split, folder in folders.items():
         if split != "train":
             found[split] = _base(tree, folder, split, classes, passed)
@@ -219,7 +247,7 @@ def _inside(tree: Tree, folders: dict[str, str]) -> dict[str, str]:
         other = [
             join(found[split], "/".join(parts))
             for parts in tree.below(found[split])
-            if {split_name(part) for part in parts[1:]} - {"", split}
+            if any(tree.means(part) - {split} for part in parts[1:])
         ]
         if other:
             raise ValueError(

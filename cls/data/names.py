@@ -73,7 +73,12 @@ def split_name(name: str) -> str:
 def is_no_class(name: str) -> bool:
     """Whether a folder's name is of images in general, of annotations or of images without labels."""
     found = words(name)
-    return bool(found) and (not UNUSED.isdisjoint(found) or (GENERIC | MARKED).issuperset(found))
+    return bool(found) and (is_unused(name) or (GENERIC | MARKED).issuperset(found))
+
+
+def is_unused(name: str) -> bool:
+    """Whether a name is of images without labels, or beside the splits."""
+    return not UNUSED.isdisjoint(words(name))
 
 
 def path_option(path: str | Path) -> str:

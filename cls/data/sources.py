@@ -1,13 +1,12 @@
 """Every kind of data as the same three datasets: undecoded images, integer labels, stable ids."""
 
 import io
-import logging
 import os
 import re
 import shlex
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,18 +17,18 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 
 from cls import config
-from cls.console import PEOPLE, printable
+from cls.console import printable
 from cls.data import folder, ignored, stream, tables
 from cls.data.access import Stream, column
 from cls.data.folder import natural
 from cls.data.index import keep_index, read_index
 from cls.data.names import some
 from cls.data.part import COLUMNS, Found, Part, normal
+from cls.data.summary import say, summary
 from cls.data.table_splits import TABLES, given, grouped
 from cls.images.decode import EXTENSIONS
 from cls.seed import generator
 
-log = logging.getLogger("cls")
 PACKED = ("pack.json", "packing.json", "packing.lock")  # of cls pack, beside its shards
 
 Rows = Dataset
@@ -93,28 +92,6 @@ def load(data: config.Data, seed: int) -> Splits:
     return Splits(train=train, val=labelled["val"], test=labelled.get("test"), classes=classes, notes=(line, *notes))
 
 
-def say(lines: Sequence[str], warnings: Sequence[str]) -> None:
-    """Lines and warnings on standard error, of rank 0 alone: every rank reads the same data."""
-    if os.environ.get("RANK", "0") != "0":
-        return
-    for text in lines:
-        PEOPLE.print(text, markup=False, highlight=False, soft_wrap=True)
-    for text in warnings:
-        log.warning("%s", text)
-
-
-def summary(path: str, labels: Mapping[str, np.ndarray], parts: Mapping[str, Part], ignored: str) -> str:
-    """Which folder or files became which split, how many images and classes each, and what is ignored, in one line."""
-    said = []
-    for split in sorted(labels, key=("train", "val", "test").index):
-        known = labels[split][labels[split] >= 0]
-        classes, images = len(np.unique(known)), len(labels[split])
-        what = f"of {classes:,} class{'es' * (classes > 1)}" if len(known) else "without labels"
-        where = parts[split].origin if split in parts else "held out of train"
-        said.append(f"{split} {images:,} image{'s' * (images > 1)} {what}" + (f" ({where})" if where else ""))
-    return printable(f"data {path}: {'; '.join(said)}" + (f"; ignored: {ignored}" if ignored else ""))
-
-
 def labels_of(rows: Dataset | Stream) -> np.ndarray:
     """Class index of each row, -1 unknown."""
     labels: np.ndarray = column(rows, "label").to_numpy() if isinstance(rows, Dataset) else rows.labels
@@ -139,7 +116,7 @@ def load_given(paths: Sequence[str], data: config.Data) -> Dataset:
     """
     if len(paths) == 1:
         return load_images(paths[0], data)
-    if not any(path.lower().endswith(TABLES) or os.path.isdir(path) for path in paths):
+    if all(map(_is_listed, paths)):
         return load_listed(paths)
     if not all(path.lower().endswith(TABLES) for path in paths):
         raise ValueError(
@@ -147,6 +124,16 @@ def load_given(paths: Sequence[str], data: config.Data) -> Dataset:
             f"kind ({', '.join(TABLES)}); or pipe a list of files: find FOLDER -type f | cls predict RUN -"
         )
     return _unlabelled(_only(tables.read_files(given(paths), _unstreamed(data, labelled=False)), ", ".join(paths)))
+
+
+def _is_listed(path: str) -> bool:
+    """Whether a path is taken for one image: by its ending, there or not, or because it is a file and no table."""
+    lower = path.lower()
+    return (
+        lower.endswith(EXTENSIONS)
+        or ignored.is_unread_image(path)
+        or (os.path.isfile(path) and not lower.endswith(TABLES))
+    )
 
 
 def load_listed(names: Sequence[str]) -> Dataset:

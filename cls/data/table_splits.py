@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cls.console import printable
-from cls.data.names import UNUSED, some, splits_in, without, words
+from cls.data.names import is_unused, some, splits_in, without, words
 from cls.data.part import SPLITS
 
 TABLES = (".parquet", ".arrow", ".tar", ".tgz", ".tar.gz")
@@ -83,10 +83,10 @@ def _role(name: str) -> str:
     """train, val or test; "unused" for images without labels; "both" where a path says several things, or "none"."""
     parts = re.sub(rf"({'|'.join(map(re.escape, TABLES))})$", "", name, flags=re.IGNORECASE).split("/")
     found = {split for part in parts for split in splits_in(part)}
-    marked = any(not UNUSED.isdisjoint(words(part)) for part in parts)
+    marked = any(map(is_unused, parts))
     if not found:
         return "unused" if marked else "none"
-    if len(found) > 1 or (marked and found != {"test"}) or (marked and "pred" in "".join(words(parts[-1]))):
+    if len(found) > 1 or (marked and (found != {"test"} or "pred" in "".join(words(name)))):
         return "both"
     return found.pop()
 
