@@ -9,7 +9,18 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from cls.console import printable
-from cls.data.names import besides, is_no_class, is_unused, links, path_option, some, split_name, splits_in, without
+from cls.data.names import (
+    besides,
+    is_generic,
+    is_no_class,
+    is_unused,
+    links,
+    path_option,
+    some,
+    split_name,
+    splits_in,
+    without,
+)
 from cls.data.part import SPLITS
 
 
@@ -130,7 +141,7 @@ def _refuse_splits(tree: Tree, base: str, tops: dict[str, bool], named: dict[str
     renamed = {named[top]: join(base, top) for top in plain}
     if plain and (any(tops[top] for top in exact) or not flat_classes):
         if len(others) == 1 and tops[others[0]]:
-            _refuse_level(tree, [join(base, others[0])], f"{where} has {_listed(tops)}", own_splits=True)
+            _refuse_level(tree, [join(base, others[0])], f"{where} has {_listed(tops)}", only="splits")
         one = len(others) == 1 and tops[others[0]] and "train" not in renamed
         do = f"; if {others[0]} is train: {links(tree.root, {'train': join(base, others[0])} | renamed)}" if one else ""
         raise NoClasses(
@@ -168,6 +179,8 @@ def _check_classes(tree: Tree, base: str, tops: dict[str, bool]) -> None:
         raise NoClasses(f"data.path: {where} has {_listed(tops)}, by their names parts of one set and no classes")
     if wrong := [top for top in tops if is_unused(top)]:
         _refuse_beside(tree, base, tops, wrong)
+    if data := [top for top in tops if tops[top] and is_generic(top)]:
+        _refuse_level(tree, [join(base, top) for top in data], f"{where} has {_listed(tops)}", only="fit")
     _check_names(tree, base, tops)
     inner = [parts for parts in tree.below(base) if any(tree.means(part) - {"train"} for part in parts[1:])]
     if inner:
@@ -175,7 +188,14 @@ def _check_classes(tree: Tree, base: str, tops: dict[str, bool]) -> None:
 
 
 def _check_names(tree: Tree, folder: str, classes: Collection[str]) -> None:
-    """ValueError where a class has a split's name; "train" itself may be one."""
+    """ValueError where a class has a split's name ("train" itself may be one), or is a copy of the whole set."""
+    for name in classes:
+        inside = tree.children(join(folder, name))
+        if len(inside) > 1 and inside.keys() <= {*classes}:
+            raise ValueError(
+                f"data.path: {tree.where(join(folder, name))} has the folders {_listed(inside)}, as "
+                f"{tree.where(folder)} has; if it is no class: {without(tree.root, [join(folder, name)])}"
+            )
     if wrong := [name for name in classes if tree.means(name) and name.lower() not in SPLITS]:
         _refuse_beside(tree, folder, classes, wrong)
 
@@ -188,23 +208,23 @@ def _refuse_beside(tree: Tree, folder: str, classes: Collection[str], wrong: Col
     )
 
 
-def _refuse_level(tree: Tree, folders: list[str], what: str, own_splits: bool = False) -> None:
+def _refuse_level(tree: Tree, folders: list[str], what: str, only: str = "") -> None:
     """The classes are in a folder below: its error, or a command that names it.
 
-    ``own_splits``: only where it has splits inside, else nothing.
+    ``only``: "fit", where it can be read as it is, or "splits", where it also has splits inside; else nothing.
     """
     fit, errors = [], []
     for folder in folders:
         try:
             places = arrange(tree, folder)
-            if len(tree.children(places["train"])) > 1 and (len(places) > 1 or not own_splits):
+            if len(tree.children(places["train"])) > 1 and (len(places) > 1 or only != "splits"):
                 fit.append(folder)
         except ValueError as error:
             errors.append(error)
     if fit:
         more = f" (or {some(map(tree.option, fit[1:]))})" if fit[1:] else ""
         raise ValueError(f"data.path: {what}; the folder below has the classes: {tree.option(fit[0])}{more}")
-    if own_splits and not any(type(error) is ValueError for error in errors):
+    if only == "fit" or (only and not any(type(error) is ValueError for error in errors)):
         return
     if len(folders) == 1 and errors:
         raise errors[0]

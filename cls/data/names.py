@@ -76,6 +76,12 @@ def is_no_class(name: str) -> bool:
     return bool(found) and (is_unused(name) or (GENERIC | MARKED).issuperset(found))
 
 
+def is_generic(name: str) -> bool:
+    """Whether a folder's name is of images in general."""
+    found = words(name)
+    return bool(found) and GENERIC.issuperset(found)
+
+
 def is_unused(name: str) -> bool:
     """Whether a name is of images without labels, or beside the splits."""
     return not UNUSED.isdisjoint(words(name))

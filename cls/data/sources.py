@@ -22,10 +22,10 @@ from cls.data import folder, ignored, stream, tables
 from cls.data.access import Stream, column
 from cls.data.folder import natural
 from cls.data.index import keep_index, read_index
-from cls.data.names import some
+from cls.data.names import new_folder, some
 from cls.data.part import COLUMNS, Found, Part, normal
 from cls.data.summary import say, summary
-from cls.data.table_splits import TABLES, given, grouped
+from cls.data.table_splits import TABLES, given, grouped, kind_of
 from cls.images.decode import EXTENSIONS
 from cls.seed import generator
 
@@ -157,7 +157,14 @@ def load_labelled(path: str, classes: tuple[str, ...], data: config.Data) -> Dat
 
 def _refuse_unusable(parts: dict[str, Part], data: config.Data) -> None:
     if "train" not in parts:
-        raise ValueError(f"data.path: {data.path} has no train split, only {', '.join(sorted(parts)) or 'other ones'}")
+        only = f"data.path: {data.path} has no train split, only {', '.join(sorted(parts)) or 'other ones'}"
+        if os.path.isfile(file := os.path.expanduser(data.path)):
+            train, to = f"train{kind_of(file)}", new_folder(Path(file).parent, "train")
+            only += (
+                f"; if it is what to train on: mkdir {shlex.quote(to)} && ln -s {shlex.quote(os.path.realpath(file))} "
+                f"{shlex.quote(f'{to}/{train}')}, then --data.path {shlex.quote(to)}"
+            )
+        raise ValueError(only)
     for split, part in parts.items():
         if len(part) == 0:
             raise ValueError(f"data.path: {data.path} has no images in its {split} split")

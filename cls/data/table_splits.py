@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cls.console import printable
-from cls.data.names import is_unused, some, splits_in, without, words
+from cls.data.names import is_unused, path_option, some, splits_in, without, words
 from cls.data.part import SPLITS
 
 TABLES = (".parquet", ".arrow", ".tar", ".tgz", ".tar.gz")
@@ -49,6 +49,8 @@ def grouped(root: Path, names: Sequence[str]) -> Grouped:
             f"data.path: cannot tell the split of {printable(str(root / wrong[0]))}; {listed}; name each train-, val- "
             f"or test-..., or leave the unclear ones out: {without(root, wrong)}"
         )
+    for own in splits.values():
+        _refuse_sets(root, own)
     notes = []
     if unused and "unused" in found:
         notes.append(
@@ -56,6 +58,20 @@ def grouped(root: Path, names: Sequence[str]) -> Grouped:
             f"predictions: cls predict RUN {shlex.quote(str(root / unused[0]))}"
         )
     return Grouped(kind_of(names[0]), {split: [str(root / n) for n in own] for split, own in splits.items()}, notes)
+
+
+def _refuse_sets(root: Path, names: Sequence[str]) -> None:
+    """Several data sets side by side: their folders have files of the same names, with a split's word in them."""
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        above, _, base = name.rpartition("/")
+        folders.setdefault(base, []).append(above)
+    several = next((found for base, found in folders.items() if len(found) > 1 and splits_in(base)), None)
+    if several:
+        raise ValueError(
+            f"data.path: {printable(str(root))} has several sets side by side, {printable(some(several))}, with the "
+            f"same file names; point at one: {path_option(root / several[0])}"
+        )
 
 
 def given(names: Sequence[str]) -> Grouped:
