@@ -306,6 +306,10 @@ ROWS = (
         read={"train": CATS}, says="ignored: 2 hidden"),
     Row(name="windows", files=("{cat,dog}/{0..1}.jpg", "{cat,dog}/Thumbs.db", "desktop.ini"), read={"train": CATS},
         says=r"3 files that are no images ignored: 2 \.db, 1 \.ini"),
+    Row(name="a table of annotations", files=("{cat,dog}/{0..1}.jpg", "annotations.parquet"), read={"train": CATS},
+        says=r"1 other files\n.*1 files that are no images ignored: 1 \.parquet"),
+    Row(name="a preview beside tables", files=("{train,test}.parquet", "preview.png", "README.md"), read=TRAIN_TEST,
+        says=r"2 other files\n.*2 files that are no tables ignored: 1 \.md, 1 \.png"),
     Row(name="phones", files=("{cat,dog}/{0..1}.jpg", "{cat,dog}/{2..6}.HEIC", "bird/{0..2}.heic", "x.csv"),
         read={"train": CATS}, says=r"(?s)1 folders without an image.*bird \(3 other files\).*13 images of "
         r"kinds "
@@ -527,6 +531,13 @@ def test_evaluation_a_level_too_high_names_the_folder(tmp_path: Path) -> None:
         assert sorted(found) == [f"{tmp_path}/{option}" for option in options]
         for option in found:
             assert len(load_labelled(option, ("cat", "dog"), config.Data())) in (2, 4)
+
+
+def test_evaluation_names_what_it_ignores(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build(tmp_path, "{cat,dog}/{0..1}.jpg", "bird/{0..2}.heic", "notes.txt")
+    assert len(load_labelled(str(tmp_path), ("bird", "cat", "dog"), config.Data())) == 4
+    said = "\n".join(caplog.messages)
+    assert "no classes: bird (3 other files)" in said and "3 .heic" in said and "ignored: 1 .txt" in said
 
 
 def test_classes_of_another_unicode_form_are_those_of_the_run(tmp_path: Path) -> None:

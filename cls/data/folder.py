@@ -134,11 +134,12 @@ def read(root: Path, listing: Listing) -> Found:
     _refuse_empty(root, places, listing)
     parts, outside = _parts(root, places, listing.images)
     notes = [*_same_names(parts, places, tree), *_left_out(root, places, outside)]
-    notes += _hollow(root, places, listing, tree)
+    notes += hollow(root, places, listing, tree)
     if places["train"] == "" and (alike := sorted(name for name in parts["train"].names if name.lower() in SPLITS)):
         notes.append(f"{root}: {some(alike)} beside class folders is a class by its name, not a split")
-    notes += ignored.notes(root, listing.others, "images")
-    counts = ((len(outside), "images"), (len(listing.others), "other files"), (listing.hidden, "hidden"))
+    others = [*listing.others, *listing.tables]
+    notes += ignored.notes(root, others, "images")
+    counts = ((len(outside), "images"), (len(others), "other files"), (listing.hidden, "hidden"))
     return Found(parts, notes, ", ".join(f"{count:,} {what}" for count, what in counts if count))
 
 
@@ -210,7 +211,7 @@ def _left_out(root: Path, places: dict[str, str], outside: Sequence[str]) -> lis
     return notes
 
 
-def _hollow(root: Path, places: dict[str, str], listing: Listing, tree: Tree) -> list[str]:
+def hollow(root: Path, places: dict[str, str], listing: Listing, tree: Tree) -> list[str]:
     """Folders in the places of classes that hold no image."""
     used: set[str] = set()
     for above in tree.counts:

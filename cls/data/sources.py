@@ -22,6 +22,7 @@ from cls.data import folder, ignored, stream, tables
 from cls.data.access import Stream, column
 from cls.data.folder import natural
 from cls.data.index import keep_index, read_index
+from cls.data.layout import Tree
 from cls.data.names import new_folder, some
 from cls.data.part import COLUMNS, Found, Part, normal
 from cls.data.summary import say, summary
@@ -222,7 +223,8 @@ def _read_one(path: str, data: config.Data, *, labelled: bool) -> Part:
         unread = [] if labelled else [name for name in listing.others if ignored.is_unread_image(name)]
         if len(listing.images) + len(unread) > len(listing.tables):
             rest = [name for name in (*listing.others, *listing.tables) if name not in {*unread}]
-            say([], ignored.notes(root, rest, "images"))
+            hollow = folder.hollow(root, {"train": ""}, listing, Tree(root, listing.images)) if labelled else []
+            say([], [*hollow, *ignored.notes(root, rest, "images")])
             names = sorted((*listing.images, *unread), key=natural) if unread else listing.images
             return folder.files(root, names, [name.split("/")[0] if "/" in name else None for name in names])
     found = _read(path, data)
