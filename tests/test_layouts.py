@@ -190,7 +190,7 @@ ROWS = (
         name="intel scenes", files=("seg_train/seg_train/{cat,dog}/{0..1}.jpg",
                                     "seg_test/seg_test/{cat,dog}/{0..1}.jpg", "seg_pred/seg_pred/{0..6}.jpg"),
         read=TRAIN_TEST, under={"train": "seg_train/seg_train/", "test": "seg_test/seg_test/"},
-        says=r"7 images outside train/, val/ and test/ ignored.*seg_pred \(7\); to predict them: cls predict RUN root",
+        says=r"7 images outside train/, val/ and test/ .*seg_pred \(7\); cls predict RUN /.*root/seg",
     ),
     Row(
         name="intel scenes, flat", files=("seg_train/{cat,dog}/{0..1}.jpg", "seg_test/{cat,dog}/{0..1}.jpg",
@@ -487,6 +487,16 @@ def test_one_line_says_what_became_what(tmp_path: Path, capsys: pytest.CaptureFi
     )
     assert not more  # warnings go through logging, which pytest has taken
     assert len(splits.notes) == 3 and "cls predict RUN" in splits.notes[1] and "1 .csv" in splits.notes[2]
+
+
+def test_what_is_kept_holds_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "RACY_SECONDS", 0.0)
+    build(tmp_path / "x", "train/{cat,dog}/{0..1}.jpg", "more/0.jpg")
+    (tmp_path / "y").mkdir()
+    for place, path in ((tmp_path, "x"), (tmp_path / "y", "../x")):
+        monkeypatch.chdir(place)
+        (note,) = load(config.Data(path=path), 0).notes[1:]
+        assert len(load_given([note.split("cls predict RUN ")[1]], config.Data())) == 1
 
 
 def test_only_rank_0_speaks(

@@ -133,7 +133,8 @@ def read(root: Path, listing: Listing) -> Found:
     places = arrange(tree)
     _refuse_empty(root, places, listing)
     parts, outside = _parts(root, places, listing.images)
-    notes = [*_same_names(parts, places, tree), *_left_out(root, places, outside)]
+    root = root.absolute()  # the notes are kept for starts elsewhere
+    notes = [*_same_names(root, parts, places, tree), *_left_out(root, places, outside)]
     notes += hollow(root, places, listing, tree)
     if places["train"] == "" and (alike := sorted(name for name in parts["train"].names if name.lower() in SPLITS)):
         notes.append(f"{root}: {some(alike)} beside class folders is a class by its name, not a split")
@@ -176,13 +177,13 @@ def _role(above: str, places: dict[str, str]) -> tuple[str, str | None] | None:
     return None
 
 
-def _same_names(parts: dict[str, Part], places: dict[str, str], tree: Tree) -> list[str]:
+def _same_names(root: Path, parts: dict[str, Part], places: dict[str, str], tree: Tree) -> list[str]:
     """Class folders of one split that differ in their Unicode form only."""
     notes = []
     for split, place in places.items():
         raw = [name for name in tree.children(place) if normal(name) in parts[split].names]
         if double := sorted(name for name, count in Counter(map(normal, raw)).items() if count > 1):
-            where = tree.where(place)
+            where = printable(f"{root}/{place}".rstrip("/"))
             notes.append(
                 f"{where}: {len(double)} classes have two folders whose names differ in their Unicode form only, each "
                 f"is read as one class: {printable(some(double))}"
