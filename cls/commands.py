@@ -308,7 +308,8 @@ class Check:
     image_column: str = ""
     """Column with the images in parquet, arrow or hub data; empty: found by type, then by name."""
     label_column: str = ""
-    """Column with the labels in parquet, arrow or hub data; empty: found by type, then by name."""
+    """Column with the labels in parquet, arrow or hub data, member (txt) or key (json.class) of a webdataset; empty:
+    found by type, then by name."""
 
     def do(self, stop: Stop) -> Any:
         check_output("to", self.to)

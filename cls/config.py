@@ -47,7 +47,8 @@ class Data:
     image_column: str = ""
     """Column with the images in parquet, arrow or hub data; empty: found by type, then by name."""
     label_column: str = ""
-    """Column with the labels in parquet, arrow or hub data; empty: found by type, then by name."""
+    """Column with the labels in parquet, arrow or hub data, member (txt) or key (json.class) of a webdataset; empty:
+    found by type, then by name."""
     val_fraction: float = 0.1
     """Share of the training images held out (seeded, stratified) when the data has no validation split."""
     limit: int = 0

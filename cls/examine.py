@@ -47,7 +47,7 @@ def examine(
     files = Files({split: images_of(part) for split, part in rows.items()})
     found = survey(files, workers)
     groups = copies(files, found, workers)
-    facts = document(files, splits.classes, found, groups)
+    facts = document(files, splits.classes, found, groups) | {"notes": list(splits.notes)}
     if trained:
         facts |= _doubts(trained, splits, rows)
     tell(facts)

@@ -163,7 +163,7 @@ def _fetch_data(run: Run, what: str) -> list[tuple[Note, str]]:
     for note in noted if damaged else []:
         if note.name == "dataset_info.json":  # datasets takes such a folder's existence for its being whole
             shutil.rmtree(Path(note.path).parent, ignore_errors=True)
-    files = _data_files(read_hub(run.data.path, run.data))
+    files = _data_files(read_hub(run.data.path, run.data).parts)
     notes = [_note(what, file) for file in files]
     _write_notes(what, notes)
     return [(note, "fetched again" if damaged else "fetched") for note in notes]

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from cls import report
 from cls.config import View
+from cls.data.ignored import ending, is_unread_image
 from cls.data.sources import Rows, load_given, load_listed
 from cls.files import Lines
 from cls.metrics import Predictions, readable
@@ -121,7 +123,7 @@ def _each(trained: Trained, rows: Rows, views: Sequence[View], take: Taker, stop
     try:
         # a request to stop waits for the end of a batch, on all ranks: no row is cut, no exchange broken off
         with stop.deferred("this batch"), _shown(len(rows), trained.cluster.main) as show:
-            for part in trained.stream(rows, views):
+            for part in map(_kinds_named, trained.stream(rows, views)):
                 take(part)
                 done += len(part.ids)
                 broken += int((~readable(part)).sum())
@@ -130,6 +132,15 @@ def _each(trained: Trained, rows: Rows, views: Sequence[View], take: Taker, stop
         _say(f"\n{done} of {len(rows)} images were done, and their rows are written", trained.cluster.main)
         raise
     return broken
+
+
+def _kinds_named(part: Predictions) -> Predictions:
+    """Errors of files whose ending is of images that are not read say so."""
+    errors = [
+        f"{error}: {ending(name)} is not read, convert it to JPEG or PNG" if error and is_unread_image(name) else error
+        for name, error in zip(part.ids, part.errors, strict=True)
+    ]
+    return replace(part, errors=errors)
 
 
 def _nothing(part: Predictions) -> None:

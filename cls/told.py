@@ -45,7 +45,8 @@ def tell(facts: dict[str, Any]) -> None:
     doubted = ("id", "split", "label", "label_prob", "predicted", "predicted_prob")
     _table("labels that the model doubts", facts.get("suspects", []), doubted)
     if not problems(facts):
-        _say("nothing that must be mended")
+        unseen = "; what the warnings above name was not checked" if len(facts.get("notes", ())) > 1 else ""
+        _say(f"nothing that must be mended{unseen}")
 
 
 def _splits(splits: dict[str, Any]) -> None:

@@ -281,6 +281,19 @@ def test_tables_are_checked_as_folders_are_and_clean_data_are_said_to_be_clean(
         assert "nothing that must be mended" in capsys.readouterr().err
 
 
+def test_what_is_ignored_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clean(tmp_path / "folder")
+    for number in range(10):
+        save(tmp_path / f"folder/train/c/{number}.HEIC", b"\0\0\0\x18ftypheic")
+    facts = checked(tmp_path / "folder")
+    line, hollow, unread = facts["notes"]
+    assert facts["images"] == 17 and line.endswith("ignored: 10 other files")
+    assert "1 folders without an image that can be read, so no classes: train/c (10 other files)" in hollow
+    assert "10 images of kinds that are not read ignored: 10 .heic; to convert them" in unread
+    shown = capsys.readouterr().err
+    assert "nothing that must be mended; what the warnings above name was not checked" in shown and line in shown
+
+
 # --- labels ---
 
 

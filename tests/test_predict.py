@@ -221,6 +221,26 @@ def test_what_cannot_be_read_keeps_its_row_with_the_reason(
     assert len(submitted) == 8 and submitted["gone"] == "class 1"  # the run's most frequent class
 
 
+def test_photos_of_kinds_that_are_not_read_get_rows_with_an_error(
+    run: Path, folder: Path, tmp_path: Path, rows_of: Callable[..., Answers], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A phone's folder: 2 of 3 rows alone would look like all."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for file in sorted(folder.iterdir())[:2]:
+        shutil.copy(file, photos)
+    (photos / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (photos / "notes.txt").write_text("x")
+    for paths, count in (([photos], 3), ([photos / "IMG_1.HEIC"], 1), (sorted(photos.iterdir()), 4)):
+        rows = {Path(row["id"]).name: row for row in rows_of(paths)}
+        assert len(rows) == count and sum(not row["error"] for row in rows.values()) == (2 if count > 1 else 0)
+        assert rows["IMG_1.HEIC"]["error"].endswith(": .heic is not read, convert it to JPEG or PNG")
+        assert rows["IMG_1.HEIC"]["predicted"] is None
+    document = predicted(run, [photos], tmp_path / "out")
+    assert document["images"] == 3 and document["broken"] == 1
+    assert "3 predictions in" in (shown := capfd.readouterr().err) and "1 could not be read" in shown
+
+
 @pytest.mark.parametrize(
     ("paths", "top_k", "message"),
     [

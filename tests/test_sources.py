@@ -117,7 +117,10 @@ def test_splits_of_other_names_are_no_classes(tmp_path: Path) -> None:
     assert splits.classes == ("a", "b") and splits.test is not None and len(splits.train) + len(splits.val) == 4
     for number, (one, other) in enumerate((("seg_train", "seg_test"), ("train_set", "val_set"), ("Train2", "Test2"))):
         make(tmp_path / str(number), **{one: classes, other: classes})
-        refuse(tmp_path / str(number), f"has {min(one, other)}, {max(one, other)}, which are splits .* call them train")
+        splits = load(data(tmp_path / str(number)), seed=0)
+        other_part = splits.val if "val" in other else splits.test
+        assert splits.classes == ("a", "b") and other_part is not None
+        assert ids(other_part) == [f"{other}/{name}/{name}-{i}.jpg" for name in "ab" for i in range(2)]
     make(tmp_path / "half", images=classes, validation=classes)
     refuse(tmp_path / "half", "has validation but no train/ with class folders")
     make(tmp_path / "fine", test_tube={"deep": 4}, beaker={"deep": 4})

@@ -18,14 +18,14 @@ import pyarrow as pa
 from datasets import Dataset
 from datasets.table import MemoryMappedTable
 
-from cls.data.folder import Found, Listing, Stamp, stamp
-from cls.data.part import COLUMNS, Part
+from cls.data.folder import Listing, Stamp, stamp
+from cls.data.part import COLUMNS, Found, Part
 from cls.files import replacing
 
 RACY_SECONDS = 2.0
 """A folder younger than this when it is walked may get one more name within the same tick of its file system's clock
 (FAT's is 2 s) and keep its time of change."""
-VERSION = 3
+VERSION = 4
 
 
 def cache_folder() -> Path:
@@ -45,7 +45,7 @@ def read_index(root: Path) -> Found | None:
         table.validate(full=True)  # 10 ms for 100,000 files: offsets beyond the file would end the process
         if len(table) != sum(part["rows"] for part in about["parts"]):
             return None
-        return Found(_parts(table, about, path.stem), [(level, text) for level, text in about["notes"]])
+        return Found(_parts(table, about, path.stem), list(about["notes"]), about["ignored"])
     return None
 
 
@@ -60,9 +60,12 @@ def keep_index(root: Path, listing: Listing, found: Found, scanned: float) -> Fo
         return found
     if known := read_index(root):
         return known
-    about: dict[str, Any] = {"version": VERSION, "root": os.path.realpath(root), "notes": found.notes}
-    about["folders"] = listing.folders
-    about["parts"] = [{"split": split, "rows": len(part), "names": part.names} for split, part in found.parts.items()]
+    about: dict[str, Any] = {"version": VERSION, "root": os.path.realpath(root), "folders": listing.folders}
+    about |= {"notes": found.notes, "ignored": found.ignored}
+    about["parts"] = [
+        {"split": split, "rows": len(part), "names": part.names, "origin": part.origin}
+        for split, part in found.parts.items()
+    ]
     try:
         with replacing(_path(root)) as aside, pa.OSFile(str(aside), "wb") as file:
             _write(file, about, found)
@@ -93,7 +96,7 @@ def _parts(table: MemoryMappedTable, about: dict[str, Any], name: str) -> dict[s
             info=datasets.DatasetInfo(features=datasets.Features(COLUMNS)),
             fingerprint=f"{name}-{one['split']}",
         )
-        parts[one["split"]] = Part(images, codes, tuple(one["names"]))
+        parts[one["split"]] = Part(images, codes, tuple(one["names"]), origin=one["origin"])
     return parts
 
 

@@ -23,7 +23,8 @@ class Packing:
     image_column: str = ""
     """Column with the images in parquet, arrow or hub data; empty: found by type, then by name."""
     label_column: str = ""
-    """Column with the labels in parquet, arrow or hub data; empty: found by type, then by name."""
+    """Column with the labels in parquet, arrow or hub data, member (txt) or key (json.class) of a webdataset; empty:
+    found by type, then by name."""
 
     def __post_init__(self) -> None:
         if self.short < 0:

@@ -1,10 +1,11 @@
 """Every kind of data as the same three datasets: undecoded images, integer labels, stable ids."""
 
 import io
-import logging
 import os
 import re
+import shlex
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,16 +17,20 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 
 from cls import config
-from cls.data import folder, stream, tables
+from cls.console import printable
+from cls.data import folder, ignored, stream, tables
 from cls.data.access import Stream, column
-from cls.data.folder import TABLES, natural
+from cls.data.folder import natural
 from cls.data.index import keep_index, read_index
-from cls.data.part import COLUMNS, Part
+from cls.data.layout import Tree
+from cls.data.names import new_folder, some
+from cls.data.part import COLUMNS, Found, Part, normal
+from cls.data.summary import say, summary
+from cls.data.table_splits import TABLES, given, grouped, kind_of
 from cls.images.decode import EXTENSIONS
 from cls.seed import generator
 
-log = logging.getLogger("cls")
-
+PACKED = ("pack.json", "packing.json", "packing.lock")  # of cls pack, beside its shards
 
 Rows = Dataset
 """One split: columns ``image`` (undecoded), ``label`` (index into the class list, -1 unknown), ``id``."""
@@ -42,15 +47,18 @@ class Splits:
     val: Dataset
     test: Dataset | None
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What became what, and what was left out, as it was printed."""
 
 
 def load(data: config.Data, seed: int) -> Splits:
-    """Index the images of ``data.path`` without reading them.
+    """Index the images of ``data.path`` without reading them; rank 0 prints what became what, and what is ignored.
 
     Without validation images, ``data.val_fraction`` of each class is held out by ``seed``. Labels of all splits are
     mapped by name to the classes of the training images. What cannot be used is a ValueError naming the field.
     """
-    parts = _digits() if data.path == "digits" else _read(data.copy or data.path, data)
+    found = Found(_digits(), []) if data.path == "digits" else _read(data.copy or data.path, data)
+    parts, notes = found.parts, list(found.notes)
     _refuse_unusable(parts, data)
     classes = tuple(sorted(parts["train"].present, key=natural))
     if len(classes) < 2:
@@ -74,13 +82,15 @@ def load(data: config.Data, seed: int) -> Splits:
         labelled["val"] = everything.select(held)
     lacking = np.flatnonzero(np.bincount(labels_of(labelled["val"]), minlength=len(classes)) == 0)
     if len(lacking):
-        log.warning(
-            "validation has no image of %d classes: %s", len(lacking), ", ".join(classes[label] for label in lacking)
-        )
+        names = printable(", ".join(classes[label] for label in lacking))
+        notes.append(f"validation has no image of {len(lacking)} classes: {names}")
     if data.limit:
         labelled = {split: _limit(part, data.limit, seed, split) for split, part in labelled.items()}
     train = labelled["train"] if "train" in labelled else _stream(parts["train"], classes)
-    return Splits(train=train, val=labelled["val"], test=labelled.get("test"), classes=classes)
+    kept = {"train": train} | labelled
+    line = summary(data.path, {split: labels_of(rows) for split, rows in kept.items()}, parts, found.ignored)
+    say([line], notes)
+    return Splits(train=train, val=labelled["val"], test=labelled.get("test"), classes=classes, notes=(line, *notes))
 
 
 def labels_of(rows: Dataset | Stream) -> np.ndarray:
@@ -94,7 +104,7 @@ def load_images(path: str, data: config.Data) -> Dataset:
 
     Ids are the paths below the folder; the path of the file as given, as in :func:`load_listed`; those of the table.
     """
-    if path.lower().endswith(EXTENSIONS) and os.path.isfile(file := os.path.expanduser(path)):
+    if not path.lower().endswith(TABLES) and os.path.isfile(file := os.path.expanduser(path)):
         return load_listed([file])
     return _unlabelled(_read_one(path, data, labelled=False))
 
@@ -107,16 +117,24 @@ def load_given(paths: Sequence[str], data: config.Data) -> Dataset:
     """
     if len(paths) == 1:
         return load_images(paths[0], data)
-    if all(path.lower().endswith(EXTENSIONS) for path in paths):
+    if all(map(_is_listed, paths)):
         return load_listed(paths)
     if not all(path.lower().endswith(TABLES) for path in paths):
         raise ValueError(
             f"{paths[0]} to {paths[-1]} cannot be read together: name one folder, or image files, or tables of one "
             f"kind ({', '.join(TABLES)}); or pipe a list of files: find FOLDER -type f | cls predict RUN -"
         )
-    kind, groups = tables.grouped(Path(), list(paths))
-    return _unlabelled(_only({split: tables.read_split(kind, names, split, _unstreamed(data, labelled=False))
-                              for split, names in groups.items()}, ", ".join(paths)))  # fmt: skip
+    return _unlabelled(_only(tables.read_files(given(paths), _unstreamed(data, labelled=False)), ", ".join(paths)))
+
+
+def _is_listed(path: str) -> bool:
+    """Whether a path is taken for one image: by its ending, there or not, or because it is a file and no table."""
+    lower = path.lower()
+    return (
+        lower.endswith(EXTENSIONS)
+        or ignored.is_unread_image(path)
+        or (os.path.isfile(path) and not lower.endswith(TABLES))
+    )
 
 
 def load_listed(names: Sequence[str]) -> Dataset:
@@ -132,6 +150,7 @@ def _unlabelled(part: Part) -> Dataset:
 def load_labelled(path: str, classes: tuple[str, ...], data: config.Data) -> Dataset:
     """Class folders or a table with labels, numbered by name after ``classes``; an unknown class is a ValueError."""
     part = _read_one(path, data, labelled=True)
+    _refuse_level(path, part, classes)
     if part.unlabelled:
         raise ValueError(f"{path}: {part.unlabelled} of {len(part)} images have no label")
     return _number(part, classes, path)
@@ -139,18 +158,25 @@ def load_labelled(path: str, classes: tuple[str, ...], data: config.Data) -> Dat
 
 def _refuse_unusable(parts: dict[str, Part], data: config.Data) -> None:
     if "train" not in parts:
-        raise ValueError(f"data.path: {data.path} has no train split, only {', '.join(sorted(parts)) or 'other ones'}")
+        only = f"data.path: {data.path} has no train split, only {', '.join(sorted(parts)) or 'other ones'}"
+        if os.path.isfile(file := os.path.expanduser(data.path)):
+            train, to = f"train{kind_of(file)}", new_folder(Path(file).parent, "train")
+            only += (
+                f"; if it is what to train on: mkdir {shlex.quote(to)} && ln -s {shlex.quote(os.path.realpath(file))} "
+                f"{shlex.quote(f'{to}/{train}')}, then --data.path {shlex.quote(to)}"
+            )
+        raise ValueError(only)
     for split, part in parts.items():
         if len(part) == 0:
             raise ValueError(f"data.path: {data.path} has no images in its {split} split")
         if part.unlabelled and split != "test":
             raise ValueError(
                 f"data.path: {part.unlabelled} of {len(part)} {split} images in {data.path} have no label; remove them"
-                + (f", or set data.label_column to one of {', '.join(part.columns)}" if part.columns else "")
+                f"{part.unlabelled_hint}"
             )
 
 
-def _read(path: str, data: config.Data) -> dict[str, Part]:
+def _read(path: str, data: config.Data) -> Found:
     root = Path(path).expanduser()
     if root.is_dir():
         if tables.is_saved(root):
@@ -161,25 +187,31 @@ def _read(path: str, data: config.Data) -> dict[str, Part]:
         if found is None:
             listing = folder.scan(root)
             if not listing.images and not listing.tables:
-                raise ValueError(f"data.path: {path} holds no images ({len(listing.others)} other files)")
-            # A table of annotations may lie beside the images, a preview image beside the tables.
-            if len(listing.tables) >= len(listing.images):
-                return _tables(root, listing.tables, data)
+                raise ValueError(ignored.nothing_to_read(root, listing.others, EXTENSIONS))
+            if _holds_tables(listing):
+                return _tables(root, listing, data)
             found = keep_index(root, listing, folder.read(root, listing), scanned)
-        for level, text in found.notes:
-            log.log(level, text)
-        return stream.folder_blocks(found.parts) if data.streaming else found.parts
+        return found._replace(parts=stream.folder_blocks(found.parts)) if data.streaming else found
     if root.is_file():
         if root.name.lower().endswith(TABLES):
-            return _tables(root.parent, [root.name], data)
+            return _tables(root.parent, folder.Listing([], [root.name], [], [], False), data)
         raise ValueError(f"data.path: {path} is a file; expected a folder of images or one of {', '.join(TABLES)}")
     if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path) and not path.lower().endswith((*TABLES, *EXTENSIONS)):
         return stream.read_hub(path, data) if data.streaming else tables.read_hub(path, data)
     raise ValueError(f"data.path: there is no file or folder {path}")
 
 
-def _tables(root: Path, names: list[str], data: config.Data) -> dict[str, Part]:
-    return stream.read_files(root, names, data) if data.streaming else tables.read_files(root, names, data)
+def _holds_tables(listing: folder.Listing) -> bool:
+    """A table of annotations may lie beside the images, a preview image beside the tables."""
+    return len(listing.tables) >= len(listing.images)
+
+
+def _tables(root: Path, listing: folder.Listing, data: config.Data) -> Found:
+    files = grouped(root, listing.tables)
+    others = [name for name in (*listing.others, *listing.images) if name not in PACKED]
+    notes = [*files.notes, *ignored.notes(root, others, "tables")]
+    parts = stream.read_files(root, files, data) if data.streaming else tables.read_files(files, data)
+    return Found(parts, notes, f"{len(others):,} other files" if others else "")
 
 
 def _read_one(path: str, data: config.Data, *, labelled: bool) -> Part:
@@ -188,15 +220,34 @@ def _read_one(path: str, data: config.Data, *, labelled: bool) -> Part:
         raise ValueError(f"there is no file or folder {path}")
     if root.is_dir() and not tables.is_saved(root):
         listing = folder.scan(root)
-        if len(listing.images) > len(listing.tables):
-            tops = [name.split("/")[0] if "/" in name else None for name in listing.images]
-            return folder.files(root, listing.images, tops)
-    return _only(_read(path, data), path)
+        unread = [] if labelled else [name for name in listing.others if ignored.is_unread_image(name)]
+        if len(listing.images) + len(unread) > len(listing.tables):
+            rest = [name for name in (*listing.others, *listing.tables) if name not in {*unread}]
+            hollow = folder.hollow(root, {"train": ""}, listing, Tree(root, listing.images)) if labelled else []
+            say([], [*hollow, *ignored.notes(root, rest, "images")])
+            names = sorted((*listing.images, *unread), key=natural) if unread else listing.images
+            return folder.files(root, names, [name.split("/")[0] if "/" in name else None for name in names])
+    found = _read(path, data)
+    say([], found.notes)
+    return _only(found.parts, path)
 
 
 def _unstreamed(data: config.Data, *, labelled: bool) -> config.Data:
     """Streaming, and without labels their column, are how the run was trained."""
     return replace(data, streaming=False, label_column=data.label_column if labelled else "")
+
+
+def _refuse_level(path: str, part: Part, classes: tuple[str, ...]) -> None:
+    """Where no top folder is a class: the folders further down whose folders are classes."""
+    known = {normal(name) for name in classes}
+    if not os.path.isdir(path) or not isinstance(part.images, Dataset) or known & {*part.present}:
+        return
+    above: Counter[str] = Counter()
+    for name in column(part.images, "id").to_pylist():
+        parts = name.split("/")[:-1]
+        above["/".join(parts[: next((i for i, one in enumerate(parts) if normal(one) in known), 0)])] += 1
+    if fit := [f"cls evaluate RUN {shlex.quote(os.path.join(path, name))}" for name, _ in above.most_common() if name]:
+        raise ValueError(f"{path} has no folder of the run's classes; folders in it do: {some(fit)}")
 
 
 def _only(parts: dict[str, Part], path: str) -> Part:
@@ -240,7 +291,7 @@ def _stream(part: Part, classes: tuple[str, ...]) -> Stream:
 
 def _labels(part: Part, classes: tuple[str, ...], where: str) -> np.ndarray:
     """Index into ``classes`` of each row, -1 unknown."""
-    index = {name: i for i, name in enumerate(classes)}
+    index = {normal(name): i for i, name in enumerate(classes)} | {name: i for i, name in enumerate(classes)}
     unknown = sorted(name for name in part.present if name not in index)
     if unknown:
         counts = {name: int((part.codes == part.names.index(name)).sum()) for name in unknown[:10]}

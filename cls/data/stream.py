@@ -11,6 +11,7 @@ import re
 import shlex
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,8 @@ from cls.data import tables, tars
 from cls.data.access import Encoded, Indexed, encoded, fingerprint, pread
 from cls.data.order import WINDOW, block_counts
 from cls.data.packing import PLACES
-from cls.data.part import SPLITS, Part
+from cls.data.part import Found, Part
+from cls.data.table_splits import Grouped, chosen, origin
 from cls.data.tars import TarBlocks
 from cls.images.decode import BadImage
 from cls.outcome import DataError
@@ -46,9 +48,9 @@ def pack_command(path: str) -> str:
     return shlex.join(["cls", "pack", path, "--to", f"{name}-packed"])
 
 
-def read_files(root: Path, names: list[str], data: config.Data) -> dict[str, Part]:
+def read_files(root: Path, files: Grouped, data: config.Data) -> dict[str, Part]:
     """Parquet or tar files: train in blocks, the other splits as :func:`tables.read_files` gives them."""
-    kind, groups = tables.grouped(root, names)
+    kind, groups = files.kind, dict(files.paths)
     if kind == ".arrow":
         raise ValueError(f"data.streaming: arrow files ({root}) are mapped where they lie; leave data.streaming off")
     if kind in (".tgz", ".tar.gz"):
@@ -58,7 +60,8 @@ def read_files(root: Path, names: list[str], data: config.Data) -> dict[str, Par
         )
     parts = {}
     if paths := groups.pop("train", []):
-        parts["train"] = row_groups(root, paths, data) if kind == ".parquet" else _tars(root, paths)
+        train = row_groups(root, paths, data) if kind == ".parquet" else _tars(root, paths, data.label_column)
+        parts["train"] = replace(train, origin=origin(paths))
     return parts | {split: tables.read_split(kind, paths, split, data) for split, paths in groups.items()}
 
 
@@ -66,10 +69,10 @@ def folder_blocks(parts: dict[str, Part]) -> dict[str, Part]:
     """The splits of a folder, train in blocks of neighbouring files."""
     train = parts["train"]
     assert isinstance(train.images, Dataset)
-    return parts | {"train": Part(FileBlocks(train.images, train.codes), train.codes, train.names)}
+    return parts | {"train": replace(train, images=FileBlocks(train.images, train.codes))}
 
 
-def read_hub(name: str, data: config.Data) -> dict[str, Part]:
+def read_hub(name: str, data: config.Data) -> Found:
     """The parquet shards of a hub data set; each is downloaded once per machine, when its first image is needed."""
     if datasets.config.HF_HUB_OFFLINE:
         raise ValueError(
@@ -80,14 +83,14 @@ def read_hub(name: str, data: config.Data) -> dict[str, Part]:
         listed = datasets.load_dataset_builder(name).config.data_files or {}
     except Exception as error:  # the hub client raises OSError, ValueError, RuntimeError and httpx's own family
         raise tables.no_hub(name, error) from None
-    named = {str(split).lower(): list(files) for split, files in listed.items()}
-    found = {SPLITS[split]: files for split, files in named.items() if split in SPLITS}
+    names, notes = chosen(map(str, listed), name)
+    found = {split: list(listed[own]) for split, own in names.items()}
     if not all(path.endswith(".parquet") for paths in found.values() for path in paths):
         raise ValueError(f"data.streaming: {name} is not kept as parquet files; use {pack_command(name)}")
     parts = {split: tables.read_split(".parquet", f, split, data) for split, f in found.items() if split != "train"}
     if paths := found.get("train"):
         parts["train"] = row_groups(Path(""), paths, data)
-    return parts
+    return Found({split: replace(part, origin=f"split {names[split]}") for split, part in parts.items()}, notes)
 
 
 class FileBlocks:
@@ -213,12 +216,12 @@ def row_groups(root: Path, paths: list[str], data: config.Data) -> Part:
         )
     if largest.largest > LARGE_BLOCK_BYTES:
         log.warning("%s holds %d; smaller ones: %s", held, WINDOW, pack_command(data.path))
-    blocks, columns = RowGroups(root, files), tuple(first.features)
+    blocks, hint = RowGroups(root, files), tables.column_hint(first.features, first.image, first.label)
     if not first.label:
-        return Part(blocks, *tables.unknown(int(blocks.counts.sum())), columns)
+        return Part(blocks, *tables.unknown(int(blocks.counts.sum())), hint)
     labels = pa.chunked_array([chunk for file in files for chunk in file.labels])
     codes, names = tables.numbered(labels, first.kind, first.label)
-    return Part(blocks, codes.astype(np.int32), names, columns)
+    return Part(blocks, codes.astype(np.int32), names, hint)
 
 
 def places_of(about: pq.FileMetaData) -> np.ndarray | None:
@@ -248,13 +251,14 @@ def _columns(file: Footer) -> tuple[str, str, Any]:
     return file.image, file.label, file.kind
 
 
-def _tars(root: Path, paths: list[str]) -> Part:
+def _tars(root: Path, paths: list[str], label: str) -> Part:
     indices = {}
     for path in paths:
         with tables.readable(path):
-            indices[path] = tars.index(path)
+            indices[path] = tars.index(path, label)
     blocks = TarBlocks(root, indices)
-    return Part(blocks, *tables.numbered(blocks.labels, Value("string"), "label"))
+    codes, names = tables.numbered(blocks.labels, Value("string"), "label")
+    return Part(blocks, codes, names, tars.hint(paths[0], label) if (codes < 0).any() else "")
 
 
 def _opened(path: str) -> pq.ParquetFile:

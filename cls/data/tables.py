@@ -4,13 +4,14 @@ Parquet and tars are copied once to the datasets cache (HF_HOME) as memory-mappe
 of change; arrow and save_to_disk are mapped where they lie.
 """
 
-import logging
 import os
 import re
+import shlex
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -23,14 +24,14 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from cls import config
 from cls.data import tars
 from cls.data.access import column as column_of
-from cls.data.folder import TABLES
-from cls.data.part import COLUMNS, SPLITS, Part, coded
-
-log = logging.getLogger("cls")
+from cls.data.part import COLUMNS, Found, Part, coded, merged
+from cls.data.table_splits import Grouped, chosen, origin
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
 DAMAGED = (OSError, pa.ArrowException)
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, UnicodeError, tarfile.TarError, pa.ArrowException)
+TARS = (".tar", ".tgz", ".tar.gz")
+_INTEGER = re.compile(r"u?int\d+")
 LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label", "category")
 
 
@@ -39,20 +40,20 @@ def is_saved(root: Path) -> bool:
     return (root / "dataset_dict.json").is_file() or (root / "state.json").is_file()
 
 
-def read_saved(root: Path, data: config.Data) -> dict[str, Part]:
+def read_saved(root: Path, data: config.Data) -> Found:
     try:
         loaded = datasets.load_from_disk(str(root))
     except Exception as error:  # missing shards, another format version: OSError, ValueError, ArrowInvalid, KeyError
         raise ValueError(f"data.path: cannot read the saved dataset {root}: {reason(error)}") from None
-    return _parts(loaded, data)
+    return _found(loaded, data, str(root))
 
 
-def read_hub(name: str, data: config.Data) -> dict[str, Part]:
+def read_hub(name: str, data: config.Data) -> Found:
     try:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # the hub client raises OSError, ValueError, RuntimeError and httpx's own family
         raise no_hub(name, error) from None
-    return _parts(loaded, data)
+    return _found(loaded, data, name)
 
 
 def no_hub(name: str, error: Exception) -> ValueError:
@@ -62,39 +63,24 @@ def no_hub(name: str, error: Exception) -> ValueError:
     )
 
 
-def read_files(root: Path, names: list[str], data: config.Data) -> dict[str, Part]:
-    kind, groups = grouped(root, names)
-    return {split: read_split(kind, paths, split, data) for split, paths in groups.items()}
-
-
-def grouped(root: Path, names: list[str]) -> tuple[str, dict[str, list[str]]]:
-    """Parquet, arrow or tar files; the split is read from the start of a folder's or file's name (``val-0001.tar``).
-
-    Gives their kind (file name ending) and the paths of each split; files of one kind without a split are train.
-    """
-    kinds = {next(kind for kind in TABLES if name.lower().endswith(kind)) for name in names}
-    if len(kinds) > 1:
-        raise ValueError(f"data.path: {root} mixes {' and '.join(sorted(kinds))} files; point at one kind")
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(_split_of(name), []).append(str(root / name))
-    if unnamed := groups.pop("", []):
-        if groups:
-            raise ValueError(f"data.path: cannot tell the split of {unnamed[0]}; name it train-, val- or test-...")
-        groups["train"] = unnamed
-    return kinds.pop(), groups
+def read_files(files: Grouped, data: config.Data) -> dict[str, Part]:
+    """Parquet, arrow or tar files by split."""
+    return {split: read_split(files.kind, paths, split, data) for split, paths in files.paths.items()}
 
 
 def read_split(kind: str, paths: list[str], split: str, data: config.Data) -> Part:
+    tarred = kind in TARS
     try:
-        table = _load(kind, paths)
+        table = _load(kind, paths, data.label_column)
     except Exception as error:  # pyarrow, tarfile and datasets each have their own family
         for path in filter(os.path.exists, paths):  # not the hub's
             with readable(path, Exception):
                 _read_through(kind, path)
         where = paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]} together"
         raise ValueError(f"data.path: cannot read {where}: {reason(error)}") from None
-    return _part(table, split, data)
+    part = replace(_part(table, split, replace(data, label_column="") if tarred else data), origin=origin(paths))
+    missing = tarred and part.unlabelled and split != "test"
+    return replace(part, unlabelled_hint=tars.hint(paths[0], data.label_column)) if missing else part
 
 
 def _read_through(kind: str, path: str) -> None:
@@ -118,21 +104,14 @@ def readable(path: str, family: type[Exception] | tuple[type[Exception], ...] = 
         raise ValueError(f"data.path: cannot read {path}: {reason(error)}") from None
 
 
-def _split_of(name: str) -> str:
-    for piece in PurePosixPath(name.lower()).parts:
-        if (match := re.match(r"[a-z]+", piece)) and match[0] in SPLITS:
-            return SPLITS[match[0]]
-    return ""
-
-
-def _load(kind: str, paths: list[str]) -> Dataset:
+def _load(kind: str, paths: list[str], label: str) -> Dataset:
     if kind == ".parquet":
         return datasets.load_dataset("parquet", data_files=paths, split="train")
     if kind == ".arrow":
         return datasets.concatenate_datasets([_arrow(path) for path in paths])
     stamps = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
     features = Features({"image": Image(decode=False), "label": Value("string"), "__key__": Value("string")})
-    return Dataset.from_generator(_samples, features=features, gen_kwargs={"stamps": stamps})
+    return Dataset.from_generator(_samples, features=features, gen_kwargs={"stamps": stamps, "label": label})
 
 
 def _arrow(path: str) -> Dataset:
@@ -142,23 +121,20 @@ def _arrow(path: str) -> Dataset:
         return Dataset(pa.ipc.open_file(pa.memory_map(path)).read_all())
 
 
-def _samples(stamps: list[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
+def _samples(stamps: list[tuple[str, int, int]], label: str) -> Iterator[dict[str, Any]]:
     """Size and time of change are not used here: they are part of the cache's key, as is this function's text."""
     for path, _, _ in stamps:
-        for one in tars.samples(path, "r:*", tars.content):
+        for one in tars.samples(path, "r:*", tars.content, label):
             yield {"image": {"bytes": one.image, "path": one.base}, "label": one.label, "__key__": one.key}
 
 
-def _parts(loaded: Any, data: config.Data) -> dict[str, Part]:
+def _found(loaded: Any, data: config.Data, where: str) -> Found:
     """Splits of a Dataset or a DatasetDict; other splits than train, validation and test are left out."""
-    tables = {"train": loaded} if isinstance(loaded, Dataset) else dict(loaded)
-    if extra := [name for name in tables if name.lower() not in SPLITS]:
-        log.info("splits left out: %s", ", ".join(map(str, extra)))
-    return {
-        SPLITS[name.lower()]: _part(table, SPLITS[name.lower()], data)
-        for name, table in tables.items()
-        if name.lower() in SPLITS
-    }
+    if isinstance(loaded, Dataset):
+        return Found({"train": replace(_part(loaded, "train", data), origin="one table")}, [])
+    names, notes = chosen(map(str, loaded), where)
+    parts = {split: replace(_part(loaded[name], split, data), origin=f"split {name}") for split, name in names.items()}
+    return Found(parts, notes)
 
 
 def _part(table: Dataset, split: str, data: config.Data) -> Part:
@@ -172,7 +148,8 @@ def _part(table: Dataset, split: str, data: config.Data) -> Part:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, TypeError, ValueError) as error:
         raise ValueError(f"data.image_column: column {image!r} does not hold images: {reason(error)}") from None
     ids = _ids(images, column_of(table, "__key__") if "__key__" in table.features else None, split)
-    return Part(images.add_column("id", ids, feature=COLUMNS["id"]), codes, names, tuple(table.features))
+    hint = column_hint(table.features, image, label)
+    return Part(images.add_column("id", ids, feature=COLUMNS["id"]), codes, names, hint)
 
 
 def _ids(images: Dataset, keys: pa.ChunkedArray | None, split: str) -> pa.Array:
@@ -217,6 +194,25 @@ def label_column(features: Features, data: config.Data, split: str) -> str:
     return next((name for name in LABEL_NAMES if name in features), "")
 
 
+def column_hint(features: Features, image: str, label: str) -> str:
+    """What to do where the labels of a table are missing."""
+    fit = [name for name, feature in features.items() if name not in (image, label, "__key__") and _is_label(feature)]
+    if fit:
+        return f", or name the column of the classes: --data.label-column {shlex.quote(fit[0])} (of {', '.join(fit)})"
+    others = ", ".join(features)
+    return (
+        f"; for data.label_column none of the columns {others} {'but ' + repr(label) if label else ''} can be used, "
+        "which needs class names or integers"
+    )
+
+
+def _is_label(feature: Any) -> bool:
+    kind = feature.dtype if isinstance(feature, Value) else ""
+    return (
+        isinstance(feature, ClassLabel) or kind in ("string", "large_string", "bool") or bool(_INTEGER.fullmatch(kind))
+    )
+
+
 def _named(features: Features, column: str, field: str) -> str:
     if column not in features:
         raise ValueError(f"{field}: there is no column {column!r}; the columns are {', '.join(features)}")
@@ -236,13 +232,13 @@ def numbered(values: pa.ChunkedArray, feature: Any, column: str) -> tuple[np.nda
                 f"data.label_column: column {column!r} has the label {codes.max()}, but names of {len(feature.names)} "
                 f"classes, numbered from 0: {', '.join(feature.names[:5])} ..."
             )
-        return np.maximum(codes, -1), tuple(feature.names)
+        return merged(np.maximum(codes, -1), feature.names)
     if kind == "null":
         return unknown(len(values))
     if kind in ("string", "large_string"):
         texts = values.cast(pa.string())
         return coded(pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts))
-    if kind == "bool" or re.fullmatch(r"u?int\d+", kind):
+    if kind == "bool" or _INTEGER.fullmatch(kind):
         try:
             numbers = values.cast(pa.int64())
         except pa.ArrowInvalid as error:  # uint64 above what int64 holds

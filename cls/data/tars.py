@@ -2,9 +2,12 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
+import shlex
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
@@ -21,6 +24,8 @@ from cls.images.decode import EXTENSIONS
 
 T = TypeVar("T")
 Mode = Literal["r:", "r:*"]
+PEEKED = 1000  # members that are looked at where labels are missing
+TEXTS = ("cls", "txt", "text", "label", "class", "id")  # endings of members that may hold a label
 SCHEMA = pa.schema({"key": pa.string(), "offset": pa.int64(), "size": pa.int64(), "label": pa.string()})
 
 
@@ -28,7 +33,7 @@ class Sample(NamedTuple, Generic[T]):
     key: str
     base: str  # name of the image's member without folders
     image: T
-    label: str | None  # of the member .cls, or "label" in .json
+    label: str | None
 
 
 def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -37,11 +42,14 @@ def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return stream.read()
 
 
-def samples(path: str, mode: Mode, take: Callable[[tarfile.TarFile, tarfile.TarInfo], T]) -> Iterator[Sample[T]]:
+def samples(
+    path: str, mode: Mode, take: Callable[[tarfile.TarFile, tarfile.TarInfo], T], where: str = ""
+) -> Iterator[Sample[T]]:
     """One pass over a tar; ``take`` gives what is wanted of an image's member; samples without an image are left out.
 
-    ``mode``: "r:" for uncompressed tars only, "r:*" for any. ReadError for a tar that is damaged or cut off anywhere,
-    ValueError for two images in a sample.
+    ``mode``: "r:" for uncompressed tars only, "r:*" for any. ``where`` the label is: "txt" is the text of member .txt,
+    "json.KEY" a value in .json; empty: .cls, or "label" in .json. ReadError for a tar that is damaged or cut off
+    anywhere, ValueError for two images in a sample.
     """
     with tarfile.open(path, mode) as tar:
         key, label = None, None
@@ -64,15 +72,52 @@ def samples(path: str, mode: Mode, take: Callable[[tarfile.TarFile, tarfile.TarI
                         "one image alone"
                     )
                 image = base, take(tar, member)
-            elif last == "cls":
-                label = content(tar, member).decode().strip()
-            elif last == "json":
-                about = json.loads(content(tar, member))
-                found = about.get("label") if isinstance(about, dict) else None
-                label = label if found is None else str(found)
+            elif (found := _label(tar, member, last, where)) is not None:
+                label = found
         _check_end(tar)
         if key is not None and image:
             yield Sample(key, *image, label)
+
+
+def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, last: str, where: str) -> str | None:
+    """The label that a member holds, if any; ``last`` is its ending."""
+    if last == "json" and (not where or where.startswith("json.")):
+        about = json.loads(content(tar, member))
+        found = about.get(where.removeprefix("json.") or "label") if isinstance(about, dict) else None
+        return None if found is None else str(found)
+    return content(tar, member).decode().strip() if last == (where or "cls") else None
+
+
+def hint(path: str, where: str) -> str:
+    """What to do where samples of a webdataset have no label, by the members of its first ones."""
+    read = f"read are {f'labels in {where!r}' if where else 'member .cls and the key label of .json'}"
+    endings: Counter[str] = Counter()
+    values: dict[str, set[str]] = {}
+    with contextlib.suppress(OSError, ValueError, tarfile.TarError), tarfile.open(path, "r:*") as tar:
+        for member in itertools.islice((one for one in tar if one.isfile()), PEEKED):
+            last = os.path.basename(member.name).rpartition(".")[2].lower()
+            endings[last] += 1
+            if last == "json":
+                about = json.loads(content(tar, member))
+                for key, value in (about if isinstance(about, dict) else {}).items():
+                    if isinstance(value, str | int) and key.isprintable():
+                        values.setdefault(f"json.{key}", set()).add(str(value))
+            elif last in TEXTS and member.size < 1000:
+                values.setdefault(last, set()).add(content(tar, member).decode().strip())
+    fit = sorted((len(found), name) for name, found in values.items() if name != where)
+    listed = ", ".join(f"{count} .{name}" for name, count in endings.most_common(8))
+    if fit:
+        names = [name for _, name in sorted(fit, key=lambda one: (one[0] < 2, one[0]))]
+        options = f"--data.label-column {shlex.quote(names[0])}" + (
+            f" (or {', '.join(names[1:4])})" if names[1:] else ""
+        )
+        return f"; {read}, the first members are {listed}: name where it is: {options}"
+    to = os.path.basename(path).partition(".")[0]
+    return (
+        f"; {read}, the first members are {listed}; if the folders in it are the classes, unpack it: mkdir "
+        f"{shlex.quote(to)} && tar -xf {shlex.quote(os.path.realpath(path))} -C {shlex.quote(to)}, then --data.path "
+        f"{shlex.quote(to)}"
+    )
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
@@ -126,19 +171,21 @@ class TarBlocks:
         return pread(self._paths[tar], offset, size)
 
 
-def index(path: str) -> MemoryMappedTable | pa.Table:
+def index(path: str, where: str) -> MemoryMappedTable | pa.Table:
     """Key, place and label of each sample of a whole tar; kept in the datasets cache by path, size and time of change.
 
     The first pass reads the headers and labels only, about 30 us a member. A cache that cannot be written is no error.
     """
     status = os.stat(path)
-    known = hashlib.sha256(f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:32]
+    known = hashlib.sha256(
+        f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns} {where}".rstrip().encode()
+    ).hexdigest()[:32]
     file = cache_folder() / f"whole-tar-{known}.arrow"
     with contextlib.suppress(OSError, ValueError):  # ArrowInvalid is a ValueError
         return _mapped(file)
     found = [
         {"key": one.key, "offset": one.image[0], "size": one.image[1], "label": one.label}
-        for one in samples(path, "r:", lambda _, member: (member.offset_data, member.size))
+        for one in samples(path, "r:", lambda _, member: (member.offset_data, member.size), where)
     ]
     table = pa.Table.from_pylist(found, SCHEMA)
     with contextlib.suppress(OSError, ValueError):

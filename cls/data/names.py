@@ -1,0 +1,136 @@
+"""Split words in the names of files and folders, and what a name says besides."""
+
+import os
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+from cls.data.part import SPLITS
+
+GENERIC = frozenset((
+    "image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "pic", "pics", "data", "dataset",
+    "set", "folder", "dir", "split", "splits", "file", "files", "jpg", "jpeg", "png",
+))  # fmt: skip
+"""Words that say nothing of what is in a folder."""
+KINDS = frozenset((
+    "raw", "resized", "cropped", "crop", "full", "small", "original", "clean", "final", "sample", "samples",
+))  # fmt: skip
+"""Words that beside a split's say which kind of it."""
+MARKED = frozenset((
+    "annotation", "annotations", "mask", "masks", "label", "labels", "trimap", "trimaps", "segmentation",
+    "segmentations", "meta", "bbox", "bboxes", "boxes", "xml", "xmls", "lists", "attributes", "parts",
+    "thumbnails", "thumbs",
+))  # fmt: skip
+"""Words of folders that hold something about the images."""
+UNUSED = frozenset((
+    "extra", "pred", "preds", "prediction", "predictions", "unlabeled", "unlabelled", "unsupervised",
+))  # fmt: skip
+"""Words of images without labels, or beside the splits: never training images."""
+MANY = 8
+_RUN = re.compile(r"[^\W\d_]+")
+_CAMEL = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
+_HELD = re.compile(r"h[eo]ld[\W_]?out", re.IGNORECASE)
+_JOINED = re.compile(rf"({'|'.join(SPLITS)})(?:set|data|images|imgs)")
+
+
+def words(name: str) -> list[str]:
+    """Words of a name in lower case: everything but a letter parts them, and a capital after small letters.
+
+    "train2017", "TrainSet" and "imagenet1k-train-0000.tar" have the word train; "latest" has
+    not, and "trainval" is of two splits.
+    """
+    found: list[str] = []
+    for run in _RUN.findall(_HELD.sub(" holdout ", name)):
+        found += _CAMEL.findall(run) if run.isascii() else [run]
+    return [word.lower() for word in found]
+
+
+def _splits(word: str) -> tuple[str, ...]:
+    if word in ("trainval", "trainvalid"):
+        return "train", "val"
+    joined = _JOINED.fullmatch(word)
+    split = SPLITS.get(joined[1] if joined else word)
+    return (split,) if split else ()
+
+
+def splits_in(name: str) -> set[str]:
+    """The splits whose words are in a name of one file or folder."""
+    return {split for word in words(name) for split in _splits(word)}
+
+
+def besides(name: str) -> list[str]:
+    """The words of a name that are no split's."""
+    return [word for word in words(name) if not _splits(word)]
+
+
+def split_name(name: str) -> str:
+    """The split that a folder's name says and nothing else: "val", "test1", "train_images"; else empty."""
+    found = splits_in(name)
+    return found.pop() if len(found) == 1 and (GENERIC | KINDS).issuperset(besides(name)) else ""
+
+
+def is_no_class(name: str) -> bool:
+    """Whether a folder's name is of images in general, of annotations or of images without labels."""
+    found = words(name)
+    return bool(found) and (is_unused(name) or (GENERIC | MARKED).issuperset(found))
+
+
+def is_generic(name: str) -> bool:
+    """Whether a folder's name is of images in general."""
+    found = words(name)
+    return bool(found) and GENERIC.issuperset(found)
+
+
+def is_unused(name: str) -> bool:
+    """Whether a name is of images without labels, or beside the splits."""
+    return not UNUSED.isdisjoint(words(name))
+
+
+def path_option(path: str | Path) -> str:
+    return f"--data.path {shlex.quote(str(path))}"
+
+
+def new_folder(root: Path, why: str) -> str:
+    """The name of a folder that a printed command makes where it is typed."""
+    return f"{Path(os.path.realpath(root)).name or 'data'}-{why}"
+
+
+def links(root: Path, folders: dict[str, str]) -> str:
+    """Commands that give folders other names (new name -> path below the root) without a copy, and the option then."""
+    real, to = os.path.realpath(root), new_folder(root, "split")
+    steps = [f"mkdir {shlex.quote(to)}"]
+    steps += [
+        f"ln -s {shlex.quote(os.path.join(real, old))} {shlex.quote(f'{to}/{new}')}" for new, old in folders.items()
+    ]
+    return f"{' && '.join(steps)}, then {path_option(to)}"
+
+
+def without(root: Path, names: Iterable[str]) -> str:
+    """Commands that make a tree of links without these files or folders, and the option then.
+
+    Names that differ in numbers only are taken out by one pattern: their words are the same.
+    """
+    to = new_folder(root, "clear")
+    patterns = sorted({re.sub(r"[0-9]+", "*", name) for name in names})
+    if len(patterns) > MANY:  # one in each of many class folders
+        patterns = sorted({_wide(pattern.split("/")) for pattern in patterns})
+    out = " ".join("/".join((shlex.quote(to), _quoted(pattern))) for pattern in patterns)
+    return f"cp -rs {shlex.quote(os.path.realpath(root))} {shlex.quote(to)} && rm -r {out}, then {path_option(to)}"
+
+
+def _wide(parts: list[str]) -> str:
+    return "/".join(
+        [*(parts[:1] if len(parts) > 2 else ()), *("*" for _ in parts[1 if len(parts) > 2 else 0 : -1]), parts[-1]]
+    )
+
+
+def _quoted(pattern: str) -> str:
+    return "*".join(shlex.quote(piece) if piece else "" for piece in pattern.split("*"))
+
+
+def some(names: Iterable[str], shown: int = 3) -> str:
+    """The first names and how many more there are."""
+    found = list(names)
+    more = f" and {len(found) - shown:,} more" if len(found) > shown else ""
+    return ", ".join(found[:shown]) + more

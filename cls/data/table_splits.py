@@ -1,0 +1,130 @@
+"""Which files of tables, or which named splits of a data set, are train, val and test."""
+
+import os
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cls.console import printable
+from cls.data.names import is_unused, path_option, some, splits_in, without, words
+from cls.data.part import SPLITS
+
+TABLES = (".parquet", ".arrow", ".tar", ".tgz", ".tar.gz")
+"""File name endings that tables.py reads."""
+
+
+class Grouped(NamedTuple):
+    kind: str  # file name ending
+    paths: dict[str, list[str]]  # of each split
+    notes: list[str]  # what is left out
+
+
+def kind_of(name: str) -> str:
+    return next(kind for kind in TABLES if name.lower().endswith(kind))
+
+
+def grouped(root: Path, names: Sequence[str]) -> Grouped:
+    """Files of one kind by split: its word may stand anywhere in the path, as a word of its own (names.words).
+
+    Files without such a word are train if all are, and so is a single file whose name says nothing clear. Files of
+    images without labels (``unlabeled-0.tar``, ``extra``) beside others are left out. What is unclear is a ValueError.
+    """
+    _refuse_kinds(root, names)
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(_role(name), []).append(name)
+    splits: dict[str, list[str]] = {split: found[split] for split in ("train", "val", "test") if split in found}
+    if len(names) == 1 and not splits:
+        found = splits = {"train": list(names)}
+    unused = found.get("unused", [])
+    if not splits and not found.get("both"):
+        splits = {"train": found.get("none", unused)}
+        found = {"unused": unused} if "none" in found else {}
+    elif wrong := [*found.get("none", []), *found.get("both", [])]:
+        texts = {"none": "no split in the name", "both": "several splits in the name", "unused": "left out"}
+        listed = "; ".join(f"{texts.get(role, role)}: {printable(some(own, 8))}" for role, own in found.items())
+        raise ValueError(
+            f"data.path: cannot tell the split of {printable(str(root / wrong[0]))}; {listed}; name each train-, val- "
+            f"or test-..., or leave the unclear ones out: {without(root, wrong)}"
+        )
+    for own in splits.values():
+        _refuse_sets(root, own)
+    notes = []
+    if unused and "unused" in found:
+        notes.append(
+            f"{printable(str(root))}: {len(unused):,} files of no split left out: {printable(some(unused))}; for "
+            f"predictions: cls predict RUN {shlex.quote(str(root / unused[0]))}"
+        )
+    return Grouped(kind_of(names[0]), {split: [str(root / n) for n in own] for split, own in splits.items()}, notes)
+
+
+def _refuse_sets(root: Path, names: Sequence[str]) -> None:
+    """Several data sets side by side: their folders have files of the same names, with a split's word in them."""
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        above, _, base = name.rpartition("/")
+        folders.setdefault(base, []).append(above)
+    several = next((found for base, found in folders.items() if len(found) > 1 and splits_in(base)), None)
+    if several:
+        raise ValueError(
+            f"data.path: {printable(str(root))} has several sets side by side, {printable(some(several))}, with the "
+            f"same file names; point at one: {path_option(root / several[0])}"
+        )
+
+
+def given(names: Sequence[str]) -> Grouped:
+    """Tables that a command line names, whatever folders they lie in: the deepest name with a split's word decides."""
+    _refuse_kinds(Path(), names)
+    paths: dict[str, list[str]] = {}
+    for name in names:
+        deepest = next((found for part in reversed(Path(name).parts) if (found := splits_in(part))), {"train"})
+        paths.setdefault(deepest.pop() if len(deepest) == 1 else "train", []).append(name)
+    return Grouped(kind_of(names[0]), paths, [])
+
+
+def _refuse_kinds(root: Path, names: Sequence[str]) -> None:
+    kinds = sorted({kind_of(name) for name in names})
+    if len(kinds) > 1:
+        most = max(kinds, key=lambda kind: sum(kind_of(name) == kind for name in names))
+        others = [name for name in names if kind_of(name) != most]
+        raise ValueError(
+            f"data.path: {printable(str(root))} mixes {' and '.join(kinds)} files; point at one kind, e.g. {most}: "
+            f"{without(root, others)}"
+        )
+
+
+def _role(name: str) -> str:
+    """train, val or test; "unused" for images without labels; "both" where a path says several things, or "none"."""
+    parts = re.sub(rf"({'|'.join(map(re.escape, TABLES))})$", "", name, flags=re.IGNORECASE).split("/")
+    found = {split for part in parts for split in splits_in(part)}
+    marked = any(map(is_unused, parts))
+    if not found:
+        return "unused" if marked else "none"
+    if len(found) > 1 or (marked and (found != {"test"} or "pred" in "".join(words(name)))):
+        return "both"
+    return found.pop()
+
+
+class Chosen(NamedTuple):
+    names: dict[str, str]  # split -> its name in the data set
+    notes: list[str]
+
+
+def chosen(names: Iterable[str], where: str) -> Chosen:
+    """The named splits of a data set that are train, val and test; of several for one the most usual name."""
+    known = list(names)
+    rank = list(SPLITS)
+    found: dict[str, str] = {}
+    for name in sorted((name for name in known if name.lower() in SPLITS), key=lambda name: rank.index(name.lower())):
+        found.setdefault(SPLITS[name.lower()], name)
+    left = [name for name in known if name not in found.values()]
+    note = f"{where}: {len(left)} splits left out: {printable(some(left, 8))}; used are {', '.join(found.values())}"
+    return Chosen({split: found[split] for split in ("train", "val", "test") if split in found}, [note] if left else [])
+
+
+def origin(paths: Sequence[str]) -> str:
+    """Which files, for a line about a start."""
+    names = [os.path.basename(path) for path in paths]
+    return printable(names[0] if len(names) == 1 else f"{len(names):,} files, {names[0]} to {names[-1]}")
