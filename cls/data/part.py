@@ -1,5 +1,6 @@
 """One split of the data before its labels are numbered, and the columns that all datasets here have."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,3 +56,9 @@ def dataset(images: pa.Array, ids: pa.Array, fingerprint: str) -> Dataset:
     features = Features(COLUMNS)
     table = pa.table([images, ids], schema=features.arrow_schema)
     return Dataset(table, fingerprint=fingerprint)
+
+
+def split_words(path: str) -> set[str]:
+    """The splits (train, val, test) whose words are words of their own in a path: {"train"} for ``trainImages/1``."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", path)
+    return {SPLITS[word] for word in re.findall(r"[^\W\d_]+", apart.lower()) if word in SPLITS}

@@ -5,7 +5,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from cls.data import folder, stream, tables
 from cls.data.access import Stream, column
 from cls.data.folder import TABLES, natural
 from cls.data.index import keep_index, read_index
+from cls.data.label_hint import label_hint
+from cls.data.labels import read_labels
 from cls.data.part import COLUMNS, Part
 from cls.images.decode import EXTENSIONS
 from cls.seed import generator
@@ -50,16 +53,17 @@ def load(data: config.Data, seed: int) -> Splits:
     Without validation images, ``data.val_fraction`` of each class is held out by ``seed``. Labels of all splits are
     mapped by name to the classes of the training images. What cannot be used is a ValueError naming the field.
     """
-    parts = _digits() if data.path == "digits" else _read(data.copy or data.path, data)
-    _refuse_unusable(parts, data)
-    classes = tuple(sorted(parts["train"].present, key=natural))
-    if len(classes) < 2:
-        raise ValueError(f"data.path: {data.path} has only one class, {classes[0]!r}; at least two are needed")
-    labelled = {
-        split: _number(part, classes, f"the {split} split of {data.path}")
-        for split, part in parts.items()
-        if isinstance(part.images, Dataset)
-    }
+    with _hinted(data.copy or data.path, data):
+        parts = _digits() if data.path == "digits" else _read(data.copy or data.path, data)
+        _refuse_unusable(parts, data)
+        classes = tuple(sorted(parts["train"].present, key=natural))
+        if len(classes) < 2:
+            raise ValueError(f"data.path: {data.path} has only one class, {classes[0]!r}; at least two are needed")
+        labelled = {
+            split: _number(part, classes, f"the {split} split of {data.path}")
+            for split, part in parts.items()
+            if isinstance(part.images, Dataset)
+        }
     if "val" not in labelled:
         if data.streaming:
             raise ValueError(
@@ -130,11 +134,25 @@ def _unlabelled(part: Part) -> Dataset:
 
 
 def load_labelled(path: str, classes: tuple[str, ...], data: config.Data) -> Dataset:
-    """Class folders or a table with labels, numbered by name after ``classes``; an unknown class is a ValueError."""
-    part = _read_one(path, data, labelled=True)
-    if part.unlabelled:
-        raise ValueError(f"{path}: {part.unlabelled} of {len(part)} images have no label")
-    return _number(part, classes, path)
+    """Class folders, label files or a table, numbered by name after ``classes``; an unknown class is a ValueError."""
+    with _hinted(path, data, classes):
+        part = _read_one(path, data, labelled=True)
+        if part.unlabelled:
+            raise ValueError(f"{path}: {part.unlabelled} of {len(part)} images have no label")
+        return _number(part, classes, path)
+
+
+@contextmanager
+def _hinted(path: str, data: config.Data, classes: Collection[str] = ()) -> Iterator[None]:
+    """A ValueError from inside also names the label files beside the images, if no label options are set."""
+    try:
+        yield
+    except ValueError as error:
+        root = Path(path).expanduser()
+        if data.own_labels or not root.is_dir():
+            raise
+        hint = label_hint(root, folder.scan(root), classes)
+        raise ValueError(f"{error}; {hint}" if hint else str(error)) from None
 
 
 def _refuse_unusable(parts: dict[str, Part], data: config.Data) -> None:
@@ -152,6 +170,9 @@ def _refuse_unusable(parts: dict[str, Part], data: config.Data) -> None:
 
 def _read(path: str, data: config.Data) -> dict[str, Part]:
     root = Path(path).expanduser()
+    if data.own_labels:
+        parts = _by_labels(path, data)
+        return stream.folder_blocks(parts) if data.streaming and "train" in parts else parts
     if root.is_dir():
         if tables.is_saved(root):
             if data.streaming:
@@ -178,6 +199,21 @@ def _read(path: str, data: config.Data) -> dict[str, Part]:
     raise ValueError(f"data.path: there is no file or folder {path}")
 
 
+def _by_labels(path: str, data: config.Data) -> dict[str, Part]:
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise ValueError(f"data.path: there is no file or folder {path}")
+    if not root.is_dir() or tables.is_saved(root):
+        raise ValueError(
+            f"data.labels and data.label_pattern are for folders of image files, which {path} is not: "
+            "a table has its labels in a column, data.label_column"
+        )
+    found = read_labels(root, folder.scan(root), data)
+    for level, text in found.notes:
+        log.log(level, text)
+    return found.parts
+
+
 def _tables(root: Path, names: list[str], data: config.Data) -> dict[str, Part]:
     return stream.read_files(root, names, data) if data.streaming else tables.read_files(root, names, data)
 
@@ -186,7 +222,7 @@ def _read_one(path: str, data: config.Data, *, labelled: bool) -> Part:
     root, data = Path(path).expanduser(), _unstreamed(data, labelled=labelled)
     if not root.exists():
         raise ValueError(f"there is no file or folder {path}")
-    if root.is_dir() and not tables.is_saved(root):
+    if root.is_dir() and not tables.is_saved(root) and not data.own_labels:
         listing = folder.scan(root)
         if len(listing.images) > len(listing.tables):
             tops = [name.split("/")[0] if "/" in name else None for name in listing.images]
@@ -196,7 +232,9 @@ def _read_one(path: str, data: config.Data, *, labelled: bool) -> Part:
 
 def _unstreamed(data: config.Data, *, labelled: bool) -> config.Data:
     """Streaming, and without labels their column, are how the run was trained."""
-    return replace(data, streaming=False, label_column=data.label_column if labelled else "")
+    if not labelled:
+        data = replace(data, labels=(), id_column="", label_column="", label_pattern="")
+    return replace(data, streaming=False)
 
 
 def _only(parts: dict[str, Part], path: str) -> Part:
