@@ -91,7 +91,7 @@ def _tried(root: Path, listing: Listing, splits: list[str], name: str) -> _Tried
 
 
 def _labelled(root: Path, listing: Listing, data: Data, classes: Collection[str]) -> int:
-    """How many images of train and val the options label; 0 where they do not work."""
+    """How many images have a label with these options; 0 where they do not work."""
     try:
         parts = read_labels(root, listing, data).parts
     except ValueError:
@@ -102,7 +102,7 @@ def _labelled(root: Path, listing: Listing, data: Data, classes: Collection[str]
     train = names.get("train", set())
     if not 2 <= len(train) <= len(parts["train"]) / 2 or not all(known <= train for known in names.values()):
         return 0
-    return sum(len(parts[split]) for split in ("train", "val") if split in parts)
+    return sum(len(part) - part.unlabelled for part in parts.values())
 
 
 def _pattern_hint(root: Path, listing: Listing, splits: list[str], classes: Collection[str]) -> str:

@@ -201,7 +201,7 @@ def _matched(root: Path, names: Sequence[str], splits: Sequence[str], file: Labe
         shown = column if column is not None else [*likely, 0][0]
         raise ValueError(
             f"data.labels: {file.name} names no image of {root}: its ids look like {table.columns[shown][-1]!r} "
-            f"(column {table.names[shown]}, line {table.lines[-1]}), a file like {names[0]!r}; name the column of "
+            f"(column {heads[shown]}, line {table.lines[-1]}), a file like {names[0]!r}; name the column of "
             f"the ids with --data.id-column, of {', '.join(heads)}"
         )
     return best
@@ -255,7 +255,7 @@ def _note_source(notes: Notes, source: str, given: Iterable[Given]) -> None:
         counts.setdefault(one.split, Counter())[one.label] += 1
     listed = ", ".join(
         f"{split} {count.total():,} images" + (f" of {len(known)} classes" if (known := set(count) - {None}) else "")
-        for split, count in counts.items()
+        for split, count in ((split, counts[split]) for split in ("train", "val", "test") if split in counts)
     )
     notes.append((logging.INFO, f"labels {source}: {listed}"))
 
