@@ -119,7 +119,7 @@ class Evaluate:
         check_labels(data)
         from cls import verbs
 
-        return verbs.evaluate_images(self.run, data, views_of(self.tta), self.device, self.workers, stop)
+        return verbs.evaluate_images(self.run, self.path, views_of(self.tta), self.device, self.workers, stop, data)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,13 +75,11 @@ class Data:
         return bool(self.labels or self.label_pattern)
 
     def labelled_as(self, other: "Data") -> "Data":
-        """The same with another one's label files and pattern; columns stay where that one names none of its own."""
-        same = bool(self.labels) == bool(other.labels) and not other.label_pattern
-        return dataclasses.replace(
-            self, labels=other.labels, label_pattern=other.label_pattern,
-            id_column=other.id_column or (self.id_column if same else ""),
-            label_column=other.label_column or (self.label_column if same else ""),
-        )  # fmt: skip
+        """The same with another one's label files, pattern and columns; a table's label_column stays by default."""
+        kept = "" if self.own_labels or other.own_labels else self.label_column
+        return dataclasses.replace(self, labels=other.labels, id_column=other.id_column,
+                                   label_column=other.label_column or kept,
+                                   label_pattern=other.label_pattern)  # fmt: skip
 
     @property
     def evaluated(self) -> "Data":

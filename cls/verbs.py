@@ -55,15 +55,18 @@ def contact_sheet(run: Run, to: Path, count: int, step: int) -> dict[str, Any]:
 
 
 def evaluate_images(
-    path: str, images: Data, tta: tuple[View, ...], device: str, workers: int, stop: Stop
+    path: str, images: str, tta: tuple[View, ...], device: str, workers: int, stop: Stop, labels: Data | None = None
 ) -> dict[str, Any] | None:
-    """Figures on labelled images: ``images``, labelled as its own fields say, or the run's validation split."""
+    """Figures on labelled images: another folder's, or the validation split of the run's own data.
+
+    Another folder's labels are as the fields of ``labels`` say, by default in class folders.
+    """
     trained = load_trained(path, device, workers, stop)
     own = dataclasses.replace(trained.run.data, workers=workers, copy="")  # that was on another machine's disk
     rows = trained.cluster.together(
         lambda: (
-            load_labelled(images.path, trained.classes, own.labelled_as(images))
-            if images.path
+            load_labelled(images, trained.classes, own.labelled_as(labels or Data()))
+            if images
             else load(own, trained.run.seed).val
         )
     )

@@ -15,6 +15,7 @@ import datasets
 import pytest
 from conftest import ROOT, environment
 from PIL import Image
+from untrained import untrained
 
 from cls import config
 from cls.checks import check_labels
@@ -25,6 +26,7 @@ from cls.data.label_hint import label_hint
 from cls.data.labels import read_labels
 from cls.data.part import split_words
 from cls.data.sources import Splits, load, load_images, load_labelled
+from cls.stop import Stop
 
 Files = dict[str, str]
 
@@ -656,7 +658,7 @@ def test_evaluating_and_predicting_another_folder(tmp_path: Path) -> None:
     options = {"labels": ("train.csv",), "id_column": "id", "label_column": "label"}
     assert list(load_images(str(flat), config.Data(**options))["label"]) == [-1] * 4
     run = config.Data(path="photos", labels=("train.csv",), label_column="breed")
-    assert run.labelled_as(config.Data(labels=("val.csv",))).label_column == "breed"
+    assert run.labelled_as(config.Data(labels=("val.csv",))) == config.Data(path="photos", labels=("val.csv",))
     assert run.labelled_as(config.Data()) == config.Data(path="photos")
     assert config.Data(label_column="coat").labelled_as(config.Data()).label_column == "coat"
 
@@ -778,6 +780,32 @@ def test_packing_a_kaggle_set_gives_a_plain_one(tmp_path: Path) -> None:
         ]
         assert contents[0] == contents[1]
     assert packed.test is not None and len(packed.test) == 2
+
+
+def test_check_and_evaluate_take_label_files(tmp_path: Path) -> None:
+    """`cls check` of a Kaggle set; `cls evaluate` scores another folder by its own file, though the run had another."""
+    root = tree(tmp_path / "set", kaggle(lambda n: f"{n},class {n % 2}"))
+    check = _command("check", [str(root), "--data.labels", "train.csv", "--workers", "0"])
+    facts = check.do(Stop())
+    assert facts["classes"] == ["class 0", "class 1"] and facts["splits"]["test"]["images"] == 2
+    data = {"path": str(root), "labels": ("train.csv",), "label_column": "label", "size": 16}
+    untrained(tmp_path / "run", 2, data, {"backbone": "timm/test_resnet"})
+    flat = tree(
+        tmp_path / "flat",
+        {
+            **images("{}.jpg", *range(4)),
+            "answers.csv": "".join(["file,animal\n", *(f"{n}.jpg,class {n % 2}\n" for n in range(3))]),
+        },
+    )
+    words = [str(tmp_path / "run"), str(flat), "--device", "cpu", "--workers", "0"]
+    with pytest.raises(
+        ValueError, match=r"have no label; answers\.csv looks like .*: add --data\.labels answers\.csv$"
+    ):
+        _command("evaluate", words).do(Stop())
+    document = _command("evaluate", [*words, "--data.labels", "answers.csv"]).do(Stop())
+    assert {name: one["images"] for name, one in document["classes"].items()} == {"class 0": 2, "class 1": 1}
+    with pytest.raises(ValueError, match="the options for labels need a path"):
+        _command("evaluate", [words[0], "--labels", "answers.csv"]).do(Stop())
 
 
 def test_a_large_file_is_read_in_reasonable_time(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def _tried(root: Path, listing: Listing, splits: list[str], name: str) -> _Tried
     while wanted:
         data = Data(path=str(root), label_column=wanted[0])
         try:
-            file = find_file(root, name, listing)
+            file = find_file(root, name, listing, data)
             if file.path.stat().st_size > LARGEST:
                 return None
             found = read_file(root, listing.images, splits, file, data, [])

@@ -51,7 +51,7 @@ class Table:
 def read_table(path: Path, name: str) -> Table:
     """The table in a file that messages call ``name``; ValueError with the line for what is no table of UTF-8 text.
 
-    Reads 100,000 rows of two columns in 0.2 s.
+    Reads 100,000 rows of two columns in 0.3 s.
     """
     try:
         content = path.read_bytes()

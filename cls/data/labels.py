@@ -1,7 +1,7 @@
 """Labels of image files from label files (data.labels) or from the files' own names (data.label_pattern).
 
 Nothing of this is kept between starts: each process walks the folder and reads the label files anew, 0.3 s for 30,000
-images and 2 s for 100,000 rows. `cls pack` makes a set of it that needs neither.
+images, 2 s and for the moment 80 MB for 100,000 rows. `cls pack` makes a set of it that needs neither.
 """
 
 import logging
@@ -29,7 +29,8 @@ class Given(NamedTuple):
 
     split: str
     label: str | None
-    where: str
+    file: str = ""
+    line: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ def _by_pattern(
         found = re.match(pattern, base)
         label = (found[1] or "").strip() if found else ""
         if split := splits[row] or elsewhere:
-            given[row] = Given(split, label or None, "")
+            given[row] = Given(split, label or None)
             without += [name] if split != "test" and not label else []
     if without:
         raise ValueError(
@@ -106,14 +107,14 @@ def _by_pattern(
 def _by_files(root: Path, listing: Listing, splits: Sequence[str], data: config.Data, notes: Notes) -> dict[int, Given]:
     given: dict[int, Given] = {}
     for text in data.labels:
-        found = read_file(root, listing.images, splits, find_file(root, text, listing), data, notes)
+        found = read_file(root, listing.images, splits, find_file(root, text, listing, data), data, notes)
         _add(given, found, listing.images, notes)
     covered = {one.split for one in given.values()}
     rest = [row for row in range(len(splits)) if row not in given]
     _leave_out(root, [listing.images[row] for row in rest if splits[row] in ("", *covered - {"test"})],
                f"without a row in {', '.join(data.labels)}", notes)  # fmt: skip
     others = {
-        row: Given(splits[row], None if splits[row] in covered else _class_folder(listing.images[row], splits[row]), "")
+        row: Given(splits[row], None if splits[row] in covered else _class_folder(listing.images[row], splits[row]))
         for row in rest
         if splits[row] == "test" or (splits[row] and splits[row] not in covered)
     }
@@ -140,7 +141,7 @@ def read_file(
             split = file.split or (by_row[place] if by_row else "") or splits[row] or "train"
             label = values.classes[place] if values.what else ""
             missing += [] if label or split == "test" else [place]
-            found.append((row, Given(split, label or None, f"{file.name}, line {table.lines[place]}")))
+            found.append((row, Given(split, label or None, file.name, table.lines[place])))
     ids = table.columns[matched.column]
     if missing:
         raise ValueError(
@@ -233,13 +234,14 @@ def _add(given: dict[int, Given], found: Iterable[tuple[int, Given]], names: Seq
             continue
         if (known.label, known.split) != (one.label, one.split):
             raise ValueError(
-                f"data.labels: {names[row]} is {known.label!r} in {known.split} by {known.where}, and {one.label!r} in "
-                f"{one.split} by {one.where}: each image needs one label and one split"
+                f"data.labels: {names[row]} is {known.label!r} in {known.split} by {known.file}, line {known.line}, and "
+                f"{one.label!r} in {one.split} by {one.file}, line {one.line}: each image needs one label and one split"
             )
         again.append((known, one))
     if again:
         known, one = again[0]
-        text = f"{len(again)} rows repeat an image with the same label: used once, e.g. {known.where} and {one.where}"
+        text = f"{len(again)} rows repeat an image with the same label: used once, e.g. "
+        text += f"{known.file}, line {known.line} and {one.file}, line {one.line}"
         notes.append((logging.WARNING, text))
 
 
@@ -288,12 +290,13 @@ def _with_test(given: dict[int, Given], keep: bool = False) -> dict[int, Given]:
     return {row: one._replace(label=None) if one.split == "test" else one for row, one in given.items()}
 
 
-def find_file(root: Path, text: str, listing: Listing) -> LabelFile:
+def find_file(root: Path, text: str, listing: Listing, data: config.Data) -> LabelFile:
     """The file of one word of data.labels: ``FILE`` or ``split=FILE``, below the root or else where it is."""
     before, _, after = text.partition("=")
     asked = bool(after) and before.lower() in SPLITS
     split, name = (SPLITS[before.lower()], after) if asked else ("", text)
-    paths = [root / Path(name).expanduser(), Path(name).expanduser()]
+    beside = Path(data.path if data.copy else root).expanduser()  # the copy may lack what lies above data.path
+    paths = [place / Path(name).expanduser() for place in (root, beside, Path())]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         there = ", ".join(candidates(listing.others)[:5])
