@@ -1,12 +1,16 @@
 """Labels from label files and file names: public layouts as small real trees, and one clear error for each slip."""
 
+import csv
+import io
 import json
 import logging
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +18,8 @@ from pathlib import Path
 import datasets
 import pytest
 from conftest import ROOT, environment
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from untrained import untrained
 
@@ -22,7 +28,9 @@ from cls.checks import check_labels
 from cls.cli import _command, parse_run
 from cls.data import folder
 from cls.data.access import images_of
-from cls.data.label_hint import label_hint
+from cls.data.label_hint import are_pieces, label_hint
+from cls.data.label_table import FILES
+from cls.data.label_values import UnclearColumnError
 from cls.data.labels import read_labels
 from cls.data.part import split_words
 from cls.data.sources import Splits, load, load_images, load_labelled
@@ -127,6 +135,14 @@ FOOD_ANSWER = {
 HF_ROWS = [f'{{"file_name": "{n:02}.jpg", "label": "{"ab"[n % 2]}", "text": null}}' for n in range(6)]
 ISIC = lines("image,MEL,NV,BCC", *(f"{n:02},{n % 3 == 0:.1f},{n % 3 == 1:.1f},{n % 3 == 2:.1f}" for n in range(6)))
 ISIC_ANSWER = {f"train/{n:02}.jpg": ("MEL", "NV", "BCC")[n % 3] for n in range(6)}
+HAM_ANSWER = {
+    f"HAM_images_part_{1 + n % 2}/ISIC_{n:07}.jpg": ("mel", "nv")[n // 2 % 2] for n in (0, 2, 4, 6, 1, 3, 5, 7)
+}
+HAM: Files = dict.fromkeys(HAM_ANSWER, "") | {"HAM10000_metadata.csv": lines(
+    "lesion_id,image_id,dx,dx_type,age,sex,localization", *(
+        f"HAM_{n // 2:07},ISIC_{n:07},{('mel', 'nv')[n // 2 % 2]},histo,80.{n},male,scalp" for n in range(8)))
+}  # fmt: skip
+
 AB, CSV = "ab", {"labels": ("train.csv",)}
 
 # name: (the tree, options, what comes of it; a root below the tree)
@@ -327,6 +343,7 @@ LAYOUTS: dict[str, tuple[Files, dict[str, object], dict[str, dict[str, str | Non
         "",
     ),
     "one column for each class": (KAGGLE | {"train.csv": ISIC}, CSV, {"train": ISIC_ANSWER, "test": UNKNOWN}, ""),
+    "HAM10000": (HAM, {"labels": ("HAM10000_metadata.csv",)}, {"train": HAM_ANSWER}, ""),
     "tiny-imagenet": (TINY, {"labels": ("val/val_annotations.txt",)}, TINY_ANSWER, ""),
     "imagenet": (IMAGENET, {"labels": ("../../../LOC_val_solution.csv",)}, IMAGENET_ANSWER, NET),
     "food-101": (FOOD, {"labels": ("meta/train.txt", "meta/test.txt")}, FOOD_ANSWER, ""),
@@ -542,6 +559,11 @@ SLIPS: dict[str, tuple[Files, dict[str, object], str]] = {
         {"labels": ("train.json",)},
         r"train\.json is not understood: expected objects",
     ),
+    "empty objects": (
+        KAGGLE | {"train.jsonl": "{}\n{}\n"},
+        {"labels": ("train.jsonl",)},
+        r"train\.jsonl is not understood: expected objects",
+    ),
     "nothing": (KAGGLE | {"train.csv": "\n\n"}, CSV, r"train\.csv has no rows"),
     "a name without class": (
         PETS,
@@ -694,6 +716,7 @@ HINTS: dict[str, tuple[str, str]] = {
         "--data.labels ../labels.csv",
         "../labels.csv looks like labels of 8 of the 8 images",
     ),
+    "HAM10000": ("--data.labels HAM10000_metadata.csv", "HAM10000_metadata.csv looks like labels of 8 of the 8 images"),
     "oxford-pets": (
         r"--data.label-pattern '(.+)_\d+'",
         "the files' names look like 2 classes (Abyssinian, great_pyrenees)",
@@ -726,13 +749,23 @@ def test_the_hint_is_a_command_that_works(tmp_path: Path, layout: str) -> None:
         assert (typed.labels, typed.label_pattern) == (run.data.labels, run.data.label_pattern)
 
 
-@pytest.mark.parametrize("layout", ["kaggle, integer ids", "one folder for train and test", "tiny-imagenet", "food-101",
-                                    "oxford-pets", "cats and dogs", "the images' folder alone"])  # fmt: skip
+@pytest.mark.parametrize("layout", ["kaggle, integer ids", "one folder for train and test", "tiny-imagenet",
+                                    "food-101", "HAM10000", "oxford-pets", "cats and dogs",
+                                    "the images' folder alone"])  # fmt: skip
 def test_a_start_without_labels_prints_the_hint(tmp_path: Path, layout: str) -> None:
     files, _, _, below = LAYOUTS[layout]
     root = tree(tmp_path / "set", files) / below
     with pytest.raises(ValueError, match=rf"^data\.path: .*; .*: add {re.escape(HINTS[layout][0])}$|lacks: .*add"):
         load(config.Data(path=str(root)), seed=0)
+
+
+def test_folders_that_are_pieces_of_one_are_classes_where_no_file_says_otherwise(tmp_path: Path) -> None:
+    assert are_pieces(["images_001", "images_012"]) and are_pieces(["Part1", "Part2"])
+    for names in (["n01440764", "n01443537"], ["part_1", "whole_2"], ["1", "2"], ["c0", "c1"], ["images"]):
+        assert not are_pieces(names)
+    root = tree(tmp_path, HAM)
+    (root / "HAM10000_metadata.csv").unlink()
+    assert load(config.Data(path=str(root)), seed=0).classes == ("HAM_images_part_1", "HAM_images_part_2")
 
 
 def test_no_hint_where_nothing_helps(tmp_path: Path) -> None:
@@ -817,3 +850,60 @@ def test_a_large_file_is_read_in_reasonable_time(tmp_path: Path) -> None:
     parts = read_labels(tmp_path, listing, config.Data(path=str(tmp_path), labels=("train.csv",))).parts
     assert time.process_time() - start < 5
     assert len(parts["train"]) == 20_000 and parts["train"].names == tuple("0123456")
+
+
+# Any table, any file
+
+names = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=8).filter(
+    lambda text: (
+        text.lower() not in ("nan", "<na>")
+        and not set(text) & set("|[{/\\.#'\"")
+        and not re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", text, re.ASCII)
+    )
+)
+
+
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
+@given(
+    st.lists(names, min_size=2, max_size=4, unique_by=lambda text: unicodedata.normalize("NFC", text).lower()),
+    st.lists(names, min_size=6, max_size=9, unique_by=lambda text: unicodedata.normalize("NFC", text).lower()),
+    st.sampled_from(",;\t"),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["{}", "{}.png", "train/{}.png", "./train/{}"]),
+    st.booleans(),
+    st.booleans(),
+    st.data(),
+)
+def test_any_table(
+    classes: list[str], files: list[str], mark: str, end: str, form: str, headed: bool, front: bool, data: st.DataObject
+) -> None:
+    """Whatever the names, the delimiter, the form of the ids and the order of the columns: each image has its label."""
+    labels = [classes[n % len(classes)] for n in range(len(files))]
+    rows = [(form.format(name), label) for name, label in zip(files, labels, strict=True)]
+    rows = [("image", "label")] * headed + data.draw(st.permutations(rows))
+    text, quoting = io.StringIO(), csv.QUOTE_ALL if front else csv.QUOTE_MINIMAL
+    writer = csv.writer(text, delimiter=mark, lineterminator=end, quoting=quoting)
+    writer.writerows(row[::-1] if front else row for row in rows)
+    listing = folder.Listing([f"train/{name}.png" for name in files], [], [], [], False)
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / "train.csv").write_text(text.getvalue(), encoding="utf-8", newline="")
+        part = read_labels(Path(place), listing, config.Data(path=place, labels=("train.csv",))).parts["train"]
+    given = {name: part.names[code] for name, code in zip(part.images["id"][:], part.codes, strict=True)}
+    expected = zip(listing.images, labels, strict=True)
+    assert given == {name: unicodedata.normalize("NFC", label) for name, label in expected}
+
+
+@settings(max_examples=300, deadline=None, database=None, derandomize=True)
+@given(
+    st.one_of(st.binary(max_size=60), st.text('idab0,;\t"\n\r{}[]:| .#', max_size=60).map(str.encode)),
+    st.sampled_from(FILES),
+)
+def test_any_file_is_read_or_named(content: bytes, ending: str) -> None:
+    listing = folder.Listing(["train/a.png", "train/0.png", "b/1.png"], [], [], [], False)
+    with tempfile.TemporaryDirectory() as place:
+        (Path(place) / f"list{ending}").write_bytes(content)
+        try:
+            read_labels(Path(place), listing, config.Data(path=place, labels=(f"list{ending}",)))
+        except ValueError as error:
+            assert type(error) in (ValueError, UnclearColumnError) and f"list{ending}" in str(error), repr(error)
+            assert len(str(error).splitlines()) == 1

@@ -15,6 +15,7 @@ from cls.data.labels import candidates, find_file, folder_split, read_file, read
 
 LOOKED_AT, LARGEST, SEVERAL = 20, 50_000_000, 6
 """Files that are opened for a hint, the size in bytes of the largest, and how many it names."""
+PIECES = {"image", "images", "img", "imgs", "photo", "photos", "part", "parts", "batch", "shard", "chunk", "zip"}
 PATTERNS = (r"(.+)_\d+", r"(.+)-\d+", r"(.+)\.\d+", r"(.+) \d+", r"(.+) ?\(\d+\)", r"(\D+)\d+", r"([^_]+)_")
 """Of names with a class and a number, the plainest first."""
 
@@ -29,6 +30,12 @@ def label_hint(root: Path, listing: Listing, classes: Collection[str] = ()) -> s
         return ""
     splits = [folder_split(name) for name in listing.images]
     return _files_hint(root, listing, splits, classes) or _pattern_hint(root, listing, splits, classes)
+
+
+def are_pieces(names: Collection[str]) -> bool:
+    """Whether folders are pieces of one by their names: images_001, images_002, or part_1, part_2."""
+    alike = {re.sub(r"\d+", "#", name.lower()) for name in names}
+    return len(names) > 1 and len(alike) == 1 and bool(PIECES & set(re.findall("[a-z]+", alike.pop())))
 
 
 def _files_hint(root: Path, listing: Listing, splits: list[str], classes: Collection[str]) -> str:

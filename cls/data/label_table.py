@@ -43,7 +43,8 @@ class Table:
         """The first row as names of the columns; empty and repeated names get the column's number."""
         names: list[str] = []
         for number, column in enumerate(self.columns, 1):
-            names.append(column[0] if column[0] and column[0] not in names else f"{column[0]}#{number}")
+            name = printable(column[0])
+            names.append(name if name and name not in names else f"{name}#{number}")
         rest = tuple(column[1:] for column in self.columns)
         return Table(name=self.name, names=tuple(names), columns=rest, lines=self.lines[1:], headed=True)
 
@@ -80,6 +81,16 @@ def read_table(path: Path, name: str) -> Table:
     names = tuple(str(number) for number in range(1, len(rows[0]) + 1))
     columns = tuple([cell.strip() for cell in column] for column in zip(*rows, strict=True))
     return Table(name=name, names=names, columns=columns, lines=lines, headed=False)
+
+
+def printable(name: str) -> str:
+    """A column's name in one line, and at most 60 characters of it."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name[:60])
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names of columns for a message."""
+    return ", ".join(names[:30]) + (f" and {len(names) - 30} more" if len(names) > 30 else "")
 
 
 def is_missing(cell: str) -> bool:
@@ -144,7 +155,7 @@ def _json(text: str, name: str, whole: bool) -> tuple[list[dict[str, Any]], list
             found = [{"file": file, "label": label} for file, label in found.items()]
         records = found if isinstance(found, list) else [found, None]
         lines = list(range(1, len(records) + 1))
-    if not records or not all(isinstance(record, dict) for record in records):
+    if not any(records) or not all(isinstance(record, dict) for record in records):
         raise ValueError(
             f"data.labels: {name} is not understood: expected objects with a file name and a label, one a line or in a "
             'list, or {"file": "label", ...}'
@@ -166,7 +177,7 @@ def _parsed(text: str, where: str) -> Any:
 def _records(name: str, records: Sequence[dict[str, Any]], lines: list[int]) -> Table:
     names = tuple(dict.fromkeys(key for record in records for key in record))
     columns = tuple([_cell(record.get(key)) for record in records] for key in names)
-    return Table(name=name, names=names, columns=columns, lines=lines, headed=True)
+    return Table(name=name, names=tuple(map(printable, names)), columns=columns, lines=lines, headed=True)
 
 
 def _cell(value: Any) -> str:

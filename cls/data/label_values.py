@@ -5,7 +5,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cls.data.label_table import Table, is_missing
+from cls.data.label_ids import ID_NAMES
+from cls.data.label_table import Table, is_missing, listed
 from cls.data.part import SPLITS
 
 LABEL_NAMES = ("label", "labels", "class", "classes", "class_name", "classname", "label_name", "category",
@@ -39,6 +40,12 @@ def has_column(table: Table, wanted: str) -> bool:
     return wanted.lower() in [name.lower() for name in table.names]
 
 
+def has_usual_names(table: Table) -> bool:
+    """Whether columns are called as ids and labels usually are, which no first row of data is."""
+    names = set(map(_plain, table.names))
+    return not names.isdisjoint(ID_NAMES) and not names.isdisjoint(LABEL_NAMES)
+
+
 def column_named(table: Table, wanted: str, option: str) -> int:
     """The number of a column; ValueError with the names that there are."""
     if wanted in table.names:
@@ -47,9 +54,7 @@ def column_named(table: Table, wanted: str, option: str) -> int:
     if lower.count(wanted.lower()) == 1:
         return lower.index(wanted.lower())
     about = "" if table.headed else " (the file has no header, so they are numbered)"
-    raise ValueError(
-        f"--data.{option} {wanted}: {table.name} has no such column; it has {', '.join(table.names)}{about}"
-    )
+    raise ValueError(f"--data.{option} {wanted}: {table.name} has no such column; it has {listed(table.names)}{about}")
 
 
 def split_values(table: Table) -> tuple[int, list[str]] | None:
@@ -95,7 +100,7 @@ def _only_column(table: Table, others: list[int]) -> Values | None:
         about = "" if table.headed else " (numbers, as the file has no header)"
         raise UnclearColumnError(
             f"data.labels: several columns of {table.name} may hold the classes: name one with --data.label-column, "
-            f"of {', '.join(names)}{about}",
+            f"of {listed(names)}{about}",
             names,
         )
     return None
@@ -120,7 +125,7 @@ def _of_column(table: Table, column: int) -> Values:
     elif given and all(_is_number(cell) for cell, _ in given):
         raise ValueError(
             f"data.labels: column {name} of {table.name} holds numbers such as {given[0][0]}, no classes: name another "
-            f"with --data.label-column, of {', '.join(table.names)}"
+            f"with --data.label-column, of {listed(table.names)}"
         )
     return Values(what=what, classes=[cell if cell.isascii() else unicodedata.normalize("NFC", cell) for cell in cells])
 
@@ -135,7 +140,7 @@ def _one_hot(table: Table, columns: list[int], alone: bool) -> Values | None:
                 return None
             raise ValueError(
                 f"data.labels: {table.name}, line {line} marks {len(ones)} of the columns "
-                f"{', '.join(table.names[column] for column in columns)}: these are several labels of an image, and "
+                f"{listed([table.names[column] for column in columns])}: these are several labels of an image, and "
                 "one class for each image is needed; name a column with --data.label-column"
             )
         classes.append(unicodedata.normalize("NFC", ones[0]))

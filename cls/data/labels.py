@@ -17,8 +17,8 @@ from typing import NamedTuple
 from cls import config
 from cls.data.folder import Found, Listing, files
 from cls.data.label_ids import ID_NAMES, ImageNames, Matched, looks_like_id, match
-from cls.data.label_table import FILES, Table, read_table
-from cls.data.label_values import Values, class_values, column_named, has_column, split_values
+from cls.data.label_table import FILES, Table, listed, read_table
+from cls.data.label_values import Values, class_values, column_named, has_column, has_usual_names, split_values
 from cls.data.part import SPLITS, split_words
 
 Notes = list[tuple[int, str]]
@@ -146,11 +146,11 @@ def read_file(
     if missing:
         raise ValueError(
             f"data.labels: {len(missing)} rows of {file.name} have no label, e.g. line {table.lines[missing[0]]} (id "
-            f"{ids[missing[0]]!r}, {values.what}): fill or remove them"
+            f"{ids[missing[0]][:60]!r}, {values.what}): fill or remove them"
         )
     nowhere = [place for place, rows in enumerate(matched.images) if not rows]
     if nowhere:
-        example = f"line {table.lines[nowhere[0]]} ({ids[nowhere[0]]!r})"
+        example = f"line {table.lines[nowhere[0]]} ({ids[nowhere[0]][:60]!r})"
         text = f"{file.name}: {len(nowhere)} of {len(table)} rows name no image, e.g. {example}: ignored"
         notes.append((logging.WARNING, text))
     how = f"by {file.name} (ids: column {table.names[matched.column]}, labels: {values.what or 'none'})"
@@ -167,7 +167,7 @@ def _match_table(
     if not file.asked and split_values(headed):
         file = replace(file, split="")
     wanted = [name for name in (data.id_column, data.label_column) if name]
-    if any(has_column(headed, name) or not name.isdigit() for name in wanted):
+    if any(has_column(headed, name) or not name.isdigit() for name in wanted) or has_usual_names(headed):
         table = headed
     column = column_named(table, data.id_column, "id-column") if data.id_column else None
     matched = _matched(root, names, splits, file, table, column)
@@ -197,13 +197,13 @@ def _matched(root: Path, names: Sequence[str], splits: Sequence[str], file: Labe
         if best and _hits(best) * 2 >= len(table):
             break
     if best is None:
-        heads = table.names if table.headed else [cells[0] for cells in table.columns]
+        heads = (table if table.headed else table.with_header()).names
         likely = [heads.index(name) for name in ID_NAMES if name in heads]
         shown = column if column is not None else [*likely, 0][0]
         raise ValueError(
-            f"data.labels: {file.name} names no image of {root}: its ids look like {table.columns[shown][-1]!r} "
+            f"data.labels: {file.name} names no image of {root}: its ids look like {table.columns[shown][-1][:60]!r} "
             f"(column {heads[shown]}, line {table.lines[-1]}), a file like {names[0]!r}; name the column of "
-            f"the ids with --data.id-column, of {', '.join(heads)}"
+            f"the ids with --data.id-column, of {listed(heads)}"
         )
     return best
 
@@ -220,7 +220,7 @@ def _values(table: Table, ids: int, wanted: str, split: str) -> Values:
     if not values.what and split != "test":
         raise ValueError(
             f"data.labels: cannot find the labels in {table.name}: name their column with --data.label-column, of "
-            f"{', '.join(table.names)}"
+            f"{listed(table.names)}"
         )
     return values
 
@@ -234,8 +234,9 @@ def _add(given: dict[int, Given], found: Iterable[tuple[int, Given]], names: Seq
             continue
         if (known.label, known.split) != (one.label, one.split):
             raise ValueError(
-                f"data.labels: {names[row]} is {known.label!r} in {known.split} by {known.file}, line {known.line}, and "
-                f"{one.label!r} in {one.split} by {one.file}, line {one.line}: each image needs one label and one split"
+                f"data.labels: {names[row]} is {known.label!r} in {known.split} by {known.file}, line {known.line}, "
+                f"and {one.label!r} in {one.split} by {one.file}, line {one.line}: each image needs one label and one "
+                "split"
             )
         again.append((known, one))
     if again:

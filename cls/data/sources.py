@@ -21,7 +21,7 @@ from cls.data import folder, stream, tables
 from cls.data.access import Stream, column
 from cls.data.folder import TABLES, natural
 from cls.data.index import keep_index, read_index
-from cls.data.label_hint import label_hint
+from cls.data.label_hint import are_pieces, label_hint
 from cls.data.labels import read_labels
 from cls.data.part import COLUMNS, Part
 from cls.images.decode import EXTENSIONS
@@ -186,7 +186,9 @@ def _read(path: str, data: config.Data) -> dict[str, Part]:
             # A table of annotations may lie beside the images, a preview image beside the tables.
             if len(listing.tables) >= len(listing.images):
                 return _tables(root, listing.tables, data)
-            found = keep_index(root, listing, folder.read(root, listing), scanned)
+            found = folder.read(root, listing)
+            _refuse_pieces(root, listing, found.parts["train"].names)
+            found = keep_index(root, listing, found, scanned)
         for level, text in found.notes:
             log.log(level, text)
         return stream.folder_blocks(found.parts) if data.streaming else found.parts
@@ -197,6 +199,15 @@ def _read(path: str, data: config.Data) -> dict[str, Part]:
     if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path) and not path.lower().endswith((*TABLES, *EXTENSIONS)):
         return stream.read_hub(path, data) if data.streaming else tables.read_hub(path, data)
     raise ValueError(f"data.path: there is no file or folder {path}")
+
+
+def _refuse_pieces(root: Path, listing: folder.Listing, classes: Sequence[str]) -> None:
+    """Folders that are pieces of one would be learnt as classes; only where a label file beside them has classes."""
+    if are_pieces(classes) and "--data.labels" in (hint := label_hint(root, listing)):
+        raise ValueError(
+            f"data.path: {root} has the folders {', '.join(classes[:3])}, pieces of one by their names, and labels "
+            f"beside them; if the folders are the classes, move {hint.partition(' look')[0]} out of data.path"
+        )
 
 
 def _by_labels(path: str, data: config.Data) -> dict[str, Part]:
