@@ -3,21 +3,36 @@
 import re
 import shlex
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from cls.config import Data
-from cls.data.folder import Listing, natural
+from cls.data.folder import Listing, natural, scan
+from cls.data.label_files import candidates, find_file, folder_split
 from cls.data.label_table import FILES
 from cls.data.label_values import UnclearColumnError
-from cls.data.labels import candidates, find_file, folder_split, read_file, read_labels
+from cls.data.labels import read_file, read_labels
 
 LOOKED_AT, LARGEST, SEVERAL = 20, 50_000_000, 6
 """Files that are opened for a hint, the size in bytes of the largest, and how many it names."""
 PIECES = {"image", "images", "img", "imgs", "photo", "photos", "part", "parts", "batch", "shard", "chunk", "zip"}
 PATTERNS = (r"(.+)_\d+", r"(.+)-\d+", r"(.+)\.\d+", r"(.+) \d+", r"(.+) ?\(\d+\)", r"(\D+)\d+", r"([^_]+)_")
 """Of names with a class and a number, the plainest first."""
+
+
+@contextmanager
+def hinted(path: str, data: Data, classes: Collection[str] = ()) -> Iterator[None]:
+    """A ValueError from inside also names the label files beside the images, if no label options are set."""
+    try:
+        yield
+    except ValueError as error:
+        root = Path(path).expanduser()
+        if data.own_labels or not root.is_dir():
+            raise
+        hint = label_hint(root, scan(root), classes)
+        raise ValueError(f"{error}; {hint}" if hint else str(error)) from None
 
 
 def label_hint(root: Path, listing: Listing, classes: Collection[str] = ()) -> str:
@@ -36,6 +51,15 @@ def are_pieces(names: Collection[str]) -> bool:
     """Whether folders are pieces of one by their names: images_001, images_002, or part_1, part_2."""
     alike = {re.sub(r"\d+", "#", name.lower()) for name in names}
     return len(names) > 1 and len(alike) == 1 and bool(PIECES & set(re.findall("[a-z]+", alike.pop())))
+
+
+def refuse_pieces(root: Path, listing: Listing, classes: Sequence[str]) -> None:
+    """Folders that are pieces of one would be learnt as classes; only where a label file beside them has classes."""
+    if are_pieces(classes) and "--data.labels" in (hint := label_hint(root, listing)):
+        raise ValueError(
+            f"data.path: {root} has the folders {', '.join(classes[:3])}, pieces of one by their names, and labels "
+            f"beside them; if the folders are the classes, move {hint.partition(' look')[0]} out of data.path"
+        )
 
 
 def _files_hint(root: Path, listing: Listing, splits: list[str], classes: Collection[str]) -> str:

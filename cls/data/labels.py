@@ -5,21 +5,22 @@ images, 2 s and for the moment 80 MB for 100,000 rows. `cls pack` makes a set of
 """
 
 import logging
-import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from cls import config
-from cls.data.folder import Found, Listing, files
+from cls.data import tables
+from cls.data.folder import Found, Listing, files, scan
+from cls.data.label_files import LabelFile, find_file, folder_split
 from cls.data.label_ids import ID_NAMES, ImageNames, Matched, looks_like_id, match
-from cls.data.label_table import FILES, Table, listed, read_table
+from cls.data.label_table import Table, listed, read_table
 from cls.data.label_values import Values, class_values, column_named, has_column, has_usual_names, split_values
-from cls.data.part import SPLITS, split_words
+from cls.data.part import split_words
 
 Notes = list[tuple[int, str]]
 
@@ -31,21 +32,6 @@ class Given(NamedTuple):
     label: str | None
     file: str = ""
     line: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelFile:
-    """A label file as it was asked for."""
-
-    name: str
-    """As it was given, without the split."""
-    path: Path
-    split: str
-    """The split it is for; "" for whatever its rows and the images' folders say."""
-    asked: bool
-    """Whether that split was asked for, not read from its path."""
-    folder: str
-    """The folder it lies in, below the root and with "/" at its end; "" for the root itself or none."""
 
 
 def read_labels(root: Path, listing: Listing, data: config.Data) -> Found:
@@ -72,12 +58,17 @@ def read_labels(root: Path, listing: Listing, data: config.Data) -> Found:
     return Found(parts, notes)
 
 
-def folder_split(name: str) -> str:
-    """The split of an image by its folders: the first one whose name has the word of one split; "" if none has."""
-    for folder in name.split("/")[:-1]:
-        if len(words := split_words(folder)) == 1:
-            return words.pop()
-    return ""
+def read_labelled(path: str, data: config.Data) -> Found:
+    """The same of a path, which must be a folder of image files."""
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise ValueError(f"data.path: there is no file or folder {path}")
+    if not root.is_dir() or tables.is_saved(root):
+        raise ValueError(
+            f"data.labels and data.label_pattern are for folders of image files, which {path} is not: "
+            "a table has its labels in a column, data.label_column"
+        )
+    return read_labels(root, scan(root), data)
 
 
 def _by_pattern(
@@ -289,30 +280,3 @@ def _with_test(given: dict[int, Given], keep: bool = False) -> dict[int, Given]:
     if keep or classes & {one.label for one in given.values() if one.split == "test"} - {None}:
         return given
     return {row: one._replace(label=None) if one.split == "test" else one for row, one in given.items()}
-
-
-def find_file(root: Path, text: str, listing: Listing, data: config.Data) -> LabelFile:
-    """The file of one word of data.labels: ``FILE`` or ``split=FILE``, below the root or else where it is."""
-    before, _, after = text.partition("=")
-    asked = bool(after) and before.lower() in SPLITS
-    split, name = (SPLITS[before.lower()], after) if asked else ("", text)
-    beside = Path(data.path if data.copy else root).expanduser()  # the copy may lack what lies above data.path
-    paths = [place / Path(name).expanduser() for place in (root, beside, Path())]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        there = ", ".join(candidates(listing.others)[:5])
-        raise ValueError(f"data.labels: there is no file {name} in {root}" + (f"; there is {there}" if there else ""))
-    inside = os.path.relpath(os.path.abspath(path), os.path.abspath(root)).replace(os.sep, "/")
-    parts = inside.split("/") if not inside.startswith("../") else [path.name]
-    for part in reversed(parts):
-        if not split and len(words := split_words(part)) == 1:
-            split = words.pop()
-    folder = "".join(f"{part}/" for part in parts[:-1])
-    return LabelFile(name=name, path=path, split=split, asked=asked, folder=folder)
-
-
-def candidates(others: Iterable[str]) -> list[str]:
-    """Those of the files that may hold labels, the likeliest first. A sample submission has ids, but no labels."""
-    found = [name for name in others if name.lower().endswith(FILES) and not re.search("submission|readme|license",
-                                                                                       name.lower())]  # fmt: skip
-    return sorted(found, key=lambda name: (name.count("/"), not re.search("label|train|metadata", name.lower())))

@@ -5,8 +5,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +20,8 @@ from cls.data import folder, stream, tables
 from cls.data.access import Stream, column
 from cls.data.folder import TABLES, natural
 from cls.data.index import keep_index, read_index
-from cls.data.label_hint import are_pieces, label_hint
-from cls.data.labels import read_labels
+from cls.data.label_hint import hinted, refuse_pieces
+from cls.data.labels import read_labelled
 from cls.data.part import COLUMNS, Part
 from cls.images.decode import EXTENSIONS
 from cls.seed import generator
@@ -53,7 +52,7 @@ def load(data: config.Data, seed: int) -> Splits:
     Without validation images, ``data.val_fraction`` of each class is held out by ``seed``. Labels of all splits are
     mapped by name to the classes of the training images. What cannot be used is a ValueError naming the field.
     """
-    with _hinted(data.copy or data.path, data):
+    with hinted(data.copy or data.path, data):
         parts = _digits() if data.path == "digits" else _read(data.copy or data.path, data)
         _refuse_unusable(parts, data)
         classes = tuple(sorted(parts["train"].present, key=natural))
@@ -135,24 +134,11 @@ def _unlabelled(part: Part) -> Dataset:
 
 def load_labelled(path: str, classes: tuple[str, ...], data: config.Data) -> Dataset:
     """Class folders, label files or a table, numbered by name after ``classes``; an unknown class is a ValueError."""
-    with _hinted(path, data, classes):
+    with hinted(path, data, classes):
         part = _read_one(path, data, labelled=True)
         if part.unlabelled:
             raise ValueError(f"{path}: {part.unlabelled} of {len(part)} images have no label")
         return _number(part, classes, path)
-
-
-@contextmanager
-def _hinted(path: str, data: config.Data, classes: Collection[str] = ()) -> Iterator[None]:
-    """A ValueError from inside also names the label files beside the images, if no label options are set."""
-    try:
-        yield
-    except ValueError as error:
-        root = Path(path).expanduser()
-        if data.own_labels or not root.is_dir():
-            raise
-        hint = label_hint(root, folder.scan(root), classes)
-        raise ValueError(f"{error}; {hint}" if hint else str(error)) from None
 
 
 def _refuse_unusable(parts: dict[str, Part], data: config.Data) -> None:
@@ -171,8 +157,7 @@ def _refuse_unusable(parts: dict[str, Part], data: config.Data) -> None:
 def _read(path: str, data: config.Data) -> dict[str, Part]:
     root = Path(path).expanduser()
     if data.own_labels:
-        parts = _by_labels(path, data)
-        return stream.folder_blocks(parts) if data.streaming and "train" in parts else parts
+        return _reported(read_labelled(path, data), data)
     if root.is_dir():
         if tables.is_saved(root):
             if data.streaming:
@@ -187,11 +172,9 @@ def _read(path: str, data: config.Data) -> dict[str, Part]:
             if len(listing.tables) >= len(listing.images):
                 return _tables(root, listing.tables, data)
             found = folder.read(root, listing)
-            _refuse_pieces(root, listing, found.parts["train"].names)
+            refuse_pieces(root, listing, found.parts["train"].names)
             found = keep_index(root, listing, found, scanned)
-        for level, text in found.notes:
-            log.log(level, text)
-        return stream.folder_blocks(found.parts) if data.streaming else found.parts
+        return _reported(found, data)
     if root.is_file():
         if root.name.lower().endswith(TABLES):
             return _tables(root.parent, [root.name], data)
@@ -201,28 +184,11 @@ def _read(path: str, data: config.Data) -> dict[str, Part]:
     raise ValueError(f"data.path: there is no file or folder {path}")
 
 
-def _refuse_pieces(root: Path, listing: folder.Listing, classes: Sequence[str]) -> None:
-    """Folders that are pieces of one would be learnt as classes; only where a label file beside them has classes."""
-    if are_pieces(classes) and "--data.labels" in (hint := label_hint(root, listing)):
-        raise ValueError(
-            f"data.path: {root} has the folders {', '.join(classes[:3])}, pieces of one by their names, and labels "
-            f"beside them; if the folders are the classes, move {hint.partition(' look')[0]} out of data.path"
-        )
-
-
-def _by_labels(path: str, data: config.Data) -> dict[str, Part]:
-    root = Path(path).expanduser()
-    if not root.exists():
-        raise ValueError(f"data.path: there is no file or folder {path}")
-    if not root.is_dir() or tables.is_saved(root):
-        raise ValueError(
-            f"data.labels and data.label_pattern are for folders of image files, which {path} is not: "
-            "a table has its labels in a column, data.label_column"
-        )
-    found = read_labels(root, folder.scan(root), data)
+def _reported(found: folder.Found, data: config.Data) -> dict[str, Part]:
+    """The splits of a folder, whose notes are logged at every start."""
     for level, text in found.notes:
         log.log(level, text)
-    return found.parts
+    return stream.folder_blocks(found.parts) if data.streaming and "train" in found.parts else found.parts
 
 
 def _tables(root: Path, names: list[str], data: config.Data) -> dict[str, Part]:
