@@ -430,10 +430,9 @@ def test_what_a_start_prints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     files, options, _, _ = LAYOUTS["tiny-imagenet"]
     with caplog.at_level(logging.INFO, "cls"):
         load(config.Data(path=str(tree(tmp_path, files)), **options), seed=0)
-    assert (
-        "labels by val/val_annotations.txt (ids: column 1, labels: column 2): val 4 images of 2 classes" in caplog.text
-    )
-    assert "labels without a label file: train 6 images of 2 classes, test 2 images" in caplog.text
+    assert "train 6 images of 2 classes (folders)" in caplog.text
+    origin = "val/val_annotations.txt: ids in column 1, labels: column 2"
+    assert f"val 4 images of 2 classes ({origin}); test 2 images of 0 classes (folders)" in caplog.text
 
 
 SLIPS: dict[str, tuple[Files, dict[str, object], str]] = {

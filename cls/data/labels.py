@@ -7,7 +7,6 @@ images, 2 s and for the moment 80 MB for 100,000 rows. `cls pack` makes a set of
 import logging
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,14 +21,14 @@ from cls.data.label_table import Table, listed, read_table
 from cls.data.label_values import Values, class_values, column_named, has_column, has_usual_names, split_values
 from cls.data.part import split_words
 
-Notes = list[tuple[int, str]]
-
 
 class Given(NamedTuple):
     """What a label file says of an image."""
 
     split: str
     label: str | None
+    how: str
+    """The source of the labels, for messages."""
     file: str = ""
     line: int = 0
 
@@ -43,19 +42,21 @@ def read_labels(root: Path, listing: Listing, data: config.Data) -> Found:
     """
     if not listing.images:
         raise ValueError(f"data.path: {root} holds no images, so data.labels and data.label_pattern have no use")
-    notes: Notes = []
+    notes: list[str] = []
     splits = [folder_split(name) for name in listing.images]
     if data.label_pattern:
         given = _by_pattern(root, listing.images, splits, data.label_pattern, notes)
     else:
         given = _by_files(root, listing, splits, data, notes)
-    parts = {}
+    parts, sources = {}, []
     for split in ("train", "val", "test"):
-        if rows := [row for row, one in given.items() if one.split == split]:
-            rows.sort()
+        if rows := sorted(row for row, one in given.items() if one.split == split):
             names = [listing.images[row] for row in rows]
             parts[split] = files(root, names, [given[row].label for row in rows])
-    return Found(parts, notes)
+            origin = ", ".join(dict.fromkeys(given[row].how for row in rows))
+            sources.append(f"{split} {len(rows):,} images of {len(parts[split].present)} classes ({origin})")
+    line = (logging.INFO, f"{root}: {'; '.join(sources)}")
+    return Found(parts, [line, *((logging.WARNING, text) for text in notes)])
 
 
 def read_labelled(path: str, data: config.Data) -> Found:
@@ -72,16 +73,16 @@ def read_labelled(path: str, data: config.Data) -> Found:
 
 
 def _by_pattern(
-    root: Path, names: Sequence[str], splits: Sequence[str], pattern: str, notes: Notes
+    root: Path, names: Sequence[str], splits: Sequence[str], pattern: str, notes: list[str]
 ) -> dict[int, Given]:
-    given, without = {}, []
+    given, without, how = {}, [], f"file names, {pattern}"
     elsewhere = "" if "train" in splits else "train"  # beside train/, other folders are no training images
     for row, name in enumerate(names):
         base = unicodedata.normalize("NFC", name.rpartition("/")[2])
         found = re.match(pattern, base)
         label = (found[1] or "").strip() if found else ""
         if split := splits[row] or elsewhere:
-            given[row] = Given(split, label or None)
+            given[row] = Given(split, label or None, how)
             without += [name] if split != "test" and not label else []
     if without:
         raise ValueError(
@@ -90,12 +91,12 @@ def _by_pattern(
         )
     _leave_out(root, [name for row, name in enumerate(names) if row not in given], "outside train/, val/ and test/",
                notes)  # fmt: skip
-    given = _with_test(given)
-    _note_source(notes, f"by the files' names ({pattern})", given.values())
-    return given
+    return _with_test(given)
 
 
-def _by_files(root: Path, listing: Listing, splits: Sequence[str], data: config.Data, notes: Notes) -> dict[int, Given]:
+def _by_files(
+    root: Path, listing: Listing, splits: Sequence[str], data: config.Data, notes: list[str]
+) -> dict[int, Given]:
     given: dict[int, Given] = {}
     for text in data.labels:
         found = read_file(root, listing.images, splits, find_file(root, text, listing, data), data, notes)
@@ -105,19 +106,18 @@ def _by_files(root: Path, listing: Listing, splits: Sequence[str], data: config.
     _leave_out(root, [listing.images[row] for row in rest if splits[row] in ("", *covered - {"test"})],
                f"without a row in {', '.join(data.labels)}", notes)  # fmt: skip
     others = {
-        row: Given(splits[row], None if splits[row] in covered else _class_folder(listing.images[row], splits[row]))
+        row: Given(
+            splits[row], None if splits[row] in covered else _class_folder(listing.images[row], splits[row]), "folders"
+        )
         for row in rest
         if splits[row] == "test" or (splits[row] and splits[row] not in covered)
     }
     _refuse_unlabelled(root, others, listing.images)
-    given = _with_test(given | others, keep="test" in covered)
-    if others:
-        _note_source(notes, "without a label file", (given[row] for row in others))
-    return given
+    return _with_test(given | others, keep="test" in covered)
 
 
 def read_file(
-    root: Path, names: Sequence[str], splits: Sequence[str], file: LabelFile, data: config.Data, notes: Notes
+    root: Path, names: Sequence[str], splits: Sequence[str], file: LabelFile, data: config.Data, notes: list[str]
 ) -> list[tuple[int, Given]]:
     """Images, by their places in ``names``, and what a label file says of each; an image may come several times.
 
@@ -126,13 +126,14 @@ def read_file(
     table, file, matched = _match_table(root, names, splits, file, data)
     values = _values(table, matched.column, data.label_column, file.split)
     by_row = (split_values(table) or (0, []))[1] if not file.split else []
+    how = f"{file.name}: ids in column {table.names[matched.column]}, labels: {values.what or 'none'}"
     found, missing = [], []
     for place, rows in enumerate(matched.images):
         for row in rows:
             split = file.split or (by_row[place] if by_row else "") or splits[row] or "train"
             label = values.classes[place] if values.what else ""
             missing += [] if label or split == "test" else [place]
-            found.append((row, Given(split, label or None, file.name, table.lines[place])))
+            found.append((row, Given(split, label or None, how, file.name, table.lines[place])))
     ids = table.columns[matched.column]
     if missing:
         raise ValueError(
@@ -143,9 +144,7 @@ def read_file(
     if nowhere:
         example = f"line {table.lines[nowhere[0]]} ({ids[nowhere[0]][:60]!r})"
         text = f"{file.name}: {len(nowhere)} of {len(table)} rows name no image, e.g. {example}: ignored"
-        notes.append((logging.WARNING, text))
-    how = f"by {file.name} (ids: column {table.names[matched.column]}, labels: {values.what or 'none'})"
-    _note_source(notes, how, (one for _, one in found))
+        notes.append(text)
     return found
 
 
@@ -216,7 +215,7 @@ def _values(table: Table, ids: int, wanted: str, split: str) -> Values:
     return values
 
 
-def _add(given: dict[int, Given], found: Iterable[tuple[int, Given]], names: Sequence[str], notes: Notes) -> None:
+def _add(given: dict[int, Given], found: Iterable[tuple[int, Given]], names: Sequence[str], notes: list[str]) -> None:
     """Several rows of one image must agree; they count once, with a warning."""
     again = []
     for row, one in found:
@@ -234,24 +233,13 @@ def _add(given: dict[int, Given], found: Iterable[tuple[int, Given]], names: Seq
         known, one = again[0]
         text = f"{len(again)} rows repeat an image with the same label: used once, e.g. "
         text += f"{known.file}, line {known.line} and {one.file}, line {one.line}"
-        notes.append((logging.WARNING, text))
+        notes.append(text)
 
 
-def _leave_out(root: Path, names: Sequence[str], why: str, notes: Notes) -> None:
+def _leave_out(root: Path, names: Sequence[str], why: str, notes: list[str]) -> None:
     if names:
         text = f"{root}: {len(names)} images {why} left out, e.g. {names[0]}; those to be predicted belong into test/"
-        notes.append((logging.WARNING, text))
-
-
-def _note_source(notes: Notes, source: str, given: Iterable[Given]) -> None:
-    counts: dict[str, Counter[str | None]] = {}
-    for one in given:
-        counts.setdefault(one.split, Counter())[one.label] += 1
-    listed = ", ".join(
-        f"{split} {count.total():,} images" + (f" of {len(known)} classes" if (known := set(count) - {None}) else "")
-        for split, count in ((split, counts[split]) for split in ("train", "val", "test") if split in counts)
-    )
-    notes.append((logging.INFO, f"labels {source}: {listed}"))
+        notes.append(text)
 
 
 def _class_folder(name: str, split: str) -> str | None:
