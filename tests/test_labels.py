@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import logging
 import re
 import shlex
 import subprocess
@@ -28,7 +27,7 @@ from cls.checks import check_labels
 from cls.cli import _command, parse_run
 from cls.data import folder
 from cls.data.access import images_of
-from cls.data.label_hint import are_pieces, label_hint
+from cls.data.label_hint import label_hint
 from cls.data.label_table import FILES
 from cls.data.label_values import UnclearColumnError
 from cls.data.labels import read_labels
@@ -373,18 +372,15 @@ LAYOUTS: dict[str, tuple[Files, dict[str, object], dict[str, dict[str, str | Non
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_layouts(tmp_path: Path, layout: str) -> None:
     """Every label by id and split as its people mean it, also through load, which may hold some out of train."""
     files, options, answer, below = LAYOUTS[layout]
     root = tree(tmp_path / "set", files) / below
-    assert found(root, **options) == answer
-    with caplog.at_level(logging.INFO, "cls"):
-        splits = load(config.Data(path=str(root), val_fraction=0.3, **options), seed=0)
+    assert found(root, **options) == answer and "name no image" not in warnings(root, **options)
+    splits = load(config.Data(path=str(root), val_fraction=0.3, **options), seed=0)
     assert by_id(splits) == answer["train"] | answer.get("val", {})
     assert "val" not in answer or list(splits.val["id"]) == list(answer["val"])
     assert (list(splits.test["id"]) if splits.test else []) == list(answer.get("test", {}))
-    assert f"train {len(answer['train']):,} images" in caplog.text
-    assert not [one for one in caplog.records if one.levelno > logging.INFO and "name no image" in one.getMessage()]
     first = images_of(splits.train)
     assert bytes(first.read([0])[0]) == (root / first.name(0)).read_bytes()
 
@@ -403,8 +399,7 @@ def test_absolute_and_working_directory(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def warnings(root: Path, **options: object) -> str:
-    notes = read_labels(root, folder.scan(root), config.Data(path=str(root), **options)).notes
-    return "\n".join(text for level, text in notes if level >= logging.WARNING)
+    return "\n".join(read_labels(root, folder.scan(root), config.Data(path=str(root), **options)).warnings)
 
 
 def test_rows_without_a_file_and_images_without_a_row(tmp_path: Path) -> None:
@@ -426,13 +421,12 @@ def test_doubled_rows_that_agree_count_once(tmp_path: Path) -> None:
     assert "name no image" not in text and "left out" not in text
 
 
-def test_what_a_start_prints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_source_of_each_split(tmp_path: Path) -> None:
     files, options, _, _ = LAYOUTS["tiny-imagenet"]
-    with caplog.at_level(logging.INFO, "cls"):
-        load(config.Data(path=str(tree(tmp_path, files)), **options), seed=0)
-    assert "train 6 images of 2 classes (folders)" in caplog.text
-    origin = "val/val_annotations.txt: ids in column 1, labels: column 2"
-    assert f"val 4 images of 2 classes ({origin}); test 2 images of 0 classes (folders)" in caplog.text
+    root = tree(tmp_path, files)
+    sources = read_labels(root, folder.scan(root), config.Data(path=str(root), **options)).sources
+    file = "val/val_annotations.txt: ids in column 1, labels: column 2"
+    assert sources == {"train": "folders", "val": file, "test": "folders"}
 
 
 SLIPS: dict[str, tuple[Files, dict[str, object], str]] = {
@@ -749,22 +743,13 @@ def test_the_hint_is_a_command_that_works(tmp_path: Path, layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["kaggle, integer ids", "one folder for train and test", "tiny-imagenet",
-                                    "food-101", "HAM10000", "oxford-pets", "cats and dogs",
+                                    "food-101", "oxford-pets", "cats and dogs",
                                     "the images' folder alone"])  # fmt: skip
 def test_a_start_without_labels_prints_the_hint(tmp_path: Path, layout: str) -> None:
     files, _, _, below = LAYOUTS[layout]
     root = tree(tmp_path / "set", files) / below
     with pytest.raises(ValueError, match=rf"^data\.path: .*; .*: add {re.escape(HINTS[layout][0])}$|lacks: .*add"):
         load(config.Data(path=str(root)), seed=0)
-
-
-def test_folders_that_are_pieces_of_one_are_classes_where_no_file_says_otherwise(tmp_path: Path) -> None:
-    assert are_pieces(["images_001", "images_012"]) and are_pieces(["Part1", "Part2"])
-    for names in (["n01440764", "n01443537"], ["part_1", "whole_2"], ["1", "2"], ["c0", "c1"], ["images"]):
-        assert not are_pieces(names)
-    root = tree(tmp_path, HAM)
-    (root / "HAM10000_metadata.csv").unlink()
-    assert load(config.Data(path=str(root)), seed=0).classes == ("HAM_images_part_1", "HAM_images_part_2")
 
 
 def test_no_hint_where_nothing_helps(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,6 @@ from cls.data.labels import read_file, read_labels
 
 LOOKED_AT, LARGEST, SEVERAL = 20, 50_000_000, 6
 """Files that are opened for a hint, the size in bytes of the largest, and how many it names."""
-PIECES = {"image", "images", "img", "imgs", "photo", "photos", "part", "parts", "batch", "shard", "chunk", "zip"}
 PATTERNS = (r"(.+)_\d+", r"(.+)-\d+", r"(.+)\.\d+", r"(.+) \d+", r"(.+) ?\(\d+\)", r"(\D+)\d+", r"([^_]+)_")
 """Of names with a class and a number, the plainest first."""
 
@@ -45,21 +44,6 @@ def label_hint(root: Path, listing: Listing, classes: Collection[str] = ()) -> s
         return ""
     splits = [folder_split(name) for name in listing.images]
     return _files_hint(root, listing, splits, classes) or _pattern_hint(root, listing, splits, classes)
-
-
-def are_pieces(names: Collection[str]) -> bool:
-    """Whether folders are pieces of one by their names: images_001, images_002, or part_1, part_2."""
-    alike = {re.sub(r"\d+", "#", name.lower()) for name in names}
-    return len(names) > 1 and len(alike) == 1 and bool(PIECES & set(re.findall("[a-z]+", alike.pop())))
-
-
-def refuse_pieces(root: Path, listing: Listing, classes: Sequence[str]) -> None:
-    """Folders that are pieces of one would be learnt as classes; only where a label file beside them has classes."""
-    if are_pieces(classes) and "--data.labels" in (hint := label_hint(root, listing)):
-        raise ValueError(
-            f"data.path: {root} has the folders {', '.join(classes[:3])}, pieces of one by their names, and labels "
-            f"beside them; if the folders are the classes, move {hint.partition(' look')[0]} out of data.path"
-        )
 
 
 def _files_hint(root: Path, listing: Listing, splits: list[str], classes: Collection[str]) -> str:

@@ -4,7 +4,6 @@ Nothing of this is kept between starts: each process walks the folder and reads 
 images, 2 s and for the moment 80 MB for 100,000 rows. `cls pack` makes a set of it that needs neither.
 """
 
-import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,12 +13,12 @@ from typing import NamedTuple
 
 from cls import config
 from cls.data import tables
-from cls.data.folder import Found, Listing, files, scan
+from cls.data.folder import Listing, files, scan
 from cls.data.label_files import LabelFile, find_file, folder_split
 from cls.data.label_ids import ID_NAMES, ImageNames, Matched, looks_like_id, match
 from cls.data.label_table import Table, listed, read_table
 from cls.data.label_values import Values, class_values, column_named, has_column, has_usual_names, split_values
-from cls.data.part import split_words
+from cls.data.part import Part, split_words
 
 
 class Given(NamedTuple):
@@ -33,7 +32,17 @@ class Given(NamedTuple):
     line: int = 0
 
 
-def read_labels(root: Path, listing: Listing, data: config.Data) -> Found:
+class Labelled(NamedTuple):
+    """The splits of a folder."""
+
+    parts: dict[str, Part]
+    sources: dict[str, str]
+    """Where the labels of each split come from."""
+    warnings: list[str]
+    """What is left out, ignored or used once, a line each."""
+
+
+def read_labels(root: Path, listing: Listing, data: config.Data) -> Labelled:
     """The splits of a folder by ``data.labels`` or ``data.label_pattern``; what cannot be used is a ValueError.
 
     An image belongs to the split that its label file is for (``val=FILE``, a split column, or a split word in the
@@ -48,18 +57,16 @@ def read_labels(root: Path, listing: Listing, data: config.Data) -> Found:
         given = _by_pattern(root, listing.images, splits, data.label_pattern, notes)
     else:
         given = _by_files(root, listing, splits, data, notes)
-    parts, sources = {}, []
+    parts, sources = {}, {}
     for split in ("train", "val", "test"):
         if rows := sorted(row for row, one in given.items() if one.split == split):
             names = [listing.images[row] for row in rows]
             parts[split] = files(root, names, [given[row].label for row in rows])
-            origin = ", ".join(dict.fromkeys(given[row].how for row in rows))
-            sources.append(f"{split} {len(rows):,} images of {len(parts[split].present)} classes ({origin})")
-    line = (logging.INFO, f"{root}: {'; '.join(sources)}")
-    return Found(parts, [line, *((logging.WARNING, text) for text in notes)])
+            sources[split] = ", ".join(dict.fromkeys(given[row].how for row in rows))
+    return Labelled(parts, sources, notes)
 
 
-def read_labelled(path: str, data: config.Data) -> Found:
+def read_labelled(path: str, data: config.Data) -> Labelled:
     """The same of a path, which must be a folder of image files."""
     root = Path(path).expanduser()
     if not root.exists():

@@ -20,7 +20,7 @@ from cls.data import folder, stream, tables
 from cls.data.access import Stream, column
 from cls.data.folder import TABLES, natural
 from cls.data.index import keep_index, read_index
-from cls.data.label_hint import hinted, refuse_pieces
+from cls.data.label_hint import hinted
 from cls.data.labels import read_labelled
 from cls.data.part import COLUMNS, Part
 from cls.images.decode import EXTENSIONS
@@ -157,7 +157,7 @@ def _refuse_unusable(parts: dict[str, Part], data: config.Data) -> None:
 def _read(path: str, data: config.Data) -> dict[str, Part]:
     root = Path(path).expanduser()
     if data.own_labels:
-        return _reported(read_labelled(path, data), data)
+        return _own_labels(path, data)
     if root.is_dir():
         if tables.is_saved(root):
             if data.streaming:
@@ -171,10 +171,10 @@ def _read(path: str, data: config.Data) -> dict[str, Part]:
             # A table of annotations may lie beside the images, a preview image beside the tables.
             if len(listing.tables) >= len(listing.images):
                 return _tables(root, listing.tables, data)
-            found = folder.read(root, listing)
-            refuse_pieces(root, listing, found.parts["train"].names)
-            found = keep_index(root, listing, found, scanned)
-        return _reported(found, data)
+            found = keep_index(root, listing, folder.read(root, listing), scanned)
+        for level, text in found.notes:
+            log.log(level, text)
+        return stream.folder_blocks(found.parts) if data.streaming else found.parts
     if root.is_file():
         if root.name.lower().endswith(TABLES):
             return _tables(root.parent, [root.name], data)
@@ -184,11 +184,13 @@ def _read(path: str, data: config.Data) -> dict[str, Part]:
     raise ValueError(f"data.path: there is no file or folder {path}")
 
 
-def _reported(found: folder.Found, data: config.Data) -> dict[str, Part]:
-    """The splits of a folder, whose notes are logged at every start."""
-    for level, text in found.notes:
-        log.log(level, text)
-    return stream.folder_blocks(found.parts) if data.streaming and "train" in found.parts else found.parts
+def _own_labels(path: str, data: config.Data) -> dict[str, Part]:
+    parts, sources, warnings = read_labelled(path, data)
+    said = (f"{split} {len(parts[split]):,} images, labels from {source}" for split, source in sources.items())
+    log.info("%s: %s", path, "; ".join(said))
+    for text in warnings:
+        log.warning("%s", text)
+    return stream.folder_blocks(parts) if data.streaming and "train" in parts else parts
 
 
 def _tables(root: Path, names: list[str], data: config.Data) -> dict[str, Part]:
