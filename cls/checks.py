@@ -1,8 +1,9 @@
 """Values and combinations that cannot train: refused before anything is built, by the field's name."""
 
 import math
+import re
 
-from cls.config import Run, flat
+from cls.config import Data, Run, flat
 from cls.paths import name_problem
 
 POSITIVE = ("data.size", "train.epochs", "train.batch", "train.micro_batch", "train.eval_batch", "train.keep",
@@ -22,9 +23,10 @@ def check(run: Run) -> None:
     values = flat(run)
     for name, value in values.items():
         _need(not isinstance(value, float) or math.isfinite(value), name, value, "must be a finite number")
-        # bytes of a path that are no UTF-8 are lone surrogates in Python
-        if isinstance(value, str) and value.encode("utf-8", "ignore").decode() != value:
-            raise ValueError(f"{name} is {value!a}: it {name_problem().replace('is not', 'must be', 1)}")
+        for text in (value,) if isinstance(value, str) else value if name == "data.labels" else ():
+            # bytes of a path that are no UTF-8 are lone surrogates in Python
+            if text.encode("utf-8", "ignore").decode() != text:
+                raise ValueError(f"{name} is {text!a}: it {name_problem().replace('is not', 'must be', 1)}")
     for name in POSITIVE:
         _need(values[name] > 0, name, values[name], "must be greater than 0")
     for name in NOT_NEGATIVE:
@@ -45,7 +47,31 @@ def check(run: Run) -> None:
     _need(0 < run.data.val_fraction < 1, "data.val_fraction", run.data.val_fraction, "must be between 0 and 1")
     _need(all(0 <= b < 1 for b in run.optim.betas), "optim.betas", run.optim.betas, "must both be from 0 to below 1")
     _need(run.data.workers >= -1, "data.workers", run.data.workers, "must be -1 (automatic), 0 or more")
+    check_labels(run.data)
     _combinations(run)
+
+
+def check_labels(data: Data) -> None:
+    """ValueError for label options that contradict each other, the data or themselves."""
+    if data.labels and data.label_pattern:
+        raise ValueError("data.labels and data.label_pattern are two sources of the same labels: set one of them")
+    if data.id_column and not data.labels:
+        raise ValueError("data.id_column names a column of the label files, but there are none: add --data.labels FILE")
+    if data.label_pattern and data.label_column:
+        raise ValueError("data.label_column names a column, but data.label_pattern reads file names: set one of them")
+    if data.own_labels and data.path == "digits":
+        raise ValueError("data.labels and data.label_pattern are for image files, but data.path is the embedded digits")
+    if not all(data.labels):
+        raise ValueError(f"data.labels is {' '.join(map(repr, data.labels))}: a file's name must not be empty")
+    try:
+        groups = re.compile(data.label_pattern).groups
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"data.label_pattern is {data.label_pattern!r}, no regular expression: {error}") from None
+    if data.label_pattern and groups != 1:
+        raise ValueError(
+            f"data.label_pattern is {data.label_pattern!r} with {groups} groups: put ( ) around the class alone, and "
+            "(?: ) around the rest, as in '(.+)_[0-9]+'"
+        )
 
 
 def _combinations(run: Run) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -160,6 +161,7 @@ def _command(verb: str, argv: list[str]) -> Any:
     if verb == "sweep":
         return _sweep(argv, text)
     if verb not in ("show", "plan", "bench", "fetch"):
+        argv = [re.sub(r"^--data\.", "--", word) for word in argv]  # messages name options as train.py has them
         return _tyro(VERBS[verb], None, argv, f"cls {verb}", text)
     name, rest = ("digits", argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
     text += f" Takes every field of train.py {name}."

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from cls.bench.options import Options
+from cls.checks import check_labels
 from cls.cluster.request import Request
 from cls.config import Data, Preset, Run, View, views_of
 from cls.data.packing import Packing
@@ -96,6 +97,14 @@ class Evaluate:
     """Run directory, or its best/model.safetensors."""
     path: tyro.conf.Positional[str] = ""
     """Labelled images; empty: the validation split of the run's own data."""
+    labels: tuple[str, ...] = ()
+    """Label files of PATH, where class folders do not say it, as train.py's --data.labels."""
+    id_column: str = ""
+    """Column of the label files with the images' names; empty: the one whose values match them."""
+    label_column: str = ""
+    """Column with the labels in the label files or in a table; empty: found by type and name, in a table the run's."""
+    label_pattern: str = ""
+    """Regular expression whose one group is the class in the name of an image file of PATH, as train.py's."""
     tta: tuple[View | Preset, ...] = ()
     """Views whose softmax is averaged; flip: the image and its mirror image, all: all four; empty: one plain view."""
     device: str = "auto"
@@ -104,9 +113,14 @@ class Evaluate:
     """Loader processes; -1 takes one per core."""
 
     def do(self, stop: Stop) -> Any:
+        data = Data(path=self.path, labels=self.labels, id_column=self.id_column, label_column=self.label_column,
+                    label_pattern=self.label_pattern)  # fmt: skip
+        if data != Data(path=self.path) and not self.path:
+            raise ValueError("the options for labels need a path: cls evaluate RUN PATH --labels FILE")
+        check_labels(data)
         from cls import verbs
 
-        return verbs.evaluate_images(self.run, self.path, views_of(self.tta), self.device, self.workers, stop)
+        return verbs.evaluate_images(self.run, self.path, views_of(self.tta), self.device, self.workers, stop, data)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,16 +321,24 @@ class Check:
     """Decides what is held out."""
     image_column: str = ""
     """Column with the images in parquet, arrow or hub data; empty: found by type, then by name."""
+    labels: tuple[str, ...] = ()
+    """Label files of image files, as train.py's --data.labels: train.csv, or val=solution.csv."""
+    id_column: str = ""
+    """Column of the label files with the images' names; empty: the one whose values match them."""
     label_column: str = ""
-    """Column with the labels in parquet, arrow or hub data, member (txt) or key (json.class) of a webdataset; empty:
-    found by type, then by name."""
+    """Column with the labels in parquet, arrow or hub data or in the label files; member (txt) or key (json.class) of a
+    webdataset; empty: found by type and name."""
+    label_pattern: str = ""
+    """Regular expression whose one group is the class in an image file's name, from its start: '(.+)_[0-9]+'."""
 
     def do(self, stop: Stop) -> Any:
         check_output("to", self.to)
         from cls.examine import examine
 
-        data = Data(path=self.path, val_fraction=self.val_fraction, image_column=self.image_column,
-                    label_column=self.label_column)  # fmt: skip
+        data = Data(path=self.path, val_fraction=self.val_fraction, image_column=self.image_column, labels=self.labels,
+                    id_column=self.id_column, label_column=self.label_column,
+                    label_pattern=self.label_pattern)  # fmt: skip
+        check_labels(data)
         return examine(data, self.seed, self.run, Path(self.to) if self.to else None, self.workers, self.device, stop)
 
 

@@ -46,9 +46,16 @@ class Data:
     """Mean and std of the input: auto follows the pretrained weights; half is mean = std = 0.5."""
     image_column: str = ""
     """Column with the images in parquet, arrow or hub data; empty: found by type, then by name."""
+    labels: tuple[str, ...] = ()
+    """Label files of image files, where class folders do not say it: CSV, TSV, text lists or JSON, below data.path or
+    anywhere. One or several, each for the split in its name (train.csv), or named: val=solution.csv."""
+    id_column: str = ""
+    """Column of the label files with the images' names; empty: the one whose values match them. Without a header: 1."""
     label_column: str = ""
-    """Column with the labels in parquet, arrow or hub data, member (txt) or key (json.class) of a webdataset; empty:
-    found by type, then by name."""
+    """Column with the labels in parquet, arrow or hub data or in the label files; member (txt) or key (json.class) of a
+    webdataset; empty: found by type and name."""
+    label_pattern: str = ""
+    """Regular expression whose one group is the class in an image file's name, from its start: '(.+)_[0-9]+'."""
     val_fraction: float = 0.1
     """Share of the training images held out (seeded, stratified) when the data has no validation split."""
     limit: int = 0
@@ -63,6 +70,18 @@ class Data:
     """Slow: every operation by torchvision on the full-size image, in the recipe's order, as the programs do it."""
     workers: int = -1
     """Loader processes per rank; -1 takes one per core this rank really has; 0 decodes in the main process."""
+
+    @property
+    def own_labels(self) -> bool:
+        """Whether labels come from label files or file names instead of class folders."""
+        return bool(self.labels or self.label_pattern)
+
+    def labelled_as(self, other: "Data") -> "Data":
+        """The same with another one's label files, pattern and columns; a table's label_column stays by default."""
+        kept = "" if self.own_labels or other.own_labels else self.label_column
+        return dataclasses.replace(self, labels=other.labels, id_column=other.id_column,
+                                   label_column=other.label_column or kept,
+                                   label_pattern=other.label_pattern)  # fmt: skip
 
     @property
     def evaluated(self) -> "Data":

@@ -40,7 +40,8 @@ def examine(
     """Check all splits of ``data`` as training would see them; the document that ``--json`` prints."""
     trained = load_trained(run, device, workers, stop) if run else None
     if trained:
-        data = dataclasses.replace(trained.run.data, path=data.path, copy="", streaming=False, limit=0)
+        own = dataclasses.replace(trained.run.data, path=data.path, copy="", streaming=False, limit=0)
+        data = own.labelled_as(data) if data.own_labels else own
         seed = trained.run.seed
     splits = load(data, seed)
     rows = {"train": splits.train, "val": splits.val} | ({"test": splits.test} if splits.test else {})

@@ -9,7 +9,7 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
-from cls.config import Run, View
+from cls.config import Data, Run, View
 from cls.console import PEOPLE
 from cls.data.access import images_of
 from cls.data.draws import draws_of
@@ -57,13 +57,20 @@ def contact_sheet(run: Run, to: Path, count: int, step: int) -> dict[str, Any]:
 
 
 def evaluate_images(
-    path: str, images: str, tta: tuple[View, ...], device: str, workers: int, stop: Stop
+    path: str, images: str, tta: tuple[View, ...], device: str, workers: int, stop: Stop, labels: Data | None = None
 ) -> dict[str, Any] | None:
-    """Figures on labelled images: another folder's, or the validation split of the run's own data."""
+    """Figures on labelled images: another folder's, or the validation split of the run's own data.
+
+    Another folder's labels are as the fields of ``labels`` say, by default in class folders.
+    """
     trained = load_trained(path, device, workers, stop)
     own = dataclasses.replace(trained.run.data, workers=workers, copy="")  # that was on another machine's disk
     rows = trained.cluster.together(
-        lambda: load_labelled(images, trained.classes, own) if images else load(own, trained.run.seed).val
+        lambda: (
+            load_labelled(images, trained.classes, own.labelled_as(labels or Data()))
+            if images
+            else load(own, trained.run.seed).val
+        )
     )
     found = trained.look(rows, tta)
     if not trained.cluster.main:

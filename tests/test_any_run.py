@@ -71,6 +71,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
                 picture = Image.new("HSV", side, (label * 80, 200, 100 + 10 * i)).convert("RGB")
                 picture.save(folder / f"{i}.{'png' if i % 2 else 'jpg'}")
     (root / "photos" / "train" / "cat" / "0.jpg").write_bytes(b"no image")
+    names = [f"{file.parent.name}/{file.name},{file.parent.name}\n" for file in (root / "photos" / "train").glob("*/*")]
+    (root / "photos" / "train.csv").write_text("file,animal\n" + "".join(names))
     (root / "photos" / "test").mkdir()
     for i in range(3):
         Image.new("RGB", (33, 31), (80 * i, 0, 0)).save(root / "photos" / "test" / f"{i}.png")
@@ -131,7 +133,10 @@ FIELDS: dict[str, st.SearchStrategy[Any] | None] = {
     "data.crop_pct": among(1.0, 0.875, 0.1),
     "data.normalize": among("auto", "imagenet", "half"),
     "data.image_column": among("", "front", "back"),
+    "data.labels": None,
+    "data.id_column": None,
     "data.label_column": among("", "animal", "coat"),
+    "data.label_pattern": None,
     "data.val_fraction": among(0.1, 0.25, 0.01),
     "data.limit": None,
     "data.balanced": SWITCH,
@@ -234,6 +239,12 @@ def configurations(draw: st.DrawFn) -> tuple[str, Values]:
     values["data.eval_size"] = draw(among(0, 0, *sizes[:8]))
     values["data.path"] = draw(among("photos", "tall", "table", "digits"))
     values["data.limit"] = draw(among(12, 20, 40)) if values["data.path"] == "digits" else draw(among(0, 0, 6, 99))
+    values |= {"data.labels": (), "data.id_column": "", "data.label_pattern": ""}
+    if values["data.path"] == "photos" and (kind := draw(among("folders", "file", "names"))) != "folders":
+        values["data.label_column"] = draw(among("", "animal")) if kind == "file" else ""
+        values["data.label_pattern"] = r"([0-9])\." if kind == "names" else ""
+        if kind == "file":
+            values |= {"data.labels": ("train.csv",), "data.id_column": draw(among("", "file"))}
     if values["data.path"] == "table":
         values["data.image_column"] = draw(among("front", "back"))
     if values["model.backbone"] == SMALL:
@@ -379,6 +390,17 @@ REFUSALS = [
     Refusal(lambda v: v["optim.loss"] == "mse" and v["optim.label_smoothing"] != 0,
             r"^optim\.label_smoothing applies to cross entropy",
             ({"optim.loss": "mse", "optim.label_smoothing": 0.1},)),
+    Refusal(lambda v: bool(v["data.labels"] and v["data.label_pattern"]),
+            r"^data\.labels and data\.label_pattern are two sources",
+            ({"data.labels": ("a.csv",), "data.label_pattern": "(a)"},)),
+    Refusal(lambda v: bool(v["data.id_column"] and not v["data.labels"]), r"^data\.id_column names a column",
+            ({"data.id_column": "id", "data.labels": ()},)),
+    Refusal(lambda v: bool(v["data.labels"] or v["data.label_pattern"]) and v["data.path"] in ("digits", "table"),
+            r"^data\.labels and data\.label_pattern are for (image files|folders of image files)",
+            tuple({"data.path": path, "data.label_pattern": "(a)", "data.labels": (), "data.label_column": ""}
+                  for path in ("digits", "table"))),
+    Refusal(lambda v: v["data.label_pattern"] in ("(", "a", "(a)(b)"), r"^data\.label_pattern is '.*'",
+            tuple({"data.label_pattern": pattern, "data.label_column": ""} for pattern in ("(", "a", "(a)(b)"))),
     # augmentation
     Refusal(lambda v: len(set(v["augment.order"])) < len(v["augment.order"]),
             r"^augment\.order: each operation at most once", ({"augment.order": ("frame", "hflip", "frame")},)),

@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from cls import config
+from cls.checks import check_labels
 from cls.data.access import Encoded, column, files_of, fingerprint, images_of, sizes_of
 from cls.data.meter import Meter
 from cls.data.packing import Packing
@@ -65,15 +66,17 @@ def pack(source: str, to: Path, how: Packing) -> dict[str, Any]:
         raise ValueError(f"--to {to}: {above} is a file; name a folder")
     if not to.exists():  # one that is there may be a finished packing that is only verified
         check_output("to", to, folder=True)
-    data = config.Data(path=source, val_fraction=how.val_fraction, image_column=how.image_column,
-                       label_column=how.label_column)  # fmt: skip
+    data = config.Data(path=source, val_fraction=how.val_fraction, image_column=how.image_column, labels=how.labels,
+                       id_column=how.id_column, label_column=how.label_column,
+                       label_pattern=how.label_pattern)  # fmt: skip
+    check_labels(data)
     splits = load(data, how.seed)
     found = {"train": splits.train, "val": splits.val} | ({"test": splits.test} if splits.test else {})
     rows = {split: rows for split, rows in found.items() if isinstance(rows, Dataset)}
     plan = {
         "version": VERSION,
         "source": str(root.absolute()) if root.exists() else source,
-        "options": asdict(how),
+        "options": _plain(how),
         "classes": list(splits.classes),
         "stamps": {split: _stamps(part, _order(part, split, how)[:SAMPLE]) for split, part in rows.items()},
         "splits": {split: _split_plan(part, split, how) for split, part in rows.items()},
@@ -89,6 +92,12 @@ def pack(source: str, to: Path, how: Packing) -> dict[str, Any]:
         _say(f"{split}: {part['images']:,} images, {part['shards']} shards, {size / 1e6:,.1f} MB")
     _say(f"{len(splits.classes)} classes; {to} is for --data.path and for datasets.load_dataset")
     return document | {"folder": str(to)}
+
+
+def _plain(how: Packing) -> dict[str, Any]:
+    """Its fields as JSON gives them back."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(how)))
+    return plain
 
 
 @contextmanager
@@ -181,7 +190,7 @@ def _known(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         known = json.loads(path.read_text())
         files = {name: entry for name, entry in known["files"].items() if entry["sha256"]}
-        return known["options"] | known, files
+        return _plain(Packing()) | known["options"] | known, files  # an older pack.json lacks newer options
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete {path.parent}, or name another --to") from None
 

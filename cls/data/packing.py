@@ -22,9 +22,15 @@ class Packing:
     """Decides what is held out, and the order of the rows."""
     image_column: str = ""
     """Column with the images in parquet, arrow or hub data; empty: found by type, then by name."""
+    labels: tuple[str, ...] = ()
+    """Label files of image files, as train.py's --data.labels: train.csv, or val=solution.csv."""
+    id_column: str = ""
+    """Column of the label files with the images' names; empty: the one whose values match them."""
     label_column: str = ""
-    """Column with the labels in parquet, arrow or hub data, member (txt) or key (json.class) of a webdataset; empty:
-    found by type, then by name."""
+    """Column with the labels in parquet, arrow or hub data or in the label files; member (txt) or key (json.class) of a
+    webdataset; empty: found by type and name."""
+    label_pattern: str = ""
+    """Regular expression whose one group is the class in an image file's name, from its start: '(.+)_[0-9]+'."""
 
     def __post_init__(self) -> None:
         if self.short < 0:

@@ -22,6 +22,8 @@ from cls.data import folder, ignored, stream, tables
 from cls.data.access import Stream, column
 from cls.data.folder import natural
 from cls.data.index import keep_index, read_index
+from cls.data.label_hint import hinted
+from cls.data.labels import read_labelled
 from cls.data.layout import Tree
 from cls.data.names import new_folder, some
 from cls.data.part import COLUMNS, Found, Part, normal
@@ -57,17 +59,18 @@ def load(data: config.Data, seed: int) -> Splits:
     Without validation images, ``data.val_fraction`` of each class is held out by ``seed``. Labels of all splits are
     mapped by name to the classes of the training images. What cannot be used is a ValueError naming the field.
     """
-    found = Found(_digits(), []) if data.path == "digits" else _read(data.copy or data.path, data)
-    parts, notes = found.parts, list(found.notes)
-    _refuse_unusable(parts, data)
-    classes = tuple(sorted(parts["train"].present, key=natural))
-    if len(classes) < 2:
-        raise ValueError(f"data.path: {data.path} has only one class, {classes[0]!r}; at least two are needed")
-    labelled = {
-        split: _number(part, classes, f"the {split} split of {data.path}")
-        for split, part in parts.items()
-        if isinstance(part.images, Dataset)
-    }
+    with hinted(data.copy or data.path, data):
+        found = Found(_digits(), []) if data.path == "digits" else _read(data.copy or data.path, data)
+        parts, notes = found.parts, list(found.notes)
+        _refuse_unusable(parts, data)
+        classes = tuple(sorted(parts["train"].present, key=natural))
+        if len(classes) < 2:
+            raise ValueError(f"data.path: {data.path} has only one class, {classes[0]!r}; at least two are needed")
+        labelled = {
+            split: _number(part, classes, f"the {split} split of {data.path}")
+            for split, part in parts.items()
+            if isinstance(part.images, Dataset)
+        }
     if "val" not in labelled:
         if data.streaming:
             raise ValueError(
@@ -148,12 +151,13 @@ def _unlabelled(part: Part) -> Dataset:
 
 
 def load_labelled(path: str, classes: tuple[str, ...], data: config.Data) -> Dataset:
-    """Class folders or a table with labels, numbered by name after ``classes``; an unknown class is a ValueError."""
-    part = _read_one(path, data, labelled=True)
-    _refuse_level(path, part, classes)
-    if part.unlabelled:
-        raise ValueError(f"{path}: {part.unlabelled} of {len(part)} images have no label")
-    return _number(part, classes, path)
+    """Class folders, label files or a table, numbered by name after ``classes``; an unknown class is a ValueError."""
+    with hinted(path, data, classes):
+        part = _read_one(path, data, labelled=True)
+        _refuse_level(path, part, classes)
+        if part.unlabelled:
+            raise ValueError(f"{path}: {part.unlabelled} of {len(part)} images have no label")
+        return _number(part, classes, path)
 
 
 def _refuse_unusable(parts: dict[str, Part], data: config.Data) -> None:
@@ -178,6 +182,11 @@ def _refuse_unusable(parts: dict[str, Part], data: config.Data) -> None:
 
 def _read(path: str, data: config.Data) -> Found:
     root = Path(path).expanduser()
+    if data.own_labels:
+        labelled = read_labelled(path, data)
+        parts = {split: replace(part, origin=labelled.sources[split]) for split, part in labelled.parts.items()}
+        blocks = data.streaming and "train" in parts
+        return Found(stream.folder_blocks(parts) if blocks else parts, labelled.warnings)
     if root.is_dir():
         if tables.is_saved(root):
             if data.streaming:
@@ -218,7 +227,7 @@ def _read_one(path: str, data: config.Data, *, labelled: bool) -> Part:
     root, data = Path(path).expanduser(), _unstreamed(data, labelled=labelled)
     if not root.exists():
         raise ValueError(f"there is no file or folder {path}")
-    if root.is_dir() and not tables.is_saved(root):
+    if root.is_dir() and not tables.is_saved(root) and not data.own_labels:
         listing = folder.scan(root)
         unread = [] if labelled else [name for name in listing.others if ignored.is_unread_image(name)]
         if len(listing.images) + len(unread) > len(listing.tables):
@@ -234,7 +243,9 @@ def _read_one(path: str, data: config.Data, *, labelled: bool) -> Part:
 
 def _unstreamed(data: config.Data, *, labelled: bool) -> config.Data:
     """Streaming, and without labels their column, are how the run was trained."""
-    return replace(data, streaming=False, label_column=data.label_column if labelled else "")
+    if not labelled:
+        data = replace(data, labels=(), id_column="", label_column="", label_pattern="")
+    return replace(data, streaming=False)
 
 
 def _refuse_level(path: str, part: Part, classes: tuple[str, ...]) -> None:

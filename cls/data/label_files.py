@@ -1,0 +1,63 @@
+"""The label files of data.labels: where they lie, and the split that each is for."""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cls import config
+from cls.data.folder import Listing
+from cls.data.label_table import FILES
+from cls.data.names import splits_in
+from cls.data.part import SPLITS
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelFile:
+    """A label file as it was asked for."""
+
+    name: str
+    """As it was given, without the split."""
+    path: Path
+    split: str
+    """The split it is for; "" for whatever its rows and the images' folders say."""
+    asked: bool
+    """Whether that split was asked for, not read from its path."""
+    folder: str
+    """The folder it lies in, below the root and with "/" at its end; "" for the root itself or none."""
+
+
+def find_file(root: Path, text: str, listing: Listing, data: config.Data) -> LabelFile:
+    """The file of one word of data.labels: ``FILE`` or ``split=FILE``, below the root or else where it is."""
+    before, _, after = text.partition("=")
+    asked = bool(after) and before.lower() in SPLITS
+    split, name = (SPLITS[before.lower()], after) if asked else ("", text)
+    beside = Path(data.path if data.copy else root).expanduser()  # the copy may lack what lies above data.path
+    paths = [place / Path(name).expanduser() for place in (root, beside, Path())]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        there = ", ".join(candidates(listing.others)[:5])
+        raise ValueError(f"data.labels: there is no file {name} in {root}" + (f"; there is {there}" if there else ""))
+    inside = os.path.relpath(os.path.abspath(path), os.path.abspath(root)).replace(os.sep, "/")
+    parts = inside.split("/") if not inside.startswith("../") else [path.name]
+    for part in reversed(parts):
+        if not split and len(words := splits_in(part)) == 1:
+            split = words.pop()
+    folder = "".join(f"{part}/" for part in parts[:-1])
+    return LabelFile(name=name, path=path, split=split, asked=asked, folder=folder)
+
+
+def candidates(others: Iterable[str]) -> list[str]:
+    """Those of the files that may hold labels, the likeliest first. A sample submission has ids, but no labels."""
+    found = [name for name in others if name.lower().endswith(FILES) and not re.search("submission|readme|license",
+                                                                                       name.lower())]  # fmt: skip
+    return sorted(found, key=lambda name: (name.count("/"), not re.search("label|train|metadata", name.lower())))
+
+
+def folder_split(name: str) -> str:
+    """The split of an image by its folders: the first one whose name has the word of one split; "" if none has."""
+    for folder in name.split("/")[:-1]:
+        if len(words := splits_in(folder)) == 1:
+            return words.pop()
+    return ""
