@@ -186,7 +186,8 @@ class Optim:
     clip: float = 0.0
     """Largest gradient norm; 0 does not clip."""
     ema: float = 0.0
-    """Decay of the exponential moving average of the weights, which is then what is evaluated; 0 is off."""
+    """Decay of the exponential moving average of the weights, which is then what is evaluated; 0 is off. It warms up:
+    after n steps it is min(ema, (1 + n) / (10 + n)), so that a short run is not averaged with its first weights."""
     loss: Literal["ce", "mse"] = "ce"
     """Cross entropy, or the mean squared error between logits and one-hot targets, mean over classes."""
     label_smoothing: float = 0.0
@@ -199,7 +200,8 @@ class Optim:
     t_max: int = 0
     """Cosine: epochs from lr down to min_lr (the rate rises again after them); 0 is all epochs."""
     min_lr: float = 0.0
-    """Lowest rate of cosine and plateau."""
+    """Lowest rate of the backbone, in every schedule that lowers it (a warm-up starts below); that of new layers is
+    head_lr times as high."""
     factor: float = 0.1
     """Plateau: factor on the rate."""
     patience: int = 10

@@ -37,16 +37,25 @@ def build_optimizer(groups: list[dict[str, Any]], config: Optim) -> Optimizer:
 class Schedule:
     """The learning rate as a function of steps, epochs and validation figures.
 
+    ``min_lr`` is the floor of the backbone's rate in every schedule (a warm-up starts below it); a group with k times
+    the backbone's rate has k times its floor, so the groups keep their ratio.
     Never passed to ``Accelerator.prepare``: a prepared scheduler steps once per process (PITFALLS 18, 19).
     """
 
-    def __init__(self, optimizer: Optimizer, config: Optim, epochs: int, steps: int) -> None:
-        """``steps``: optimizer steps of the whole run (for the per-step schedule)."""
+    def __init__(self, optimizer: Optimizer, config: Optim, epochs: int, steps: int, lr: float = 0.0) -> None:
+        """``steps``: optimizer steps of the whole run (for the per-step schedules).
+
+        ``lr``: the backbone's rate at its highest; 0 is the first group's. The backbone may be frozen, without a group.
+        """
         self.optimizer, self.config = optimizer, config
+        lr = lr or self.lr
+        low = config.min_lr / lr  # min_lr is a rate, as in torch's schedules, not a share of optim.lr
+        floors = [config.min_lr * (group["lr"] / lr) for group in optimizer.param_groups]
+        self.ratios = [group["lr"] / self.lr for group in optimizer.param_groups]
         self.improved, self.best_loss, self.best_accuracy = 0, math.inf, -math.inf
         self.torch: CosineAnnealingLR | ReduceLROnPlateau | LambdaLR | None = None
         if config.schedule == "cosine":
-            self.torch = CosineAnnealingLR(optimizer, config.t_max or epochs, config.min_lr)
+            self.torch = CosineAnnealingLR(optimizer, config.t_max or epochs, floors[0])
         elif config.schedule == "plateau":
             self.torch = ReduceLROnPlateau(
                 optimizer,
@@ -54,14 +63,13 @@ class Schedule:
                 factor=config.factor,
                 patience=config.patience,
                 threshold_mode="abs" if config.plateau_on == "either" else "rel",  # a count of improvements
-                min_lr=config.min_lr,
+                min_lr=floors,
             )
         elif config.schedule == "warmup-cosine":
-            # min_lr is a rate, as in torch's schedules, not a share of the unscaled optim.lr
-            warm, low = config.warmup * steps / epochs, config.min_lr / self.lr
+            warm = config.warmup * steps / epochs
             self.torch = LambdaLR(optimizer, lambda step: _warmup_cosine(step, warm, steps, low))
         elif config.schedule == "one-cycle":
-            self.torch = LambdaLR(optimizer, lambda step: _one_cycle(step, steps))
+            self.torch = LambdaLR(optimizer, lambda step: _one_cycle(step, steps, low))
 
     @property
     def lr(self) -> float:
@@ -76,6 +84,8 @@ class Schedule:
         """After an epoch, with its validation figures (ignored by schedules that do not look at them)."""
         if isinstance(self.torch, CosineAnnealingLR):
             self.torch.step()
+            for group, ratio in zip(self.optimizer.param_groups, self.ratios, strict=True):
+                group["lr"] = self.lr * ratio  # torch's has one floor for all groups
         elif isinstance(self.torch, ReduceLROnPlateau):
             self.improved += loss < self.best_loss or accuracy > self.best_accuracy
             self.best_loss, self.best_accuracy = min(loss, self.best_loss), max(accuracy, self.best_accuracy)
@@ -100,16 +110,24 @@ def _warmup_cosine(step: int, warm: float, steps: int, low: float) -> float:
     return low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def _one_cycle(step: int, steps: int) -> float:
+def _one_cycle(step: int, steps: int, low: float) -> float:
     """As torch's OneCycleLR, which would also write its rates into the parameter groups that a checkpoint holds."""
+    first, last = max(1 / 25, low), max(4e-6, low)
     top, end = 0.3 * steps - 1, steps - 1
     if step <= top:
-        return 1 - (1 - 1 / 25) * (1 + math.cos(math.pi * step / top)) / 2
-    return 4e-6 + (1 - 4e-6) * (1 + math.cos(math.pi * min(1.0, (step - top) / max(1.0, end - top)))) / 2
+        return 1 - (1 - first) * (1 + math.cos(math.pi * step / top)) / 2
+    return last + (1 - last) * (1 + math.cos(math.pi * min(1.0, (step - top) / max(1.0, end - top)))) / 2
 
 
 class MovingAverage(AveragedModel):
-    """Exponential moving average of parameters and buffers, by position in the unwrapped model."""
+    """Exponential moving average of parameters and buffers, by position in the unwrapped model.
+
+    The decay warms up as in TensorFlow's ExponentialMovingAverage with num_updates: update n, from 0, keeps
+    min(decay, (1 + n) / (10 + n)) of the average, which starts at the model's first weights. With a fixed 0.9999 those
+    are 90 % of the average after 1,000 steps; with the warm-up they are 0.001 % after 10, and the average is over about
+    the last ninth of the steps or the last 1 / (1 - decay), whichever is shorter. n is ``n_averaged``, the updates
+    done: it equals the step, so a continued run has the same bits.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model, use_buffers=True)
@@ -117,17 +135,22 @@ class MovingAverage(AveragedModel):
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """The first one copies. torch's own moves the count of updates to the GPU and waits for that, twice a step."""
+        """torch's own moves the count of updates to the GPU and waits for that, twice a step."""
         averaged, current = ([local(t) for t in (*m.parameters(), *m.buffers())] for m in (self.module, model))
-        first = int(self.n_averaged) == 0  # it is on the CPU
+        decay = decay_after(int(self.n_averaged), self.decay)  # the count is on the CPU
         # torch would average integers, too, and cut: index tables lose one
-        copied = [at for at, tensor in enumerate(averaged) if first or not tensor.is_floating_point()]
+        copied = [at for at, tensor in enumerate(averaged) if not tensor.is_floating_point()]
         mixed = sorted({*range(len(averaged))} - {*copied})
         if mixed:
-            torch._foreach_lerp_([averaged[at] for at in mixed], [current[at] for at in mixed], 1 - self.decay)
+            torch._foreach_lerp_([averaged[at] for at in mixed], [current[at] for at in mixed], 1 - decay)
         if copied:
             torch._foreach_copy_([averaged[at] for at in copied], [current[at] for at in copied])
         self.n_averaged += 1
+
+
+def decay_after(updates: int, decay: float) -> float:
+    """The share of the average that stays, after so many updates before this one: min(decay, (1 + n) / (10 + n))."""
+    return min(decay, (1 + updates) / (10 + updates))
 
 
 def moving_average(model: nn.Module, decay: float) -> MovingAverage | None:

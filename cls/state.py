@@ -59,6 +59,6 @@ def build_state(run: Run, classes: int, steps: Steps, cluster: Cluster) -> State
     lr = run.optim.learning_rate(run.train.batch)
     groups = parameter_groups(model, run.optim, fresh_parameters(model, run.model), lr)
     optimizer = build_optimizer(groups, run.optim)
-    schedule = Schedule(optimizer, run.optim, run.train.epochs, steps.whole)
+    schedule = Schedule(optimizer, run.optim, run.train.epochs, steps.whole, lr)
     train_mode(model, run.model.freeze)
     return State(model, optimizer, schedule, average, History())

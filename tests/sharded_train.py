@@ -201,7 +201,8 @@ class Record:
     def _average(self) -> None:
         for name, value in self.ema.items():
             new = self.last[f"model.{name}"].double()
-            keep = self.decay if self.averaged and self.last[f"model.{name}"].is_floating_point() else 0.0
+            warm = min(self.decay, (1 + self.averaged) / (10 + self.averaged))
+            keep = warm if self.last[f"model.{name}"].is_floating_point() else 0.0
             self.ema[name] = keep * value + (1 - keep) * new
         self.averaged += 1
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 
 from cls.config import Optim
-from cls.optim import Schedule, build_optimizer, moving_average, parameter_groups
+from cls.optim import Schedule, build_optimizer, decay_after, moving_average, parameter_groups
 
 
 def small_model() -> nn.Module:
@@ -259,6 +259,67 @@ def test_groups_keep_their_ratio() -> None:
         schedule.step()
 
 
+# --- the lowest rate, for each group ---
+
+FACTORS = [[1.0, 10.0], [1.0, 0.1, 1.0], [10.0, 1.0], [10.0]]  # the last: a frozen backbone has no group
+
+
+def grouped(config: Optim, factors: list[float], figures: Figures) -> list[list[float]]:
+    """Rate of each step and group; the backbone's is config.lr."""
+    optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))], "lr": config.lr * f} for f in factors])
+    schedule = Schedule(optimizer, config, len(figures), len(figures) * STEPS_PER_EPOCH, config.lr)
+    rates = []
+    for loss, accuracy in figures:
+        for _ in range(STEPS_PER_EPOCH):
+            rates.append([group["lr"] for group in optimizer.param_groups])
+            optimizer.step()
+            schedule.step()
+        schedule.epoch(loss, accuracy)
+    return rates
+
+
+def expected_rates(config: Optim, epochs: int) -> list[float]:
+    """The backbone's, by formulas of their own; the plateau's figures never improve."""
+    steps, high, low = epochs * STEPS_PER_EPOCH, config.lr, config.min_lr
+    if config.schedule == "cosine":
+        by_epoch = [low + (high - low) * math.cos(math.pi / 2 * e / epochs) ** 2 for e in range(epochs)]
+        return [rate for rate in by_epoch for _ in range(STEPS_PER_EPOCH)]
+    if config.schedule == "plateau":
+        by_epoch = [max(low, high * config.factor ** max(0, e - 1)) for e in range(epochs)]
+        return [rate for rate in by_epoch for _ in range(STEPS_PER_EPOCH)]
+    if config.schedule == "warmup-cosine":
+        warm = int(config.warmup * STEPS_PER_EPOCH)
+        falling = [math.cos(math.pi / 2 * s / (steps - warm)) ** 2 for s in range(steps - warm)]
+        return [high * (s + 1) / (warm + 1) for s in range(warm)] + [low + (high - low) * x for x in falling]
+    optimizer = dummy(high)  # torch's, with the floor as its first and last rate where that is higher
+    first, last = max(high / 25, low), max(high * 4e-6, low)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, high, total_steps=steps, cycle_momentum=False, div_factor=high / first, final_div_factor=first / last
+    )
+    found = []
+    for step in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if step < steps - 1:  # torch refuses one step more
+            cycle.step()
+    return found
+
+
+@pytest.mark.parametrize("min_lr", [0.0, 0.003, 0.02, 0.1])
+@pytest.mark.parametrize("schedule", ["cosine", "plateau", "warmup-cosine", "one-cycle"])
+@pytest.mark.parametrize("factors", FACTORS, ids=str)
+def test_the_lowest_rate_is_the_backbones_and_the_other_groups_keep_their_factor(
+    schedule: Any, min_lr: float, factors: list[float]
+) -> None:
+    config = Optim(lr=0.1, schedule=schedule, min_lr=min_lr, factor=0.5, patience=0, warmup=2.0)
+    expected = expected_rates(config, len(FLAT))
+    rates = grouped(config, factors, FLAT)
+    for step, row in enumerate(rates):
+        assert row == pytest.approx([expected[step] * factor for factor in factors], rel=1e-9, abs=1e-15), step
+    after = rates[8:] if schedule == "warmup-cosine" else rates
+    assert all(rate >= min_lr * factor * (1 - 1e-9) for row in after for rate, factor in zip(row, factors, strict=True))
+
+
 CONFIGS = [
     Optim(lr=0.1),
     Optim(lr=0.1, schedule="cosine", t_max=15, min_lr=1e-3),
@@ -284,33 +345,77 @@ def test_a_schedule_continues_after_json(config: Optim) -> None:
 
 
 def run_average(steps: int, decay: float, between: Callable[[int], None] = lambda _: None) -> list[dict[str, Tensor]]:
+    """States of model (w.) and average (a.): at the start and after each step."""
     model = small_model()
     average = moving_average(model, decay)
     assert average is not None
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    states = []
+
+    def both() -> dict[str, Tensor]:
+        return copy.deepcopy({**{f"w.{k}": v for k, v in model.state_dict().items()},
+                              **{f"a.{k}": v for k, v in average.module.state_dict().items()}})  # fmt: skip
+
+    states = [both()]
     for step in range(steps):
         train_step(model, optimizer, step)
         average.update_parameters(model)
         between(step)
-        states.append(copy.deepcopy({**{f"w.{k}": v for k, v in model.state_dict().items()},
-                                     **{f"a.{k}": v for k, v in average.module.state_dict().items()}}))  # fmt: skip
+        states.append(both())
     return states
 
 
-def test_the_average_is_the_formula_buffers_included() -> None:
-    """a_1 = w_1; a_t = d a_(t-1) + (1 - d) w_t."""
-    states = run_average(8, 0.9)
+@pytest.mark.parametrize("decay", [0.05, 0.3, 0.9, 0.9999])
+def test_the_average_is_the_formula_buffers_included(decay: float) -> None:
+    """a_0 = w_0; a_(n+1) = d a_n + (1 - d) w_(n+1) with d = min(decay, (1 + n) / (10 + n)); integers are copied."""
+    states = run_average(12, decay)
     names = [k[2:] for k in states[0] if k.startswith("w.") and states[0][k].is_floating_point()]
     assert {"1.running_mean", "1.running_var", "0.weight"} <= set(names)
     for name in names:
         expected = states[0]["w." + name].double()
-        for t, state in enumerate(states):
-            if t:
-                expected = 0.9 * expected + 0.1 * state["w." + name].double()
+        for n, state in enumerate(states[1:]):
+            d = min(decay, (1 + n) / (10 + n))
+            expected = d * expected + (1 - d) * state["w." + name].double()
             assert torch.allclose(state["a." + name].double(), expected, atol=1e-6)
     for name in ("1.running_mean", "0.weight"):  # a bias before BatchNorm has no gradient: it may stay where it is
         assert not states[-1]["a." + name].equal(states[-1]["w." + name])
+    assert [int(state["a.1.num_batches_tracked"]) for state in states] == list(range(13))
+
+
+def test_the_warm_up_is_tensorflows_and_ends_at_the_decay() -> None:
+    assert [decay_after(n, 0.9999) for n in (0, 8, 90)] == pytest.approx([0.1, 0.5, 0.91])
+    assert decay_after(80, 0.9) == 0.9 == decay_after(10**9, 0.9) and decay_after(79, 0.9) < 0.9
+    assert decay_after(89_990, 0.9999) == pytest.approx(0.9999) and decay_after(80_000, 0.9999) < 0.9999
+    start = math.prod(decay_after(n, 0.9999) for n in range(10))  # of the first weights, as the docstring says
+    assert start == pytest.approx(1e-5, rel=0.1) and round(0.9999**1000, 2) == 0.9
+
+
+def test_a_short_run_with_a_long_average_is_about_as_good_as_its_weights() -> None:
+    """60 steps on ten blobs at 0.9999: without the warm-up the average would still be the random first weights."""
+    torch.manual_seed(1)
+    centres, noise = torch.randn(10, 8) * 2, torch.Generator().manual_seed(2)
+    model = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+    average = moving_average(model, 0.9999)
+    assert average is not None
+
+    def blobs(count: int) -> tuple[Tensor, Tensor]:
+        labels = torch.randint(10, (count,), generator=noise)
+        return centres[labels] + torch.randn(count, 8, generator=noise), labels
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    test, truth = blobs(1000)
+
+    def accuracy(network: nn.Module) -> float:
+        return float((copy.deepcopy(network).eval()(test).argmax(1) == truth).float().mean())
+
+    first = accuracy(model)
+    for _ in range(60):
+        images, labels = blobs(64)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        average.update_parameters(model)
+    assert first < 0.3 and accuracy(model) > 0.9
+    assert abs(accuracy(average.module) - accuracy(model)) < 0.03
 
 
 def test_a_restored_average_continues_with_the_same_bits() -> None:
@@ -318,8 +423,8 @@ def test_a_restored_average_continues_with_the_same_bits() -> None:
     model, average = small_model(), moving_average(small_model(), 0.9)
     assert average is not None
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model.load_state_dict({k[2:]: v for k, v in whole[2].items() if k.startswith("w.")})
-    average.module.load_state_dict({k[2:]: v for k, v in whole[2].items() if k.startswith("a.")})
+    model.load_state_dict({k[2:]: v for k, v in whole[3].items() if k.startswith("w.")})
+    average.module.load_state_dict({k[2:]: v for k, v in whole[3].items() if k.startswith("a.")})
     average.n_averaged.fill_(3)
     for step in range(3, 6):
         train_step(model, optimizer, step)

@@ -140,6 +140,26 @@ def test_a_preempted_job_goes_on(cluster: Slurm, place: Path, whole: Result, par
     assert bits(job.result(f"runs/{out.name}")) == bits(whole)
 
 
+@pytest.mark.soak
+def test_a_job_that_is_preempted_twice_in_a_row_changes_no_bit_and_the_job_after_it_waits(
+    cluster: Slurm, place: Path, whole: Result
+) -> None:
+    """The second time while the libraries of the second life are loaded: the run is asked after its first step."""
+    job = cluster.sbatch(place, "-w", "a6000-1", *ONE, "slurm/train.sh", *RUN)
+    out = place / "runs" / f"digits-{job.id}"
+    after = cluster.sbatch(place, f"--dependency=afterok:{job.id}", "-w", "a6000-2", *ONE, "slurm/train.sh", *TINY)
+    job.steps(out, 8)
+    for life in (1, 2):
+        urgent = cluster.sbatch(place, "-p", "urgent", "-w", "a6000-1", "--exclusive", "--wrap", "sleep 1")
+        assert urgent.wait() == "COMPLETED 0:0"
+        job.until(lambda life=life: job.field("Restarts") == str(life) and job.field("JobState") == "RUNNING")
+        assert after.field("Reason") == "Dependency"
+    assert job.wait() == "COMPLETED 0:0", job.output()
+    assert lives(out)[-1]["outcome"] == "done" and bits(job.result(f"runs/{out.name}")) == bits(whole)
+    assert after.wait() == "COMPLETED 0:0", after.output()
+    assert after.result(f"runs/digits-{after.id}").exit["outcome"] == "done"
+
+
 def test_a_cancelled_job_is_over_and_its_run_goes_on_elsewhere(cluster: Slurm, place: Path, whole: Result) -> None:
     """On the other partition, with twice as many GPUs."""
     job = cluster.sbatch(place, *ONE, "slurm/train.sh", *RUN, "--out", "moved")
