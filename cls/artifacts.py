@@ -22,7 +22,7 @@ from cls.metrics import Predictions, summary
 from cls.models import Statistics, input_statistics, load_exact
 from cls.parallel.cluster import Cluster
 from cls.state import State
-from cls.stored import read_text
+from cls.stored import read_data, read_text
 from cls.track import Mistake
 
 log = logging.getLogger("cls")
@@ -54,11 +54,8 @@ def _keep(folder: Folder, splits: Splits, found: dict[str, dict[str, object]]) -
         write_whole(classes, "".join(f"{name}\n" for name in splits.classes).encode())
         write_whole(path, json.dumps(found, indent=1).encode())
         return
-    try:
-        stored = json.loads(path.read_text())
-        then = stored["train"]["images"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}): copy it from where it is whole, or use another --out") from None
+    stored = read_data(folder.path)
+    then = stored["train"]["images"]
     if stored != found or read_text(classes).splitlines() != list(splits.classes):
         now = len(splits.train)
         what = (

@@ -150,11 +150,12 @@ class Saver:
             if best and best[0] == snapshot.step:
                 self._write_best(*best)
             checkpoint.prune(self.checkpoints, self.folder.run.train.keep, history)
+            size = sum(file.stat().st_size for file in path.iterdir())
             self._problem = ""
         except Exception as error:  # whatever it is: a save that fails must not end the training, nor go unseen
             self._failed(snapshot.step, best, error)
             return
-        seconds, size = time.monotonic() - since, sum(file.stat().st_size for file in path.iterdir())
+        seconds = time.monotonic() - since
         self.cluster.stop.leave_seconds = self._slowest = max(self._slowest, waited + seconds)
         self.lives.add(
             "save", step=snapshot.step, waited=round(waited, 4), seconds=round(seconds, 4), bytes=size, clock=clock

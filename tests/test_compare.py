@@ -348,3 +348,46 @@ def test_names_with_marks_are_shown_as_they_are(tmp_path: Path, capsys: pytest.C
     assert "| \\[red\\]a\\|b\\*\\_c |" in to.read_text()
     shown = capsys.readouterr().err
     assert "[red]a|b*_c" in shown and "[/red]plain" in shown
+
+
+def test_what_is_no_finished_run_is_skipped_and_named(
+    runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `cls compare runs/best-*` finds them: logs, tables, runs that failed, were killed or go on."""
+    killed, failed, log, table = (tmp_path / name for name in ("killed", "failed", "a.log", "table.md"))
+    for folder in (killed, failed):
+        folder.mkdir()
+        (folder / "config.yaml").write_text(to_yaml(Run()))
+    (failed / "exit.json").write_text('{"outcome": "data"}')
+    log.write_text("")
+    table.write_text("")
+    (tmp_path / "empty").mkdir()
+    more = [str(path) for path in (killed, failed, log, table, tmp_path / "empty")]
+    whole = [runs["plain-s0"], runs["fine-s0"]]
+    document = compare([more[0], *whole, *more[1:]])
+    assert document["skipped"] == {
+        more[0]: "killed, no predictions", more[1]: "data, no predictions",
+        **dict.fromkeys(more[2:], "no config.yaml"),
+    }  # fmt: skip
+    assert {**document, "skipped": {}} == compare(whole)
+    Compare(runs=(*more, *whole), to=str(tmp_path / "to.md")).do(Stop())
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("Skipped"))
+    assert line.startswith("Skipped: 5 of 7 hold no finished run: ") and all(path in line for path in more)
+    assert "- Skipped: 5 of 7" in (tmp_path / "to.md").read_text()
+
+
+def test_too_few_finished_runs_are_an_error(runs: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(Run()))
+    one, none = runs["single"], str(tmp_path / "run")
+    for paths in ([one, none], [none, one], [none, str(tmp_path)]):
+        with pytest.raises(ValueError, match=r"nothing is left to compare: . of 2 hold no finished run: .*killed"):
+            compare(paths)
+    with pytest.raises(ValueError, match=r"val\.parquet does not exist: a run writes it when it ends"):
+        compare([none])
+    with pytest.raises(ValueError, match=r"baseline is .*run: it holds no finished run \(killed, no predictions\)"):
+        compare([one, runs["plain-s0"], none], baseline=none)
+    with pytest.raises(ValueError, match=r"nowhere is neither a run directory"):  # a slip of the pen is none of them
+        compare([one, runs["plain-s0"], str(tmp_path / "nowhere")])
+    with pytest.raises(ValueError, match=r"test\.parquet does not exist|no test split"):
+        compare([one, runs["plain-s0"]], split="test")

@@ -449,3 +449,35 @@ def test_lines_that_are_never_written_are_counted(disk: Mount, caplog: pytest.Lo
     again.add(row)
     again.close()
     assert (place / "lines").read_bytes() == b"whole\n" + row
+
+
+# --- the run directory is deleted or renamed ---
+
+
+@pytest.mark.parametrize(
+    ("blow", "moment", "world"),
+    [
+        ("rm -r {out}", "step:5", 1),
+        ("mv {out} {out}-moved", "step:5", 2),
+        ("rm -r {out}", "before a save:2", 1),
+        pytest.param("mv {out} {out}-moved", "after pruning:3", 1, marks=pytest.mark.soak),
+        pytest.param("rm -r {out}", "before a save:2", 2, marks=pytest.mark.soak),
+    ],
+)
+def test_a_directory_that_is_deleted_or_renamed_ends_the_run(
+    runs: Bench, tmp_path: Path, whole: Ended, blow: str, moment: str, world: int
+) -> None:
+    """With a clear error on all ranks, and without a folder of that name that has no configuration; a renamed
+    directory goes on where it was.
+    """
+    out = tmp_path / "run"
+    ended = runs.run(
+        out, KEEP1, world, f"$BLOW@0:{moment}", BLOW=blow.format(out=out),
+        FORKED_SET='{"cls.journal.LOOK_SECONDS": 0.0}',
+    )  # fmt: skip
+    assert ended.struck == [moment.rpartition(":")[0]]
+    assert ended.codes == [2] * world and "Traceback" not in ended.output, ended.output
+    assert ended.output.count(f"user error: out: {out} was deleted or renamed while the run was writing to it") == 1
+    assert "the same command continues" not in ended.output and not out.exists()
+    if blow.startswith("mv"):
+        check_done(runs.run(tmp_path / "run-moved", KEEP1, world), whole, world)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import environment
+from conftest import ROOT, environment
 from PIL import Image, ImageOps
 from safetensors import safe_open
 from untrained import untrained
@@ -90,6 +90,41 @@ def test_cls_predicts_with_an_exported_file(tmp_path: Path, clothing: Path) -> N
     found = [load_trained(path, "cpu", 0, Stop()).look(rows, ()).probs
              for path in (str(tmp_path / "run"), document["folder"] + "/model.safetensors")]  # fmt: skip
     assert np.array_equal(*found) and found[0].std() > 0
+
+
+def test_what_a_killed_export_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    """Whether the place was there or not; a living export's folder, and other people's, stay."""
+    program = (
+        "import sys, time; from pathlib import Path; from cls.export.run import aside_of\n"
+        "with aside_of(Path(sys.argv[1])) as aside:\n    (aside / 'model.onnx').touch(); print(aside, flush=True)\n"
+        "    time.sleep(100)"
+    )
+
+    def started(to: Path) -> tuple[subprocess.Popen[str], Path]:
+        process = subprocess.Popen([sys.executable, "-c", program, str(to)], stdout=subprocess.PIPE, text=True,
+                                   env=environment(PYTHONPATH=str(ROOT)))  # fmt: skip
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    (tmp_path / ".to-mine").mkdir()
+    (tmp_path / ".to-mine" / "thesis.tex").touch()
+    living, kept = started(tmp_path / "to")
+    killed, left = started(tmp_path / "to")
+    try:
+        assert left.parent == tmp_path and left.is_dir()
+        killed.kill()
+        killed.wait()
+        assert left.is_dir()
+        with export_run.aside_of(tmp_path / "to") as aside:
+            assert aside.is_dir() and not left.exists() and kept.is_dir()
+        assert not aside.exists() and (tmp_path / ".to-mine" / "thesis.tex").exists()
+        (tmp_path / "to").mkdir()
+        with export_run.aside_of(tmp_path / "to") as aside:
+            assert aside.parent == tmp_path / "to"  # its parent may be another person's
+        assert list((tmp_path / "to").iterdir()) == []
+    finally:
+        living.kill()
+        living.wait()
 
 
 @pytest.mark.soak

@@ -6,12 +6,15 @@ import json
 import multiprocessing
 import os
 import random
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +22,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from cls import recipes
+from cls.artifacts import keep_data
+from cls.cli import parse_run
 from cls.config import Run, change, from_yaml
+from cls.data.sources import load
 from cls.folder import open_folder
 from cls.lives import Lives, read_lives
 from cls.lock import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS, claim, in_use
@@ -385,3 +392,102 @@ def test_a_line_that_is_no_event_of_a_life_is_named(tmp_path: Path) -> None:
         (tmp_path / "lives.jsonl").write_text('{"life": 0, "event": "start", "time": 1.0}\n' + line + "\n")
         with pytest.raises(ValueError, match=r"lives\.jsonl holds a line that is .*; remove that line"):
             read_lives(tmp_path)
+
+
+# --- without --out ---
+
+
+def test_starts_of_the_same_second_take_the_next_free_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six at once, and one beside something else of that name."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "20261128-231144")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "digits-20261128-231144-3").write_text("a file")
+    with ThreadPoolExecutor(6) as pool:
+        folders = list(pool.map(lambda seed: open_folder(change(Run(), seed=seed), CLUSTER), range(6)))
+    first = "runs/digits-20261128-231144"
+    assert sorted(str(folder.path) for folder in folders) == [first, *(f"{first}-{n}" for n in (2, 4, 5, 6, 7))]
+    assert all(folder.unnamed and not folder.finished and folder.life == 0 for folder in folders)
+    for folder in folders:
+        assert from_yaml((folder.path / "config.yaml").read_text()) == folder.run
+        assert folder.run.out == str(folder.path)
+    assert not open_folder(run_in(tmp_path / "named"), CLUSTER).unnamed
+
+
+def test_what_fails_while_it_is_opened_leaves_no_directory_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cls.folder.resolve_precision", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        open_folder(Run(), CLUSTER)
+    assert list((tmp_path / "runs").iterdir()) == []
+    with pytest.raises(ZeroDivisionError):
+        open_folder(run_in(tmp_path / "named"), CLUSTER)
+    assert (tmp_path / "named").is_dir() and not (tmp_path / "named" / "lock").exists()
+
+
+# --- images that were moved ---
+
+
+@pytest.fixture
+def moved(tmp_path: Path) -> tuple[Path, Path, Run]:
+    """The directory of a run that was started, the new place of its images, and the run by that place."""
+    for label in ("a", "b"):
+        (tmp_path / "old" / label).mkdir(parents=True)
+        for i in range(6):
+            (tmp_path / "old" / label / f"{i}.jpg").write_bytes(b"x")
+    run = change(
+        dataclasses.replace(recipes.get("digits"), out=str(tmp_path / "run")), data={"path": str(tmp_path / "old")}
+    )
+    with open_folder(run, CLUSTER) as folder:
+        keep_data(folder, load(run.data, run.seed), CLUSTER)
+    (tmp_path / "old").rename(tmp_path / "new")
+    return tmp_path / "run", tmp_path / "new", change(run, data={"path": str(tmp_path / "new")})
+
+
+def test_moved_images_are_named_with_the_command_that_continues(
+    moved: tuple[Path, Path, Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, new, run = moved
+    monkeypatch.setattr(sys, "argv", ["train.py", "digits", f"--data.path={new}", "--out", str(out)])
+    with pytest.raises(ValueError, match=r"has the same images, so the run continues, .*, with: ") as caught:
+        open_folder(run, CLUSTER)
+    words = shlex.split(str(caught.value).rpartition(" with: ")[2])
+    assert words[:2] == ["python", "train.py"] and "--out" in words and "\n" not in str(caught.value)
+    again = parse_run(words[2:])
+    with open_folder(again, CLUSTER) as folder:
+        keep_data(folder, load(again.data, again.seed), CLUSTER)  # the same images
+        assert folder.path == out and (again.data.path, again.data.copy) == (str(new.with_name("old")), str(new))
+
+
+def test_other_images_at_the_new_place_are_named(moved: tuple[Path, Path, Run]) -> None:
+    _, new, run = moved
+    (new / "a" / "more.jpg").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"has other images, labels or classes than .*: use another --out"):
+        open_folder(run, CLUSTER)
+    shutil.rmtree(new)
+    with pytest.raises(
+        ValueError, match=r"use another --out \(.*\); but if the images were only moved, .* --data.copy "
+    ):
+        open_folder(run, CLUSTER)
+    with pytest.raises(ValueError, match=r"another configuration; use another --out:\n  seed: 0 -> 1\n  data.path"):
+        open_folder(change(run, seed=1), CLUSTER)
+
+
+# --- a directory that is no longer there ---
+
+
+@pytest.mark.parametrize("blow", ["deleted", "renamed", "replaced"])
+def test_a_directory_that_was_deleted_or_renamed_is_noticed(tmp_path: Path, blow: str) -> None:
+    with open_folder(run_in(tmp_path / "run"), CLUSTER) as folder:
+        assert not folder.lost
+        folder.refuse_successor()
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        if blow == "deleted":
+            shutil.rmtree(tmp_path / "elsewhere")
+        elif blow == "replaced":
+            (tmp_path / "run").mkdir()
+        assert folder.lost
+        with pytest.raises(ForeignFolderError, match=r"was deleted or renamed while the run was writing to it"):
+            folder.refuse_successor()

@@ -20,7 +20,7 @@ from torch import nn
 
 from cls.checks import check
 from cls.config import Run, change
-from cls.outcome import CODES, DataError, Ending, ForeignFolderError, NonFiniteError
+from cls.outcome import CODES, DISK, DataError, Ending, ForeignFolderError, NonFiniteError, little_shared_memory
 
 
 @dataclass(frozen=True)
@@ -292,3 +292,78 @@ def test_inside_a_process_group_the_status_survives(out: Path) -> None:
     ended = ending(out, work)
     assert ended.code == 3 and ended.stdout == "said before the end\n"
     assert ended.record is not None and ended.record["outcome"] == "data"
+
+
+# --- directories that nobody named, and those that are no longer there ---
+
+
+def claimed(found: Ending, out: Path, unnamed: bool, step: int) -> None:
+    (out / "config.yaml").write_text("seed: 0")
+    found.claim(out, unnamed)
+    found.step = step
+
+
+@pytest.mark.parametrize("error", [DataError("9 broken"), RuntimeError("a fault"), None, KeyboardInterrupt("SIGTERM")])
+@pytest.mark.parametrize("step", [0, 3])
+@pytest.mark.parametrize("unnamed", [True, False])
+def test_a_directory_without_a_name_is_removed_if_no_step_is_done(
+    out: Path, error: BaseException | None, step: int, unnamed: bool
+) -> None:
+    def work(found: Ending) -> None:
+        claimed(found, out, unnamed, step)
+        (out / "checkpoints").mkdir()
+        if error:
+            raise error
+
+    ended = ending(out, work)
+    assert out.exists() != (unnamed and not step and error is not None)
+    assert (ended.record is None) != out.exists()
+    assert (f"{out} was removed: no step was done" in ended.stderr) != out.exists()
+    if isinstance(error, KeyboardInterrupt) and out.exists():
+        way = f"the same command with --out {out} continues" if unnamed else "the same command continues"
+        assert way in ended.stderr
+
+
+def test_another_rank_leaves_the_removal_to_rank_0(out: Path) -> None:
+    """Its exit.json tells rank 0 why the run ended."""
+
+    def work(found: Ending) -> None:
+        claimed(found, out, True, 0)
+        raise torch.OutOfMemoryError("on rank 1")
+
+    ended = ending(out, work, rank=1)
+    assert out.exists() and ended.record is not None and ended.record["outcome"] == "out_of_memory"
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt("SIGTERM"), FileNotFoundError(2, "No such file", "best")])
+def test_a_directory_that_was_deleted_is_an_error_and_is_not_made_again(out: Path, error: BaseException | None) -> None:
+    def work(found: Ending) -> None:
+        claimed(found, out, False, 9)
+        (out / "config.yaml").unlink()
+        out.rmdir()
+        if error:
+            raise error
+
+    ended = ending(out, work)
+    assert ended.code == 2 and not out.exists()
+    assert ended.stderr == (
+        f"user error: out: {out} was deleted or renamed while the run was writing to it: where it was renamed, the "
+        "same command with --out NEW_NAME continues from its last checkpoint\n"
+    )
+
+
+def test_what_a_place_forbids_is_a_message_without_a_traceback(out: Path) -> None:
+    for number in (errno.EACCES, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENOSPC):
+        ended = ending(out, raising(OSError(number, os.strerror(number), "/x/y")))
+        assert ended.code == 2 and "Traceback" not in ended.stderr and "/x/y" in ended.stderr
+        assert ("free space, or name another place with --out or --to" in ended.stderr) == (number in DISK)
+    kept = ending(out, lambda found: (claimed(found, out, False, 3), raising(OSError(28, "No space", "/x"))(found)))
+    assert "with --out COPY" in kept.stderr
+
+
+def test_full_shared_memory_is_named(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that finds no room there raises an error that names no file."""
+    assert little_shared_memory("/proc") and not little_shared_memory(str(tmp_path)) and not little_shared_memory("/no")
+    monkeypatch.setattr("cls.outcome.little_shared_memory", lambda: True)
+    ended = ending(out, raising(OSError(errno.ENOSPC, "No space left on device")))
+    assert ended.code == 2 and "/dev/shm is full: give it more (docker run --shm-size 1g)" in ended.stderr

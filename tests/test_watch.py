@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, environment
 
 from cls.outcome import NonFiniteError
-from cls.parallel.guards import choose_device, refuse_launcher, resolve_precision, visible_gpus
+from cls.parallel.guards import choose_device, ignore_mpi, refuse_launcher, resolve_precision, visible_gpus
 from cls.parallel.watch import Finished, Losses
 
 CPU = torch.device("cpu")
@@ -156,3 +156,22 @@ def test_a_gpu_that_cannot_be_used_is_never_silently_the_cpu(monkeypatch: pytest
 def test_precision_is_resolved_by_the_device() -> None:
     assert resolve_precision("auto", CPU) == "fp32"
     assert resolve_precision("bf16", CPU) == "bf16" and resolve_precision("fp32", CPU) == "fp32"
+
+
+@pytest.mark.parametrize("name", ["PMI", "OMPI_COMM_WORLD", "MV2_COMM_WORLD"])
+def test_processes_of_mpi_without_a_launcher_are_rejected(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", "digits", "--train.epochs", "3"])
+    with pytest.raises(ValueError, match=rf"{name}_SIZE is 2: .* or srun started 2 processes") as caught:
+        ignore_mpi({f"{name}_SIZE": "2", f"{name}_RANK": "0"})
+    assert "accelerate launch --num_processes 2 train.py digits --train.epochs 3 (or" in str(caught.value)
+    assert f"unset {name}_SIZE {name}_RANK" in str(caught.value)
+
+
+@pytest.mark.parametrize("launcher", [{}, {"WORLD_SIZE": "8", "RANK": "3"}])
+def test_variables_of_mpi_are_ignored_where_they_mean_nothing(launcher: dict[str, str]) -> None:
+    """One process, or the tasks of an srun that starts one launcher a node: accelerate would take them for its own."""
+    size = "2" if launcher else "1"
+    found = launcher | {"PMI_SIZE": size, "PMI_RANK": "0", "OMPI_COMM_WORLD_SIZE": size, "MPI_LOCALRANKID": "0",
+                        "OMPI_COMM_WORLD_LOCAL_RANK": "0", "MV2_COMM_WORLD_SIZE": "?", "HOME": "/root"}  # fmt: skip
+    ignore_mpi(found)
+    assert found == launcher | {"HOME": "/root"}
