@@ -1,6 +1,5 @@
 """What the records of runs say, as tables; no network is built and no image is read for it."""
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.table import Table
 from cls import goodput
 from cls.config import from_yaml
 from cls.console import PEOPLE
+from cls.data.identity import read_facts
 from cls.data.ledger import audit
 from cls.outcome import DataError
 from cls.sweep.folder import sweep
@@ -24,19 +24,23 @@ def audit_run(path: str) -> dict[str, Any]:
         raise ValueError(f"{out} is not a run directory: it has no config.yaml")
     if not (out / "data.json").is_file():
         raise ValueError(f"{out} ended before its images were read: there is nothing to audit")
-    run, data = from_yaml((out / "config.yaml").read_text()), json.loads((out / "data.json").read_text())
-    found = audit(out, data["train"]["images"], run.train.batch, run.data.balanced)
+    run, data = from_yaml((out / "config.yaml").read_text()), read_facts(out)["train"]
+    found = audit(out, data["images"], run.train.batch, run.data.balanced, data.get("ids", ""))
     found |= {"lives": goodput.lives(out)}
     found |= {"total": goodput.total(found["lives"])}
     print_lives(found["lives"], found["total"])
+    if not (out / "metrics.jsonl").exists() and found["total"]["steps"]:
+        found["problems"].append(f"metrics.jsonl is missing, and {found['total']['steps']} steps were done")
     if found["problems"]:
         raise DataError(f"{out}: " + "; ".join(found["problems"][:5]))
-    epochs = found["draws"] / data["train"]["images"]
-    proof = f"{found['draws']} draws ({epochs:.2f} epochs), each used exactly once; every whole epoch is a permutation"
-    if (out / "bad_images.csv").exists():
-        proof += ", but that others stand in for the images of bad_images.csv"
+    epochs = found["draws"] / data["images"]
+    proof = f"{found['draws']} draws ({epochs:.2f} epochs), each used exactly once, up to the last step of the record"
+    if not run.data.balanced:
+        proof += "; every whole epoch is a permutation of the same images"
+        if (out / "bad_images.csv").exists():
+            proof += ", but that others replace those of bad_images.csv"
     for first, end in found["silent"]:
-        proof += f"; nothing is known of steps {first} to {end - 1}: --track.ledger was off"
+        proof += f"; nothing is known of steps {first} to {end - 1}: there is no ledger of them"
     absent = "no ledger: start the run with --track.ledger True for the proof of exactly-once"
     print(proof if found["ledger"] else absent, file=sys.stderr)
     return found

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from cls import page
-from cls.config import Run, change
 from cls.data.access import images_of
-from cls.data.sources import Splits, load
+from cls.data.identity import run_data
+from cls.data.sources import Splits
 from cls.stop import Stop
 from cls.trained import load_trained
 
@@ -20,7 +20,7 @@ def report_run(
     if neighbours < 0:
         raise ValueError(f"--neighbours must be 0 or more, found {neighbours}")
     material = page.read_material(Path(path))
-    splits, why = _own_images(change(material.run, data={"workers": workers, "copy": ""}))
+    splits, why = _own_images(path, material, ("train", "val") if neighbours else ("val",))
     if (predict_first or neighbours) and splits is None:
         raise ValueError(f"--predict and --neighbours need the run's images: {why}")
     if neighbours and not (material.val or predict_first):
@@ -45,9 +45,9 @@ def report_run(
     return document
 
 
-def _own_images(run: Run) -> tuple[Splits | None, str]:
+def _own_images(path: str, material: page.Material, which: tuple[str, ...]) -> tuple[Splits | None, str]:
     """The images a run was trained on, or why they cannot be had now: the rest of a report does without."""
     try:
-        return load(run.data, run.seed), ""
+        return run_data(material.folder, path, material.run, material.classes, which), ""
     except ValueError as error:
         return None, str(error)

@@ -8,8 +8,9 @@ import torch
 
 from cls.artifacts import read_header
 from cls.config import Run, View, change
+from cls.data.identity import run_data
 from cls.data.loader import Preprocess, preprocess
-from cls.data.sources import Rows
+from cls.data.sources import Rows, Splits
 from cls.evaluate import predict, stream
 from cls.metrics import Predictions
 from cls.models import Statistics, build_model, load_exact
@@ -31,6 +32,11 @@ class Trained:
     cluster: Cluster
     model: torch.nn.Module
     statistics: Statistics
+
+    def own_data(self) -> Splits:
+        """The run's own images; ValueError where the validation images are not those it was trained with."""
+        name = self.folder if self.file == self.folder / "best" / "model.safetensors" else self.file
+        return run_data(self.folder, str(name), self.run, self.classes)
 
     @property
     def prepare(self) -> Preprocess:

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cls.config import Run, View
-from cls.console import PEOPLE
+from cls.console import PEOPLE, printable
 from cls.data.access import images_of
 from cls.data.draws import draws_of
 from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
@@ -57,11 +57,14 @@ def contact_sheet(run: Run, to: Path, count: int, step: int) -> dict[str, Any]:
 def evaluate_images(
     path: str, images: str, tta: tuple[View, ...], device: str, workers: int, stop: Stop
 ) -> dict[str, Any] | None:
-    """Figures on labelled images: another folder's, or the validation split of the run's own data."""
+    """Figures on labelled images: another folder's, or the validation split of the run's own data.
+
+    The run's own must still be what it was trained on (:func:`cls.data.identity.run_data`).
+    """
     trained = load_trained(path, device, workers, stop)
-    own = dataclasses.replace(trained.run.data, workers=workers, copy="")  # that was on another machine's disk
+    data = dataclasses.replace(trained.run.data, copy="")  # that was on another machine's disk
     rows = trained.cluster.together(
-        lambda: load_labelled(images, trained.classes, own) if images else load(own, trained.run.seed).val
+        lambda: load_labelled(images, trained.classes, data) if images else trained.own_data().val
     )
     found = trained.look(rows, tta)
     if not trained.cluster.main:
@@ -80,7 +83,9 @@ def evaluate_images(
     ranked = sorted(document["classes"].items(), key=lambda item: (item[1]["recall"], item[0]))
     for name, figure in [item for item in ranked if item[1]["images"]][:10]:
         table.add_row(
-            escape(name), str(figure["images"]), *(f"{figure[key]:.3f}" for key in ("recall", "precision", "f1"))
+            escape(printable(name)),
+            str(figure["images"]),
+            *(f"{figure[key]:.3f}" for key in ("recall", "precision", "f1")),
         )
     PEOPLE.print("worst classes:")
     PEOPLE.print(table)

@@ -26,6 +26,7 @@ class Part:
     codes: np.ndarray  # int: index into names for each row, -1 where the class is unknown
     names: tuple[str, ...]
     columns: tuple[str, ...] = ()  # of the table it was read from, for messages
+    files: tuple[str, ...] = ()  # the tables it was read from, where they are files here
 
     def __len__(self) -> int:
         return len(self.codes)

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +42,8 @@ class Splits:
     val: Dataset
     test: Dataset | None
     classes: tuple[str, ...]
+    files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The tables that a split was read from, where they are files here."""
 
 
 def load(data: config.Data, seed: int) -> Splits:
@@ -81,7 +83,8 @@ def load(data: config.Data, seed: int) -> Splits:
         cut = {split: part for split, part in labelled.items() if split != "test"}  # its predictions are handed in
         labelled |= {split: _limit(part, data.limit, seed, split) for split, part in cut.items()}
     train = labelled["train"] if "train" in labelled else _stream(parts["train"], classes)
-    return Splits(train=train, val=labelled["val"], test=labelled.get("test"), classes=classes)
+    return Splits(train=train, val=labelled["val"], test=labelled.get("test"), classes=classes,
+                  files={split: part.files for split, part in parts.items() if part.files})  # fmt: skip
 
 
 def labels_of(rows: Dataset | Stream) -> np.ndarray:

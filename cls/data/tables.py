@@ -10,6 +10,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -44,7 +45,10 @@ def read_saved(root: Path, data: config.Data) -> dict[str, Part]:
         loaded = datasets.load_from_disk(str(root))
     except Exception as error:  # missing shards, another format version: OSError, ValueError, ArrowInvalid, KeyError
         raise ValueError(f"data.path: cannot read the saved dataset {root}: {reason(error)}") from None
-    return _parts(loaded, data)
+    saved = {"train": loaded} if isinstance(loaded, Dataset) else dict(loaded)
+    files = {name.lower(): tuple(file["filename"] for file in table.cache_files) for name, table in saved.items()}
+    named = {SPLITS[name]: own for name, own in files.items() if name in SPLITS}
+    return {split: replace(part, files=named[split]) for split, part in _parts(loaded, data).items()}
 
 
 def read_hub(name: str, data: config.Data) -> dict[str, Part]:
@@ -94,7 +98,7 @@ def read_split(kind: str, paths: list[str], split: str, data: config.Data) -> Pa
                 _read_through(kind, path)
         where = paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]} together"
         raise ValueError(f"data.path: cannot read {where}: {reason(error)}") from None
-    return _part(table, split, data)
+    return replace(_part(table, split, data), files=tuple(paths))
 
 
 def _read_through(kind: str, path: str) -> None:

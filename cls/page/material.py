@@ -7,6 +7,7 @@ from typing import Any
 
 from cls import goodput
 from cls.config import Run, from_yaml
+from cls.data.identity import read_classes, read_facts
 from cls.lives import read_lives
 from cls.metrics import Predictions
 from cls.report import read_parquet
@@ -38,7 +39,7 @@ class Material:
         """Empty while the run has not stored them."""
         names = self.folder / "classes.txt"
         if self.val is None and names.exists():
-            return tuple(names.read_text().splitlines())
+            return read_classes(names)
         return self.val.classes if self.val else ()
 
 
@@ -46,8 +47,8 @@ def read_material(folder: Path) -> Material:
     """ValueError where ``folder`` is no run directory, or a file in it is damaged."""
     if not (folder / "config.yaml").is_file():
         raise ValueError(f"{folder} is not a run directory: it has no config.yaml")
-    data, events = folder / "data.json", read_lives(folder)
-    found = json.loads(data.read_text()) if data.exists() else {}
+    events = read_lives(folder)
+    found = read_facts(folder) if (folder / "data.json").exists() else {}
     early: dict[str, Any] = {"command": "", "versions": {}, "job": ""}  # what earlier versions did not note
     return Material(
         folder=folder,
