@@ -33,10 +33,14 @@ class Trained:
     model: torch.nn.Module
     statistics: Statistics
 
-    def own_data(self) -> Splits:
+    @property
+    def name(self) -> str:
+        """What a command calls it: the run directory, or the file where it lies alone."""
+        return str(self.folder if self.file == self.folder / "best" / "model.safetensors" else self.file)
+
+    def own_data(self, advice: str = "") -> Splits:
         """The run's own images; ValueError where the validation images are not those it was trained with."""
-        name = self.folder if self.file == self.folder / "best" / "model.safetensors" else self.file
-        return run_data(self.folder, str(name), self.run, self.classes)
+        return run_data(self.folder, self.name, self.run, self.classes, advice=advice)
 
     @property
     def prepare(self) -> Preprocess:

@@ -1,6 +1,7 @@
 """What the verbs of the ``cls`` command do; each prints for people on standard error and gives a JSON document."""
 
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,9 @@ def evaluate_images(
     """
     trained = load_trained(path, device, workers, stop)
     data = dataclasses.replace(trained.run.data, copy="")  # that was on another machine's disk
+    other = f"; to evaluate labelled images that lie elsewhere: {shlex.join(['cls', 'evaluate', trained.name])} FOLDER"
     rows = trained.cluster.together(
-        lambda: load_labelled(images, trained.classes, data) if images else trained.own_data().val
+        lambda: load_labelled(images, trained.classes, data) if images else trained.own_data(other).val
     )
     found = trained.look(rows, tta)
     if not trained.cluster.main:

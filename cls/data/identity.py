@@ -192,19 +192,20 @@ def _tables(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return different + list(names)
 
 
-def run_data(out: Path, name: str, run: Run, classes: Sequence[str], which: Sequence[str] = ("val",)) -> Splits:
+def run_data(out: Path, name: str, run: Run, classes: Sequence[str], which: Sequence[str] = ("val",),
+             advice: str = "") -> Splits:  # fmt: skip
     """The images of a run, loaded again, with the labels numbered as ``classes``, the run's own, are.
 
     ``out`` is the run directory, ``name`` what was typed for it. ValueError, with the command that evaluates other
     images, where those of the splits ``which`` are not what data.json says. Of a model whose directory has no
-    data.json that cannot be known, which is said in one line.
+    data.json that cannot be known, which is said in one line. ``advice`` follows where they cannot be loaded at all.
     """
     data = replace(run.data, copy="")  # that was on another machine's disk
     elsewhere = shlex.join(["cls", "evaluate", name]) + " FOLDER"
     try:
         splits = load(data, run.seed)
     except ValueError as error:
-        raise ValueError(f"{error}; to evaluate labelled images that lie elsewhere: {elsewhere}") from None
+        raise ValueError(f"{error}{advice}") from None
     unknown = {split: _unknown(getattr(splits, split), splits.classes, classes) for split in which}
     text = _other_names(classes, splits.classes) if any(unknown.values()) else ""
     command = elsewhere
