@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cls import config
-from cls.console import PEOPLE
+from cls.console import PEOPLE, printable
 from cls.data.access import images_of
 from cls.data.findings import document
 from cls.data.identity import is_own, numbered_as
@@ -63,7 +63,7 @@ def _doubts(trained: Trained, splits: Splits, rows: dict[str, Any]) -> dict[str,
     if unknown := [name for name in splits.classes if name not in trained.classes]:
         raise ValueError(
             f"--run {trained.folder} knows no class {', '.join(map(repr, unknown[:10]))}: it was trained on "
-            f"{', '.join(trained.classes[:10])}; name a run on this data"
+            f"{', '.join(map(printable, trained.classes[:10]))}; name a run on this data"
         )
     own = numbered_as(splits, trained.classes)
     asked, doubted = {}, []

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from cls.console import clean
 from cls.files import write_whole
 from cls.stop import Stop
 
@@ -92,7 +93,7 @@ class Ending:
         elif outcome == "error":
             traceback.print_exception(error)
         elif self._main or (outcome not in AGREED and not self._told()):
-            print(f"{outcome.replace('_', ' ')}: {reason}", file=sys.stderr)
+            print(f"{outcome.replace('_', ' ')}: {clean(reason)}", file=sys.stderr)
             if outcome == "stopped" and self.out is not None:
                 print("the same command continues from the last checkpoint", file=sys.stderr)
 

@@ -119,7 +119,7 @@ def broken_ids(out: Path) -> set[str]:
 
 
 def id_sum(names: Iterable[str]) -> str:
-    """A number of 128 bits that other ids give another of, whatever their order: the sum of their hashes; 1 us each."""
+    """128 bits in hexadecimal that other ids give others of, in any order: the sum of their hashes; 0.5 us each."""
     total = sum(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest()) for name in names)
     return f"{total % 2**128:032x}"
 

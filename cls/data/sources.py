@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 
 from cls import config
+from cls.console import printable
 from cls.data import folder, stream, tables
 from cls.data.access import Stream, column
 from cls.data.folder import TABLES, natural
@@ -77,7 +78,9 @@ def load(data: config.Data, seed: int) -> Splits:
     lacking = np.flatnonzero(np.bincount(labels_of(labelled["val"]), minlength=len(classes)) == 0)
     if len(lacking):
         log.warning(
-            "validation has no image of %d classes: %s", len(lacking), ", ".join(classes[label] for label in lacking)
+            "validation has no image of %d classes: %s",
+            len(lacking),
+            ", ".join(printable(classes[label]) for label in lacking),
         )
     if data.limit:
         cut = {split: part for split, part in labelled.items() if split != "test"}  # its predictions are handed in
@@ -251,7 +254,8 @@ def _labels(part: Part, classes: tuple[str, ...], where: str) -> np.ndarray:
         listed = ", ".join(f"{name!r} ({count} images)" for name, count in counts.items())
         raise ValueError(
             f"{where} has {len(unknown)} classes that training lacks: {listed}; "
-            f"training has {len(classes)}: {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
+            f"training has {len(classes)}: {', '.join(map(printable, classes[:10]))}"
+            f"{', ...' if len(classes) > 10 else ''}"
         )
     numbers = np.array([*(index.get(name, -1) for name in part.names), -1], dtype=np.int64)  # code -1 is the last
     labels: np.ndarray = numbers[part.codes]
