@@ -50,6 +50,7 @@ from cls.export.run import export
 from cls.folder import Folder
 from cls.models import build_model
 from cls.outcome import DataError
+from cls.records import audit_run
 from cls.report import read_parquet, short, write_parquet
 from cls.reporting import report_run
 from cls.sheet import Tile, end
@@ -530,6 +531,7 @@ def test_a_real_run_with_such_classes_goes_on_and_notices_other_images(
     ended = runs.run(out, [*words, "--train.max-steps", "2"])
     assert ended.codes == [0] and clean(first.output + ended.output), repr(ended.output)
     assert set(read_classes(out / "classes.txt")) == set(HOSTILE)
+    assert audit_run(str(out))["draws"] == 32
     capsys.readouterr()
     figures = evaluated(out)
     assert set(figures["classes"]) == set(HOSTILE) and clean(capsys.readouterr().err)

@@ -38,6 +38,7 @@ PASSING = {
 }
 """Faults of the file system or the machine: an image that another stands in for would make the weights depend on them.
 """
+LOOKED_AT = 1000  # paths at a time: those of all as Python's strings would take 150 bytes each, and stay so
 PAUSES = (0.2, 1.0, 5.0)  # seconds before another try
 
 
@@ -160,17 +161,16 @@ def image_sizes(rows: Dataset | Stream) -> np.ndarray:
     if isinstance(rows, Stream):
         known: np.ndarray = rows.blocks.sizes()
         return known
-    found: np.ndarray = pc.fill_null(sizes_of(rows), -1).to_numpy().astype(np.int64)
-    missing, places = np.flatnonzero(found < 0), _places(rows)
-    if not len(missing):
-        return found
-    chunks = rows.data.column("image").chunks
+    chunks, places = rows.data.column("image").chunks, _places(rows)
+    found = np.full(len(rows), -1, dtype=np.int64)
+    if any(images.field("bytes").null_count < len(images) for images in chunks):
+        found[:] = pc.fill_null(sizes_of(rows), -1).to_numpy()
     paths = pa.chunked_array([images.field("path") for images in chunks])  # of all rows of the table, not copied
-    where = missing if places is None else places[missing]
-    for start in range(0, len(missing), 10_000):  # the paths of all as Python's strings would take 100 bytes each
-        some = paths.take(pa.array(where[start : start + 10_000])).to_pylist()
-        sizes = [-1 if path is None else file_size(path) for path in some]
-        found[missing[start : start + 10_000]] = sizes
+    for start in range(0, len(found), LOOKED_AT):
+        missing = start + np.flatnonzero(found[start : start + LOOKED_AT] < 0)
+        where = missing if places is None else places[missing]
+        for row, path in zip(missing.tolist(), paths.take(pa.array(where)).to_pylist(), strict=True):
+            found[row] = -1 if path is None else file_size(path)
     return found
 
 
