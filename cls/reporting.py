@@ -47,6 +47,8 @@ def report_run(
 
 def _own_images(path: str, material: page.Material, which: tuple[str, ...]) -> tuple[Splits | None, str]:
     """The images a run was trained on, or why they cannot be had now: the rest of a report does without."""
+    if not material.classes:
+        return None, f"{path} has not read its images yet"
     try:
         return run_data(material.folder, path, material.run, material.classes, which), ""
     except ValueError as error:

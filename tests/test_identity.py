@@ -38,6 +38,7 @@ from cls.data.identity import (
     look,
     numbered_as,
     read_classes,
+    read_facts,
     same_everywhere,
     stored_classes,
 )  # fmt: skip
@@ -448,6 +449,22 @@ def test_sizes_are_those_of_the_files_in_row_order(tmp_path: Path) -> None:
     assert image_sizes(held.val).tolist() == [
         len(data) for data in map(bytes, images_of(held.val).read(range(len(held.val))))
     ]
+
+
+def test_the_embedded_digits_are_known_by_their_names_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """How many bytes their pixels take depends on the version of Pillow."""
+    splits = load(Data(path="digits"), 0)
+    start(tmp_path, splits)
+    start(tmp_path, splits)
+    assert "contents" not in read_facts(tmp_path)["train"] and not caplog.records
+
+
+def test_a_report_of_a_run_that_has_not_read_its_images_says_so(tmp_path: Path) -> None:
+    run = change(Run(), data={"path": str(photos(tmp_path / "photos", images=2))})
+    (tmp_path / "config.yaml").write_text(to_yaml(run))
+    assert report_run(str(tmp_path), "", 0, False, "cpu", 0, Stop())
+    with pytest.raises(ValueError, match=r"need the run's images: .* has not read its images yet"):
+        report_run(str(tmp_path), "", 0, True, "cpu", 0, Stop())
 
 
 def test_numbering_by_name_keeps_images_and_moves_labels(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def look(splits: Splits, *, contents: bool = True, which: Sequence[str] = ("trai
     for split in which:
         rows: Dataset | Stream = getattr(splits, split)
         facts[split] = {"images": len(rows), "sha256": fingerprint(rows)}
-        if contents:
+        if contents and not splits.encoded_here:
             sizes[split] = image_sizes(rows)
             digest = _sha256(sizes[split].astype("<i8").tobytes())
             facts[split] |= {"contents": digest, "tables": footers(splits.files.get(split, ()))}
@@ -238,7 +238,8 @@ def numbered_as(splits: Splits, classes: Sequence[str]) -> Splits:
     """The same images, labels numbered by name after ``classes``, -1 where it has no such name."""
     if splits.classes == tuple(classes):
         return splits
-    numbers = np.array([*(classes.index(name) if name in classes else -1 for name in splits.classes), -1])
+    places = {name: place for place, name in enumerate(classes)}
+    numbers = np.array([*(places.get(name, -1) for name in splits.classes), -1])
 
     def numbered(rows: Any) -> Any:
         labels = numbers[labels_of(rows)]
@@ -252,8 +253,8 @@ def numbered_as(splits: Splits, classes: Sequence[str]) -> Splits:
 
 def _unknown(rows: Dataset | Stream, names: Sequence[str], classes: Sequence[str]) -> list[str]:
     """Classes of these images that a run does not have."""
-    labels = labels_of(rows)
-    return [names[label] for label in np.unique(labels[labels >= 0]) if names[label] not in classes]
+    labels, known = labels_of(rows), set(classes)
+    return [names[label] for label in np.unique(labels[labels >= 0]) if names[label] not in known]
 
 
 def _place(splits: Splits, path: str) -> str:
@@ -271,7 +272,8 @@ def _place(splits: Splits, path: str) -> str:
 
 
 def _other_names(then: Sequence[str], now: Sequence[str]) -> str:
-    new, gone = [name for name in now if name not in then], [name for name in then if name not in now]
+    before, after = set(then), set(now)
+    new, gone = [name for name in now if name not in before], [name for name in then if name not in after]
     parts = [f"{_some(new)} new" if new else "", f"{_some(gone)} missing" if gone else ""]
     return "other classes: " + (" and ".join(filter(None, parts)) or "in another order")
 

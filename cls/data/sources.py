@@ -45,6 +45,8 @@ class Splits:
     classes: tuple[str, ...]
     files: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """The tables that a split was read from, where they are files here."""
+    encoded_here: bool = False
+    """The embedded digits: another version of Pillow may write the same pixels in another number of bytes."""
 
 
 def load(data: config.Data, seed: int) -> Splits:
@@ -87,7 +89,8 @@ def load(data: config.Data, seed: int) -> Splits:
         labelled |= {split: _limit(part, data.limit, seed, split) for split, part in cut.items()}
     train = labelled["train"] if "train" in labelled else _stream(parts["train"], classes)
     return Splits(train=train, val=labelled["val"], test=labelled.get("test"), classes=classes,
-                  files={split: part.files for split, part in parts.items() if part.files})  # fmt: skip
+                  files={split: part.files for split, part in parts.items() if part.files},
+                  encoded_here=data.path == "digits")  # fmt: skip
 
 
 def labels_of(rows: Dataset | Stream) -> np.ndarray:
