@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import platform
 from pathlib import Path
 
@@ -11,61 +12,51 @@ from safetensors import SafetensorError, safe_open
 from cls import checkpoint
 from cls.checks import check
 from cls.config import Run, from_yaml, to_yaml
-from cls.data.access import fingerprint, images_of
+from cls.data import identity
+from cls.data.access import images_of
 from cls.data.feed import Feed
 from cls.data.sources import Splits, labels_of
 from cls.evaluate import Look
-from cls.files import write_whole
 from cls.folder import Folder
 from cls.journal import Journal
 from cls.metrics import Predictions, summary
 from cls.models import Statistics, input_statistics, load_exact
 from cls.parallel.cluster import Cluster
 from cls.state import State
-from cls.stored import read_data, read_text
 from cls.track import Mistake
 
 log = logging.getLogger("cls")
 
 
 def keep_data(folder: Folder, splits: Splits, cluster: Cluster) -> None:
-    """Write classes.txt and data.json at the first start; at a later one, refuse other images with a ValueError.
+    """Write classes.txt, data.json and sizes.npz at the first start; at a later one, other images are a ValueError.
 
-    Images are known by id and label: which draw is which image hangs on them. They must be the same on all ranks,
-    which may read them from disks of their own.
+    Images are known by id and label, which image a draw is hangs on them, and by their sizes in bytes. They must be the
+    same on all ranks, which may read them from disks of their own: one process of each node looks at the files.
     """
-    found = {
-        split: {"images": len(rows), "sha256": fingerprint(rows)}
-        for split, rows in (("train", splits.train), ("val", splits.val))
-    }
-    everywhere = cluster.gather((platform.node(), found))
-    other = next((host for host, seen in everywhere if seen != everywhere[0][1]), None)
+    looks = os.environ.get("LOCAL_RANK", "0") == "0"
+    seen = cluster.together(lambda: identity.look(splits, contents=looks))
+    everywhere = cluster.gather((platform.node(), seen.facts))
+    other = next((host for host, facts in everywhere if not identity.same_everywhere(everywhere[0][1], facts)), None)
     if other is not None:
         raise ValueError(
             f"data.path: {folder.run.data.path} holds other images on {other} than on {everywhere[0][0]}: make them "
             "the same, or delete the older copy"
         )
-    cluster.on_main(lambda: _keep(folder, splits, found))
+    cluster.on_main(lambda: _keep(folder, seen))
 
 
-def _keep(folder: Folder, splits: Splits, found: dict[str, dict[str, object]]) -> None:
-    path, classes = folder.path / "data.json", folder.path / "classes.txt"
-    if not path.exists():
-        write_whole(classes, "".join(f"{name}\n" for name in splits.classes).encode())
-        write_whole(path, json.dumps(found, indent=1).encode())
+def _keep(folder: Folder, seen: identity.Seen) -> None:
+    out = folder.path
+    if not (out / "data.json").exists():
+        identity.keep(out, seen)
         return
-    stored = read_data(folder.path)
-    then = stored["train"]["images"]
-    if stored != found or read_text(classes).splitlines() != list(splits.classes):
-        now = len(splits.train)
-        what = (
-            f"{then} training images then, {now} now"
-            if then != now
-            else (f"{now} training images as then, but other images, labels or classes, or another way of reading them")
-        )
+    classes = identity.stored_classes(out / "classes.txt", seen.splits.classes)
+    if what := identity.drift(out, seen, classes):
         raise ValueError(
-            f"data.path: {folder.run.data.path} is not what {folder.path} was started with ({what}): use another --out"
+            f"data.path: {folder.run.data.path} is not what {out} was started with ({what}): use another --out"
         )
+    identity.complete(out, seen)
 
 
 def fallback_class(splits: Splits) -> int:

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -43,11 +44,12 @@ def out_of(argv: list[str]) -> str:
 
 
 def parse_run(argv: list[str]) -> Run:
-    """The run of a command line; without a recipe, digits. ``--show`` prints it as YAML and exits.
+    """The run of a command line; without a recipe, the embedded digits. ``--show`` prints it as YAML and exits.
 
-    A misspelt field or a wrong type exits with the nearest field named; a bad value is a ValueError naming its field.
+    A misspelt field or a wrong type exits with the nearest field named; a bad value is a ValueError naming its field,
+    as are images of one's own without a recipe.
     """
-    name, rest = ("digits", argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
+    name, rest = _recipe_and_fields(argv)
     text = (
         f"Train recipe {name!r}; others: train.py RECIPE (`cls recipes` lists them). "
         "--show prints the final configuration and exits; --offline checks that no network is needed, and uses none."
@@ -56,6 +58,7 @@ def parse_run(argv: list[str]) -> Run:
         Run, recipes.get(name), [word for word in rest if word not in ("--show", "--offline")], f"train.py {name}", text
     )
     _check(run, name)
+    _need_recipe(run, "train.py", argv)
     if "--show" in rest:
         _print(to_yaml(run).rstrip("\n"))
         sys.exit(0)
@@ -63,6 +66,24 @@ def parse_run(argv: list[str]) -> Run:
     if "--offline" in rest:
         require_offline(run)
     return run
+
+
+def _recipe_and_fields(argv: list[str]) -> tuple[str, list[str]]:
+    """The recipe, the first word of a command line (without one: digits), and the words after it."""
+    return ("digits", argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
+
+
+def _need_recipe(run: Run, program: str, argv: list[str]) -> None:
+    """ValueError for a command line that names images but no recipe: photos would train the 32 px digits network."""
+    own = "data.copy" if run.data.copy else "data.path"
+    if _recipe_and_fields(argv)[1] is not argv or (run.data.path in ("", "digits") and not run.data.copy):
+        return
+    words = [*argv, "--data.path", run.data.copy] if run.data.path in ("", "digits") else argv
+    raise ValueError(
+        f"{own} is {run.data.copy or run.data.path}, but no recipe is named; the recipes are "
+        f"{', '.join(recipes.systems())}, and their variants (`cls recipes` lists all {len(recipes.RECIPES)}): "
+        f"name one as the first word, e.g. {program} best {shlex.join(words)}"
+    )
 
 
 def refuse_early(argv: list[str]) -> None:
@@ -163,12 +184,13 @@ def _command(verb: str, argv: list[str]) -> Any:
     if verb not in ("show", "plan", "bench", "fetch"):
         argv = [re.sub(r"^--data\.", "--", word) for word in argv]  # messages name options as train.py has them
         return _tyro(VERBS[verb], None, argv, f"cls {verb}", text)
-    name, rest = ("digits", argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
+    name, rest = _recipe_and_fields(argv)
     text += f" Takes every field of train.py {name}."
     own: dict[str, dict[str, Any]] = {"plan": {"request": Request()}, "bench": {"options": Options()}}
     default = VERBS[verb](run=recipes.get(name), **own.get(verb, {}))
     command: Any = _tyro(VERBS[verb], default, rest, f"cls {verb} {name}", text)
     _check(command.run, name)
+    _need_recipe(command.run, f"cls {verb}", argv)
     if verb != "fetch":
         _need_images(command.run)
     return command

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cls.compare import listed
-from cls.console import PEOPLE
+from cls.console import PEOPLE, printable
 
 SHOWN_CLASSES = 8
 
@@ -49,8 +49,8 @@ def sheets(document: dict[str, Any]) -> list[Sheet]:
 
 def _full(sheet: Sheet) -> Sheet:
     kept = [i for i in range(len(sheet.columns)) if any(row[i] for row in sheet.rows)]
-    rows = [tuple(row[i] for i in kept) for row in sheet.rows]
-    return Sheet(sheet.title, tuple(sheet.columns[i] for i in kept), rows)
+    rows = [tuple(printable(row[i]) for i in kept) for row in sheet.rows]
+    return Sheet(printable(sheet.title), tuple(printable(sheet.columns[i]) for i in kept), rows)
 
 
 def _accuracies(document: dict[str, Any]) -> Sheet:

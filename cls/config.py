@@ -59,7 +59,7 @@ class Data:
     val_fraction: float = 0.1
     """Share of the training images held out (seeded, stratified) when the data has no validation split."""
     limit: int = 0
-    """Smoke run: use at most this many images of each split (seeded, stratified); 0 uses all."""
+    """Smoke run: at most this many training and validation images each (seeded, stratified); 0: all. Test is whole."""
     balanced: bool = False
     """Draw every class equally often instead of every image exactly once per epoch."""
     max_bad: float = 0.01

@@ -16,6 +16,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def clean(text: str) -> str:
+    """A message, its own line breaks kept: names in it that may hold one are passed through :func:`printable`."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def folded(text: str, width: int) -> str:
     """A docstring's text in lines of at most ``width``, literals in single backticks; breaks that were meant stay.
 

@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from cls import config
-from cls.console import PEOPLE
-from cls.data.access import fingerprint, images_of
+from cls.console import PEOPLE, printable
+from cls.data.access import images_of
 from cls.data.findings import document
-from cls.data.sources import Rows, Splits, load
+from cls.data.identity import is_own, numbered_as
+from cls.data.sources import Splits, load
 from cls.data.survey import Files, Group, copies, survey
 from cls.images.decode import BadImage
 from cls.images.jpeg import Pixels
-from cls.metrics import Predictions, accuracy
+from cls.metrics import accuracy
 from cls.paths import writing
 from cls.report import read_parquet, short
 from cls.sheet import Panel, write_panels
 from cls.stop import Stop
-from cls.stored import read_data
 from cls.suspects import suspects
 from cls.told import tell
 from cls.trained import Trained, load_trained
@@ -66,20 +66,20 @@ def _doubts(trained: Trained, splits: Splits, rows: dict[str, Any]) -> dict[str,
     if unknown := [name for name in splits.classes if name not in trained.classes]:
         raise ValueError(
             f"--run {trained.folder} knows no class {', '.join(map(repr, unknown[:10]))}: it was trained on "
-            f"{', '.join(trained.classes[:10])}; name a run on this data"
+            f"{', '.join(map(printable, trained.classes[:10]))}; name a run on this data"
         )
-    own = read_data(trained.folder)
+    own = numbered_as(splits, trained.classes)
     asked, doubted = {}, []
     for split, part in rows.items():
         if not (images_of(part).labels >= 0).any():
             continue
-        known = own.get(split, {}).get("sha256") == fingerprint(part)
+        known = is_own(trained.folder, own, split)
         stored = trained.folder / "predictions" / f"{split}.parquet"
         if known and stored.is_file():
             predictions, how = read_parquet(stored), STORED
         else:
             predictions, how = (
-                _predict(trained, part, splits.classes),
+                trained.look(getattr(own, split), ()),
                 SEEN if known and split == "train" else FRESH[split],
             )
         asked[split] = {"how": how, "accuracy": accuracy(predictions)}
@@ -96,14 +96,6 @@ def _doubts(trained: Trained, splits: Splits, rows: dict[str, Any]) -> dict[str,
             for one in suspects(predictions)
         ]
     return {"run": str(trained.folder), "asked": asked, "suspects": doubted}
-
-
-def _predict(trained: Trained, rows: Rows, classes: Sequence[str]) -> Predictions:
-    """By the run's model, labels numbered as the run's classes are."""
-    numbers = [trained.classes.index(name) for name in classes] + [-1]
-    labels = [numbers[label] for label in images_of(rows).labels.tolist()]
-    renumbered = rows.remove_columns("label").add_column("label", labels)
-    return trained.look(renumbered, ())
 
 
 def _panels(files: Files, facts: dict[str, Any], groups: Sequence[Group]) -> list[Panel]:

@@ -18,7 +18,7 @@ from cls.outcome import ForeignFolderError, lost_directory
 from cls.parallel.cluster import Cluster
 from cls.parallel.guards import resolve_precision
 from cls.paths import command_line, writing
-from cls.stored import read_data, read_json, read_run
+from cls.stored import read_json, read_run
 
 FILES = (
     "config.yaml", "data.json", "classes.txt", "metrics.jsonl", "metrics.lost.jsonl", "lives.jsonl", "bad_images.csv",
@@ -164,20 +164,20 @@ def _reject_other(path: Path, stored: Run, run: Run, lines: Sequence[str]) -> No
 
 def _moved_images(path: Path, stored: Run, run: Run) -> str:
     """What to do where only data.path is another: with the same images a run continues exactly."""
-    from cls.data.access import fingerprint  # only this error needs what loads long
+    from cls.data import identity  # only this error needs what loads long
     from cls.data.sources import load
 
     options = {"data.path": stored.data.path, "data.copy": run.data.path, "out": str(path)}
     command = f"the run continues, with the same results, with: {command_line(options)}"
     try:
-        found, kept = load(run.data, run.seed), read_data(path)
-        seen = {"train": fingerprint(found.train), "val": fingerprint(found.val)}
+        found = load(run.data, run.seed)
+        drift = identity.drift(path, identity.look(found), identity.stored_classes(path / "classes.txt", found.classes))
     except Exception as error:  # whatever the new path is: it decides between texts of one error
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         return f"use another --out ({reason}); but if the images were only moved, {command}"
-    if all(kept.get(split, {}).get("sha256") == digest for split, digest in seen.items()):
+    if not drift:
         return f"{run.data.path} has the same images, so {command}"
-    return f"{run.data.path} has other images, labels or classes than the run was started with: use another --out"
+    return f"{run.data.path} is not what the run was started with ({drift}): use another --out"
 
 
 def _said_done(path: Path) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from cls.console import clean
 from cls.files import write_whole
 from cls.stop import Stop
 
@@ -136,7 +137,7 @@ class Ending:
             assert error is not None
             traceback.print_exception(error)
         elif self._main or (outcome not in AGREED and not self._told()):
-            print(f"{outcome.replace('_', ' ')}: {reason}", file=sys.stderr)
+            print(f"{outcome.replace('_', ' ')}: {clean(reason)}", file=sys.stderr)
             if outcome == "stopped" and self.out is not None and not self._useless(outcome):
                 way = f" with --out {shlex.quote(str(self.out))}" if self.unnamed else ""
                 print(f"the same command{way} continues from the last checkpoint", file=sys.stderr)

@@ -22,18 +22,22 @@ def audit_run(path: str) -> dict[str, Any]:
     run, data = read_run_directory(out), read_data(out)
     if not data:
         raise ValueError(f"{out} ended before its images were read: there is nothing to audit")
-    found = audit(out, data["train"]["images"], run.train.batch, run.data.balanced)
+    found = audit(out, data["train"]["images"], run.train.batch, run.data.balanced, data["train"].get("ids", ""))
     found |= {"lives": goodput.lives(out)}
     found |= {"total": goodput.total(found["lives"])}
     print_lives(found["lives"], found["total"])
+    if not (out / "metrics.jsonl").exists() and found["total"]["steps"]:
+        found["problems"].append(f"metrics.jsonl is missing, and {found['total']['steps']} steps were done")
     if found["problems"]:
         raise DataError(f"{out}: " + "; ".join(found["problems"][:5]))
     epochs = found["draws"] / data["train"]["images"]
-    proof = f"{found['draws']} draws ({epochs:.2f} epochs), each used exactly once; every whole epoch is a permutation"
-    if (out / "bad_images.csv").exists():
-        proof += ", but that others stand in for the images of bad_images.csv"
+    proof = f"{found['draws']} draws ({epochs:.2f} epochs), each used exactly once, up to the last step of the record"
+    if not run.data.balanced:
+        proof += "; every whole epoch is a permutation of the same images"
+        if (out / "bad_images.csv").exists():
+            proof += ", but that others replace those of bad_images.csv"
     for first, end in found["silent"]:
-        proof += f"; nothing is known of steps {first} to {end - 1}: --track.ledger was off"
+        proof += f"; nothing is known of steps {first} to {end - 1}: there is no ledger of them"
     absent = "no ledger: start the run with --track.ledger True for the proof of exactly-once"
     print(proof if found["ledger"] else absent, file=sys.stderr)
     return found

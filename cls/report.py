@@ -20,6 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from cls.console import printable
 from cls.files import write_whole
 from cls.metrics import Predictions, accuracy, confusion, macro_f1, per_class, predicted, readable
 
@@ -221,6 +222,8 @@ def _mark_epochs(top: Axes, others: Sequence[Axes], rows: Sequence[Row]) -> None
 
 
 def short(name: str, width: int) -> str:
+    """Without what a picture cannot show: control characters and line breaks."""
+    name = printable(name)
     return name if len(name) <= width else name[: width - 1] + "…"
 
 

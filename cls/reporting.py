@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from cls import page
-from cls.config import Run, change
 from cls.data.access import images_of
-from cls.data.sources import Splits, load
+from cls.data.identity import run_data
+from cls.data.sources import Splits
 from cls.paths import check_output, writing
 from cls.stop import Stop
 from cls.trained import load_trained
@@ -22,7 +22,7 @@ def report_run(
         raise ValueError(f"--neighbours must be 0 or more, found {neighbours}")
     material, file = page.read_material(Path(path)), Path(to) if to else Path(path) / "report.html"
     check_output("to", file)
-    splits, why = _own_images(change(material.run, data={"workers": workers, "copy": ""}))
+    splits, why = _own_images(path, material, ("train", "val") if neighbours else ("val",))
     if (predict_first or neighbours) and splits is None:
         raise ValueError(f"--predict and --neighbours need the run's images: {why}")
     if neighbours and not (material.val or predict_first):
@@ -48,9 +48,11 @@ def report_run(
     return document
 
 
-def _own_images(run: Run) -> tuple[Splits | None, str]:
+def _own_images(path: str, material: page.Material, which: tuple[str, ...]) -> tuple[Splits | None, str]:
     """The images a run was trained on, or why they cannot be had now: the rest of a report does without."""
+    if not material.classes:
+        return None, f"{path} has not read its images yet"
     try:
-        return load(run.data, run.seed), ""
+        return run_data(material.folder, path, material.run, material.classes, which), ""
     except ValueError as error:
         return None, str(error)

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from cls.console import printable
 from cls.files import write_whole
 from cls.report import short
 
@@ -82,7 +83,8 @@ def write_panels(path: Path, panels: list[Panel], title: str) -> None:
 
 
 def end(name: str, width: int) -> str:
-    """The last part of a long name."""
+    """The last part of a long name, without control characters."""
+    name = printable(name)
     return name if len(name) <= width else f"…{name[1 - width :]}"
 
 

@@ -9,8 +9,9 @@ import torch
 from cls.artifacts import read_header
 from cls.config import Run, View, change
 from cls.data.draws import EvalImages
+from cls.data.identity import run_data
 from cls.data.loader import Preprocess, preprocess
-from cls.data.sources import Rows
+from cls.data.sources import Rows, Splits
 from cls.evaluate import eval_loader, predict, stream
 from cls.metrics import Predictions
 from cls.models import Statistics, build_model, load_exact
@@ -30,6 +31,15 @@ class Trained:
     cluster: Cluster
     model: torch.nn.Module
     statistics: Statistics
+
+    @property
+    def name(self) -> str:
+        """What a command calls it: the run directory, or the file where it lies alone."""
+        return str(self.folder if self.file == self.folder / "best" / "model.safetensors" else self.file)
+
+    def own_data(self, advice: str = "") -> Splits:
+        """The run's own images; ValueError where the validation images are not those it was trained with."""
+        return run_data(self.folder, self.name, self.run, self.classes, advice=advice)
 
     @property
     def prepare(self) -> Preprocess:

@@ -1,6 +1,7 @@
 """What the verbs of the ``cls`` command do; each prints for people on standard error and gives a JSON document."""
 
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cls.config import Data, Run, View
-from cls.console import PEOPLE
+from cls.console import PEOPLE, printable
 from cls.data.access import images_of
 from cls.data.draws import draws_of
 from cls.data.loader import MicroBatchDraws, batches, preprocess, worker_count
@@ -61,15 +62,17 @@ def evaluate_images(
 ) -> dict[str, Any] | None:
     """Figures on labelled images: another folder's, or the validation split of the run's own data.
 
-    Another folder's labels are as the fields of ``labels`` say, by default in class folders.
+    Another folder's labels are as the fields of ``labels`` say, by default in class folders. The run's own must still
+    be what it was trained on (:func:`cls.data.identity.run_data`).
     """
     trained = load_trained(path, device, workers, stop)
-    own = dataclasses.replace(trained.run.data, workers=workers, copy="")  # that was on another machine's disk
+    data = dataclasses.replace(trained.run.data, copy="")  # that was on another machine's disk
+    other = f"; to evaluate labelled images that lie elsewhere: {shlex.join(['cls', 'evaluate', trained.name])} FOLDER"
     rows = trained.cluster.together(
         lambda: (
-            load_labelled(images, trained.classes, own.labelled_as(labels or Data()))
+            load_labelled(images, trained.classes, data.labelled_as(labels or Data()))
             if images
-            else load(own, trained.run.seed).val
+            else trained.own_data(other).val
         )
     )
     found = trained.look(rows, tta)
@@ -89,7 +92,9 @@ def evaluate_images(
     ranked = sorted(document["classes"].items(), key=lambda item: (item[1]["recall"], item[0]))
     for name, figure in [item for item in ranked if item[1]["images"]][:10]:
         table.add_row(
-            escape(name), str(figure["images"]), *(f"{figure[key]:.3f}" for key in ("recall", "precision", "f1"))
+            escape(printable(name)),
+            str(figure["images"]),
+            *(f"{figure[key]:.3f}" for key in ("recall", "precision", "f1")),
         )
     PEOPLE.print("worst classes:")
     PEOPLE.print(table)

@@ -4,7 +4,9 @@ import dataclasses
 import math
 import os
 import re
+import shlex
 import typing
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from cls import checks, recipes
 from cls.checks import check
-from cls.cli import out_of, parse_run
+from cls.cli import _command, out_of, parse_run
 from cls.config import MOMENT, Run, change, diff, flat, from_yaml, to_yaml
 
 SECTIONS = ("data", "augment", "model", "optim", "train", "track")
@@ -275,6 +277,41 @@ def test_both_spellings_types_and_tuples() -> None:
 def test_no_words_and_no_recipe_are_the_digits() -> None:
     assert parse_run([]) == recipes.get("digits")
     assert parse_run(["--seed", "4"]) == dataclasses.replace(recipes.get("digits"), seed=4)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--data.path", "my photos"], "data.path is my photos"),
+        (["--data.path=photos", "--seed", "1"], "data.path is photos"),
+        (["--seed", "1", "--data.path", "photos", "--show"], "data.path is photos"),
+        (["--data.copy", "/scratch/photos"], "data.copy is /scratch/photos"),
+        (["--data.copy=/scratch/photos", "--data.path=photos"], "data.copy is /scratch/photos"),
+    ],
+)
+@pytest.mark.parametrize("program", ["train.py", "cls show", "cls plan", "cls bench", "cls fetch"])
+def test_photos_need_a_recipe_and_the_command_that_is_shown_works(
+    words: list[str], named: str, program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without one they would train the digits network, at 32 pixels."""
+    verb = program.split()[-1]
+    own = [word for word in words if word != "--show"] if verb != "train.py" else words
+
+    def parse(argv: list[str]) -> Run:
+        if verb != "train.py":
+            return _command(verb, argv).run
+        with suppress(SystemExit):
+            return parse_run(argv)
+        return from_yaml(capsys.readouterr().out)
+
+    with pytest.raises(ValueError, match=named) as caught:
+        parse(own)
+    text, command = str(caught.value).split("e.g. ")
+    assert all(f" {name}," in text for name in ("digits", "best", "mlp-head", "cbam-mixup", "se-resnext"))
+    assert command.startswith(f"{program} best ")
+    run = parse(shlex.split(command)[len(program.split()) :])
+    assert run.recipe == "best" and (run.data.path, run.data.copy) != ("digits", "")
+    assert parse(["digits", *own]).recipe == "digits"  # one may want it
 
 
 def test_an_empty_tuple_switches_off() -> None:

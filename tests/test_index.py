@@ -20,6 +20,7 @@ from PIL import Image
 from cls import config
 from cls.data import folder, index
 from cls.data.access import column, fingerprint, images_of
+from cls.data.identity import look
 from cls.data.sources import Splits, load
 from cls.files import replacing
 
@@ -308,7 +309,8 @@ def test_a_selection_is_taken_at_once(tmp_path: Path) -> None:
 MEASURE = """
 import gc, json, sys, tracemalloc
 from cls import config
-from cls.data.access import fingerprint, images_of
+from cls.data.access import images_of
+from cls.data.identity import look
 from cls.data.sources import load
 import pyarrow as pa
 
@@ -319,7 +321,7 @@ def own():
 
 def start(root):
     splits = load(config.Data(path=root), 0)
-    marks = [fingerprint(rows) for rows in (splits.train, splits.val)]
+    marks = look(splits).facts
     images = images_of(splits.train)
     order = images.order(0, False)
     images.read([order.row(draw) for draw in range(32)])
@@ -402,7 +404,7 @@ def stat_all(root: Path) -> None:
 
 def first_batch(root: Path) -> None:
     splits = start(root)
-    assert fingerprint(splits.train) and fingerprint(splits.val)
+    assert look(splits).facts
     images = images_of(splits.train)
     order = images.order(0, False)
     assert len(images.read([order.row(draw) for draw in range(64)])) == 64

@@ -214,14 +214,15 @@ def test_the_split_of_a_table_does_not_depend_on_its_row_order(tmp_path: Path) -
     assert held[0] == held[1] and len(held[0]) == 4
 
 
-def test_limit_covers_classes_first_and_keeps_order(tmp_path: Path) -> None:
+def test_limit_covers_classes_first_and_keeps_order_and_leaves_the_test_images_whole(tmp_path: Path) -> None:
     make(tmp_path, train={str(i): 9 for i in range(5)}, val={"0": 50, "1": 1}, test={"": 9})
     full = load(data(tmp_path), seed=0)
     splits = load(data(tmp_path, limit=7), seed=0)
     contract(splits)
     assert sorted(Counter(splits.train["label"]).values()) == [1, 1, 1, 2, 2]
     assert Counter(splits.val["label"]) == {0: 6, 1: 1}
-    assert splits.test is not None and len(splits.test) == 7
+    assert splits.test is not None and full.test is not None and len(splits.test) == 9  # prediction.csv is handed in
+    assert ids(splits.test) == ids(full.test)
     assert splits.classes == full.classes
     for part, whole in ((splits.train, full.train), (splits.val, full.val)):
         assert [i for i in ids(whole) if i in set(ids(part))] == ids(part)

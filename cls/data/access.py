@@ -7,7 +7,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from cls.data.order import BlockOrder, Order
 from cls.images.decode import BadImage
 from cls.outcome import DataError
 
+T = TypeVar("T")
 Encoded = bytes | memoryview | BadImage
 """The bytes of an image file, or why there are none."""
 PASSING = {
@@ -37,6 +38,7 @@ PASSING = {
 }
 """Faults of the file system or the machine: an image that another stands in for would make the weights depend on them.
 """
+LOOKED_AT = 1000  # paths at a time: those of all as Python's strings would take 150 bytes each, and stay so
 PAUSES = (0.2, 1.0, 5.0)  # seconds before another try
 
 
@@ -70,6 +72,9 @@ class Blocks(Protocol):
 
     def identity(self) -> list[Any]:
         """What the images are known by, besides counts and labels, in JSON's terms."""
+
+    def sizes(self) -> np.ndarray:
+        """Bytes of each image, int64, as far as known without reading them; of none: empty."""
 
 
 class Indexed:
@@ -147,6 +152,28 @@ def sizes_of(rows: Dataset) -> pa.ChunkedArray:
     return found if places is None else found.take(pa.array(places))
 
 
+def image_sizes(rows: Dataset | Stream) -> np.ndarray:
+    """Bytes of each image, int64, -1 of a file that is not there; empty where blocks do not know them.
+
+    No image is read: one look at each image file, 2.6 us where the kernel knows it and what a file server takes where
+    it does not; the offsets of those in tables. 8 bytes of memory an image.
+    """
+    if isinstance(rows, Stream):
+        known: np.ndarray = rows.blocks.sizes()
+        return known
+    chunks, places = rows.data.column("image").chunks, _places(rows)
+    found = np.full(len(rows), -1, dtype=np.int64)
+    if any(images.field("bytes").null_count < len(images) for images in chunks):
+        found[:] = pc.fill_null(sizes_of(rows), -1).to_numpy()
+    paths = pa.chunked_array([images.field("path") for images in chunks])  # of all rows of the table, not copied
+    for start in range(0, len(found), LOOKED_AT):
+        missing = start + np.flatnonzero(found[start : start + LOOKED_AT] < 0)
+        where = missing if places is None else places[missing]
+        for row, path in zip(missing.tolist(), paths.take(pa.array(where)).to_pylist(), strict=True):
+            found[row] = -1 if path is None else file_size(path)
+    return found
+
+
 def _places(rows: Dataset) -> np.ndarray | None:
     """Where the rows of a selection lie in its table; None: in order. What datasets offers gathers row by row."""
     if rows._indices is None:
@@ -190,15 +217,30 @@ def pread(path: str, offset: int, size: int) -> Encoded:
     return BadImage(f"cannot be read: {path} has changed since the start")
 
 
+def file_size(path: str) -> int:
+    """Bytes; -1 of what is not there or may not be looked at. DataError where the file system fails."""
+    found = _tried(path, lambda: os.stat(path).st_size)
+    return -1 if isinstance(found, BadImage) else found
+
+
 def _opened(path: str, take: Callable[[int], Encoded]) -> Encoded:
     """The file is opened each time (5 us), so that no worker inherits a descriptor."""
+
+    def work() -> Encoded:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
+        try:
+            return take(descriptor)
+        finally:
+            os.close(descriptor)
+
+    return _tried(path, work)
+
+
+def _tried(path: str, work: Callable[[], T]) -> T | BadImage:
+    """What ``work`` gives; what fails for a moment only is tried again."""
     for pause in (*PAUSES, 0.0):
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
-            try:
-                return take(descriptor)
-            finally:
-                os.close(descriptor)
+            return work()
         except OSError as error:
             if error.errno not in PASSING:
                 return BadImage(f"cannot be read: {error.strerror}")

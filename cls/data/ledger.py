@@ -3,12 +3,14 @@
 import csv
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cls.files import Lines
 from cls.folder import Folder
 from cls.lives import read_lives
+from cls.track.record import read_rows
 
 if TYPE_CHECKING:  # `cls audit` would load torch and datasets for two words
     from cls.data.access import Images
@@ -35,40 +37,47 @@ class Ledger:
         self._lines.add("".join(rows).encode())
 
 
-def audit(out: Path, images: int, batch: int, balanced: bool) -> dict[str, Any]:
-    """Lives, lost steps and, where there is a ledger, what it proves; ``problems`` is empty when all is as it must be.
+Row = tuple[int, int, str, str]
+"""Step, draw, image and hash of its pixels."""
 
-    A life's rows count up to the step from which the next life went on; the later ones were lost with it and done
-    again. ``images``: of the training set; ``batch``: the global one. Unless balanced, each whole epoch must be one
-    permutation, but for broken images that others stood in for; a draw that was done again must have had the same image
-    and pixels. ``silent``: steps [from, to) of lives without a ledger, of which nothing is known.
+
+def audit(out: Path, images: int, batch: int, balanced: bool, ids: str = "") -> dict[str, Any]:
+    """Attempts, lost steps and, where there is a ledger, what it proves; ``problems`` is empty when all is right.
+
+    An attempt's rows count up to the step from which the next one went on; the later ones were lost with it and done
+    again. Those of the last one must come to the last step that lives.jsonl or metrics.jsonl knows, and metrics.jsonl
+    must have each step once. ``images``: of the training set; ``batch``: the global one; ``ids``: :func:`id_sum` of the
+    training set, '' where it is not known. Unless balanced, each whole epoch must be one permutation of the same
+    images, but for corrupt ones, which others replace; a draw that was done again must have had the same image and
+    pixels. ``silent``: steps [from, to) of attempts without a ledger, of which nothing is known.
     """
-    starts = [event for event in read_lives(out) if event["event"] == "start"]
+    events = read_lives(out)
+    starts = [event for event in events if event["event"] == "start"]
     if not starts:
         raise ValueError(f"{out / 'lives.jsonl'} does not exist or is empty: name a run directory")
+    metrics = read_rows(out)  # before the ledger: a run that goes on writes the ledger first
+    last = _last_step([event for event in events if event["life"] == starts[-1]["life"]], metrics)
     rows = [_rows(out, start["life"]) for start in starts]
-    ends = [*(start["step"] for start in starts[1:]), None]
-    lives, kept, seen = [], Counter[int](), dict[int, tuple[str, str]]()
-    image_of, problems = dict[int, str](), list[str]()
+    ends = [*(start["step"] for start in starts[1:]), _come_to(rows[-1], batch, last)]
+    lives, kept, image_of = [], Counter[int](), dict[int, str]()
     for start, found, end in zip(starts, rows, ends, strict=True):
         done = _whole_steps(found, batch, start["step"])
-        last = done if end is None else end
-        lives.append({"life": start["life"], "step": start["step"], "lost": max(0, done - last)})
-        for step, draw, name, pixels in found:
-            if seen.setdefault(draw, (name, pixels)) != (name, pixels):
-                problems.append(f"draw {draw} was {seen[draw][0]} and later {name}, or had other pixels")
-            if start["step"] <= step < last:
+        lives.append({"life": start["life"], "step": start["step"], "lost": max(0, done - end)})
+        for step, draw, name, _ in found:
+            if start["step"] <= step < end:
                 kept[draw] += 1
                 image_of[draw] = name
     spans = zip(starts, rows, ends, strict=True)
-    silent = [(start["step"], end) for start, found, end in spans if not found and (end or 0) > start["step"]]
+    silent = [(start["step"], end) for start, found, end in spans if not found and end > start["step"]]
+    problems = _recorded(out, metrics, last)
     if any(rows):
-        problems += _gaps(kept, batch, silent) + ([] if balanced else _epochs(image_of, images, _broken(out)))
+        problems += _repeats(rows, batch) + _gaps(kept, batch, silent, last)
+        problems += [] if balanced else _epochs(image_of, images, broken_ids(out), ids)
     return {"lives": lives, "draws": len(kept), "ledger": any(rows), "silent": silent, "problems": problems}
 
 
-def _rows(out: Path, life: int) -> list[tuple[int, int, str, str]]:
-    found: list[tuple[int, int, str, str]] = []
+def _rows(out: Path, life: int) -> list[Row]:
+    found: list[Row] = []
     for path in sorted((out / "ledger").glob(f"{life:04d}-*.csv")):
         try:
             with path.open(newline="", encoding="utf-8") as file:
@@ -87,40 +96,95 @@ def _index(text: str) -> int:
     return int(text)
 
 
-def _whole_steps(rows: list[tuple[int, int, str, str]], batch: int, first: int) -> int:
-    """The step up to which a life came: its last one may have been cut off inside."""
+def _last_step(events: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> int:
+    """Steps done, by what the last attempt noted and by the rows of metrics.jsonl."""
+    return max((int(row["step"]) for row in (*events, *metrics) if "step" in row), default=0)
+
+
+def _whole_steps(rows: list[Row], batch: int, first: int) -> int:
+    """The step up to which an attempt came: its last one may have been cut off inside."""
     counts = Counter(step for step, *_ in rows)
     last = max(counts, default=first - 1)
     return last + (counts[last] >= batch)
 
 
-def _broken(out: Path) -> set[str]:
+def _come_to(rows: list[Row], batch: int, last: int) -> int:
+    """The step up to which the last attempt's rows count: ``last``, and whole ones behind it."""
+    counts = Counter(step for step, *_ in rows)
+    while counts[last] >= batch:
+        last += 1
+    return last
+
+
+def broken_ids(out: Path) -> set[str]:
+    """Training images that could not be read, now or earlier, from bad_images.csv."""
     path = out / "bad_images.csv"
     if not path.exists():
         return set()
     try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            return {row.get("id", "") for row in csv.DictReader(file)}
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:  # a spreadsheet may have changed it
+            return {row.get("id") or "" for row in csv.DictReader(file)}
     except (OSError, csv.Error) as error:
         raise ValueError(f"{path} is damaged ({error}): copy it from where it is whole") from None
 
 
-def _gaps(kept: Counter[int], batch: int, silent: list[tuple[int, int]]) -> list[str]:
-    """Draws that were used twice or never, from 0 to the last one."""
-    total = -(-(max(kept, default=-1) + 1) // batch) * batch
+def id_sum(names: Iterable[str]) -> str:
+    """128 bits in hexadecimal that other ids give others of, in any order: the sum of their hashes; 0.5 us each."""
+    total = sum(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest()) for name in names)
+    return f"{total % 2**128:032x}"
+
+
+def _recorded(out: Path, metrics: list[dict[str, Any]], last: int) -> list[str]:
+    if not (out / "metrics.jsonl").exists():
+        return []
+    counts = Counter(row["step"] for row in metrics if "train/loss" in row)
+    wrong = [step for step in range(1, last + 1) if counts[step] != 1] + [step for step in counts if step < 1]
+    if not wrong:
+        return []
+    return [f"{len(wrong)} of {last} steps not once in metrics.jsonl, e.g. step {wrong[0]}: {counts[wrong[0]]} times"]
+
+
+def _repeats(rows: list[list[Row]], batch: int) -> list[str]:
+    """Draws that were done again with another image, and rows whose step is not their draw's."""
+    problems, seen, astray = [], dict[int, tuple[str, str]](), list[Row]()
+    for step, draw, name, pixels in (row for found in rows for row in found):
+        if seen.setdefault(draw, (name, pixels)) != (name, pixels):
+            problems.append(f"draw {draw} was {seen[draw][0]} and later {name}, or had other pixels")
+        if step != draw // batch:
+            astray.append((step, draw, name, pixels))
+    if astray:
+        step, draw, *_ = astray[0]
+        problems.append(f"{len(astray)} draws under another step, e.g. draw {draw}: {step}, not {draw // batch}")
+    return problems
+
+
+def _gaps(kept: Counter[int], batch: int, silent: list[tuple[int, int]], last: int) -> list[str]:
+    """Draws that were used twice or never, from 0 to the end of the last step."""
+    total = max(-(-(max(kept, default=-1) + 1) // batch), last) * batch
     unknown = {draw for first, end in silent for draw in range(first * batch, end * batch)}
     wrong = [draw for draw in range(total) if kept[draw] != 1 and draw not in unknown]
     return [f"{len(wrong)} draws not used exactly once, e.g. draw {wrong[0]}: {kept[wrong[0]]} times"] if wrong else []
 
 
-def _epochs(image_of: dict[int, str], images: int, broken: set[str]) -> list[str]:
-    problems = []
-    for epoch in range((max(image_of, default=-1) + 1) // images):
+def _epochs(image_of: dict[int, str], images: int, broken: set[str], ids: str) -> list[str]:
+    """Images that an epoch has twice or lacks; epochs with draws of attempts without a ledger, or with gaps, and the
+    last one, which is not whole, can only have them twice.
+    """
+    problems, whole = [], list[set[str]]()
+    for epoch in range(-(-(max(image_of, default=-1) + 1) // images)):
         draws = range(epoch * images, (epoch + 1) * images)
-        if not all(draw in image_of for draw in draws):
-            continue  # of a life without a ledger, or among the gaps
-        counts = Counter(image_of[draw] for draw in draws)
+        counts = Counter(image_of[draw] for draw in draws if draw in image_of)
         twice = [name for name, count in counts.items() if count > 1]
-        if images - len(counts) > len(broken - counts.keys()):  # more than stood in for others
+        spare = counts.total() - len(counts)  # draws that others replaced
+        if spare > len(broken - counts.keys()):
             problems.append(f"epoch {epoch + 1}: {len(twice)} images more than once, e.g. {twice[0]}")
+        if counts.total() == images:
+            whole.append(set(counts))
+    known = set(image_of.values()) | broken
+    seen = Counter(name for epoch in whole for name in epoch)
+    if lacking := sorted((seen[name], name) for name in known - broken if seen[name] < len(whole)):
+        count, name = lacking[0]
+        problems.append(f"{len(lacking)} images not in every epoch, e.g. {name}: in {count} of {len(whole)}")
+    elif whole and ids and id_sum(known) != ids:
+        problems.append(f"the {len(known)} images of the ledger are not those that data.json was written for")
     return problems

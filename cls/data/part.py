@@ -29,6 +29,7 @@ class Part:
     names: tuple[str, ...]
     unlabelled_hint: str = ""  # what to do where labels are missing
     origin: str = ""  # which folder or files became this split
+    files: tuple[str, ...] = ()  # the tables it was read from, where they are files here
 
     def __len__(self) -> int:
         return len(self.codes)

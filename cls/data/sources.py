@@ -7,13 +7,12 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 
 from cls import config
@@ -27,10 +26,10 @@ from cls.data.labels import read_labelled
 from cls.data.layout import Tree
 from cls.data.names import new_folder, some
 from cls.data.part import COLUMNS, Found, Part, normal
+from cls.data.subset import held_out, limited
 from cls.data.summary import say, summary
 from cls.data.table_splits import TABLES, given, grouped, kind_of
 from cls.images.decode import EXTENSIONS
-from cls.seed import generator
 
 PACKED = ("pack.json", "packing.json", "packing.lock")  # of cls pack, beside its shards
 
@@ -51,6 +50,10 @@ class Splits:
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
     """What became what, and what was left out, as it was printed."""
+    files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The tables that a split was read from, where they are files here."""
+    encoded_here: bool = False
+    """The embedded digits: another version of Pillow may write the same pixels in another number of bytes."""
 
 
 def load(data: config.Data, seed: int) -> Splits:
@@ -80,7 +83,7 @@ def load(data: config.Data, seed: int) -> Splits:
         if not 0 < data.val_fraction < 1:
             raise ValueError(f"data.val_fraction must be between 0 and 1, found {data.val_fraction}")
         everything = labelled["train"]
-        held = _held_out(column(everything, "id"), labels_of(everything), data.val_fraction, seed, "split")
+        held = held_out(column(everything, "id"), labels_of(everything), data.val_fraction, seed, "split")
         labelled["train"] = everything.select(np.delete(np.arange(len(everything)), held))
         labelled["val"] = everything.select(held)
     lacking = np.flatnonzero(np.bincount(labels_of(labelled["val"]), minlength=len(classes)) == 0)
@@ -88,12 +91,16 @@ def load(data: config.Data, seed: int) -> Splits:
         names = printable(", ".join(classes[label] for label in lacking))
         notes.append(f"validation has no image of {len(lacking)} classes: {names}")
     if data.limit:
-        labelled = {split: _limit(part, data.limit, seed, split) for split, part in labelled.items()}
+        cut = {split: part for split, part in labelled.items() if split != "test"}  # its predictions are handed in
+        labelled |= {split: limited(part, data.limit, seed, split) for split, part in cut.items()}
     train = labelled["train"] if "train" in labelled else _stream(parts["train"], classes)
     kept = {"train": train} | labelled
     line = summary(data.path, {split: labels_of(rows) for split, rows in kept.items()}, parts, found.ignored)
     say([line], notes)
-    return Splits(train=train, val=labelled["val"], test=labelled.get("test"), classes=classes, notes=(line, *notes))
+    return Splits(
+        train=train, val=labelled["val"], test=labelled.get("test"), classes=classes, notes=(line, *notes),
+        files={split: part.files for split, part in parts.items() if part.files}, encoded_here=data.path == "digits",
+    )  # fmt: skip
 
 
 def labels_of(rows: Dataset | Stream) -> np.ndarray:
@@ -275,7 +282,7 @@ def _digits() -> dict[str, Part]:
 
     loaded = load_digits()
     ids = [f"digit-{i:04d}" for i in range(len(loaded.target))]
-    held = _held_out(pa.chunked_array([ids]), loaded.target, 0.2, 0, "digits")
+    held = held_out(pa.chunked_array([ids]), loaded.target, 0.2, 0, "digits")
     parts = {}
     for split, rows in (("train", np.setdiff1d(np.arange(len(ids)), held)), ("val", held)):
         images = [{"bytes": _png(np.rint(loaded.images[i] * 255 / 16).astype(np.uint8)), "path": None} for i in rows]
@@ -309,46 +316,9 @@ def _labels(part: Part, classes: tuple[str, ...], where: str) -> np.ndarray:
         listed = ", ".join(f"{name!r} ({count} images)" for name, count in counts.items())
         raise ValueError(
             f"{where} has {len(unknown)} classes that training lacks: {listed}; "
-            f"training has {len(classes)}: {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
+            f"training has {len(classes)}: {', '.join(map(printable, classes[:10]))}"
+            f"{', ...' if len(classes) > 10 else ''}"
         )
     numbers = np.array([*(index.get(name, -1) for name in part.names), -1], dtype=np.int64)  # code -1 is the last
     labels: np.ndarray = numbers[part.codes]
     return labels
-
-
-def _held_out(ids: pa.ChunkedArray, labels: np.ndarray, fraction: float, seed: int, tag: str) -> np.ndarray:
-    """Rows to hold out: of each class with two or more images the fraction, at least one and never all.
-
-    Each class is sorted by id and drawn by its number: neither the order of the listing nor the images of other classes
-    matter, but a class whose name comes before changes what is drawn of those behind it.
-    """
-    held = []
-    for label, rows in _by_class(ids, labels).items():
-        if len(rows) > 1:
-            count = min(len(rows) - 1, max(1, round(len(rows) * fraction)))
-            held.append(generator(seed, tag, label).permutation(rows)[:count])
-    if not held:
-        raise ValueError("data.path: no class has two images, so none can be held out; provide a val/ folder")
-    return np.sort(np.concatenate(held))
-
-
-def _limit(table: Dataset, limit: int, seed: int, split: str) -> Dataset:
-    """At most ``limit`` rows in their order, drawn one per class in turn so that every class is there early."""
-    if limit < 0:
-        raise ValueError(f"data.limit must be 0 (all) or positive, found {limit}")
-    turns: list[tuple[int, int, int]] = []
-    classes = _by_class(column(table, "id"), labels_of(table))
-    order = generator(seed, "limit", split).permutation(len(classes)).tolist()
-    for place, (label, rows) in zip(order, classes.items(), strict=True):
-        drawn = generator(seed, "limit", split, label).permutation(rows)[:limit].tolist()
-        turns += [(turn, place, row) for turn, row in enumerate(drawn)]
-    return table.select(sorted(row for _, _, row in sorted(turns)[:limit]))
-
-
-def _by_class(ids: pa.ChunkedArray, labels: np.ndarray) -> dict[int, np.ndarray]:
-    """Rows of each label, ascending, each sorted by id (its UTF-8 bytes: the order of Python's strings)."""
-    by_id = pc.sort_indices(ids).to_numpy().astype(np.int64)
-    order = by_id[np.argsort(labels[by_id], kind="stable")]
-    counts = np.bincount(labels + 1)  # from -1, unknown; np.unique hashes all, 0.03 s for 100,000
-    classes = np.flatnonzero(counts)
-    return dict(zip((classes - 1).tolist(), np.split(order, np.cumsum(counts[classes])[:-1]), strict=True))

@@ -24,7 +24,7 @@ from huggingface_hub import HfFileSystem, hf_hub_download, try_to_load_from_cach
 
 from cls import config
 from cls.data import tables, tars
-from cls.data.access import Encoded, Indexed, encoded, fingerprint, pread
+from cls.data.access import Encoded, Indexed, encoded, fingerprint, image_sizes, pread
 from cls.data.order import WINDOW, block_counts
 from cls.data.packing import PLACES
 from cls.data.part import Found, Part
@@ -104,6 +104,9 @@ class FileBlocks:
     def identity(self) -> list[Any]:
         return [fingerprint(self._rows)]
 
+    def sizes(self) -> np.ndarray:
+        return image_sizes(self._rows)
+
 
 class RowGroups:
     """Images in the row groups of parquet files.
@@ -175,6 +178,11 @@ class RowGroups:
     def identity(self) -> list[Any]:
         return [[name, file.size] for name, file in zip(self._names, self._files, strict=True)]
 
+    def sizes(self) -> np.ndarray:
+        places = [file.places for file in self._files]
+        known = [each[:, 1] for each in places if each is not None]
+        return np.concatenate(known) if len(known) == len(places) else np.zeros(0, np.int64)
+
 
 class Footer:
     """What is read of a parquet file at the start: rows of each row group, columns, labels; and its size in bytes."""
@@ -218,10 +226,10 @@ def row_groups(root: Path, paths: list[str], data: config.Data) -> Part:
         log.warning("%s holds %d; smaller ones: %s", held, WINDOW, pack_command(data.path))
     blocks, hint = RowGroups(root, files), tables.column_hint(first.features, first.image, first.label)
     if not first.label:
-        return Part(blocks, *tables.unknown(int(blocks.counts.sum())), hint)
+        return Part(blocks, *tables.unknown(int(blocks.counts.sum())), hint, files=tuple(paths))
     labels = pa.chunked_array([chunk for file in files for chunk in file.labels])
     codes, names = tables.numbered(labels, first.kind, first.label)
-    return Part(blocks, codes.astype(np.int32), names, hint)
+    return Part(blocks, codes.astype(np.int32), names, hint, files=tuple(paths))
 
 
 def places_of(about: pq.FileMetaData) -> np.ndarray | None:
@@ -258,7 +266,8 @@ def _tars(root: Path, paths: list[str], label: str) -> Part:
             indices[path] = tars.index(path, label)
     blocks = TarBlocks(root, indices)
     codes, names = tables.numbered(blocks.labels, Value("string"), "label")
-    return Part(blocks, codes, names, tars.hint(paths[0], label) if (codes < 0).any() else "")
+    hint = tars.hint(paths[0], label) if (codes < 0).any() else ""
+    return Part(blocks, codes, names, hint, files=tuple(paths))
 
 
 def _opened(path: str) -> pq.ParquetFile:

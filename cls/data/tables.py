@@ -45,7 +45,7 @@ def read_saved(root: Path, data: config.Data) -> Found:
         loaded = datasets.load_from_disk(str(root))
     except Exception as error:  # missing shards, another format version: OSError, ValueError, ArrowInvalid, KeyError
         raise ValueError(f"data.path: cannot read the saved dataset {root}: {reason(error)}") from None
-    return _found(loaded, data, str(root))
+    return _found(loaded, data, str(root), local=True)
 
 
 def read_hub(name: str, data: config.Data) -> Found:
@@ -78,7 +78,9 @@ def read_split(kind: str, paths: list[str], split: str, data: config.Data) -> Pa
                 _read_through(kind, path)
         where = paths[0] if len(paths) == 1 else f"{paths[0]} to {paths[-1]} together"
         raise ValueError(f"data.path: cannot read {where}: {reason(error)}") from None
-    part = replace(_part(table, split, replace(data, label_column="") if tarred else data), origin=origin(paths))
+    origins, files = origin(paths), tuple(paths)
+    part = _part(table, split, replace(data, label_column="") if tarred else data)
+    part = replace(part, origin=origins, files=files)
     missing = tarred and part.unlabelled and split != "test"
     return replace(part, unlabelled_hint=tars.hint(paths[0], data.label_column)) if missing else part
 
@@ -128,13 +130,20 @@ def _samples(stamps: list[tuple[str, int, int]], label: str) -> Iterator[dict[st
             yield {"image": {"bytes": one.image, "path": one.base}, "label": one.label, "__key__": one.key}
 
 
-def _found(loaded: Any, data: config.Data, where: str) -> Found:
-    """Splits of a Dataset or a DatasetDict; other splits than train, validation and test are left out."""
+def _found(loaded: Any, data: config.Data, where: str, local: bool = False) -> Found:
+    """Splits of a Dataset or a DatasetDict; other splits than train, validation and test are left out.
+
+    ``local``: their files are the user's own, not those of a cache.
+    """
+
+    def part(table: Dataset, split: str, origin: str) -> Part:
+        files = tuple(file["filename"] for file in table.cache_files) if local else ()
+        return replace(_part(table, split, data), origin=origin, files=files)
+
     if isinstance(loaded, Dataset):
-        return Found({"train": replace(_part(loaded, "train", data), origin="one table")}, [])
+        return Found({"train": part(loaded, "train", "one table")}, [])
     names, notes = chosen(map(str, loaded), where)
-    parts = {split: replace(_part(loaded[name], split, data), origin=f"split {name}") for split, name in names.items()}
-    return Found(parts, notes)
+    return Found({split: part(loaded[name], split, f"split {name}") for split, name in names.items()}, notes)
 
 
 def _part(table: Dataset, split: str, data: config.Data) -> Part:

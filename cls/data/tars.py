@@ -161,6 +161,9 @@ class TarBlocks:
         sizes = [int(np.sum(found.column("size").to_numpy())) for found in self._indices]
         return [*zip(self._names, sizes, strict=True)]
 
+    def sizes(self) -> np.ndarray:
+        return np.concatenate([found.column("size").to_numpy() for found in self._indices])
+
     def _place(self, row: int) -> tuple[int, int]:
         tar = int(np.searchsorted(self._starts, row, "right")) - 1
         return tar, row - int(self._starts[tar])

@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from cls.data.access import images_of
 from cls.data.draws import Views
 from cls.data.loader import batches, worker_count
-from cls.data.sources import Rows, load, load_images
+from cls.data.sources import Rows, load_images
 from cls.export.facts import config_json
 from cls.export.graph import require_packages, write_graph
 from cls.export.loading import framing, input_name, library, loading, running
@@ -122,7 +121,7 @@ def _rows(trained: Trained, options: Options) -> Rows:
     if options.images:
         return load_images(options.images, trained.run.data)
     try:
-        return load(replace(trained.run.data, copy=""), trained.run.seed).val  # the copy was on another machine's disk
+        return trained.own_data().val
     except ValueError as error:
         raise ValueError(f"{error}; the export is checked on real images: name some with --images FOLDER") from error
 

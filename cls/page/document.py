@@ -5,6 +5,7 @@ import hashlib
 import math
 import os
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 
 from cls import __version__, goodput, recipes
 from cls.config import Run, diff, flat, to_yaml
+from cls.console import printable
 from cls.files import write_whole
 from cls.metrics import BINS, Predictions, accuracy, calibration, confusion, per_class, readable, summary, wrong
 from cls.models import count_parameters
@@ -45,7 +47,7 @@ def write_page(material: Material, pictures: Pictures, to: Path) -> dict[str, An
 
 def document(material: Material, pictures: Pictures) -> dict[str, Any]:
     """What the template lays out: only texts, numbers, lists and dictionaries."""
-    val, total = material.val, goodput.total(material.lives)
+    val, total = material.val and _printable(material.val), goodput.total(material.lives)
     about = {
         "summary": _summary(material),
         "starts": material.starts,
@@ -73,6 +75,11 @@ def document(material: Material, pictures: Pictures) -> dict[str, Any]:
         "lives": material.lives,
         "data": _data(val) if val else None,
     }
+
+
+def _printable(p: Predictions) -> Predictions:
+    """Names as the page shows them, without control characters."""
+    return replace(p, classes=tuple(map(printable, p.classes)), ids=[printable(name) for name in p.ids])
 
 
 def percent(value: float, digits: int = 1) -> str:

@@ -6,10 +6,11 @@ from typing import Any
 
 from cls import goodput
 from cls.config import Run
+from cls.data.identity import read_classes
 from cls.lives import read_lives
 from cls.metrics import Predictions
 from cls.report import read_parquet
-from cls.stored import read_data, read_outcome, read_run_directory, read_text
+from cls.stored import read_data, read_outcome, read_run_directory
 from cls.track.record import read_rows
 
 
@@ -38,7 +39,7 @@ class Material:
         """Empty while the run has not stored them."""
         names = self.folder / "classes.txt"
         if self.val is None and names.exists():
-            return tuple(read_text(names).splitlines())
+            return read_classes(names)
         return self.val.classes if self.val else ()
 
 

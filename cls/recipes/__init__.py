@@ -23,6 +23,11 @@ def get(name: str) -> Run:
     return RECIPES[name]()
 
 
+def systems() -> list[str]:
+    """The recipes that are no variants: digits, our own, and one for each published system."""
+    return [next(iter(system.RECIPES)) for system in _SYSTEMS]
+
+
 def describe() -> dict[str, tuple[str, str]]:
     """Each recipe's report and what it is, one line: a base's from its docstring, a variant's from its table.
 
