@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from io import BytesIO
@@ -260,7 +261,7 @@ def tars(root: Path, images: dict[str, list[tuple[bytes, str]]], kind: str = "ta
             for i, (data, name) in enumerate(rows):
                 for ending, content in (("jpg", data), ("cls", name.encode())):
                     info = tarfile.TarInfo(f"{i:03d}.{ending}")
-                    info.size = len(content)
+                    info.size, info.mtime = len(content), time.time()  # of no account
                     tar.addfile(info, BytesIO(content))
 
 

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 TAIL = 65_536
-"""Bytes at the end of a file that is no parquet: a compressed tar's checksum, an arrow file's last rows."""
+"""Bytes at the end of an arrow file: its last rows, or its footer."""
 DIGITS = 16  # of each hash
 
 
 def footers(paths: Sequence[str]) -> list[dict[str, Any]]:
     """Of each local table: name (below the folder of all), bytes, footer (hash), packed (checksum in pack.json).
 
-    Some 50 us a file where the kernel knows it. Files of a hub (``hf://…``) are named by their version and left out.
+    Some 50 us a file where the kernel knows it. Of a tar its size alone: with the sizes of its images that is all that
+    its index says, without its members' times of change; of a compressed one, where the times decide the size, nothing.
+    Files of a hub (``hf://…``) are named by their version and left out.
     """
-    local = [path for path in paths if "://" not in path]
+    local = [path for path in paths if "://" not in path and not path.lower().endswith((".tgz", ".tar.gz"))]
     root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in local]) if local else ""
     packed: dict[str, dict[str, str]] = {}
     found = []
@@ -26,7 +28,8 @@ def footers(paths: Sequence[str]) -> list[dict[str, Any]]:
         if folder not in packed:
             packed[folder] = _packed(Path(folder))
         size, footer = _footer(path)
-        facts = {"name": os.path.relpath(os.path.abspath(path), root), "bytes": size, "footer": footer}
+        facts = {"name": os.path.relpath(os.path.abspath(path), root), "bytes": size}
+        facts |= {} if path.lower().endswith(".tar") else {"footer": footer}
         checksum = packed[folder].get(os.path.basename(path))
         found.append(facts | ({"packed": checksum} if checksum else {}))
     return found
