@@ -18,10 +18,10 @@ from cls.outcome import ForeignFolderError, lost_directory
 from cls.parallel.cluster import Cluster
 from cls.parallel.guards import resolve_precision
 from cls.paths import command_line, writing
-from cls.stored import read_json, read_run
+from cls.stored import read_json, read_outcome, read_run
 
 FILES = (
-    "config.yaml", "data.json", "classes.txt", "metrics.jsonl", "metrics.lost.jsonl", "lives.jsonl", "bad_images.csv",
+    "config.yaml", "data.json", "sizes.npz", "classes.txt", "metrics.jsonl", "metrics.lost.jsonl", "lives.jsonl", "bad_images.csv",
     "exit.json", "lock", "stop",
 )  # fmt: skip
 FOLDERS = ("checkpoints", "best", "predictions", "ledger")
@@ -130,6 +130,9 @@ def _agree(path: Path, run: Run, cluster: Cluster) -> Folder:
     unnamed = not run.out
     run = dataclasses.replace(run, out=str(path))
     finished, file = "", path / "config.yaml"
+    if file.exists() and _failed_at_start(path):
+        for name in ("config.yaml", "data.json", "sizes.npz", "classes.txt"):
+            (path / name).unlink(missing_ok=True)
     if file.exists():
         stored = read_run(file)
         if run.train.precision == "auto":
@@ -151,6 +154,13 @@ def _agree(path: Path, run: Run, cluster: Cluster) -> Folder:
     cluster.stop.watch(path)
     lives = [event["life"] for event in read_lives(path) if event["event"] == "start"]
     return Folder(path, run, finished, max(lives, default=-1) + 1, unnamed)
+
+
+def _failed_at_start(path: Path) -> bool:
+    """Whether the last attempt ended by a fault before any step: the corrected command may then have other fields."""
+    record = path / "metrics.jsonl"
+    trained = any((path / "checkpoints").glob("step-*")) or (record.exists() and record.stat().st_size > 0)
+    return not trained and read_outcome(path) in ("user_error", "data", "out_of_memory", "error")
 
 
 def _reject_other(path: Path, stored: Run, run: Run, lines: Sequence[str]) -> NoReturn:

@@ -298,6 +298,21 @@ def test_another_configuration_is_refused_with_what_differs_and_changes_nothing(
     assert contents(tmp_path) == before  # the lock included
 
 
+@pytest.mark.parametrize("outcome", ["user_error", "data", "out_of_memory", "error"])
+def test_after_a_fault_at_the_start_the_corrected_command_goes_on(tmp_path: Path, outcome: str) -> None:
+    """What a message says to add must not be rejected as another configuration."""
+    first_life(tmp_path)
+    (tmp_path / "exit.json").write_text(json.dumps({"outcome": outcome, "code": 2, "reason": "", "step": 0}))
+    (tmp_path / "data.json").write_text("{}")
+    with open_folder(run_in(tmp_path, train={"micro_batch": 8}), CLUSTER) as folder:
+        assert folder.run.train.micro_batch == 8
+    assert "micro_batch: 8" in (tmp_path / "config.yaml").read_text() and not (tmp_path / "data.json").exists()
+    (tmp_path / "exit.json").write_text(json.dumps({"outcome": outcome, "code": 2, "reason": "", "step": 0}))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')  # a run with steps keeps its configuration
+    with pytest.raises(ValueError, match="another configuration"):
+        open_folder(run_in(tmp_path), CLUSTER)
+
+
 def test_a_precision_asked_for_is_not_auto(tmp_path: Path) -> None:
     first_life(tmp_path)
     with pytest.raises(ValueError, match=r"train\.precision: 'fp32' -> 'bf16'"):
@@ -464,7 +479,7 @@ def test_moved_images_are_named_with_the_command_that_continues(
 def test_other_images_at_the_new_place_are_named(moved: tuple[Path, Path, Run]) -> None:
     _, new, run = moved
     (new / "a" / "more.jpg").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"has other images, labels or classes than .*: use another --out"):
+    with pytest.raises(ValueError, match=r"is not what the run was started with \(10 training images then, 11 now\): use another"):
         open_folder(run, CLUSTER)
     shutil.rmtree(new)
     with pytest.raises(
