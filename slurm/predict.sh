@@ -30,7 +30,7 @@ if [ "${script##*/}" = slurm_script ]; then
         case $script in *' '*) script=${script% *} ;; *) script='' ;; esac
     done
 fi
-root=${CLS_HOME:-}
+root=${CLS_HOME:+$(realpath -m "$CLS_HOME")}
 for at in "$(realpath -m "${script:-/}")" "$script" "${SLURM_SUBMIT_DIR:-}/."; do
     while [ -z "$root" ] && [ -n "$at" ]; do
         at=${at%/*}
@@ -38,8 +38,9 @@ for at in "$(realpath -m "${script:-/}")" "$script" "${SLURM_SUBMIT_DIR:-}/."; d
     done
 done
 if [ ! -f "$root/train.py" ] || [ ! -f "$root/slurm/env.sh" ]; then
-    echo "${script:-$0}: no checkout of cls (train.py, slurm/env.sh) is ${CLS_HOME:+in CLS_HOME=}${CLS_HOME:-above this" \
-        "script or ${SLURM_SUBMIT_DIR:-}}: export CLS_HOME=FOLDER, the one with train.py, and submit again" >&2
+    at="or above ${script:-$0} or ${SLURM_SUBMIT_DIR:-$PWD}"
+    echo "slurm: no checkout of cls (train.py, slurm/env.sh) in ${CLS_HOME:+CLS_HOME=}${CLS_HOME:-$at}:" \
+        "export CLS_HOME=FOLDER, the one with train.py, and submit again" >&2
     exit 2
 fi
 # ---

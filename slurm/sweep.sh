@@ -35,7 +35,7 @@ if [ "${script##*/}" = slurm_script ]; then
         case $script in *' '*) script=${script% *} ;; *) script='' ;; esac
     done
 fi
-root=${CLS_HOME:-}
+root=${CLS_HOME:+$(realpath -m "$CLS_HOME")}
 for at in "$(realpath -m "${script:-/}")" "$script" "${SLURM_SUBMIT_DIR:-}/."; do
     while [ -z "$root" ] && [ -n "$at" ]; do
         at=${at%/*}
@@ -43,8 +43,9 @@ for at in "$(realpath -m "${script:-/}")" "$script" "${SLURM_SUBMIT_DIR:-}/."; d
     done
 done
 if [ ! -f "$root/train.py" ] || [ ! -f "$root/slurm/env.sh" ]; then
-    echo "${script:-$0}: no checkout of cls (train.py, slurm/env.sh) is ${CLS_HOME:+in CLS_HOME=}${CLS_HOME:-above this" \
-        "script or ${SLURM_SUBMIT_DIR:-}}: export CLS_HOME=FOLDER, the one with train.py, and submit again" >&2
+    at="or above ${script:-$0} or ${SLURM_SUBMIT_DIR:-$PWD}"
+    echo "slurm: no checkout of cls (train.py, slurm/env.sh) in ${CLS_HOME:+CLS_HOME=}${CLS_HOME:-$at}:" \
+        "export CLS_HOME=FOLDER, the one with train.py, and submit again" >&2
     exit 2
 fi
 # ---
@@ -52,7 +53,7 @@ fi
 file=${1:?name the file with one variant per line}
 shift
 fail() {
-    echo "slurm/sweep.sh: $file: $1" >&2
+    echo "slurm/sweep.sh: $file$1" >&2
     exit 2
 }
 # words_of LINE: set words, as a shell splits the line, but nothing is executed; status 1 for an open quotation or a
@@ -90,19 +91,19 @@ words_of() {
 }
 is_out() { case $1 in --out | --out=*) true ;; *) false ;; esac; }
 
-if [ ! -f "$file" ] || [ ! -r "$file" ]; then fail "is no file that can be read in $PWD"; fi
+if [ ! -f "$file" ] || [ ! -r "$file" ]; then fail " is no file that can be read in $PWD"; fi
 if ! cmp -s "$file" <(tr -d '\0' <"$file"); then
-    fail "holds zero bytes (UTF-16, as some programs of Windows write it?): save it as UTF-8"
+    fail " holds zero bytes (UTF-16, as some programs of Windows write it?): save it as UTF-8"
 fi
 # programs of Windows put three bytes before the first line, and CR at the end of each
 variants=$(LC_ALL=C sed '1s/^\xef\xbb\xbf//; s/\r$//' "$file" | LC_ALL=C grep -av '^[[:space:]]*\(#\|$\)') || true
 line=$(sed -n "${number}p" <<<"$variants")
-[ -n "$line" ] || fail "has $(grep -c . <<<"$variants") variants, none with number $number"
-words_of "$line" || fail "variant $number has a quotation that is open, or ends in a backslash: $line"
+[ -n "$line" ] || fail " has $(grep -c . <<<"$variants") variants, none with number $number"
+words_of "$line" || fail ": variant $number has a quotation that is open, or ends in a backslash: $line"
 own=''
 for word in "${words[@]}"; do if is_out "$word"; then own=yes; fi; done
 for word in "$@"; do
-    if is_out "$word"; then fail "--out for all variants would be one run directory for all: set CLS_SWEEP=FOLDER"; fi
+    if is_out "$word"; then fail ": --out for all variants would be one run directory for all: set CLS_SWEEP=FOLDER"; fi
 done
 export CLS_SWEEP=${CLS_SWEEP:-runs/sweep-$SLURM_ARRAY_JOB_ID} CLS_SCRIPT=$root/slurm/train.sh
 [ -n "$own" ] || set -- "$@" --out "$CLS_SWEEP/$(printf %03d "$number")"

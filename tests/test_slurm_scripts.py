@@ -364,7 +364,7 @@ def test_the_lines_of_a_sweep_may_come_from_windows_and_have_comments(fake: Fake
         "holds zero bytes (UTF-16": fake.sbatch("--array=1", *ONE, script, "utf16.txt"),
         "variant 1 has a quotation that is open": fake.sbatch("--array=1", *ONE, script, "open.txt"),
         "set CLS_SWEEP=FOLDER": fake.sbatch("--array=1", *ONE, script, "lines.txt", "--out", "one"),
-        "none.txt: is no file": fake.sbatch("--array=1", *ONE, script, "none.txt"),
+        "none.txt is no file": fake.sbatch("--array=1", *ONE, script, "none.txt"),
         "name the file with one variant per line": fake.sbatch("--array=1", *ONE, script),
     }
     for one in (job, *bad.values()):
@@ -376,7 +376,7 @@ def test_the_lines_of_a_sweep_may_come_from_windows_and_have_comments(fake: Fake
     assert ("--seed", "1", *common, f"{folder}/001") in words
     assert ("--model.head", "16 relu", *common, f"{folder}/002") in words
     assert any(start[-5:] == ("digits", *common, f"{folder}/003") for start in words)
-    assert "lines.txt: has 3 variants, none with number 4" in fake.output(job)
+    assert "lines.txt has 3 variants, none with number 4" in fake.output(job)
     for part, one in bad.items():
         assert part in fake.output(one)
 
