@@ -52,5 +52,5 @@ def _own_images(run: Run) -> tuple[Splits | None, str]:
     """The images a run was trained on, or why they cannot be had now: the rest of a report does without."""
     try:
         return load(run.data, run.seed), ""
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # another person's images may not be readable
         return None, str(error)

@@ -88,7 +88,9 @@ def scan(root: Path) -> Listing:
     for name in (*images, *tables):
         if not name.isprintable() and any(0xD800 <= ord(letter) < 0xE000 for letter in name):  # surrogates
             raise ValueError(f"data.path: the file name {name!r} in {root} {name_problem()}")
-    return Listing(sorted(images, key=natural), sorted(tables, key=natural), sorted(others, key=natural), folders, dangling)
+    return Listing(
+        sorted(images, key=natural), sorted(tables, key=natural), sorted(others, key=natural), folders, dangling
+    )
 
 
 def files(root: Path, names: list[str], labels: Sequence[str | None]) -> Part:
