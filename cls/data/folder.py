@@ -5,27 +5,23 @@ the label column when one file lies deeper than the others. What it finds is kep
 """
 
 import hashlib
+import logging
 import os
 import re
-import shlex
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cls.console import printable
-from cls.data import ignored
-from cls.data.layout import Tree, arrange
-from cls.data.names import links, some
-from cls.data.part import SPLITS, Found, Part, coded, dataset, normal
-from cls.data.table_splits import TABLES
+from cls.data.part import SPLITS, Part, coded, dataset
 from cls.images.decode import EXTENSIONS
 from cls.paths import name_problem
-from cls.paths import name_problem
+
+TABLES = (".parquet", ".arrow", ".tar", ".tgz", ".tar.gz")
+"""File name endings that tables.py reads."""
 
 
 def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -52,7 +48,6 @@ class Listing:
     others: list[str]  # neither images nor tables
     folders: list[Stamp]
     dangling: bool  # a link to nothing, which may be a folder later without a trace in the folders' stamps
-    hidden: int = 0  # hidden files and folders, and what macOS puts into archives
 
 
 def stamp(root: str | Path, path: str) -> Stamp:
@@ -67,7 +62,7 @@ def scan(root: Path) -> Listing:
     tables: list[str] = []
     folders: list[Stamp] = []
     others: list[str] = []
-    dangling, hidden = False, 0
+    dangling = False
     root = Path(os.path.realpath(root))
     pending = [(root, "", frozenset((str(root),)))]
     while pending:
@@ -75,8 +70,7 @@ def scan(root: Path) -> Listing:
         try:
             folders.append(stamp(root, prefix))  # before the names: one that comes meanwhile makes it stale
             for entry in os.scandir(folder):
-                if entry.name.startswith(".") or entry.name == "__MACOSX":
-                    hidden += 1
+                if entry.name.startswith("."):
                     continue
                 if _is_folder(entry):
                     real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
@@ -94,8 +88,7 @@ def scan(root: Path) -> Listing:
     for name in (*images, *tables):
         if not name.isprintable() and any(0xD800 <= ord(letter) < 0xE000 for letter in name):  # surrogates
             raise ValueError(f"data.path: the file name {name!r} in {root} {name_problem()}")
-    images, tables, others = (sorted(names, key=natural) for names in (images, tables, others))
-    return Listing(images, tables, others, folders, dangling, hidden)
+    return Listing(sorted(images, key=natural), sorted(tables, key=natural), sorted(others, key=natural), folders, dangling)
 
 
 def files(root: Path, names: list[str], labels: Sequence[str | None]) -> Part:
@@ -125,126 +118,59 @@ def _part(ids: pa.Array, paths: pa.Array, fingerprint: str, labels: Sequence[str
     return Part(dataset(images, ids, fingerprint), *coded(labels))
 
 
+class Found(NamedTuple):
+    parts: dict[str, Part]
+    notes: list[tuple[int, str]]  # what is left out, which is told at every start: level and text
+
+
 def read(root: Path, listing: Listing) -> Found:
-    """The splits of a folder: ``train/ val/ test/`` and what means the same, or only class folders (all is train).
+    """The splits of a folder: ``train/ val/ test/`` (SPLITS), or only class folders (all of it is train).
 
-    Labels are the names of the class folders, in NFC; files may lie deeper inside them. The test folder may be flat, or
-    have subfolders that are no classes: its images are then unlabelled. ValueError as of layout.arrange.
+    Labels are the names of the class folders; files may lie deeper inside them. The test folder may be flat, or have
+    subfolders that are no classes: its images are then unlabelled. Everything else is a ValueError.
     """
-    tree = Tree(root, listing.images)
-    places = arrange(tree)
-    _refuse_empty(root, places, listing)
-    parts, outside = _parts(root, places, listing.images)
-    root = root.absolute()  # the notes are kept for starts elsewhere
-    notes = [*_same_names(root, parts, places, tree), *_left_out(root, places, outside)]
-    notes += hollow(root, places, listing, tree)
-    if places["train"] == "" and (alike := sorted(name for name in parts["train"].names if name.lower() in SPLITS)):
-        notes.append(f"{root}: {some(alike)} beside class folders is a class by its name, not a split")
-    others = [*listing.others, *listing.tables]
-    notes += ignored.notes(root, others, "images")
-    counts = ((len(outside), "images"), (len(others), "other files"), (listing.hidden, "hidden"))
-    return Found(parts, notes, ", ".join(f"{count:,} {what}" for count, what in counts if count))
+    notes: list[tuple[int, str]] = []
+    if listing.others:
+        notes.append((logging.INFO, f"{root}: {len(listing.others)} files that are no images ignored"))
+    # A class may be called "train": it is the split only if it has folders (classes) inside.
+    holders = {name.split("/")[0] for name in listing.images if name.count("/") > 1}
+    if not any(SPLITS.get(name.lower()) == "train" for name in holders):
+        _refuse_splits(root, {name.split("/")[0] for name in listing.images if "/" in name}, holders)
+        return Found({"train": _class_folders(root, listing.images, 0, notes)}, notes)
+    groups: dict[str, list[str]] = {}
+    folders: dict[str, set[str]] = {}
+    for name in listing.images:
+        top = name.split("/")[0]
+        split = SPLITS.get(top.lower()) if "/" in name else None
+        groups.setdefault(split or "", []).append(name)
+        folders.setdefault(split or "", set()).add(top)
+    if stray := groups.pop("", []):
+        text = f"{root}: {len(stray)} images outside train/, val/ and test/ ignored, e.g. {stray[0]}"
+        notes.append((logging.WARNING, text))
+    for split, tops in folders.items():
+        if split and len(tops) > 1:
+            raise ValueError(f"data.path: {root} has {' and '.join(sorted(tops))}; keep one folder for {split}")
+    _refuse_empty(root, groups)
+    parts = {split: _class_folders(root, names, 1, notes) for split, names in groups.items() if split != "test"}
+    if "test" in groups:
+        parts["test"] = _test_folder(root, groups["test"], set(parts["train"].names))
+    return Found(parts, notes)
 
 
-def _parts(root: Path, places: dict[str, str], images: Sequence[str]) -> tuple[dict[str, Part], list[str]]:
-    """The images of each split with their labels, and those of none."""
-    roles: dict[str, tuple[str, str | None] | None] = {}  # of each folder with images
-    names: dict[str, list[str]] = {split: [] for split in places}
-    labels: dict[str, list[str | None]] = {split: [] for split in places}
-    outside = []
-    for name in images:
-        above = name.rpartition("/")[0]
-        if above not in roles:
-            roles[above] = _role(above, places)
-        if (role := roles[above]) is None:
-            outside.append(name)
-        else:
-            names[role[0]].append(name)
-            labels[role[0]].append(role[1])
-    if "test" in places and not {*labels["test"]} - {None} & {*labels["train"]}:  # no subfolder is a class
-        labels["test"] = [None] * len(labels["test"])
-    return {
-        split: replace(files(root, names[split], labels[split]), origin=f"{place}/" if place else "class folders")
-        for split, place in places.items()
-    }, outside
-
-
-def _role(above: str, places: dict[str, str]) -> tuple[str, str | None] | None:
-    """Split and label of the images directly in a folder."""
-    for split, place in places.items():
-        if not place or above == place or above.startswith(f"{place}/"):
-            inside = above[len(place) :].lstrip("/")
-            if inside or split == "test":
-                return split, normal(inside.split("/")[0]) if inside else None
-    return None
-
-
-def _same_names(root: Path, parts: dict[str, Part], places: dict[str, str], tree: Tree) -> list[str]:
-    """Class folders of one split that differ in their Unicode form only."""
-    notes = []
-    for split, place in places.items():
-        raw = [name for name in tree.children(place) if normal(name) in parts[split].names]
-        if double := sorted(name for name, count in Counter(map(normal, raw)).items() if count > 1):
-            where = printable(f"{root}/{place}".rstrip("/"))
-            notes.append(
-                f"{where}: {len(double)} classes have two folders whose names differ in their Unicode form only, each "
-                f"is read as one class: {printable(some(double))}"
-            )
-    return notes
-
-
-def _left_out(root: Path, places: dict[str, str], outside: Sequence[str]) -> list[str]:
-    """Images that are in no class folder of a split."""
-    if not outside:
-        return []
-    inside = [name for name in outside if any(name.startswith(f"{place}/") or not place for place in places.values())]
-    notes = []
-    if inside:
-        where = printable(f"{root}/{inside[0].rpartition('/')[0]}".rstrip("/"))
-        notes.append(f"{where}: {len(inside):,} images outside the class folders ignored, e.g. {printable(inside[0])}")
-    if len(inside) < len(outside):
-        stray = [name for name in outside if name not in {*inside}]
-        counts = Counter(name.split("/")[0] if "/" in name else "." for name in stray)
-        listed = printable(some(f"{top} ({count:,})" for top, count in counts.most_common()))
-        folder = shlex.quote(f"{root}/{counts.most_common()[0][0]}")
-        notes.append(
-            f"{root}: {len(stray):,} images outside train/, val/ and test/ ignored, e.g. {printable(stray[0])}: "
-            f"{listed}; to predict them: cls predict RUN {folder}"
+def _refuse_splits(root: Path, tops: set[str], holders: set[str]) -> None:
+    """Splits would be classes. ``holders``: those top folders that have folders with images."""
+    splits = {name for name in tops if name.lower() in SPLITS}
+    if tops and (tops == splits or splits & holders):
+        raise ValueError(
+            f"data.path: {root} has {', '.join(sorted(splits))} but no train/ with class folders; "
+            "expected train/<class>/..., or class folders only"
         )
-    return notes
-
-
-def hollow(root: Path, places: dict[str, str], listing: Listing, tree: Tree) -> list[str]:
-    """Folders in the places of classes that hold no image."""
-    used: set[str] = set()
-    for above in tree.counts:
-        while above and above not in used:
-            used.add(above)
-            above = above.rpartition("/")[0]
-    walked = [one.path.rstrip("/") for one in listing.folders]
-    labelled = {place for split, place in places.items() if split != "test"}
-    empty = sorted(path for path in walked if path and path not in used and path.rpartition("/")[0] in labelled)
-    if not empty:
-        return []
-    held = Counter(name.rpartition("/")[0] for name in listing.others)
-    found = [f"{path} ({count:,} other files)" if (count := held[path]) else path for path in empty]
-    return [
-        f"{root}: {len(empty):,} folders without an image that can be read, so no classes: {printable(some(found, 8))}"
-    ]
-
-
-def _refuse_empty(root: Path, places: dict[str, str], listing: Listing) -> None:
-    """A split's own folder without images; places are those of the splits that have some."""
-    if places["train"] == "":
-        return
-    for one in listing.folders:
-        name = one.path.rstrip("/")
-        split = SPLITS.get(name.lower())
-        if split and split not in places and "/" not in name:
-            raise ValueError(
-                f"data.path: {root}/{name} holds no images; fill it or remove it, or leave it out: "
-                f"{links(root, places)}"
-            )
+    alike = {name for name in holders if re.search(r"(^|[^a-z])(train|val|test)", name.lower())}
+    if alike and alike == tops:
+        raise ValueError(
+            f"data.path: {root} has {', '.join(sorted(alike))}, which are splits by their names, and classes inside: "
+            "call them train, val and test"
+        )
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -252,3 +178,29 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False  # a link to itself: one broken image, not a broken data set
+
+
+def _refuse_empty(root: Path, groups: dict[str, list[str]]) -> None:
+    for entry in sorted(os.scandir(root), key=lambda entry: entry.name):
+        split = SPLITS.get(entry.name.lower())
+        if split and entry.is_dir() and split not in groups:
+            raise ValueError(f"data.path: {entry.path} holds no images; fill it or remove it")
+
+
+def _class_folders(root: Path, names: list[str], depth: int, notes: list[tuple[int, str]]) -> Part:
+    inside = [name for name in names if name.count("/") > depth]
+    where = f"{root}/{names[0].rsplit('/', 1)[0]}" if depth and names else f"{root}"
+    if not inside:
+        raise ValueError(f"data.path: {where} has no class folders with images; expected <class>/<image> inside it")
+    if len(inside) < len(names):
+        text = f"{where}: {len(names) - len(inside)} images outside the class folders ignored"
+        notes.append((logging.WARNING, text))
+    return files(root, inside, [name.split("/")[depth] for name in inside])
+
+
+def _test_folder(root: Path, names: list[str], classes: set[str]) -> Part:
+    """Labelled if any subfolder is a class; then a subfolder that is none is an unknown class, found later."""
+    labels = [name.split("/")[1] if name.count("/") > 1 else None for name in names]
+    if not classes.intersection(label for label in labels if label):
+        labels = [None] * len(names)
+    return files(root, names, labels)
