@@ -250,7 +250,8 @@ def _set_aside(damaged: list[Path]) -> None:
 
 def save_weights(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
     """One self-contained safetensors file for prediction and export, replaced whole."""
-    with replacing(path) as aside:
+    path.parent.mkdir(exist_ok=True)  # in the run directory, which is never made anew
+    with replacing(path, parents=False) as aside:
         _save(tensors, aside, metadata)
 
 

@@ -91,7 +91,7 @@ def refuse_early(argv: list[str]) -> None:
     try:
         run = parse_run(argv)
         if not (run.out and os.path.exists(os.path.join(run.out, "config.yaml"))):  # a finished run needs no images
-            _need_folder(run)
+            _need_folder(run, argv)
     except (ValueError, SystemExit):
         if os.environ.get("RANK", "0") != "0":
             time.sleep(HEARD_SECONDS)
@@ -118,11 +118,12 @@ def _reader_may_leave() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _need_folder(run: Run) -> None:
-    """Before weights are downloaded for it; only of what cannot name a dataset of a hub."""
+def _need_folder(run: Run, argv: list[str]) -> None:
+    """Before weights are downloaded for it; only of what cannot name a dataset of a hub. Names it as it was typed."""
     path = run.data.copy or run.data.path
-    if path.startswith(("/", "~", ".")) and not os.path.exists(os.path.expanduser(path)):
-        raise ValueError(f"data.path: there is no file or folder {path}")
+    if path.startswith(("/", ".")) and not os.path.exists(path):
+        typed = (word.rpartition("=")[2] for word in argv if os.path.expanduser(word.rpartition("=")[2]) == path)
+        raise ValueError(f"data.path: there is no file or folder {next(typed, path)}")
 
 
 def _tyro(kind: type[T], default: T | None, argv: list[str], prog: str, text: str) -> T:

@@ -201,7 +201,8 @@ class Compare:
     """Compare runs on the same images: accuracies with intervals, paired differences, classes, fields that differ."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """Run directories, or predictions files (.parquet); runs that differ only in the seed are pooled."""
+    """Run directories, or predictions files (.parquet); runs that differ only in the seed are pooled. Of several, those
+    that hold no finished run are skipped and named."""
     baseline: str = ""
     """Run, or group of seeds, that the others are compared with; empty: the first."""
     split: Literal["val", "test"] = "val"

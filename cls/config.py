@@ -281,7 +281,8 @@ class Run:
     seed: int = 0
     """Decides order, augmentation, mixing, dropout, and the initial values of fresh layers."""
     out: str = ""
-    """Run directory; the same directory again continues the run; empty: runs/<recipe>-<date>-<time>."""
+    """Run directory; the same directory again continues the run; empty: runs/<recipe>-<date>-<time>, or the next free
+    name, which is removed where the run ends before its first step."""
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     model: Model = field(default_factory=Model)

@@ -19,12 +19,14 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, parents: bool = True) -> Iterator[Path]:
     """A path to write to that becomes ``path`` when the block ends well, and nothing otherwise.
 
+    ``parents``: make its folders where they are not there. A run directory that was deleted is never made again.
     The mode is 0644 whatever the umask was made for: other users of a cluster read the run directory.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
     own = f"{socket.gethostname()}-{os.getpid()}"  # two nodes of a shared file system may have the same process id
     aside = path.with_name(f".{path.name}.{own}.tmp")  # same folder: a rename across file systems is a copy
     try:

@@ -21,8 +21,8 @@ from cls.paths import command_line, writing
 from cls.stored import read_json, read_outcome, read_run
 
 FILES = (
-    "config.yaml", "data.json", "sizes.npz", "classes.txt", "metrics.jsonl", "metrics.lost.jsonl", "lives.jsonl", "bad_images.csv",
-    "exit.json", "lock", "stop",
+    "config.yaml", "data.json", "sizes.npz", "classes.txt", "metrics.jsonl", "metrics.lost.jsonl", "lives.jsonl",
+    "bad_images.csv", "exit.json", "lock", "stop",
 )  # fmt: skip
 FOLDERS = ("checkpoints", "best", "predictions", "ledger")
 

@@ -85,7 +85,9 @@ def writing(option: str, path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        if error.errno is None:  # one of ours, with its own text
+            raise
+        reason = error.strerror
         way = "free space, or write" if error.errno in FULL else "write"
         raise ValueError(
             f"{option}: {path} cannot be written ({reason}): {way} elsewhere with: "

@@ -54,5 +54,5 @@ def _own_images(path: str, material: page.Material, which: tuple[str, ...]) -> t
         return None, f"{path} has not read its images yet"
     try:
         return run_data(material.folder, path, material.run, material.classes, which), ""
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # another person's images may not be readable
         return None, str(error)

@@ -163,7 +163,6 @@ class Saver:
 
     def _write_best(self, step: int, tensors: Tensors) -> None:
         path = self.folder.path / "best" / "model.safetensors"
-        path.parent.mkdir(exist_ok=True)  # in the run directory, which is never made anew
         checkpoint.save_weights(path, tensors, self.header | {"step": str(step)})
         self._waiting_best = None
 

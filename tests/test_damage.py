@@ -403,3 +403,13 @@ def test_an_exit_record_of_another_form_is_none(out: Path, text: str) -> None:
     (out / "exit.json").write_text(text)
     assert state_of(out) == "killed"
     sweep_table(str(out.parent))
+
+
+def test_a_table_of_runs_is_shown_where_it_cannot_be_written(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Somebody else's folder of runs, or a full disk."""
+    (out.parent / "table.md").mkdir()
+    assert [row["outcome"] for row in sweep_table(str(out.parent))] == ["done"]
+    said = capsys.readouterr().err
+    assert (
+        f"table.md and table.csv were not written into {out.parent} (Is a directory)" in said and "also in" not in said
+    )

@@ -8,9 +8,12 @@ import pytest
 import torch
 from conftest import ROOT, environment
 
+from cls.config import Run, change
 from cls.outcome import NonFiniteError
+from cls.parallel.cluster import start
 from cls.parallel.guards import choose_device, ignore_mpi, refuse_launcher, resolve_precision, visible_gpus
 from cls.parallel.watch import Finished, Losses
+from cls.stop import Stop
 
 CPU = torch.device("cpu")
 
@@ -165,6 +168,10 @@ def test_processes_of_mpi_without_a_launcher_are_rejected(name: str, monkeypatch
         ignore_mpi({f"{name}_SIZE": "2", f"{name}_RANK": "0"})
     assert "accelerate launch --num_processes 2 train.py digits --train.epochs 3 (or" in str(caught.value)
     assert f"unset {name}_SIZE {name}_RANK" in str(caught.value)
+    monkeypatch.setenv(f"{name}_SIZE", "2")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(ValueError, match=f"{name}_SIZE is 2"):  # before accelerate looks at it
+        start(change(Run(), train={"device": "cpu"}).train, Stop())
 
 
 @pytest.mark.parametrize("launcher", [{}, {"WORLD_SIZE": "8", "RANK": "3"}])

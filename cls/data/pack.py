@@ -38,7 +38,7 @@ from cls.data.sources import labels_of, load
 from cls.files import ASIDE, write_whole
 from cls.images.decode import BadImage, decode
 from cls.lock import Heartbeat, claim
-from cls.paths import check_output, writing
+from cls.paths import writing
 from cls.seed import generator
 
 log = logging.getLogger("cls")
@@ -64,8 +64,6 @@ def pack(source: str, to: Path, how: Packing) -> dict[str, Any]:
     above = next(path for path in (to.absolute(), *to.absolute().parents) if path.exists())
     if not above.is_dir():
         raise ValueError(f"--to {to}: {above} is a file; name a folder")
-    if not to.exists():  # one that is there may be a finished packing that is only verified
-        check_output("to", to, folder=True)
     data = config.Data(path=source, val_fraction=how.val_fraction, image_column=how.image_column, labels=how.labels,
                        id_column=how.id_column, label_column=how.label_column,
                        label_pattern=how.label_pattern)  # fmt: skip
