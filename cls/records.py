@@ -21,7 +21,9 @@ def audit_run(path: str) -> dict[str, Any]:
     out = Path(path)
     run, data = read_run_directory(out), read_data(out)
     if not data:
-        raise ValueError(f"{out} ended before its images were read: there is nothing to audit")
+        raise ValueError(
+            f"{out / 'data.json'} does not exist: the run ended before its images were read, so nothing can be audited"
+        )
     found = audit(out, data["train"]["images"], run.train.batch, run.data.balanced)
     found |= {"lives": goodput.lives(out)}
     found |= {"total": goodput.total(found["lives"])}
