@@ -21,9 +21,7 @@ def audit_run(path: str) -> dict[str, Any]:
     out = Path(path)
     run, data = read_run_directory(out), read_data(out)
     if not data:
-        raise ValueError(
-            f"{out / 'data.json'} does not exist: the run ended before its images were read, so nothing can be audited"
-        )
+        raise ValueError(f"{out} ended before its images were read: it has no {out / 'data.json'} to audit")
     found = audit(out, data["train"]["images"], run.train.batch, run.data.balanced)
     found |= {"lives": goodput.lives(out)}
     found |= {"total": goodput.total(found["lives"])}
