@@ -21,7 +21,7 @@ def audit_run(path: str) -> dict[str, Any]:
     out = Path(path)
     run, data = read_run_directory(out), read_data(out)
     if not data:
-        raise ValueError(f"{out} ended before its images were read: there is nothing to audit")
+        raise ValueError(f"{out} ended before its images were read: it has no {out / 'data.json'} to audit")
     found = audit(out, data["train"]["images"], run.train.batch, run.data.balanced, data["train"].get("ids", ""))
     found |= {"lives": goodput.lives(out)}
     found |= {"total": goodput.total(found["lives"])}

@@ -54,11 +54,18 @@ def read_data(folder: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     found = read_json(path)
-    counts = [facts.get("images") if isinstance(facts, dict) else None for facts in found.values()] \
-        if isinstance(found, dict) and "train" in found else [None]  # fmt: skip
-    if not all(type(count) is int and count > 0 for count in counts):
+    if not isinstance(found, dict) or "train" not in found or not all(map(_is_split, found.values())):
         raise ValueError(f"{path} is damaged (no number of images for each split): {AGAIN}")
-    return found  # type: ignore[no-any-return]  # checked above
+    return found
+
+
+def _is_split(facts: Any) -> bool:
+    """Whether this is what data.json says of a split: images, and what the run knows them by."""
+    if not isinstance(facts, dict) or type(facts.get("images")) is not int or facts["images"] < 1:
+        return False
+    tables = facts.get("tables", [])
+    named = isinstance(tables, list) and all(isinstance(t, dict) and isinstance(t.get("name"), str) for t in tables)
+    return named and all(isinstance(facts.get(key, ""), str) for key in ("sha256", "contents", "ids"))
 
 
 def read_outcome(folder: Path) -> str:

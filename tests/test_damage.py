@@ -120,7 +120,7 @@ def check_readers(whole: Whole, out: Path, name: str) -> None:
             )
             assert "\n" not in str(error) or other, said
             assert str(out / name) in str(error) or other or isinstance(error, DataError), said
-            assert str(out) in str(error) or str(out.parent) in str(error), said
+            assert str(out.parent) in str(error) or name == "config.yaml", said  # its fields are named
 
 
 def damage(path: Path, name: str, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
