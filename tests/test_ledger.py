@@ -175,5 +175,5 @@ def test_broken_images_may_be_replaced_by_others_of_the_epoch_and_no_more(tmp_pa
 
 def test_a_ledger_that_is_no_ledger_is_named(tmp_path: Path) -> None:
     out = record(tmp_path / "run", changed(5, 1, "five")(rows_of(0, STEPS)))
-    with pytest.raises(ValueError, match=r"0000-0000\.csv: row 6 begins with no step and draw: \['1', 'five'\]"):
+    with pytest.raises(ValueError, match=r"0000-0000\.csv is damaged \(row 6: 'five' is no number of a step or draw\)"):
         audit(out, IMAGES, BATCH, False)

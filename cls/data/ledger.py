@@ -81,18 +81,18 @@ def _rows(out: Path, life: int) -> list[Row]:
     for path in sorted((out / "ledger").glob(f"{life:04d}-*.csv")):
         try:
             with path.open(newline="", encoding="utf-8") as file:
-                for row in csv.reader(file):
+                for number, row in enumerate(csv.reader(file), 1):
                     if len(row) == len(HEADER) and len(row[3]) == 32:  # not the half line of a kill
-                        found.append((_index(row[0]), _index(row[1]), row[2], row[3]))
+                        found.append((_index(row[0], number), _index(row[1], number), row[2], row[3]))
         except (OSError, ValueError, csv.Error) as error:
             raise ValueError(f"{path} is damaged ({error}): copy it from where it is whole") from None
     return found
 
 
-def _index(text: str) -> int:
-    """A step or a draw."""
+def _index(text: str, number: int) -> int:
+    """A step or a draw, in a row of that number."""
     if not text.isdecimal() or len(text) > 18:
-        raise ValueError(f"{text[:40]!r} is no number of a step or draw")
+        raise ValueError(f"row {number}: {text[:40]!r} is no number of a step or draw")
     return int(text)
 
 
