@@ -44,23 +44,24 @@ def main(argv: list[str]) -> None:
         cluster.close()
 
 
-def begin(folder: Folder, cluster: Cluster) -> tuple[Splits, Steps, State, int]:
+def begin(folder: Folder, cluster: Cluster) -> tuple[Splits, Steps, State, MicroBatches, Feed, int]:
     """The images, the length of the run, its state by a checkpoint or the seed, and the steps already done."""
     splits = cluster.together(lambda: load(folder.run.data, folder.run.seed))
     keep_data(folder, splits, cluster)
     steps = Steps(len(splits.train), folder.run.train)
     state = cluster.together(lambda: build_state(folder.run, len(splits.classes), steps, cluster))
     first = checkpoint.restore(folder.path / "checkpoints", state, cluster)
-    return splits, steps, state, first
+    micro = MicroBatches(cluster, cluster.wrap(state.model, folder.run.train.compile), folder.run)
+    feed = Feed(splits, folder, cluster, micro.share, range(first, steps.total))  # forks: before any thread
+    return splits, steps, state, probe(micro, state.optimizer, folder.run), feed, first
 
 
 def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
     run = folder.run
-    splits, steps, state, first = begin(folder, cluster)
-    micro = probe(MicroBatches(cluster, cluster.wrap(state.model, run.train.compile), run), state.optimizer, run)
+    splits, steps, state, micro, feed, first = begin(folder, cluster)
     losses = Losses(run.train.batch)
     with (
-        Feed(splits, folder, cluster, micro.share, range(first, steps.total)) as feed,  # forks: before any thread
+        feed,
         Garbage() as garbage,
         Journal(folder, cluster, steps, first, state.model) as journal,
         Saver(folder, cluster, state, best_header(run, splits), journal.lives) as saver,

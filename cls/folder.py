@@ -14,7 +14,7 @@ from cls.config import Run, change, diff, to_yaml
 from cls.files import ASIDE, drop_asides, write_whole
 from cls.lives import read_lives
 from cls.lock import Heartbeat, claim, mine, owner_of
-from cls.outcome import ForeignFolderError, lost_directory
+from cls.outcome import ForeignFolderError, is_missing, lost_directory
 from cls.parallel.cluster import Cluster
 from cls.parallel.guards import resolve_precision
 from cls.paths import command_line, writing
@@ -62,7 +62,7 @@ class Folder:
     @property
     def lost(self) -> bool:
         """Whether the run directory was deleted or renamed under this run."""
-        return not self._mark.exists()
+        return is_missing(self._mark)
 
     def refuse_successor(self) -> None:
         """ForeignFolderError if another process has taken this one for dead and writes here now, or if the directory
@@ -131,8 +131,7 @@ def _agree(path: Path, run: Run, cluster: Cluster) -> Folder:
     run = dataclasses.replace(run, out=str(path))
     finished, file = "", path / "config.yaml"
     if file.exists() and _failed_at_start(path):
-        for name in ("config.yaml", "data.json", "sizes.npz", "classes.txt"):
-            (path / name).unlink(missing_ok=True)
+        _empty(path)
     if file.exists():
         stored = read_run(file)
         if run.train.precision == "auto":
@@ -158,9 +157,20 @@ def _agree(path: Path, run: Run, cluster: Cluster) -> Folder:
 
 def _failed_at_start(path: Path) -> bool:
     """Whether the last attempt ended by a fault before any step: the corrected command may then have other fields."""
-    record = path / "metrics.jsonl"
-    trained = any((path / "checkpoints").glob("step-*")) or (record.exists() and record.stat().st_size > 0)
-    return not trained and read_outcome(path) in ("user_error", "data", "out_of_memory", "error")
+    if any((path / "checkpoints").glob("step-*")):
+        return False
+    record, outcome = path / "metrics.jsonl", read_outcome(path)
+    if outcome == "out_of_memory":  # whose message names another micro-batch
+        return True
+    return not (record.exists() and record.stat().st_size > 0) and outcome in ("user_error", "data", "error")
+
+
+def _empty(path: Path) -> None:
+    """Remove what the failed attempts wrote: it is of another configuration."""
+    for name in {*FILES, "wandb_id"} - {"lock", "stop"}:
+        (path / name).unlink(missing_ok=True)
+    for name in (*FOLDERS, "wandb", "tensorboard"):
+        shutil.rmtree(path / name, ignore_errors=True)
 
 
 def _reject_other(path: Path, stored: Run, run: Run, lines: Sequence[str]) -> NoReturn:

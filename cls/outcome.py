@@ -118,7 +118,7 @@ class Ending:
 
     def _lost(self) -> bool:
         """Whether the run directory was deleted or renamed under this run."""
-        return self.claimed and self.out is not None and not (self.out / "config.yaml").exists()
+        return self.claimed and self.out is not None and is_missing(self.out / "config.yaml")
 
     def _useless(self, outcome: str) -> bool:
         return self.unnamed and self.step == 0 and outcome != "done"
@@ -165,6 +165,17 @@ class Ending:
         return path is not None and path.exists() and path.stat().st_mtime >= self._since
 
 
+def is_missing(path: Path) -> bool:
+    """Whether there is no such file; a file system that cannot say so just now (ESTALE, EIO) is no sign of that."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def lost_directory(out: Path | None) -> str:
     """What to say of a run directory that is no longer where it was."""
     return (
@@ -204,6 +215,8 @@ def classify(error: BaseException | None) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """True if an allocation failed, on a GPU or on the host (where torch has no type of its own for it)."""
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
     # CUDA's, cuBLAS's, cuDNN's and NCCL's words, the host's, and all that oneDNN says where it gets no memory

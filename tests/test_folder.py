@@ -304,11 +304,17 @@ def test_after_a_fault_at_the_start_the_corrected_command_goes_on(tmp_path: Path
     first_life(tmp_path)
     (tmp_path / "exit.json").write_text(json.dumps({"outcome": outcome, "code": 2, "reason": "", "step": 0}))
     (tmp_path / "data.json").write_text("{}")
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / "ledger" / "0000-0000.csv").write_text("0,0,a/1.jpg,\n")  # of another configuration's images
+    (tmp_path / "wandb_id").write_text("abc")
     with open_folder(run_in(tmp_path, train={"micro_batch": 8}), CLUSTER) as folder:
         assert folder.run.train.micro_batch == 8
     assert "micro_batch: 8" in (tmp_path / "config.yaml").read_text() and not (tmp_path / "data.json").exists()
+    assert not (tmp_path / "ledger").exists() and not (tmp_path / "wandb_id").exists()
     (tmp_path / "exit.json").write_text(json.dumps({"outcome": outcome, "code": 2, "reason": "", "step": 0}))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')  # a run with steps keeps its configuration
+    if outcome == "out_of_memory":  # but for one that nothing continues from
+        (tmp_path / "checkpoints" / "step-0000001").mkdir(parents=True)
     with pytest.raises(ValueError, match="another configuration"):
         open_folder(run_in(tmp_path), CLUSTER)
 

@@ -1,5 +1,6 @@
 """Loader processes: forked once, by a program without threads; deaf to the run's signals; gone with their owner."""
 
+import errno
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from conftest import ROOT, environment
 from PIL import Image
 from test_track import history, inspect
 
+from cls.data.pack import pack
+from cls.data.packing import Packing
 from cls.data.workers import WorkerDied, Workers, in_order
 from cls.outcome import DataError
 
@@ -54,6 +57,32 @@ def test_the_death_of_one_names_its_task_and_not_the_next_one() -> None:
         assert caught.value.task == "die"
     with pytest.raises(WorkerDied):
         workers.answer(0, workers.ask(0, "later"))
+    workers.close()
+
+
+def test_a_fork_that_fails_is_an_error_of_the_option_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, forked = os.fork, list[int]()
+
+    def second_fails() -> int:
+        if forked:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        forked.append(fork())
+        return forked[0]
+
+    monkeypatch.setattr(os, "fork", second_fails)
+    with pytest.raises(ValueError, match=r"data\.workers: process 2 of 3 .*unavailable.* use fewer"):
+        Workers(3, double)
+    with pytest.raises(ProcessLookupError):
+        os.kill(forked[0], 0)
+
+
+def test_an_answer_that_is_cut_off_is_a_death() -> None:
+    workers = Workers(1, "x".__mul__)
+    ticket = workers.ask(0, 50_000_000)
+    workers._links[0].poll(20)  # it is in the middle of sending
+    os.kill(workers.pids[0], signal.SIGKILL)
+    with pytest.raises(WorkerDied, match="killed by SIGKILL"):
+        workers.answer(0, ticket)
     workers.close()
 
 
@@ -118,7 +147,8 @@ def test_they_leave_when_their_owner_was_killed() -> None:
 
 
 FORGETFUL = """
-import sys
+import sys, weakref
+weakref.finalize(sys.stdout, print)  # registered before multiprocessing's own end, so that this one comes after it
 sys.path[:0] = [{root!r}, {tests!r}]
 from test_workers import double
 from cls.data.workers import Workers
@@ -193,6 +223,31 @@ def test_at_each_fork_of_a_run_the_only_thread_is_the_main_one(tmp_path: Path, i
             done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, cwd=tmp_path)
             assert done.returncode == 0, done.stdout + done.stderr
             assert forks(record) and forks(record) == [["MainThread"]] * len(forks(record)), words
+
+
+@pytest.mark.parametrize("kind", ["no key", "a key", "parquet", pytest.param("compiled", marks=pytest.mark.soak)])
+def test_other_libraries_threads_are_not_there_at_a_fork(tmp_path: Path, images: Path, kind: str) -> None:
+    """W&B answers whether a key is known by its service; datasets and downloads leave tqdm's monitor."""
+    record, words = tmp_path / "forks", [*SMALL, "--train.max-steps", "2", "--out", "run"]
+    env = {"HOME": str(tmp_path)}
+    if kind == "parquet":
+        pack(str(images), tmp_path / "packed", Packing())
+        images = tmp_path / "packed"
+    if kind == "compiled":
+        words += ["--train.compile", "True", "--train.reduce", "fast"]
+    if kind == "a key":
+        env |= {"WANDB_API_KEY": "0123456789abcdef" * 2 + "fedcba98", "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    words += ["--track.wandb", "disabled"] if kind in ("parquet", "compiled") else []
+    command = [sys.executable, str(ROOT / "tests" / "audited.py"), str(record), "train", *words]
+    process = started([*command, "--data.path", str(images)], tmp_path, **env)
+    assert process.stdout is not None
+    output = ""
+    for line in process.stdout:
+        output += line
+        if line.startswith("best validation accuracy"):
+            process.send_signal(signal.SIGINT)  # what a server that is not there would be waited for
+    assert process.wait(120) == 0, output
+    assert forks(record) == [["MainThread"]] * 2
 
 
 def started(command: list[str], cwd: Path, **env: str) -> subprocess.Popen[str]:

@@ -139,28 +139,36 @@ class Loader:
             return
         workers, number = self._workers, next(i for i, one in enumerate(self._sources) if one is source)
         slots, wanted, turns = self._slots[number], iter(indices), cycle(range(len(workers)))
-        pending: deque[tuple[int, int, int]] = deque()
+        pending: deque[tuple[int, int, int, Sequence[int]]] = deque()
 
         def ask() -> None:
             for some in islice(wanted, 1):
                 worker = next(turns)
                 slot = slots.next(worker)
-                pending.append((worker, slot, workers.ask(worker, (number, slot, _compact(some)))))
+                pending.append((worker, slot, workers.ask(worker, (number, slot, _compact(some))), some))
 
         try:
             for _ in range(slots.ahead * len(workers)):
                 ask()
             while pending:
-                worker, slot, ticket = pending[0]
-                facts = workers.answer(worker, ticket)
+                worker, slot, ticket, some = pending[0]
+                facts = self._answer(worker, ticket, source, some)
                 pending.popleft()
                 ask()
                 yield batch_of(slots.pixels[slot, : len(facts.draws)], facts)
+        finally:
+            for _, _, ticket, _ in pending:
+                workers.drop(ticket)
+
+    def _answer(self, worker: int, ticket: int, source: Source, indices: Sequence[int]) -> Found:
+        assert self._workers is not None
+        try:
+            found: Found = self._workers.answer(worker, ticket)
+            return found
         except WorkerDied as error:
             raise DataError(_obituary(error, self._sources[error.task[0]])) from None
-        finally:
-            for _, _, ticket in pending:
-                workers.drop(ticket)
+        except MemoryError as error:
+            raise MemoryError(f"{error} at {source.describe(indices)}: use fewer --data.workers") from error
 
 
 def batches(
@@ -207,9 +215,11 @@ def _check_room(wanted: int, workers: int) -> None:
     """ValueError before the kernel kills a process for want of memory."""
     free = min(memory_bytes()[1], cgroup_limits().memory)
     if wanted > free:
+        fewer = int(workers * free / wanted / 2)
         raise ValueError(
             f"data.workers: {workers} loader processes share {wanted / 1e9:.1f} GB of images but {free / 1e9:.1f} GB "
-            f"are free: use --data.workers {max(1, int(workers * free / wanted / 2))}"
+            f"are free: use --data.workers {fewer}"
+            + ("" if fewer else " and smaller --train.eval-batch and --train.micro-batch")
         )
 
 

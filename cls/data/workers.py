@@ -8,15 +8,17 @@ import gc
 import multiprocessing
 import signal
 import traceback
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkContext
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from cls.outcome import DataError, out_of_memory
 from cls.stop import SIGNALS
@@ -48,15 +50,28 @@ class Workers:
         self._answers: dict[int, tuple[Any, Exception | None]] = {}
         self._dropped: set[int] = set()
         self._tickets = 0
-        for _ in range(count):
-            ours, theirs = context.Pipe()
-            self._links.append(ours)
-            process = context.Process(target=_serve, args=(work, theirs, tuple(self._links)), daemon=True)
-            process.start()
-            theirs.close()  # the end of the process is then the end of the link
-            self._processes.append(process)
-        # also where nobody closes: Python's own end of daemons is SIGTERM, and a wait for them
-        self._end = weakref.finalize(self, _end, self._links, self._processes)
+        # also where nobody closes: Python's own end of daemons, which this comes before, is SIGTERM and a wait for them
+        self._end = Finalize(self, _end, (self._links, self._processes), exitpriority=10)
+        _stop_tqdm()
+        if multiprocessing.current_process().daemon:
+            raise ValueError("data.workers: a daemonic process cannot have loader processes: use 0 workers here")
+        try:
+            for _ in range(count):
+                self._start(context, work)
+        except OSError as error:  # no more processes, memory or descriptors
+            self.close()
+            raise ValueError(
+                f"data.workers: process {len(self._processes) + 1} of {count} could not be started ({error.strerror}): "
+                "use fewer --data.workers (--workers of other commands)"
+            ) from error
+
+    def _start(self, context: ForkContext, work: Work) -> None:
+        ours, theirs = context.Pipe()
+        self._links.append(ours)
+        process = context.Process(target=_serve, args=(work, theirs, tuple(self._links)), daemon=True)
+        process.start()
+        theirs.close()  # the end of the process is then the end of the link
+        self._processes.append(process)
 
     def __len__(self) -> int:
         return len(self._links)
@@ -81,7 +96,7 @@ class Workers:
         while ticket not in self._answers:
             try:
                 number, value, error = self._links[worker].recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):  # OSError: it ended in the middle of an answer
                 raise self._died(worker) from None
             self._asked[worker].popleft()
             if number not in self._dropped:
@@ -107,9 +122,18 @@ class Workers:
         return WorkerDied(process.pid or 0, process.exitcode, self._asked[worker][0][1])
 
 
+def _stop_tqdm() -> None:
+    """Its monitor, left by a download or by datasets, is a thread."""
+    tqdm.monitor_interval = 0
+    if tqdm.monitor is not None:
+        tqdm.monitor.exit()
+        tqdm.monitor = None
+
+
 def _end(links: list[Connection], processes: list[multiprocessing.process.BaseProcess]) -> None:
-    for link, process in zip(links, processes, strict=True):
+    for link in links:
         link.close()
+    for process in processes:
         process.kill()
     for process in processes:
         process.join(JOIN_SECONDS)

@@ -49,7 +49,9 @@ def wandb_key() -> bool:
 
     try:
         wandb.setup(wandb.Settings(silent=True))
-        return wandb.login(prompt=False, verify=False)
+        known = wandb.login(prompt=False, verify=False)
+        wandb.teardown()  # the question has started its service and two threads, beside which nothing may be forked
+        return known
     except (wandb.errors.AuthenticationError, ValueError) as error:  # a malformed key; a WANDB_* value it refuses
         raise ValueError(f"W&B: {error}; correct it, or use --track.wandb disabled") from error
 
