@@ -422,7 +422,7 @@ def found(splits: Splits) -> dict[str, Counts]:
 
 def follow(message: str, where: Path, path: str, fields: dict[str, str]) -> tuple[str, dict[str, str]]:
     """Do what a message says: its shell commands, then its options."""
-    shell = re.search(r"(?:: |; )((?:mkdir|cp -rs|unzip|find|pip) .*?)(?:, then (?=--data)|$)", message)
+    shell = re.search(r"(?:: |; )((?:mkdir|cp -rLs|unzip|find|pip) .*?)(?:, then (?=--data)|$)", message)
     if shell:
         program = shell[1].replace("python3 ", f"{shlex.quote(sys.executable)} ")
         subprocess.run(["bash", "-ec", program], cwd=where, check=True, timeout=60)
@@ -470,6 +470,25 @@ def test_layouts_that_need_labels_are_rejected(row: Row, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"no class folders|only one class|no classes|no train/") as caught:
         load(config.Data(path=str(tmp_path / "root")), 0)
     assert "\n" not in str(caught.value)
+
+
+def test_printed_commands_leave_linked_originals_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    build(tmp_path / "disk", "{train,val}/{cat,dog}/{0..1}.jpg", "train/cat/test/{0..1}.jpg", "extra/{0..1}.jpg")
+    for name, links, files in (
+        ("split", {"train": "train", "val": "val"}, ()),  # rm -r train/cat/test in a linked split
+        ("class", {"extra": "extra"}, ("{cat,dog}/{0..1}.jpg",)),  # rm -r extra, itself the link
+    ):
+        build(tmp_path / name, *files)
+        (tmp_path / name).mkdir(exist_ok=True)
+        for link, to in links.items():
+            (tmp_path / name / link).symlink_to(tmp_path / "disk" / to)
+        before = sorted((tmp_path / "disk").rglob("*"))
+        with pytest.raises(ValueError, match=r"cp -r.* && rm -r") as caught:
+            load(config.Data(path=name), 0)
+        path, fields = follow(str(caught.value), tmp_path, name, {})
+        assert sorted((tmp_path / "disk").rglob("*")) == before
+        assert found(load(config.Data(path=path, **fields), 0))["train"] == CATS
 
 
 # One line, once

@@ -116,7 +116,7 @@ def without(root: Path, names: Iterable[str]) -> str:
     if len(patterns) > MANY:  # one in each of many class folders
         patterns = sorted({_wide(pattern.split("/")) for pattern in patterns})
     out = " ".join("/".join((shlex.quote(to), _quoted(pattern))) for pattern in patterns)
-    return f"cp -rs {shlex.quote(os.path.realpath(root))} {shlex.quote(to)} && rm -r {out}, then {path_option(to)}"
+    return f"cp -rLs {shlex.quote(os.path.realpath(root))} {shlex.quote(to)} && rm -r {out}, then {path_option(to)}"
 
 
 def _wide(parts: list[str]) -> str:
