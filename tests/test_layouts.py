@@ -491,6 +491,34 @@ def test_printed_commands_leave_linked_originals_alone(tmp_path: Path, monkeypat
         assert found(load(config.Data(path=path, **fields), 0))["train"] == CATS
 
 
+def test_folders_of_systems_are_no_data(tmp_path: Path) -> None:
+    names = ("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__MACOSX")
+    build(tmp_path, "{cat,dog}/{0..1}.jpg", *(f"{name}/{{0..1}}.jpg" for name in names), "cat/@eaDir/0.jpg/THUMB_M.jpg")
+    splits = load(config.Data(path=str(tmp_path)), 0)
+    assert found(splits) == {"train": CATS} and splits.notes[0].endswith("ignored: 7 hidden")
+    assert len(load_given([str(tmp_path)], config.Data())) == 4
+
+
+def test_runs_inside_the_data_are_no_data(tmp_path: Path) -> None:
+    build(tmp_path, "{cat,dog}/{0..1}.jpg", "runs/{a,b}/{config.yaml,lives.jsonl,confusion.png}",
+          "runs/b/report/{0..3}.jpg", "runs/sweep/c/{config.yaml,val.parquet}",
+          "runs/sweep/c/checkpoints/last/x.jpg")  # fmt: skip
+    splits = load(config.Data(path=str(tmp_path)), 0)
+    assert found(splits) == {"train": CATS} and splits.notes[0].endswith("ignored: 3 run directories")
+    assert len(splits.notes) == 1
+    assert len(load_given([str(tmp_path)], config.Data())) == 4
+    build(tmp_path, "owl/{config.yaml,0.jpg}")  # a file of this name alone makes no run
+    assert found(load(config.Data(path=str(tmp_path)), 0))["train"] == CATS | {"owl": 1}
+    assert len(load_given([str(tmp_path / "runs/b")], config.Data())) == 5  # asked for by name
+
+
+def test_a_stray_image_is_named(tmp_path: Path) -> None:
+    build(tmp_path, "{train,val}/{cat,dog}/{0..1}.jpg", "preview.jpg")
+    (note,) = load(config.Data(path=str(tmp_path)), 0).notes[1:]
+    option = note.split("cls predict RUN ")[1]
+    assert option == f"{tmp_path}/preview.jpg" and len(load_given([option], config.Data())) == 1
+
+
 # One line, once
 
 

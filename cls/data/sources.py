@@ -238,7 +238,8 @@ def _read_one(path: str, data: config.Data, *, labelled: bool) -> Part:
         listing = folder.scan(root)
         unread = [] if labelled else [name for name in listing.others if ignored.is_unread_image(name)]
         if len(listing.images) + len(unread) > len(listing.tables):
-            rest = [name for name in (*listing.others, *listing.tables) if name not in {*unread}]
+            known = {*unread}
+            rest = [name for name in (*listing.others, *listing.tables) if name not in known]
             hollow = folder.hollow(root, {"train": ""}, listing, Tree(root, listing.images)) if labelled else []
             say([], [*hollow, *ignored.notes(root, rest, "images")])
             names = sorted((*listing.images, *unread), key=natural) if unread else listing.images
