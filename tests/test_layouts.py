@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -27,7 +28,8 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from cls import config
-from cls.data import index
+from cls.data import folder, index
+from cls.data.layout import Tree, arrange
 from cls.data.names import split_name, splits_in, words
 from cls.data.sources import Splits, load, load_given, load_labelled
 from cls.images.decode import EXTENSIONS
@@ -510,6 +512,15 @@ def test_runs_inside_the_data_are_no_data(tmp_path: Path) -> None:
     build(tmp_path, "owl/{config.yaml,0.jpg}")  # a file of this name alone makes no run
     assert found(load(config.Data(path=str(tmp_path)), 0))["train"] == CATS | {"owl": 1}
     assert len(load_given([str(tmp_path / "runs/b")], config.Data())) == 5  # asked for by name
+
+
+def test_many_classes_take_no_time(tmp_path: Path) -> None:
+    images = [f"class{i}/{j}.jpg" for i in range(4000) for j in range(2)]
+    started = time.perf_counter()
+    arrange(Tree(tmp_path, images))
+    arrange(Tree(tmp_path, [f"{split}/{name}" for split in ("train", "val") for name in images]))
+    left = folder._left_out(tmp_path, {"train": "train"}, [f"train/{i}.jpg" for i in range(4000)] + images)
+    assert time.perf_counter() - started < 1.0 and "8,000 images outside" in left[1]
 
 
 def test_a_stray_image_is_named(tmp_path: Path) -> None:

@@ -34,6 +34,12 @@ class Tree:
     def __init__(self, root: Path, images: Sequence[str]) -> None:
         self.root = root
         self.counts = Counter(name.rpartition("/")[0] for name in images)  # images directly in a folder
+        self._inside: dict[str, dict[str, list[str]]] = {"": {}}  # folder -> name of a folder in it -> its paths
+        for path in self.counts:
+            above = ""
+            for name in path.split("/") if path else ():
+                self._inside.setdefault(above, {}).setdefault(name, []).append(path)
+                above = join(above, name)
         said: dict[tuple[str, ...], set[str]] = {}
         for part in {part for path in self.counts for part in path.split("/")}:
             if found := splits_in(part):
@@ -47,19 +53,16 @@ class Tree:
 
     def below(self, folder: str) -> list[list[str]]:
         """Paths from a folder to those inside it that hold images; [] is the folder itself."""
-        if not folder:
-            return [path.split("/") if path else [] for path in self.counts]
-        start = f"{folder}/"
-        inside = [path[len(start) :].split("/") for path in self.counts if path.startswith(start)]
+        start = len(folder) + 1 if folder else 0
+        inside = [path[start:].split("/") for paths in self._inside.get(folder, {}).values() for path in paths]
         return inside + ([[]] if folder in self.counts else [])
 
     def children(self, folder: str) -> dict[str, bool]:
         """Names of the folders in a folder with images in or below them, and whether these have such folders, too."""
-        found: dict[str, bool] = {}
-        for parts in self.below(folder):
-            if parts:
-                found[parts[0]] = found.get(parts[0], False) or len(parts) > 1
-        return found
+        return {
+            name: len(paths) > 1 or paths[0] != join(folder, name)
+            for name, paths in self._inside.get(folder, {}).items()
+        }
 
     def where(self, folder: str) -> str:
         return printable(f"{self.root}/{folder}" if folder else f"{self.root}")
@@ -189,9 +192,10 @@ def _check_classes(tree: Tree, base: str, tops: dict[str, bool]) -> None:
 
 def _check_names(tree: Tree, folder: str, classes: Collection[str]) -> None:
     """ValueError where a class has a split's name ("train" itself may be one), or is a copy of the whole set."""
+    known = {*classes}
     for name in classes:
         inside = tree.children(join(folder, name))
-        if len(inside) > 1 and inside.keys() <= {*classes}:
+        if len(inside) > 1 and inside.keys() <= known:
             raise ValueError(
                 f"data.path: {tree.where(join(folder, name))} has the folders {_listed(inside)}, as "
                 f"{tree.where(folder)} has; if it is no class: {without(tree.root, [join(folder, name)])}"
