@@ -29,9 +29,10 @@ from PIL import Image as Pillow
 
 from cls import config
 from cls.data import folder, index
-from cls.data.layout import Tree, arrange
+from cls.data.layout import arrange
 from cls.data.names import split_name, splits_in, words
 from cls.data.sources import Splits, load, load_given, load_labelled
+from cls.data.tree import Tree
 from cls.images.decode import EXTENSIONS
 
 Counts = dict[str, int]
@@ -327,6 +328,16 @@ ROWS = (
         rejected=("flowers has the folders cat, dog, as .* has",), read={"train": CATS}),
     Row(name="a copy inside train", files=("{train,val}/{cat,dog}/{0..1}.jpg", "train/x/{cat,dog}/{0..1}.jpg"),
         rejected=("train/x has the folders cat, dog",), read=TRAIN_VAL),
+    Row(name="images and annotations inside", files=("{train,val}/{images,annotations}/{cat,dog}/{0..1}.jpg",),
+        rejected=("train has annotations, images; if images has the classes",), read=TRAIN_VAL),
+    Row(name="images and masks inside, test without", files=("train/{images,masks}/{cat,dog}/{0..1}.jpg",
+                                                             "test/{cat,dog}/{0..1}.jpg"),
+        rejected=("train has images, masks; if images",), read=TRAIN_TEST),
+    Row(name="images and extra inside", files=("train/images/{cat,dog}/{0..1}.jpg", "train/extra/{0..1}.jpg"),
+        rejected=("train has extra, images; if images has the classes",), read={"train": CATS}),
+    Row(name="masks beside classes inside", files=("{train,val}/{cat,dog,masks}/{0..1}.jpg",),
+        read={split: CATS | {"masks": 2} for split in ("train", "val")},
+        says="masks is read as a class; if it is none: cp -rLs"),
     Row(name="pictures of a README", files=("dataset/{cat,dog}/{0..1}.jpg", "docs/{0..1}.png"),
         rejected=("has dataset, docs; the folder below has the classes",), read={"train": CATS}),
     Row(name="split data beside pictures", files=("data/{train,test}/{cat,dog}/{0..1}.jpg", "docs/{0..1}.png"),
@@ -399,6 +410,7 @@ LABELS = (
     Row(name="flowers 102", files=("jpg/image_{00001..00003}.jpg", "imagelabels.mat", "setid.mat")),
     Row(name="tiny-imagenet", files=("train/{n01443537,n01629819}/images/{0..2}.JPEG", "val/images/val_{0..2}.JPEG",
                                      "val/val_annotations.txt", "test/images/{0..2}.JPEG", "wnids.txt")),
+    Row(name="images and masks", files=("{train,val}/{images,masks}/{0..3}.jpg",)),
     Row(name="imagenet, flat val", files=("ILSVRC/Data/CLS-LOC/train/{n01440764,n01443537}/{0..2}.JPEG",
                                           "ILSVRC/Data/CLS-LOC/val/{0..2}.JPEG", "LOC_val_solution.csv")),
 )

@@ -19,11 +19,12 @@ import pyarrow.compute as pc
 
 from cls.console import printable
 from cls.data import ignored
-from cls.data.layout import Tree, arrange
-from cls.data.names import links, some
+from cls.data.layout import arrange
+from cls.data.names import MARKED, links, some, without, words
 from cls.data.never import is_hidden, outside, run_directories
 from cls.data.part import SPLITS, Found, Part, coded, dataset, normal
 from cls.data.table_splits import TABLES
+from cls.data.tree import Tree
 from cls.images.decode import EXTENSIONS
 from cls.paths import name_problem
 
@@ -147,6 +148,10 @@ def read(root: Path, listing: Listing) -> Found:
     notes += hollow(root, places, listing, tree)
     if places["train"] == "" and (alike := sorted(name for name in parts["train"].names if name.lower() in SPLITS)):
         notes.append(f"{root}: {some(alike)} beside class folders is a class by its name, not a split")
+    if about := sorted(name for name in parts["train"].names if MARKED.issuperset(words(name) or "-")):
+        folders = [f"{places['train']}/{name}".lstrip("/") for name in about]
+        to = f"{os.path.realpath(root)}-clear"  # wherever it is typed: the note is kept
+        notes.append(f"{root}: {some(about)} is read as a class; if it is none: {without(root, folders, to)}")
     others = [*listing.others, *listing.tables]
     notes += ignored.notes(root, others, "images")
     runs = (len(listing.runs), "run directories")
@@ -191,7 +196,8 @@ def _same_names(root: Path, parts: dict[str, Part], places: dict[str, str], tree
     """Class folders of one split that differ in their Unicode form only."""
     notes = []
     for split, place in places.items():
-        raw = [name for name in tree.children(place) if normal(name) in parts[split].names]
+        known = {*parts[split].names}
+        raw = [name for name in tree.children(place) if normal(name) in known]
         if double := sorted(name for name, count in Counter(map(normal, raw)).items() if count > 1):
             where = printable(f"{root}/{place}".rstrip("/"))
             notes.append(

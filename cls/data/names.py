@@ -106,12 +106,13 @@ def links(root: Path, folders: dict[str, str]) -> str:
     return f"{' && '.join(steps)}, then {path_option(to)}"
 
 
-def without(root: Path, names: Iterable[str]) -> str:
+def without(root: Path, names: Iterable[str], to: str = "") -> str:
     """Commands that make a tree of links without these files or folders, and the option then.
 
+    ``to`` is where, else a new folder where they are typed.
     Names that differ in numbers only are taken out by one pattern: their words are the same.
     """
-    to = new_folder(root, "clear")
+    to = to or new_folder(root, "clear")
     patterns = sorted({re.sub(r"[0-9]+", "*", name) for name in names})
     if len(patterns) > MANY:  # one in each of many class folders
         patterns = sorted({_wide(pattern.split("/")) for pattern in patterns})

@@ -23,12 +23,12 @@ from cls.data.folder import natural
 from cls.data.index import keep_index, read_index
 from cls.data.label_hint import hinted
 from cls.data.labels import read_labelled
-from cls.data.layout import Tree
 from cls.data.names import new_folder, some
 from cls.data.part import COLUMNS, Found, Part, normal
 from cls.data.subset import held_out, limited
 from cls.data.summary import say, summary
 from cls.data.table_splits import TABLES, given, grouped, kind_of
+from cls.data.tree import Tree
 from cls.images.decode import EXTENSIONS
 
 PACKED = ("pack.json", "packing.json", "packing.lock")  # of cls pack, beside its shards
