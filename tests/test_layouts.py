@@ -5,6 +5,7 @@ And random ones against an oracle: no image in two splits, none disappears witho
 
 import io
 import json
+import os
 import re
 import shlex
 import shutil
@@ -540,6 +541,35 @@ def test_a_stray_image_is_named(tmp_path: Path) -> None:
     (note,) = load(config.Data(path=str(tmp_path)), 0).notes[1:]
     option = note.split("cls predict RUN ")[1]
     assert option == f"{tmp_path}/preview.jpg" and len(load_given([option], config.Data())) == 1
+
+
+@pytest.mark.parametrize("inside", ["", "val", "val/cat"])
+def test_printed_commands_work_inside_the_data(inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "a data"
+    build(root, "{cat,dog}/{0..1}.jpg", "extra/{0..1}.jpg")
+    build(tmp_path / "b", "{images,val}/{cat,dog}/{0..1}.jpg")
+    build(tmp_path / "c", "{cat,dog}/img{0..1}")
+    for path in (tmp_path / "c").rglob("img*"):
+        path.write_bytes(BODY)
+    for each in (root, tmp_path / "b", tmp_path / "c"):
+        (each / inside).mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(each / inside)
+        typed = os.path.relpath(each)
+        with pytest.raises(ValueError, match=r"beside class|no train/|without ending") as caught:
+            load(config.Data(path=typed), 0)
+        path, fields = follow(str(caught.value), each / inside, typed, {})
+        assert found(load(config.Data(path=path, **fields), 0))["train"] == CATS
+        assert (tmp_path / Path(path).name).is_dir()
+
+
+def test_an_empty_split_is_rejected_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, (train, empty) in enumerate((("train", "validation_images"), ("train_images", "val2017"))):
+        build(tmp_path / f"{number}", f"{train}/{{cat,dog}}/{{0..1}}.jpg", f"{empty}/")
+        with pytest.raises(ValueError, match=f"{empty} holds no images") as caught:
+            load(config.Data(path=f"{number}"), 0)
+        path, fields = follow(str(caught.value), tmp_path, f"{number}", {})
+        assert found(load(config.Data(path=path, **fields), 0)) == {"train": CATS}
 
 
 # One line, once

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from cls.console import printable
 from cls.data import ignored
 from cls.data.layout import arrange
-from cls.data.names import MARKED, links, some, without, words
+from cls.data.names import MARKED, links, some, split_name, without, words
 from cls.data.never import is_hidden, outside, run_directories
 from cls.data.part import SPLITS, Found, Part, coded, dataset, normal
 from cls.data.table_splits import TABLES
@@ -256,7 +256,7 @@ def _refuse_empty(root: Path, places: dict[str, str], listing: Listing) -> None:
         return
     for one in listing.folders:
         name = one.path.rstrip("/")
-        split = SPLITS.get(name.lower())
+        split = split_name(name)
         if split and split not in places and "/" not in name:
             raise ValueError(
                 f"data.path: {root}/{name} holds no images; fill it or remove it, or leave it out: "

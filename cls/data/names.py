@@ -92,8 +92,11 @@ def path_option(path: str | Path) -> str:
 
 
 def new_folder(root: Path, why: str) -> str:
-    """The name of a folder that a printed command makes where it is typed."""
-    return f"{Path(os.path.realpath(root)).name or 'data'}-{why}"
+    """A folder that a printed command makes where it is typed; inside the data: beside these."""
+    real, here = os.path.realpath(root), os.path.realpath(os.curdir)
+    name = f"{os.path.basename(real) or 'data'}-{why}"
+    inside = os.path.commonpath((real, here)) == real
+    return os.path.join(os.path.relpath(os.path.dirname(real), here), name) if inside else name
 
 
 def links(root: Path, folders: dict[str, str]) -> str:
