@@ -292,7 +292,24 @@ ROWS = (
     Row(name="images and validation", files=("{images,validation}/{cat,dog}/{0..1}.jpg",), rejected=("no train/",),
         read=TRAIN_VAL),
     Row(name="splits in classes", files=("{cat,dog}/train/{0..1}.jpg", "{cat,dog}/test/{2..3}.jpg"),
-        rejected=("splits inside its folders",), read={"train": CATS}),
+        rejected=("splits inside its folders.*put each split's into one folder",), read=TRAIN_TEST),
+    Row(name="train and val in classes", files=("{cat,dog}/{train,val}/{0..1}.jpg",),
+        rejected=("splits inside its folders.*or leave them out: cp",), read=TRAIN_VAL),
+    Row(name="splits in classes and images", files=("{cat,dog}/{0..1}.jpg", "{cat,dog}/val/{0..1}.jpg"),
+        rejected=("splits inside its folders.*: leave them out",), read={"train": CATS}),
+    Row(name="classes with splits in their names", files=("{cat_train,cat_test,dog_train,dog_test}/{0..1}.jpg",),
+        rejected=("cat_test, cat_train, .*several of one split; if each is",), read=TRAIN_TEST),
+    Row(name="numbered classes with splits", files=("{train_a1,train_a2,val_a1,val_a2,test_a1}/{0..1}.jpg",),
+        rejected=("several of one split; if each is",),
+        read={"train": {"a1": 2, "a2": 2}, "val": {"a1": 2, "a2": 2}, "test": {"a1": 2}}),
+    Row(name="train_aug", files=("{train_aug,val,test}/{cat,dog}/{0..1}.jpg",),
+        rejected=("no train/.*if train_aug is train",), read=TRAIN_VAL | {"test": CATS}),
+    Row(name="train_aug and val", files=("{train_aug,val}/{cat,dog}/{0..1}.jpg",),
+        rejected=("no train/.*if train_aug is train",), read=TRAIN_VAL),
+    Row(name="nested classes and test", files=("{cat,dog,test}/{a,b}/{0..0}.jpg",),
+        rejected=("has test but no train/.*if the others are the classes",), read={"train": CATS}),
+    Row(name="nested classes and val", files=("{cat,dog,val}/{a,b}/{0..0}.jpg",),
+        rejected=("has val but no train/.*if the others are the classes",), read={"train": CATS}),
     Row(name="data sets side by side", files=("{v1,v2}/{train,test}/{cat,dog}/{0..1}.jpg",),
         rejected=("splits inside its folders.*name one",), read=TRAIN_TEST),
     Row(name="another split inside", files=("{train,val}/{cat,dog}/{0..1}.jpg", "train/cat/test/{0..1}.jpg"),
@@ -570,6 +587,17 @@ def test_an_empty_split_is_rejected_by_any_name(tmp_path: Path, monkeypatch: pyt
             load(config.Data(path=f"{number}"), 0)
         path, fields = follow(str(caught.value), tmp_path, f"{number}", {})
         assert found(load(config.Data(path=path, **fields), 0)) == {"train": CATS}
+
+
+def test_a_class_may_be_called_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    build(tmp_path / "oil", "{extra,virgin,olive}/{0..1}.jpg")
+    with pytest.raises(ValueError, match="has extra beside class folders: if only olive, virgin are") as caught:
+        load(config.Data(path="oil"), 0)
+    without, every = str(caught.value).split("; if all are: ")
+    for message, classes in ((without, {"olive", "virgin"}), (f"x: {every}", {"extra", "olive", "virgin"})):
+        path, _ = follow(message, tmp_path, "oil", {})
+        assert found(load(config.Data(path=path), 0)) == {"train": dict.fromkeys(classes, 2)}
 
 
 # One line, once

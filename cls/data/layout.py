@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 from cls.data.names import (
     besides,
+    class_beside,
     is_generic,
     is_no_class,
     is_unused,
@@ -70,6 +71,8 @@ def _family(tree: Tree, base: str, tops: dict[str, bool]) -> dict[str, str]:
     others = [top for top in tops if top not in family and not is_no_class(top)]
     if others and family.keys() <= exact.keys() and not any(tops[top] for top in family):
         return {}
+    if family is not plain:
+        _refuse_by_class(tree, base, family)
     train = next(top for top, split in family.items() if split == "train")
     raise NoClasses(
         f"data.path: {tree.where(base)} has {listed(family)} but no train/ with class folders: "
@@ -95,8 +98,12 @@ def _refuse_splits(tree: Tree, base: str, tops: dict[str, bool], named: dict[str
     if plain and (any(tops[top] for top in exact) or not flat_classes):
         if len(others) == 1 and tops[others[0]]:
             _refuse_level(tree, [join(base, others[0])], f"{where} has {listed(tops)}", only="splits")
-        one = len(others) == 1 and tops[others[0]] and "train" not in renamed
-        do = f"; if {others[0]} is train: {links(tree.root, {'train': join(base, others[0])} | renamed)}" if one else ""
+        one, do = trains or [top for top in others if tops[top]], ""
+        if len(one) == 1 and "train" not in renamed and (trains or len(others) == 1):
+            do = f"; if {one[0]} is train: {links(tree.root, {'train': join(base, one[0])} | renamed)}"
+        elif len([top for top in others if not is_no_class(top)]) > 1:
+            unfit = sorted([*named, *filter(is_no_class, others)])
+            do = f"; if the others are the classes: {without(tree.root, [join(base, top) for top in unfit])}"
         raise NoClasses(
             f"data.path: {where} has {listed(plain)} but no train/ with class folders; expected train/<class>/..., "
             f"or class folders only{do}"
@@ -107,10 +114,23 @@ def _refuse_splits(tree: Tree, base: str, tops: dict[str, bool], named: dict[str
             do = f"if it is train: {links(tree.root, {'train': join(base, unclear[0])} | renamed)}"
         raise ValueError(f"data.path: {where} has {listed(unclear)}, by the name of several splits; {do}")
     if named and not others and len({*named.values()}) > 1:
+        _refuse_by_class(tree, base, named)
         raise ValueError(
             f"data.path: {where} has {listed(named)}, which are splits by their names: call them train, val and test: "
             + links(tree.root, {split: join(base, top) for top, split in named.items()})
         )
+
+
+def _refuse_by_class(tree: Tree, base: str, named: dict[str, str]) -> None:
+    """Several folders of one split, each of a class that its name says besides: cat_train, dog_train."""
+    if len({*named.values()}) == len(named):
+        return
+    wanted = {f"{split}/{class_beside(top)}": join(base, top) for top, split in named.items()}
+    what = f"data.path: {tree.where(base)} has {listed(named)}, several of one split"
+    several = sum(new.startswith("train/") for new in wanted) > 1 and len(wanted) == len(named)
+    if several and not any(new.endswith("/") for new in wanted):
+        raise ValueError(f"{what}; if each is of the class in its name: {links(tree.root, wanted)}")
+    raise NoClasses(f"{what}; expected train/<class>/...")
 
 
 def _check_classes(tree: Tree, base: str, tops: dict[str, bool]) -> None:
@@ -129,7 +149,7 @@ def _check_classes(tree: Tree, base: str, tops: dict[str, bool]) -> None:
     if len(same) == 1 and not {"image", "images", "img", "imgs"}.isdisjoint(*same):
         raise NoClasses(f"data.path: {where} has {listed(tops)}, by their names parts of one set and no classes")
     if wrong := [top for top in tops if is_unused(top)]:
-        _refuse_beside(tree, base, tops, wrong)
+        _refuse_beside(tree, base, tops, wrong, f"; if all are: {links(tree.root, {'train': base})}")
     if data := [top for top in tops if tops[top] and is_generic(top)]:
         _refuse_level(tree, [join(base, top) for top in data], f"{where} has {listed(tops)}", only="fit")
     _check_names(tree, base, tops)
@@ -152,11 +172,11 @@ def _check_names(tree: Tree, folder: str, classes: Collection[str]) -> None:
         _refuse_beside(tree, folder, classes, wrong)
 
 
-def _refuse_beside(tree: Tree, folder: str, classes: Collection[str], wrong: Collection[str]) -> None:
+def _refuse_beside(tree: Tree, folder: str, classes: Collection[str], wrong: Collection[str], more: str = "") -> None:
     raise ValueError(
         f"data.path: {tree.where(folder)} has {listed(wrong)} beside class folders: if only "
         f"{listed(set(classes) - set(wrong)) or 'others'} are classes: "
-        f"{without(tree.root, [join(folder, name) for name in wrong])}"
+        f"{without(tree.root, [join(folder, name) for name in wrong])}{more}"
     )
 
 
@@ -193,6 +213,15 @@ def _refuse_inner(tree: Tree, base: str, inner: list[str]) -> None:
         except ValueError:
             continue
         raise ValueError(f"data.path: {what}: name one of the folders: {tree.option(join(base, top))}")
+    wanted: dict[str, str] = {}
+    for top in sorted(tree.children(base)):
+        for name in tree.children(join(base, top)):
+            split = split_name(name) or name
+            wanted |= {f"{split}/{top}": join(base, f"{top}/{name}")} if f"{split}/{top}" not in wanted else {"": ""}
+    folders = {new.split("/")[0] for new in wanted}
+    if folders <= {*SPLITS.values()} and sum(new.startswith("train/") for new in wanted) > 1:
+        more = f"; or leave them out: {without(tree.root, inner)}"
+        raise ValueError(f"data.path: {what}: put each split's into one folder: {links(tree.root, wanted)}{more}")
     raise ValueError(f"data.path: {what}: leave them out: {without(tree.root, inner)}")
 
 

@@ -64,6 +64,11 @@ def besides(name: str) -> list[str]:
     return [word for word in words(name) if not _splits(word)]
 
 
+def class_beside(name: str) -> str:
+    """What a name says besides its split: "cat" of "train_cat", "cat1" of "cat1-train"."""
+    return "_".join(p for p in re.split(r"[\W_]+", name) if p and not splits_in(p)) or "_".join(besides(name))
+
+
 def split_name(name: str) -> str:
     """The split that a folder's name says and nothing else: "val", "test1", "train_images"; else empty."""
     found = splits_in(name)
@@ -102,7 +107,8 @@ def new_folder(root: Path, why: str) -> str:
 def links(root: Path, folders: dict[str, str]) -> str:
     """Commands that give folders other names (new name -> path below the root) without a copy, and the option then."""
     real, to = os.path.realpath(root), new_folder(root, "split")
-    steps = [f"mkdir {shlex.quote(to)}"]
+    made = [to, *sorted({f"{to}/{os.path.dirname(new)}" for new in folders if "/" in new})]
+    steps = [f"mkdir {' '.join(map(shlex.quote, made))}"]
     steps += [
         f"ln -s {shlex.quote(os.path.join(real, old))} {shlex.quote(f'{to}/{new}')}" for new, old in folders.items()
     ]
