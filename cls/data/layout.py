@@ -6,6 +6,7 @@ command for each case that can be meant; nothing is decided by guessing between 
 
 from collections.abc import Collection
 
+from cls.data.inner import refuse_marked, turned
 from cls.data.names import (
     besides,
     class_beside,
@@ -156,6 +157,7 @@ def _check_classes(tree: Tree, base: str, tops: dict[str, bool]) -> None:
     inner = [parts for parts in tree.below(base) if any(tree.means(part) - {"train"} for part in parts[1:])]
     if inner:
         _refuse_inner(tree, base, [join(base, "/".join(parts)) for parts in inner])
+    refuse_marked(tree, base)
 
 
 def _check_names(tree: Tree, folder: str, classes: Collection[str]) -> None:
@@ -213,13 +215,7 @@ def _refuse_inner(tree: Tree, base: str, inner: list[str]) -> None:
         except ValueError:
             continue
         raise ValueError(f"data.path: {what}: name one of the folders: {tree.option(join(base, top))}")
-    wanted: dict[str, str] = {}
-    for top in sorted(tree.children(base)):
-        for name in tree.children(join(base, top)):
-            split = split_name(name) or name
-            wanted |= {f"{split}/{top}": join(base, f"{top}/{name}")} if f"{split}/{top}" not in wanted else {"": ""}
-    folders = {new.split("/")[0] for new in wanted}
-    if folders <= {*SPLITS.values()} and sum(new.startswith("train/") for new in wanted) > 1:
+    if wanted := turned(tree, base):
         more = f"; or leave them out: {without(tree.root, inner)}"
         raise ValueError(f"data.path: {what}: put each split's into one folder: {links(tree.root, wanted)}{more}")
     raise ValueError(f"data.path: {what}: leave them out: {without(tree.root, inner)}")
@@ -246,6 +242,7 @@ def _inside(tree: Tree, folders: dict[str, str]) -> dict[str, str]:
                 f"data.path: {tree.where(found[split])} has no class folders with images; expected <class>/<image> "
                 f"inside it, or hold images out of training: {tree.option(found['train'])}"
             )
+        refuse_marked(tree, found[split])
         other = [
             join(found[split], "/".join(parts))
             for parts in tree.below(found[split])
