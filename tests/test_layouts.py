@@ -543,9 +543,9 @@ def test_folders_of_systems_are_no_data(tmp_path: Path) -> None:
 def test_runs_inside_the_data_are_no_data(tmp_path: Path) -> None:
     build(tmp_path, "{cat,dog}/{0..1}.jpg", "runs/{a,b}/{config.yaml,lives.jsonl,confusion.png}",
           "runs/b/report/{0..3}.jpg", "runs/sweep/c/{config.yaml,val.parquet}",
-          "runs/sweep/c/checkpoints/last/x.jpg")  # fmt: skip
+          "runs/sweep/c/checkpoints/last/x.jpg", "runs/now/{config.yaml,lock}")  # fmt: skip
     splits = load(config.Data(path=str(tmp_path)), 0)
-    assert found(splits) == {"train": CATS} and splits.notes[0].endswith("ignored: 3 run directories")
+    assert found(splits) == {"train": CATS} and splits.notes[0].endswith("ignored: 4 run directories")
     assert len(splits.notes) == 1
     assert len(load_given([str(tmp_path)], config.Data())) == 4
     build(tmp_path, "owl/{config.yaml,0.jpg}")  # a file of this name alone makes no run
