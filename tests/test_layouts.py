@@ -524,6 +524,9 @@ def test_printed_commands_leave_linked_originals_alone(tmp_path: Path, monkeypat
         (tmp_path / name).mkdir(exist_ok=True)
         for link, to in links.items():
             (tmp_path / name / link).symlink_to(tmp_path / "disk" / to)
+        (tmp_path / f"{name}-clear").mkdir()  # of an earlier command: rm -r must not go through it
+        for link in links:
+            (tmp_path / f"{name}-clear" / link).symlink_to(tmp_path / "disk" / links[link])
         before = sorted((tmp_path / "disk").rglob("*"))
         with pytest.raises(ValueError, match=r"cp -r.* && rm -r") as caught:
             load(config.Data(path=name), 0)

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 
 from cls.data.part import SPLITS
@@ -97,11 +98,13 @@ def path_option(path: str | Path) -> str:
 
 
 def new_folder(root: Path, why: str) -> str:
-    """A folder that a printed command makes where it is typed; inside the data: beside these."""
+    """A folder, not there yet, that a printed command makes where it is typed; inside the data: beside these."""
     real, here = os.path.realpath(root), os.path.realpath(os.curdir)
     name = f"{os.path.basename(real) or 'data'}-{why}"
     inside = os.path.commonpath((real, here)) == real
-    return os.path.join(os.path.relpath(os.path.dirname(real), here), name) if inside else name
+    name = os.path.join(os.path.relpath(os.path.dirname(real), here), name) if inside else name
+    names = (name if n == 1 else f"{name}-{n}" for n in count(1))
+    return next(each for each in names if not os.path.lexists(each))
 
 
 def links(root: Path, folders: dict[str, str]) -> str:
