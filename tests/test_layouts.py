@@ -5,12 +5,14 @@ And random ones against an oracle: no image in two splits, none disappears witho
 
 import io
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
@@ -27,9 +29,11 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from cls import config
-from cls.data import index
+from cls.data import folder, index
+from cls.data.layout import arrange
 from cls.data.names import split_name, splits_in, words
 from cls.data.sources import Splits, load, load_given, load_labelled
+from cls.data.tree import Tree
 from cls.images.decode import EXTENSIONS
 
 Counts = dict[str, int]
@@ -288,7 +292,33 @@ ROWS = (
     Row(name="images and validation", files=("{images,validation}/{cat,dog}/{0..1}.jpg",), rejected=("no train/",),
         read=TRAIN_VAL),
     Row(name="splits in classes", files=("{cat,dog}/train/{0..1}.jpg", "{cat,dog}/test/{2..3}.jpg"),
-        rejected=("splits inside its folders",), read={"train": CATS}),
+        rejected=("splits inside its folders.*put each split's into one folder",), read=TRAIN_TEST),
+    Row(name="train and val in classes", files=("{cat,dog}/{train,val}/{0..1}.jpg",),
+        rejected=("splits inside its folders.*or leave them out: cp",), read=TRAIN_VAL),
+    Row(name="splits in some classes", files=("{cat,dog}/{train,val}/{0..1}.jpg", "owl/{0..1}.jpg"),
+        rejected=("put each split's into one folder",), read={"train": CATS | {"owl": 2}, "val": CATS}),
+    Row(name="splits in classes beside images", files=("{cat,dog}/{train,val}/{0..1}.jpg", "cat/{0..1}.jpg"),
+        rejected=(": leave them out",), read={"train": {"cat": 4, "dog": 2}}),
+    Row(name="covid radiography", files=("{COVID,Normal}/{images,masks}/{0..1}.png",),
+        rejected=("beside the images in its classes .*masks",), read={"train": {"COVID": 2, "Normal": 2}}),
+    Row(name="masks inside the classes of splits", files=("{train,val}/{c1,c2,d}/{image,mask}/{0..1}.png",),
+        rejected=("train has folders beside the images", "val has folders beside the images"),
+        read={split: {"c1": 2, "c2": 2, "d": 2} for split in ("train", "val")}),
+    Row(name="splits in classes and images", files=("{cat,dog}/{0..1}.jpg", "{cat,dog}/val/{0..1}.jpg"),
+        rejected=("splits inside its folders.*: leave them out",), read={"train": CATS}),
+    Row(name="classes with splits in their names", files=("{cat_train,cat_test,dog_train,dog_test}/{0..1}.jpg",),
+        rejected=("cat_test, cat_train, .*several of one split; if each is",), read=TRAIN_TEST),
+    Row(name="numbered classes with splits", files=("{train_a1,train_a2,val_a1,val_a2,test_a1}/{0..1}.jpg",),
+        rejected=("several of one split; if each is",),
+        read={"train": {"a1": 2, "a2": 2}, "val": {"a1": 2, "a2": 2}, "test": {"a1": 2}}),
+    Row(name="train_aug", files=("{train_aug,val,test}/{cat,dog}/{0..1}.jpg",),
+        rejected=("no train/.*if train_aug is train",), read=TRAIN_VAL | {"test": CATS}),
+    Row(name="train_aug and val", files=("{train_aug,val}/{cat,dog}/{0..1}.jpg",),
+        rejected=("no train/.*if train_aug is train",), read=TRAIN_VAL),
+    Row(name="nested classes and test", files=("{cat,dog,test}/{a,b}/{0..0}.jpg",),
+        rejected=("has test but no train/.*if the others are the classes",), read={"train": CATS}),
+    Row(name="nested classes and val", files=("{cat,dog,val}/{a,b}/{0..0}.jpg",),
+        rejected=("has val but no train/.*if the others are the classes",), read={"train": CATS}),
     Row(name="data sets side by side", files=("{v1,v2}/{train,test}/{cat,dog}/{0..1}.jpg",),
         rejected=("splits inside its folders.*name one",), read=TRAIN_TEST),
     Row(name="another split inside", files=("{train,val}/{cat,dog}/{0..1}.jpg", "train/cat/test/{0..1}.jpg"),
@@ -325,6 +355,16 @@ ROWS = (
         rejected=("flowers has the folders cat, dog, as .* has",), read={"train": CATS}),
     Row(name="a copy inside train", files=("{train,val}/{cat,dog}/{0..1}.jpg", "train/x/{cat,dog}/{0..1}.jpg"),
         rejected=("train/x has the folders cat, dog",), read=TRAIN_VAL),
+    Row(name="images and annotations inside", files=("{train,val}/{images,annotations}/{cat,dog}/{0..1}.jpg",),
+        rejected=("train has annotations, images; if images has the classes",), read=TRAIN_VAL),
+    Row(name="images and masks inside, test without", files=("train/{images,masks}/{cat,dog}/{0..1}.jpg",
+                                                             "test/{cat,dog}/{0..1}.jpg"),
+        rejected=("train has images, masks; if images",), read=TRAIN_TEST),
+    Row(name="images and extra inside", files=("train/images/{cat,dog}/{0..1}.jpg", "train/extra/{0..1}.jpg"),
+        rejected=("train has extra, images; if images has the classes",), read={"train": CATS}),
+    Row(name="masks beside classes inside", files=("{train,val}/{cat,dog,masks}/{0..1}.jpg",),
+        read={split: CATS | {"masks": 2} for split in ("train", "val")},
+        says="masks is read as a class; if it is none: cp -rLs"),
     Row(name="pictures of a README", files=("dataset/{cat,dog}/{0..1}.jpg", "docs/{0..1}.png"),
         rejected=("has dataset, docs; the folder below has the classes",), read={"train": CATS}),
     Row(name="split data beside pictures", files=("data/{train,test}/{cat,dog}/{0..1}.jpg", "docs/{0..1}.png"),
@@ -397,6 +437,7 @@ LABELS = (
     Row(name="flowers 102", files=("jpg/image_{00001..00003}.jpg", "imagelabels.mat", "setid.mat")),
     Row(name="tiny-imagenet", files=("train/{n01443537,n01629819}/images/{0..2}.JPEG", "val/images/val_{0..2}.JPEG",
                                      "val/val_annotations.txt", "test/images/{0..2}.JPEG", "wnids.txt")),
+    Row(name="images and masks", files=("{train,val}/{images,masks}/{0..3}.jpg",)),
     Row(name="imagenet, flat val", files=("ILSVRC/Data/CLS-LOC/train/{n01440764,n01443537}/{0..2}.JPEG",
                                           "ILSVRC/Data/CLS-LOC/val/{0..2}.JPEG", "LOC_val_solution.csv")),
 )
@@ -422,7 +463,7 @@ def found(splits: Splits) -> dict[str, Counts]:
 
 def follow(message: str, where: Path, path: str, fields: dict[str, str]) -> tuple[str, dict[str, str]]:
     """Do what a message says: its shell commands, then its options."""
-    shell = re.search(r"(?:: |; )((?:mkdir|cp -rs|unzip|find|pip) .*?)(?:, then (?=--data)|$)", message)
+    shell = re.search(r"(?:: |; )((?:mkdir|cp -rLs|unzip|find|pip) .*?)(?:, then (?=--data)|$)", message)
     if shell:
         program = shell[1].replace("python3 ", f"{shlex.quote(sys.executable)} ")
         subprocess.run(["bash", "-ec", program], cwd=where, check=True, timeout=60)
@@ -470,6 +511,105 @@ def test_layouts_that_need_labels_are_rejected(row: Row, tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"no class folders|only one class|no classes|no train/") as caught:
         load(config.Data(path=str(tmp_path / "root")), 0)
     assert "\n" not in str(caught.value)
+
+
+def test_printed_commands_leave_linked_originals_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    build(tmp_path / "disk", "{train,val}/{cat,dog}/{0..1}.jpg", "train/cat/test/{0..1}.jpg", "extra/{0..1}.jpg")
+    for name, links, files in (
+        ("split", {"train": "train", "val": "val"}, ()),  # rm -r train/cat/test in a linked split
+        ("class", {"extra": "extra"}, ("{cat,dog}/{0..1}.jpg",)),  # rm -r extra, itself the link
+    ):
+        build(tmp_path / name, *files)
+        (tmp_path / name).mkdir(exist_ok=True)
+        for link, to in links.items():
+            (tmp_path / name / link).symlink_to(tmp_path / "disk" / to)
+        (tmp_path / f"{name}-clear").mkdir()  # of an earlier command: rm -r must not go through it
+        for link in links:
+            (tmp_path / f"{name}-clear" / link).symlink_to(tmp_path / "disk" / links[link])
+        before = sorted((tmp_path / "disk").rglob("*"))
+        with pytest.raises(ValueError, match=r"cp -r.* && rm -r") as caught:
+            load(config.Data(path=name), 0)
+        path, fields = follow(str(caught.value), tmp_path, name, {})
+        assert sorted((tmp_path / "disk").rglob("*")) == before
+        assert found(load(config.Data(path=path, **fields), 0))["train"] == CATS
+
+
+def test_folders_of_systems_are_no_data(tmp_path: Path) -> None:
+    names = ("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "__MACOSX")
+    build(tmp_path, "{cat,dog}/{0..1}.jpg", *(f"{name}/{{0..1}}.jpg" for name in names), "cat/@eaDir/0.jpg/THUMB_M.jpg")
+    splits = load(config.Data(path=str(tmp_path)), 0)
+    assert found(splits) == {"train": CATS} and splits.notes[0].endswith("ignored: 7 hidden")
+    assert len(load_given([str(tmp_path)], config.Data())) == 4
+
+
+def test_runs_inside_the_data_are_no_data(tmp_path: Path) -> None:
+    build(tmp_path, "{cat,dog}/{0..1}.jpg", "runs/{a,b}/{config.yaml,lives.jsonl,confusion.png}",
+          "runs/b/report/{0..3}.jpg", "runs/sweep/c/{config.yaml,val.parquet}",
+          "runs/sweep/c/checkpoints/last/x.jpg", "runs/now/{config.yaml,lock}")  # fmt: skip
+    splits = load(config.Data(path=str(tmp_path)), 0)
+    assert found(splits) == {"train": CATS} and splits.notes[0].endswith("ignored: 4 run directories")
+    assert len(splits.notes) == 1
+    assert len(load_given([str(tmp_path)], config.Data())) == 4
+    build(tmp_path, "owl/{config.yaml,0.jpg}")  # a file of this name alone makes no run
+    assert found(load(config.Data(path=str(tmp_path)), 0))["train"] == CATS | {"owl": 1}
+    assert len(load_given([str(tmp_path / "runs/b")], config.Data())) == 5  # asked for by name
+
+
+def test_many_classes_take_no_time(tmp_path: Path) -> None:
+    images = [f"class{i}/{j}.jpg" for i in range(4000) for j in range(2)]
+    started = time.perf_counter()
+    arrange(Tree(tmp_path, images))
+    arrange(Tree(tmp_path, [f"{split}/{name}" for split in ("train", "val") for name in images]))
+    left = folder._left_out(tmp_path, {"train": "train"}, [f"train/{i}.jpg" for i in range(4000)] + images)
+    assert time.perf_counter() - started < 1.0 and "8,000 images outside" in left[1]
+
+
+def test_a_stray_image_is_named(tmp_path: Path) -> None:
+    build(tmp_path, "{train,val}/{cat,dog}/{0..1}.jpg", "preview.jpg")
+    (note,) = load(config.Data(path=str(tmp_path)), 0).notes[1:]
+    option = note.split("cls predict RUN ")[1]
+    assert option == f"{tmp_path}/preview.jpg" and len(load_given([option], config.Data())) == 1
+
+
+@pytest.mark.parametrize("inside", ["", "val", "val/cat"])
+def test_printed_commands_work_inside_the_data(inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "a data"
+    build(root, "{cat,dog}/{0..1}.jpg", "extra/{0..1}.jpg")
+    build(tmp_path / "b", "{images,val}/{cat,dog}/{0..1}.jpg")
+    build(tmp_path / "c", "{cat,dog}/img{0..1}")
+    for path in (tmp_path / "c").rglob("img*"):
+        path.write_bytes(BODY)
+    for each in (root, tmp_path / "b", tmp_path / "c"):
+        (each / inside).mkdir(parents=True, exist_ok=True)
+        monkeypatch.chdir(each / inside)
+        typed = os.path.relpath(each)
+        with pytest.raises(ValueError, match=r"beside class|no train/|without ending") as caught:
+            load(config.Data(path=typed), 0)
+        path, fields = follow(str(caught.value), each / inside, typed, {})
+        assert found(load(config.Data(path=path, **fields), 0))["train"] == CATS
+        assert (tmp_path / Path(path).name).is_dir()
+
+
+def test_an_empty_split_is_rejected_by_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, (train, empty) in enumerate((("train", "validation_images"), ("train_images", "val2017"))):
+        build(tmp_path / f"{number}", f"{train}/{{cat,dog}}/{{0..1}}.jpg", f"{empty}/")
+        with pytest.raises(ValueError, match=f"{empty} holds no images") as caught:
+            load(config.Data(path=f"{number}"), 0)
+        path, fields = follow(str(caught.value), tmp_path, f"{number}", {})
+        assert found(load(config.Data(path=path, **fields), 0)) == {"train": CATS}
+
+
+def test_a_class_may_be_called_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    build(tmp_path / "oil", "{extra,virgin,olive}/{0..1}.jpg")
+    with pytest.raises(ValueError, match="has extra beside class folders: if only olive, virgin are") as caught:
+        load(config.Data(path="oil"), 0)
+    without, every = str(caught.value).split("; if all are: ")
+    for message, classes in ((without, {"olive", "virgin"}), (f"x: {every}", {"extra", "olive", "virgin"})):
+        path, _ = follow(message, tmp_path, "oil", {})
+        assert found(load(config.Data(path=path), 0)) == {"train": dict.fromkeys(classes, 2)}
 
 
 # One line, once

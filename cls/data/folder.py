@@ -19,10 +19,12 @@ import pyarrow.compute as pc
 
 from cls.console import printable
 from cls.data import ignored
-from cls.data.layout import Tree, arrange
-from cls.data.names import links, some
+from cls.data.layout import arrange
+from cls.data.names import MARKED, links, some, split_name, without, words
+from cls.data.never import is_hidden, outside, run_directories
 from cls.data.part import SPLITS, Found, Part, coded, dataset, normal
 from cls.data.table_splits import TABLES
+from cls.data.tree import Tree
 from cls.images.decode import EXTENSIONS
 from cls.paths import name_problem
 
@@ -51,7 +53,8 @@ class Listing:
     others: list[str]  # neither images nor tables
     folders: list[Stamp]
     dangling: bool  # a link to nothing, which may be a folder later without a trace in the folders' stamps
-    hidden: int = 0  # hidden files and folders, and what macOS puts into archives
+    hidden: int = 0  # hidden files and folders, and those of the system
+    runs: tuple[str, ...] = ()  # run directories, which end with "/"; nothing inside them is listed
 
 
 def stamp(root: str | Path, path: str) -> Stamp:
@@ -74,7 +77,7 @@ def scan(root: Path) -> Listing:
         try:
             folders.append(stamp(root, prefix))  # before the names: one that comes meanwhile makes it stale
             for entry in os.scandir(folder):
-                if entry.name.startswith(".") or entry.name == "__MACOSX":
+                if is_hidden(entry.name):
                     hidden += 1
                     continue
                 if _is_folder(entry):
@@ -90,11 +93,17 @@ def scan(root: Path) -> Listing:
                     dangling |= entry.is_symlink() and not os.path.exists(entry.path)
         except OSError as error:
             raise ValueError(f"data.path: cannot read folder {folder}: {error.strerror}") from None
+    return _listing(root, (images, tables, others), folders, (dangling, hidden))
+
+
+def _listing(root: Path, names: Sequence[list[str]], folders: list[Stamp], rest: tuple[bool, int]) -> Listing:
+    runs = run_directories(names[2], [one.path for one in folders])
+    inside = {one.path for one in folders if one.path.startswith(runs)} if runs else set()
+    images, tables, others = (sorted(outside(some_of, inside), key=natural) for some_of in names)
     for name in (*images, *tables):
         if not name.isprintable() and any(0xD800 <= ord(letter) < 0xE000 for letter in name):  # surrogates
             raise ValueError(f"data.path: the file name {name!r} in {root} {name_problem()}")
-    images, tables, others = (sorted(names, key=natural) for names in (images, tables, others))
-    return Listing(images, tables, others, folders, dangling, hidden)
+    return Listing(images, tables, others, [one for one in folders if one.path not in inside], *rest, runs)
 
 
 def files(root: Path, names: list[str], labels: Sequence[str | None]) -> Part:
@@ -133,15 +142,20 @@ def read(root: Path, listing: Listing) -> Found:
     tree = Tree(root, listing.images)
     places = arrange(tree)
     _refuse_empty(root, places, listing)
-    parts, outside = _parts(root, places, listing.images)
+    parts, stray = _parts(root, places, listing.images)
     root = root.absolute()  # the notes are kept for starts elsewhere
-    notes = [*_same_names(root, parts, places, tree), *_left_out(root, places, outside)]
+    notes = [*_same_names(root, parts, places, tree), *_left_out(root, places, stray)]
     notes += hollow(root, places, listing, tree)
     if places["train"] == "" and (alike := sorted(name for name in parts["train"].names if name.lower() in SPLITS)):
         notes.append(f"{root}: {some(alike)} beside class folders is a class by its name, not a split")
+    if about := sorted(name for name in parts["train"].names if MARKED.issuperset(words(name) or "-")):
+        folders = [f"{places['train']}/{name}".lstrip("/") for name in about]
+        to = f"{os.path.realpath(root)}-clear"  # wherever it is typed: the note is kept
+        notes.append(f"{root}: {some(about)} is read as a class; if it is none: {without(root, folders, to)}")
     others = [*listing.others, *listing.tables]
     notes += ignored.notes(root, others, "images")
-    counts = ((len(outside), "images"), (len(others), "other files"), (listing.hidden, "hidden"))
+    runs = (len(listing.runs), "run directories")
+    counts = ((len(stray), "images"), (len(others), "other files"), (listing.hidden, "hidden"), runs)
     return Found(parts, notes, ", ".join(f"{count:,} {what}" for count, what in counts if count))
 
 
@@ -150,13 +164,13 @@ def _parts(root: Path, places: dict[str, str], images: Sequence[str]) -> tuple[d
     roles: dict[str, tuple[str, str | None] | None] = {}  # of each folder with images
     names: dict[str, list[str]] = {split: [] for split in places}
     labels: dict[str, list[str | None]] = {split: [] for split in places}
-    outside = []
+    stray = []
     for name in images:
         above = name.rpartition("/")[0]
         if above not in roles:
             roles[above] = _role(above, places)
         if (role := roles[above]) is None:
-            outside.append(name)
+            stray.append(name)
         else:
             names[role[0]].append(name)
             labels[role[0]].append(role[1])
@@ -165,7 +179,7 @@ def _parts(root: Path, places: dict[str, str], images: Sequence[str]) -> tuple[d
     return {
         split: replace(files(root, names[split], labels[split]), origin=f"{place}/" if place else "class folders")
         for split, place in places.items()
-    }, outside
+    }, stray
 
 
 def _role(above: str, places: dict[str, str]) -> tuple[str, str | None] | None:
@@ -182,7 +196,8 @@ def _same_names(root: Path, parts: dict[str, Part], places: dict[str, str], tree
     """Class folders of one split that differ in their Unicode form only."""
     notes = []
     for split, place in places.items():
-        raw = [name for name in tree.children(place) if normal(name) in parts[split].names]
+        known = {*parts[split].names}
+        raw = [name for name in tree.children(place) if normal(name) in known]
         if double := sorted(name for name, count in Counter(map(normal, raw)).items() if count > 1):
             where = printable(f"{root}/{place}".rstrip("/"))
             notes.append(
@@ -192,20 +207,22 @@ def _same_names(root: Path, parts: dict[str, Part], places: dict[str, str], tree
     return notes
 
 
-def _left_out(root: Path, places: dict[str, str], outside: Sequence[str]) -> list[str]:
+def _left_out(root: Path, places: dict[str, str], left: Sequence[str]) -> list[str]:
     """Images that are in no class folder of a split."""
-    if not outside:
+    if not left:
         return []
-    inside = [name for name in outside if any(name.startswith(f"{place}/") or not place for place in places.values())]
+    inside = [name for name in left if any(name.startswith(f"{place}/") or not place for place in places.values())]
     notes = []
     if inside:
         where = printable(f"{root}/{inside[0].rpartition('/')[0]}".rstrip("/"))
         notes.append(f"{where}: {len(inside):,} images outside the class folders ignored, e.g. {printable(inside[0])}")
-    if len(inside) < len(outside):
-        stray = [name for name in outside if name not in {*inside}]
+    if len(inside) < len(left):
+        known = {*inside}
+        stray = [name for name in left if name not in known]
         counts = Counter(name.split("/")[0] if "/" in name else "." for name in stray)
         listed = printable(some(f"{top} ({count:,})" for top, count in counts.most_common()))
-        folder = shlex.quote(f"{root}/{counts.most_common()[0][0]}")
+        most = counts.most_common()[0][0]
+        folder = shlex.quote(f"{root}/{most if most != '.' else next(name for name in stray if '/' not in name)}")
         notes.append(
             f"{root}: {len(stray):,} images outside train/, val/ and test/ ignored, e.g. {printable(stray[0])}: "
             f"{listed}; to predict them: cls predict RUN {folder}"
@@ -222,6 +239,7 @@ def hollow(root: Path, places: dict[str, str], listing: Listing, tree: Tree) -> 
             above = above.rpartition("/")[0]
     walked = [one.path.rstrip("/") for one in listing.folders]
     labelled = {place for split, place in places.items() if split != "test"}
+    used |= {path for path in walked if any(run.startswith(f"{path}/") for run in listing.runs)}
     empty = sorted(path for path in walked if path and path not in used and path.rpartition("/")[0] in labelled)
     if not empty:
         return []
@@ -238,7 +256,7 @@ def _refuse_empty(root: Path, places: dict[str, str], listing: Listing) -> None:
         return
     for one in listing.folders:
         name = one.path.rstrip("/")
-        split = SPLITS.get(name.lower())
+        split = split_name(name)
         if split and split not in places and "/" not in name:
             raise ValueError(
                 f"data.path: {root}/{name} holds no images; fill it or remove it, or leave it out: "

@@ -85,7 +85,7 @@ def nothing_to_read(root: Path, others: Sequence[str], read: Sequence[str]) -> s
     if bare and len(bare) * 2 > len(others) and all(_is_image(root / name) for name in bare[:3]):
         quoted = shlex.quote(to)
         return (
-            f"{what}; the ones without ending are images: cp -rs {shlex.quote(os.path.realpath(root))} {quoted} && "
+            f"{what}; the ones without ending are images: cp -rLs {shlex.quote(os.path.realpath(root))} {quoted} && "
             f"find {quoted} -type l ! -name '*.*' -exec mv {{}} {{}}.jpg \\;, then {path_option(to)}"
         )
     return f"{what}; read are images ({some(read, 6)}) and tables (.parquet, .arrow, .tar)"

@@ -25,7 +25,7 @@ from cls.files import replacing
 RACY_SECONDS = 2.0
 """A folder younger than this when it is walked may get one more name within the same tick of its file system's clock
 (FAT's is 2 s) and keep its time of change."""
-VERSION = 4
+VERSION = 5
 
 
 def cache_folder() -> Path:

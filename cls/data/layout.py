@@ -4,72 +4,27 @@ Folders are paths below the root with "/", "" is the root. A folder that may be 
 command for each case that can be meant; nothing is decided by guessing between a split and a class.
 """
 
-from collections import Counter
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Collection
 
-from cls.console import printable
+from cls.data.inner import refuse_marked, turned
 from cls.data.names import (
     besides,
+    class_beside,
     is_generic,
     is_no_class,
     is_unused,
     links,
-    path_option,
     some,
     split_name,
     splits_in,
     without,
 )
 from cls.data.part import SPLITS
+from cls.data.tree import Tree, join, listed
 
 
 class NoClasses(ValueError):
     """Images without class folders: their labels must come from elsewhere."""
-
-
-class Tree:
-    """The folders below a root that hold images, by the paths of the images."""
-
-    def __init__(self, root: Path, images: Sequence[str]) -> None:
-        self.root = root
-        self.counts = Counter(name.rpartition("/")[0] for name in images)  # images directly in a folder
-        said: dict[tuple[str, ...], set[str]] = {}
-        for part in {part for path in self.counts for part in path.split("/")}:
-            if found := splits_in(part):
-                said.setdefault(tuple(besides(part)), set()).update(found)
-        self._families = {rest for rest, splits in said.items() if len(splits) > 1}
-
-    def means(self, name: str) -> set[str]:
-        """The splits that a folder's name says; of "seg_test" only where a "seg_train" or "seg_val" is there, too."""
-        found = splits_in(name)
-        return found if len(found) > 1 or split_name(name) or tuple(besides(name)) in self._families else set()
-
-    def below(self, folder: str) -> list[list[str]]:
-        """Paths from a folder to those inside it that hold images; [] is the folder itself."""
-        if not folder:
-            return [path.split("/") if path else [] for path in self.counts]
-        start = f"{folder}/"
-        inside = [path[len(start) :].split("/") for path in self.counts if path.startswith(start)]
-        return inside + ([[]] if folder in self.counts else [])
-
-    def children(self, folder: str) -> dict[str, bool]:
-        """Names of the folders in a folder with images in or below them, and whether these have such folders, too."""
-        found: dict[str, bool] = {}
-        for parts in self.below(folder):
-            if parts:
-                found[parts[0]] = found.get(parts[0], False) or len(parts) > 1
-        return found
-
-    def where(self, folder: str) -> str:
-        return printable(f"{self.root}/{folder}" if folder else f"{self.root}")
-
-    def option(self, folder: str) -> str:
-        return path_option(f"{self.root}/{folder}" if folder else self.root)
-
-
-def join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
 
 
 def arrange(tree: Tree, base: str = "") -> dict[str, str]:
@@ -117,9 +72,11 @@ def _family(tree: Tree, base: str, tops: dict[str, bool]) -> dict[str, str]:
     others = [top for top in tops if top not in family and not is_no_class(top)]
     if others and family.keys() <= exact.keys() and not any(tops[top] for top in family):
         return {}
+    if family is not plain:
+        _refuse_by_class(tree, base, family)
     train = next(top for top, split in family.items() if split == "train")
     raise NoClasses(
-        f"data.path: {tree.where(base)} has {_listed(family)} but no train/ with class folders: "
+        f"data.path: {tree.where(base)} has {listed(family)} but no train/ with class folders: "
         f"{tree.where(join(base, train))} has no class folders with images; expected train/<class>/..., or class "
         "folders only"
     )
@@ -132,7 +89,7 @@ def _refuse_splits(tree: Tree, base: str, tops: dict[str, bool], named: dict[str
     trains = [top for top, split in named.items() if split == "train" and tops[top]]
     if trains and lone:
         raise ValueError(
-            f"data.path: {where} has {_listed(tops)}: only {trains[0]} can be training images: "
+            f"data.path: {where} has {listed(tops)}: only {trains[0]} can be training images: "
             f"{tree.option(join(base, trains[0]))}"
         )
     plain = [top for top in named if split_name(top)] or (list(named) if lone else [])
@@ -141,23 +98,40 @@ def _refuse_splits(tree: Tree, base: str, tops: dict[str, bool], named: dict[str
     renamed = {named[top]: join(base, top) for top in plain}
     if plain and (any(tops[top] for top in exact) or not flat_classes):
         if len(others) == 1 and tops[others[0]]:
-            _refuse_level(tree, [join(base, others[0])], f"{where} has {_listed(tops)}", only="splits")
-        one = len(others) == 1 and tops[others[0]] and "train" not in renamed
-        do = f"; if {others[0]} is train: {links(tree.root, {'train': join(base, others[0])} | renamed)}" if one else ""
+            _refuse_level(tree, [join(base, others[0])], f"{where} has {listed(tops)}", only="splits")
+        one, do = trains or [top for top in others if tops[top]], ""
+        if len(one) == 1 and "train" not in renamed and (trains or len(others) == 1):
+            do = f"; if {one[0]} is train: {links(tree.root, {'train': join(base, one[0])} | renamed)}"
+        elif len([top for top in others if not is_no_class(top)]) > 1:
+            unfit = sorted([*named, *filter(is_no_class, others)])
+            do = f"; if the others are the classes: {without(tree.root, [join(base, top) for top in unfit])}"
         raise NoClasses(
-            f"data.path: {where} has {_listed(plain)} but no train/ with class folders; expected train/<class>/..., "
+            f"data.path: {where} has {listed(plain)} but no train/ with class folders; expected train/<class>/..., "
             f"or class folders only{do}"
         )
     if unclear := [top for top in others if splits_in(top)]:
         do = f"without it: {without(tree.root, [join(base, top) for top in unclear])}"
         if tops[unclear[0]]:
             do = f"if it is train: {links(tree.root, {'train': join(base, unclear[0])} | renamed)}"
-        raise ValueError(f"data.path: {where} has {_listed(unclear)}, by the name of several splits; {do}")
+        raise ValueError(f"data.path: {where} has {listed(unclear)}, by the name of several splits; {do}")
     if named and not others and len({*named.values()}) > 1:
+        _refuse_by_class(tree, base, named)
         raise ValueError(
-            f"data.path: {where} has {_listed(named)}, which are splits by their names: call them train, val and test: "
+            f"data.path: {where} has {listed(named)}, which are splits by their names: call them train, val and test: "
             + links(tree.root, {split: join(base, top) for top, split in named.items()})
         )
+
+
+def _refuse_by_class(tree: Tree, base: str, named: dict[str, str]) -> None:
+    """Several folders of one split, each of a class that its name says besides: cat_train, dog_train."""
+    if len({*named.values()}) == len(named):
+        return
+    wanted = {f"{split}/{class_beside(top)}": join(base, top) for top, split in named.items()}
+    what = f"data.path: {tree.where(base)} has {listed(named)}, several of one split"
+    several = sum(new.startswith("train/") for new in wanted) > 1 and len(wanted) == len(named)
+    if several and not any(new.endswith("/") for new in wanted):
+        raise ValueError(f"{what}; if each is of the class in its name: {links(tree.root, wanted)}")
+    raise NoClasses(f"{what}; expected train/<class>/...")
 
 
 def _check_classes(tree: Tree, base: str, tops: dict[str, bool]) -> None:
@@ -171,40 +145,40 @@ def _check_classes(tree: Tree, base: str, tops: dict[str, bool]) -> None:
             _refuse_level(tree, [join(base, top)], f"{where} has only one class, {top!r}")
         raise NoClasses(f"data.path: {where} has only one class, {top!r}; at least two are needed")
     if all(is_no_class(top) for top in tops):
-        _refuse_level(
-            tree, [join(base, top) for top in tops], f"{where} has {_listed(tops)}, by their names no classes"
-        )
+        _refuse_level(tree, [join(base, top) for top in tops], f"{where} has {listed(tops)}, by their names no classes")
     same = {tuple(besides(top)) for top in tops}
     if len(same) == 1 and not {"image", "images", "img", "imgs"}.isdisjoint(*same):
-        raise NoClasses(f"data.path: {where} has {_listed(tops)}, by their names parts of one set and no classes")
+        raise NoClasses(f"data.path: {where} has {listed(tops)}, by their names parts of one set and no classes")
     if wrong := [top for top in tops if is_unused(top)]:
-        _refuse_beside(tree, base, tops, wrong)
+        _refuse_beside(tree, base, tops, wrong, f"; if all are: {links(tree.root, {'train': base})}")
     if data := [top for top in tops if tops[top] and is_generic(top)]:
-        _refuse_level(tree, [join(base, top) for top in data], f"{where} has {_listed(tops)}", only="fit")
+        _refuse_level(tree, [join(base, top) for top in data], f"{where} has {listed(tops)}", only="fit")
     _check_names(tree, base, tops)
     inner = [parts for parts in tree.below(base) if any(tree.means(part) - {"train"} for part in parts[1:])]
     if inner:
         _refuse_inner(tree, base, [join(base, "/".join(parts)) for parts in inner])
+    refuse_marked(tree, base)
 
 
 def _check_names(tree: Tree, folder: str, classes: Collection[str]) -> None:
     """ValueError where a class has a split's name ("train" itself may be one), or is a copy of the whole set."""
+    known = {*classes}
     for name in classes:
         inside = tree.children(join(folder, name))
-        if len(inside) > 1 and inside.keys() <= {*classes}:
+        if len(inside) > 1 and inside.keys() <= known:
             raise ValueError(
-                f"data.path: {tree.where(join(folder, name))} has the folders {_listed(inside)}, as "
+                f"data.path: {tree.where(join(folder, name))} has the folders {listed(inside)}, as "
                 f"{tree.where(folder)} has; if it is no class: {without(tree.root, [join(folder, name)])}"
             )
     if wrong := [name for name in classes if tree.means(name) and name.lower() not in SPLITS]:
         _refuse_beside(tree, folder, classes, wrong)
 
 
-def _refuse_beside(tree: Tree, folder: str, classes: Collection[str], wrong: Collection[str]) -> None:
+def _refuse_beside(tree: Tree, folder: str, classes: Collection[str], wrong: Collection[str], more: str = "") -> None:
     raise ValueError(
-        f"data.path: {tree.where(folder)} has {_listed(wrong)} beside class folders: if only "
-        f"{_listed(set(classes) - set(wrong)) or 'others'} are classes: "
-        f"{without(tree.root, [join(folder, name) for name in wrong])}"
+        f"data.path: {tree.where(folder)} has {listed(wrong)} beside class folders: if only "
+        f"{listed(set(classes) - set(wrong)) or 'others'} are classes: "
+        f"{without(tree.root, [join(folder, name) for name in wrong])}{more}"
     )
 
 
@@ -241,6 +215,9 @@ def _refuse_inner(tree: Tree, base: str, inner: list[str]) -> None:
         except ValueError:
             continue
         raise ValueError(f"data.path: {what}: name one of the folders: {tree.option(join(base, top))}")
+    if wanted := turned(tree, base):
+        more = f"; or leave them out: {without(tree.root, inner)}"
+        raise ValueError(f"data.path: {what}: put each split's into one folder: {links(tree.root, wanted)}{more}")
     raise ValueError(f"data.path: {what}: leave them out: {without(tree.root, inner)}")
 
 
@@ -254,7 +231,8 @@ def _inside(tree: Tree, folders: dict[str, str]) -> dict[str, str]:
             f"data.path: {tree.where(found['train'])} has no class folders with images; expected <class>/<image> inside"
         )
     if all(split_name(name) for name in classes):
-        _refuse_level(tree, [found["train"]], f"{tree.where(found['train'])} has {_listed(classes)}, which are splits")
+        _refuse_level(tree, [found["train"]], f"{tree.where(found['train'])} has {listed(classes)}, which are splits")
+    _check_inside(tree, folders, found["train"], classes)
     _check_names(tree, found["train"], classes)
     for split, folder in folders.items():
         if split != "train":
@@ -264,6 +242,7 @@ def _inside(tree: Tree, folders: dict[str, str]) -> dict[str, str]:
                 f"data.path: {tree.where(found[split])} has no class folders with images; expected <class>/<image> "
                 f"inside it, or hold images out of training: {tree.option(found['train'])}"
             )
+        refuse_marked(tree, found[split])
         other = [
             join(found[split], "/".join(parts))
             for parts in tree.below(found[split])
@@ -277,6 +256,21 @@ def _inside(tree: Tree, folders: dict[str, str]) -> dict[str, str]:
     return found
 
 
+def _check_inside(tree: Tree, folders: dict[str, str], base: str, classes: dict[str, bool]) -> None:
+    """ValueError where images and what is about them are side by side in the training folder, as at the root."""
+    none = all(map(is_no_class, classes))
+    data = [top for top in sorted(classes, key=lambda top: not is_generic(top)) if none or is_generic(top)]
+    what = f"data.path: {tree.where(base)} has {listed(classes)}"
+    if fit := [top for top in data if len(tree.children(join(base, top))) > 1]:
+        chosen = {}
+        for split, folder in folders.items():
+            place = base if split == "train" else _base(tree, folder, split, ())
+            chosen[split] = join(place, fit[0]) if fit[0] in tree.children(place) else place
+        raise ValueError(f"{what}; if {fit[0]} has the classes: {links(tree.root, chosen)}")
+    if none and len(classes) > 1:
+        raise NoClasses(f"{what}, by their names no classes; at least two classes are needed")
+
+
 def _base(tree: Tree, folder: str, split: str, classes: Collection[str], passed: Collection[str] = ()) -> str:
     """Below folders that hold nothing but one folder which is no class: seg_test/seg_test."""
     while folder not in tree.counts and len(children := tree.children(folder)) == 1:
@@ -287,7 +281,3 @@ def _base(tree: Tree, folder: str, split: str, classes: Collection[str], passed:
             break
         folder = join(folder, child)
     return folder
-
-
-def _listed(names: Collection[str]) -> str:
-    return printable(some(sorted(names), 8))

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 
 from cls.data.part import SPLITS
@@ -64,6 +65,11 @@ def besides(name: str) -> list[str]:
     return [word for word in words(name) if not _splits(word)]
 
 
+def class_beside(name: str) -> str:
+    """What a name says besides its split: "cat" of "train_cat", "cat1" of "cat1-train"."""
+    return "_".join(p for p in re.split(r"[\W_]+", name) if p and not splits_in(p)) or "_".join(besides(name))
+
+
 def split_name(name: str) -> str:
     """The split that a folder's name says and nothing else: "val", "test1", "train_images"; else empty."""
     found = splits_in(name)
@@ -92,31 +98,38 @@ def path_option(path: str | Path) -> str:
 
 
 def new_folder(root: Path, why: str) -> str:
-    """The name of a folder that a printed command makes where it is typed."""
-    return f"{Path(os.path.realpath(root)).name or 'data'}-{why}"
+    """A folder, not there yet, that a printed command makes where it is typed; inside the data: beside these."""
+    real, here = os.path.realpath(root), os.path.realpath(os.curdir)
+    name = f"{os.path.basename(real) or 'data'}-{why}"
+    inside = os.path.commonpath((real, here)) == real
+    name = os.path.join(os.path.relpath(os.path.dirname(real), here), name) if inside else name
+    names = (name if n == 1 else f"{name}-{n}" for n in count(1))
+    return next(each for each in names if not os.path.lexists(each))
 
 
 def links(root: Path, folders: dict[str, str]) -> str:
     """Commands that give folders other names (new name -> path below the root) without a copy, and the option then."""
     real, to = os.path.realpath(root), new_folder(root, "split")
-    steps = [f"mkdir {shlex.quote(to)}"]
+    made = [to, *sorted({f"{to}/{os.path.dirname(new)}" for new in folders if "/" in new})]
+    steps = [f"mkdir {' '.join(map(shlex.quote, made))}"]
     steps += [
         f"ln -s {shlex.quote(os.path.join(real, old))} {shlex.quote(f'{to}/{new}')}" for new, old in folders.items()
     ]
     return f"{' && '.join(steps)}, then {path_option(to)}"
 
 
-def without(root: Path, names: Iterable[str]) -> str:
+def without(root: Path, names: Iterable[str], to: str = "") -> str:
     """Commands that make a tree of links without these files or folders, and the option then.
 
+    ``to`` is where, else a new folder where they are typed.
     Names that differ in numbers only are taken out by one pattern: their words are the same.
     """
-    to = new_folder(root, "clear")
+    to = to or new_folder(root, "clear")
     patterns = sorted({re.sub(r"[0-9]+", "*", name) for name in names})
     if len(patterns) > MANY:  # one in each of many class folders
         patterns = sorted({_wide(pattern.split("/")) for pattern in patterns})
     out = " ".join("/".join((shlex.quote(to), _quoted(pattern))) for pattern in patterns)
-    return f"cp -rs {shlex.quote(os.path.realpath(root))} {shlex.quote(to)} && rm -r {out}, then {path_option(to)}"
+    return f"cp -rLs {shlex.quote(os.path.realpath(root))} {shlex.quote(to)} && rm -r {out}, then {path_option(to)}"
 
 
 def _wide(parts: list[str]) -> str:

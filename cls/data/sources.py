@@ -23,12 +23,12 @@ from cls.data.folder import natural
 from cls.data.index import keep_index, read_index
 from cls.data.label_hint import hinted
 from cls.data.labels import read_labelled
-from cls.data.layout import Tree
 from cls.data.names import new_folder, some
 from cls.data.part import COLUMNS, Found, Part, normal
 from cls.data.subset import held_out, limited
 from cls.data.summary import say, summary
 from cls.data.table_splits import TABLES, given, grouped, kind_of
+from cls.data.tree import Tree
 from cls.images.decode import EXTENSIONS
 
 PACKED = ("pack.json", "packing.json", "packing.lock")  # of cls pack, beside its shards
@@ -238,7 +238,8 @@ def _read_one(path: str, data: config.Data, *, labelled: bool) -> Part:
         listing = folder.scan(root)
         unread = [] if labelled else [name for name in listing.others if ignored.is_unread_image(name)]
         if len(listing.images) + len(unread) > len(listing.tables):
-            rest = [name for name in (*listing.others, *listing.tables) if name not in {*unread}]
+            known = {*unread}
+            rest = [name for name in (*listing.others, *listing.tables) if name not in known]
             hollow = folder.hollow(root, {"train": ""}, listing, Tree(root, listing.images)) if labelled else []
             say([], [*hollow, *ignored.notes(root, rest, "images")])
             names = sorted((*listing.images, *unread), key=natural) if unread else listing.images
