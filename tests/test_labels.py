@@ -395,6 +395,61 @@ def test_absolute_and_working_directory(tmp_path: Path, monkeypatch: pytest.Monk
     assert found(root, labels=("train=all.csv",)) == TRAIN_TEST
 
 
+# What says the splits of a file's rows
+
+SPLIT_COLUMNS = {  # the column's name, its cells, and the splits they mean
+    "FER2013": ("Usage", ["Training", "PublicTest", "PrivateTest"], ["train", "test", "test"]),
+    "sets": ("set", ["train_set", "val_set", "test_set"], ["train", "val", "test"]),
+    "is_train, yes and no": ("is_train", ["yes", "no", "yes"], ["train", "test", "train"]),
+    "is_train, truth": ("is_train", ["True", "False", "True"], ["train", "test", "train"]),
+    "is_test": ("is_test", ["0", "1", "0"], ["train", "test", "train"]),
+    "is_validation": ("isValidation", ["no", "yes", "no"], ["train", "val", "train"]),
+    "two flags": ("is_test,is_valid", ["0,0", "1,0", "0,1"], ["train", "test", "val"]),
+    "two flags with train": ("is_train,is_valid", ["1,0", "0,1", "0,0"], ["train", "val", "test"]),
+    "folds": ("fold", ["0", "1", "2"], ["train", "train", "train"]),
+    "another set": ("dataset", ["vienna", "rosendahl", "vienna"], ["train", "train", "train"]),
+}
+
+
+def splits_file(name: str, cells: list[str]) -> Files:
+    return FLAT | {"labels.csv": lines(f"id,label,{name}", *(f"{n},{AB[n % 2]},{cells[n % 3]}" for n in range(8)))}
+
+
+@pytest.mark.parametrize("case", SPLIT_COLUMNS)
+def test_split_columns(tmp_path: Path, case: str) -> None:
+    name, cells, splits = SPLIT_COLUMNS[case]
+    root = tree(tmp_path, splits_file(name, cells))
+    options = {"labels": ("labels.csv",), "label_column": "label"}
+    given = {image: split for split, part in found(root, **options).items() for image in part}
+    assert given == {f"images/{n}.jpg": splits[n % 3] for n in range(8)}
+    unused = f"column {name} ({', '.join(sorted(set(cells)))}, ...) says no split: not used"
+    assert (unused in warnings(root, **options)) == (case in ("folds", "another set"))
+    asked = {**options, "labels": ("val=labels.csv",)}
+    assert found(root, **asked).keys() == {"val"}
+    assert ("all rows are val, as data.labels says" in warnings(root, **asked)) != (case in ("folds", "another set"))
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "counts"),
+    [
+        ("split", ["trainval", "test", "test"], r"3 of 8 rows .* in column split: trainval \(3\); write train, val or"),
+        ("Usage", ["Train", "Public", "Private"], r"5 of 8 rows .* Public \(3\), Private \(2\); .*train=FILE"),
+        ("split", ["training", "evaluation", "training"], r"evaluation \(3\)"),
+        ("split", ["train", "query", "val"], r"query \(3\)"),
+        ("split", ["train", "", "train"], r"empty \(3\)"),
+        ("fold", ["train", "unknown", "test"], r"unknown \(3\)"),
+        ("partition", ["0", "1", "2"], r"8 of 8 rows .* 0 \(3\), 1 \(3\), 2 \(2\)"),
+        ("is_train", ["yes", "", "maybe"], r"5 of 8 rows .* neither yes nor no .*: empty \(3\), maybe \(2\)"),
+        ("is_test,is_valid", ["1,1", "0,0", "0,0"], r"3 rows .* several, in columns is_test, is_valid, e\.g\. line 2"),
+        ("split,set", ["train,train", "val,test", "train,train"], "say different splits in 3 rows, e.g. line 3"),
+    ],
+)
+def test_unclear_split_columns(tmp_path: Path, name: str, cells: list[str], counts: str) -> None:
+    root = tree(tmp_path, splits_file(name, cells))
+    with pytest.raises(ValueError, match=rf"^data\.labels: .*{counts}"):
+        found(root, labels=("labels.csv",), label_column="label")
+
+
 # What is left out, doubled or missing is counted and named
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,11 @@ def printable(name: str) -> str:
 def listed(names: Sequence[str]) -> str:
     """Names of columns for a message."""
     return ", ".join(names[:30]) + (f" and {len(names) - 30} more" if len(names) > 30 else "")
+
+
+def plain_name(name: str) -> str:
+    """A column's name in small letters, with "_" between its words."""
+    return re.sub(r"[^a-z]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()).strip("_")
 
 
 def is_missing(cell: str) -> bool:

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 from cls import config
 from cls.data import tables
-from cls.data.folder import Listing, files, scan
+from cls.data.folder import Listing, files, natural, scan
 from cls.data.label_files import LabelFile, find_file, folder_split
 from cls.data.label_ids import ID_NAMES, ImageNames, Matched, looks_like_id, match
+from cls.data.label_splits import split_columns, split_values, unused_columns
 from cls.data.label_table import Table, listed, read_table
-from cls.data.label_values import Values, class_values, column_named, has_column, has_usual_names, split_values
+from cls.data.label_values import Values, class_values, column_named, has_column, has_usual_names
 from cls.data.names import splits_in
 from cls.data.part import Part
 
@@ -133,7 +134,7 @@ def read_file(
     """
     table, file, matched = _match_table(root, names, splits, file, data)
     values = _values(table, matched.column, data.label_column, file.split)
-    by_row = (split_values(table) or (0, []))[1] if not file.split else []
+    by_row = _row_splits(table, matched.column, file, data, notes)
     how = f"{file.name}: ids in column {table.names[matched.column]}, labels: {values.what or 'none'}"
     found, missing = [], []
     for place, rows in enumerate(matched.images):
@@ -156,16 +157,34 @@ def read_file(
     return found
 
 
+def _row_splits(table: Table, ids: int, file: LabelFile, data: config.Data, notes: list[str]) -> list[str]:
+    """The split of each row by the file's columns; empty where they say none or the file is for one split."""
+    used = split_columns(table, (data.id_column, data.label_column, table.names[ids]), file.split)
+    if file.split and used:
+        names = listed([table.names[column] for column in used])
+        notes.append(f"{file.name}: all rows are {file.split}, as data.labels says: column {names} is not used")
+    for column in unused_columns(table, used):
+        name = table.names[column]
+        if column != ids and name.lower() != data.label_column.lower():
+            cells = listed(sorted(set(table.columns[column]), key=natural)[:3])
+            text = (
+                f"{file.name}: column {name} ({cells}, ...) says no split: not used as one; for a split of your own: "
+            )
+            notes.append(f"{text}--data.labels train=FILE val=FILE")
+    return split_values(table, used) if used and not file.split else []
+
+
 def _match_table(
     root: Path, names: Sequence[str], splits: Sequence[str], file: LabelFile, data: config.Data
 ) -> tuple[Table, LabelFile, Matched]:
     """The table with its header, if it has one; the file without a split where its rows have their own."""
     table = read_table(file.path, file.name)
     headed = table if table.headed or len(table) < 2 else table.with_header()
-    if not file.asked and split_values(headed):
-        file = replace(file, split="")
     wanted = [name for name in (data.id_column, data.label_column) if name]
-    if any(has_column(headed, name) or not name.isdigit() for name in wanted) or has_usual_names(headed):
+    by_row = split_columns(headed, wanted, file.split)
+    if not file.asked and by_row:
+        file = replace(file, split="")
+    if by_row or any(has_column(headed, name) or not name.isdigit() for name in wanted) or has_usual_names(headed):
         table = headed
     column = column_named(table, data.id_column, "id-column") if data.id_column else None
     matched = _matched(root, names, splits, file, table, column)
