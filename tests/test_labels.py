@@ -824,6 +824,27 @@ def test_no_hint_where_nothing_helps(tmp_path: Path) -> None:
     assert label_hint(single, folder.scan(single)) == ""
 
 
+LONG = "0.1," * 60_000
+
+
+@pytest.mark.parametrize("text", [LONG, "x" * 200_000, f"{LONG};{'y' * 200_000}\n", f'0,"{LONG}', "a,b\0\n"])
+def test_no_file_beside_the_images_stops_the_hint(tmp_path: Path, text: str) -> None:
+    """Embeddings and masks are no labels, and the file that is one is still found."""
+    root = tree(tmp_path, kaggle(lambda n: f"{n},{AB[n % 2]}") | {"embedding.txt": text, "a.csv": text})
+    with pytest.raises(ValueError, match=r"^data\.path: .*add --data\.labels train\.csv$"):
+        load(config.Data(path=str(root)), seed=0)
+
+
+def test_long_fields_are_read(tmp_path: Path) -> None:
+    mask = "1 2 " * 50_000
+    files = kaggle(lambda n: f'{n:02}.jpg,{AB[n % 2]},"{mask}{n}"', "id,label,EncodedPixels")
+    limit = csv.field_size_limit()
+    assert found(tree(tmp_path, files), **CSV) == TRAIN_TEST and csv.field_size_limit() == limit
+    (tmp_path / "train.csv").write_text("id,label\n0," + "x" * 100_000_001)
+    with pytest.raises(ValueError, match=r"train\.csv, line 2: field larger than field limit \(100000000\)$"):
+        found(tmp_path, **CSV)
+
+
 # Real commands
 
 
