@@ -395,6 +395,33 @@ def test_absolute_and_working_directory(tmp_path: Path, monkeypatch: pytest.Monk
     assert found(root, labels=("train=all.csv",)) == TRAIN_TEST
 
 
+# What says the splits of an image and of a file
+
+
+@pytest.mark.parametrize("folders", [("test_tube", "beaker"), ("site_test", "site_b"), ("valid_ids", "lab")])
+def test_a_split_word_in_a_folder_of_another_thing(tmp_path: Path, folders: tuple[str, str]) -> None:
+    files = images(f"{folders[0]}/{{}}.jpg", *range(4)) | images(f"{folders[1]}/{{}}.jpg", *range(4, 8))
+    root = tree(tmp_path, files | {"labels.csv": lines("id,label", *(f"{n},{AB[n % 2]}" for n in range(8)))})
+    assert found(root, labels=("labels.csv",)) == {"train": {name: AB[n % 2] for n, name in enumerate(files)}}
+    assert found(root, label_pattern=r"(\d)").keys() == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [("test_results", "train"), ("test", "test"), ("val_annotations", "val"), ("labels/validation", "val")],
+)
+def test_the_folder_of_a_label_file(tmp_path: Path, folder: str, split: str) -> None:
+    rows = lines("id,label", *(f"{n},{AB[n % 2]}" for n in range(8)))
+    root = tree(tmp_path, FLAT | {f"{folder}/labels.csv": rows})
+    assert found(root, labels=(f"{folder}/labels.csv",)) == {split: FLAT_ANSWER}
+
+
+def test_folders_of_one_family_are_splits(tmp_path: Path) -> None:
+    root = tree(tmp_path, KAGGLE | images("seg_train/a/{}.jpg", 1) | images("seg_test/{}.jpg", 2)
+                | {"labels.csv": lines("id,label", *(f"{n:02},{AB[n % 2]}" for n in range(6)))})  # fmt: skip
+    assert found(root, labels=("labels.csv",))["test"].keys() == {"test/07.jpg", "test/08.jpg", "seg_test/2.jpg"}
+
+
 # What says the splits of a file's rows
 
 SPLIT_COLUMNS = {  # the column's name, its cells, and the splits they mean

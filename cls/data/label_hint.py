@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from cls.config import Data
 from cls.data.folder import Listing, natural, scan
-from cls.data.label_files import candidates, find_file, folder_split
+from cls.data.label_files import candidates, find_file, folder_splits
 from cls.data.label_table import FILES
 from cls.data.label_values import UnclearColumnError
 from cls.data.labels import read_file, read_labels
@@ -42,7 +42,7 @@ def label_hint(root: Path, listing: Listing, classes: Collection[str] = ()) -> s
     """
     if not listing.images:
         return ""
-    splits = [folder_split(name) for name in listing.images]
+    splits = folder_splits(root, listing.images)
     return _files_hint(root, listing, splits, classes) or _pattern_hint(root, listing, splits, classes)
 
 

@@ -14,12 +14,12 @@ from typing import NamedTuple
 from cls import config
 from cls.data import tables
 from cls.data.folder import Listing, files, natural, scan
-from cls.data.label_files import LabelFile, find_file, folder_split
+from cls.data.label_files import LabelFile, class_folder, find_file, folder_splits
 from cls.data.label_ids import ID_NAMES, ImageNames, Matched, looks_like_id, match
 from cls.data.label_splits import split_columns, split_values, unused_columns
 from cls.data.label_table import Table, listed, read_table
 from cls.data.label_values import Values, class_values, column_named, has_column, has_usual_names
-from cls.data.names import splits_in
+from cls.data.layout import Tree
 from cls.data.part import Part
 
 
@@ -54,7 +54,7 @@ def read_labels(root: Path, listing: Listing, data: config.Data) -> Labelled:
     if not listing.images:
         raise ValueError(f"data.path: {root} holds no images, so data.labels and data.label_pattern have no use")
     notes: list[str] = []
-    splits = [folder_split(name) for name in listing.images]
+    splits = folder_splits(root, listing.images)
     if data.label_pattern:
         given = _by_pattern(root, listing.images, splits, data.label_pattern, notes)
     else:
@@ -114,9 +114,12 @@ def _by_files(
     rest = [row for row in range(len(splits)) if row not in given]
     _leave_out(root, [listing.images[row] for row in rest if splits[row] in ("", *covered - {"test"})],
                f"without a row in {', '.join(data.labels)}", notes)  # fmt: skip
+    tree = Tree(root, listing.images)
     others = {
         row: Given(
-            splits[row], None if splits[row] in covered else _class_folder(listing.images[row], splits[row]), "folders"
+            splits[row],
+            None if splits[row] in covered else class_folder(tree, listing.images[row], splits[row]),
+            "folders",
         )
         for row in rest
         if splits[row] == "test" or (splits[row] and splits[row] not in covered)
@@ -267,15 +270,6 @@ def _leave_out(root: Path, names: Sequence[str], why: str, notes: list[str]) -> 
     if names:
         text = f"{root}: {len(names)} images {why} left out, e.g. {names[0]}; those to be predicted belong into test/"
         notes.append(text)
-
-
-def _class_folder(name: str, split: str) -> str | None:
-    """The folder below that of the split; None for an image that lies in the split's folder itself."""
-    folders = name.split("/")[:-1]
-    start = next(place for place, folder in enumerate(folders) if splits_in(folder) == {split})
-    while start < len(folders) and splits_in(folders[start]) == {split}:  # seg_train/seg_train/
-        start += 1
-    return unicodedata.normalize("NFC", folders[start]) if start < len(folders) else None
 
 
 def _refuse_unlabelled(root: Path, given: Mapping[int, Given], names: Sequence[str]) -> None:
