@@ -422,6 +422,52 @@ def test_folders_of_one_family_are_splits(tmp_path: Path) -> None:
     assert found(root, labels=("labels.csv",))["test"].keys() == {"test/07.jpg", "test/08.jpg", "seg_test/2.jpg"}
 
 
+# Masks and the like are no images of a class
+
+MASKS = images("images/{}.jpg", *range(8)) | images("masks/{}.png", *range(8))
+TRIMAPS = {f"annotations/trimaps/{name}_{n}.png": "" for name in ("great_pyrenees", "Abyssinian") for n in (1, 12, 103)}
+
+
+def test_trimaps_are_left_out_of_the_pattern(tmp_path: Path) -> None:
+    root = tree(tmp_path, PETS | TRIMAPS)
+    assert r"--data.label-pattern '(.+)_\d+'" in label_hint(root, folder.scan(root))
+    options = {"label_pattern": r"(.+)_\d+"}
+    assert found(root, **options) == {"train": PETS_ANSWER}
+    text = "6 images in folders of masks or annotations left out, e.g. annotations/trimaps/Abyssinian_1.png"
+    assert warnings(root, **options) == f"{root}: {text}"
+    alone = {name.removeprefix("annotations/trimaps/"): name[20:].rpartition("_")[0] for name in TRIMAPS}
+    assert found(root / "annotations/trimaps", **options) == {"train": alone}
+
+
+@pytest.mark.parametrize("ids", ["{}", "{}.jpg", "images/{}.jpg"])
+@pytest.mark.parametrize("name", ["train.csv", "labels.csv"])
+def test_masks_are_left_out_of_label_files(tmp_path: Path, ids: str, name: str) -> None:
+    root = tree(tmp_path, MASKS | {name: lines("id,label", *(f"{ids.format(n)},{AB[n % 2]}" for n in range(8)))})
+    assert found(root, labels=(name,)) == {"train": FLAT_ANSWER}
+    assert "8 images in folders of masks or annotations left out, e.g. masks/0.png" in warnings(root, labels=(name,))
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} looks like labels of 8 of the 8 images: add --data"):
+        load(config.Data(path=str(root)), seed=0)
+
+
+def test_images_of_their_own_in_a_folder_of_labels_are_kept(tmp_path: Path) -> None:
+    files = images("images/{}.jpg", *range(4)) | images("labels/{}.jpg", *range(4, 8))
+    root = tree(tmp_path, files | {"train.csv": lines("id,label", *(f"{n},{AB[n % 2]}" for n in range(8)))})
+    assert len(found(root, **CSV)["train"]) == 8 and not warnings(root, **CSV)
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train=train.csv", "all.csv"])
+def test_the_advice_for_unclear_ids_works(tmp_path: Path, name: str) -> None:
+    """It is not what was typed."""
+    files = images("one/{}.jpg", *range(4)) | images("two/{}.jpg", *range(4))
+    rows = lines("id,label", *(f"{n},{AB[n % 2]}" for n in range(4)))
+    root = tree(tmp_path / "my set", files | {"train.csv": rows, "all.csv": rows})
+    with pytest.raises(ValueError, match="write folders and endings into the ids, or name the images' folder") as error:
+        found(root, labels=(name,))
+    run = parse_run(["best", *shlex.split("--data.path" + str(error.value).rpartition("--data.path")[2])])
+    assert run.data.path == str(root / "one")
+    assert found(root / "one", labels=run.data.labels) == {"train": {f"{n}.jpg": AB[n % 2] for n in range(4)}}
+
+
 # What says the splits of a file's rows
 
 SPLIT_COLUMNS = {  # the column's name, its cells, and the splits they mean

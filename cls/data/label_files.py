@@ -4,14 +4,14 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cls import config
 from cls.data.folder import Listing
 from cls.data.label_table import FILES
 from cls.data.layout import Tree
-from cls.data.names import GENERIC, KINDS, MARKED, besides, splits_in
+from cls.data.names import GENERIC, KINDS, MARKED, besides, splits_in, words
 from cls.data.part import SPLITS
 
 
@@ -79,3 +79,22 @@ def class_folder(tree: Tree, name: str, split: str) -> str | None:
     while start < len(folders) and tree.means(folders[start]) == {split}:  # seg_train/seg_train/
         start += 1
     return unicodedata.normalize("NFC", folders[start]) if start < len(folders) else None
+
+
+def without_marked(listing: Listing, same: bool) -> tuple[Listing, str]:
+    """Without images in folders of masks and the like, if there are others, and a line that says so; "" for none.
+
+    ``same``: only those of the same name as an image elsewhere: labels of an id are of that image.
+    """
+    folders = {name.rpartition("/")[0] for name in listing.images}
+    marked = {folder for folder in folders if not MARKED.isdisjoint(words(folder))}
+    kept = [name for name in listing.images if name.rpartition("/")[0] not in marked]
+    stems = {Path(name).stem for name in kept} if marked else set()
+    out = [
+        name for name in listing.images if name.rpartition("/")[0] in marked and (not same or Path(name).stem in stems)
+    ]
+    if not out or not kept:
+        return listing, ""
+    left = set(out)
+    text = f"{len(out):,} images in folders of masks or annotations left out, e.g. {out[0]}"
+    return replace(listing, images=[name for name in listing.images if name not in left]), text

@@ -4,7 +4,9 @@ Nothing of this is kept between starts: each process walks the folder and reads 
 images, 2 s and for the moment 80 MB for 100,000 rows. `cls pack` makes a set of it that needs neither.
 """
 
+import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,12 +16,13 @@ from typing import NamedTuple
 from cls import config
 from cls.data import tables
 from cls.data.folder import Listing, files, natural, scan
-from cls.data.label_files import LabelFile, class_folder, find_file, folder_splits
+from cls.data.label_files import LabelFile, class_folder, find_file, folder_splits, without_marked
 from cls.data.label_ids import ID_NAMES, ImageNames, Matched, looks_like_id, match
 from cls.data.label_splits import split_columns, split_values, unused_columns
 from cls.data.label_table import Table, listed, read_table
 from cls.data.label_values import Values, class_values, column_named, has_column, has_usual_names
 from cls.data.layout import Tree
+from cls.data.names import path_option
 from cls.data.part import Part
 
 
@@ -53,7 +56,8 @@ def read_labels(root: Path, listing: Listing, data: config.Data) -> Labelled:
     """
     if not listing.images:
         raise ValueError(f"data.path: {root} holds no images, so data.labels and data.label_pattern have no use")
-    notes: list[str] = []
+    listing, text = without_marked(listing, same=not data.label_pattern)
+    notes = [f"{root}: {text}"] if text else []
     splits = folder_splits(root, listing.images)
     if data.label_pattern:
         given = _by_pattern(root, listing.images, splits, data.label_pattern, notes)
@@ -193,15 +197,28 @@ def _match_table(
     matched = _matched(root, names, splits, file, table, column)
     if not table.headed and not matched.images[0] and not looks_like_id(table.columns[matched.column][0]):
         table, matched = table.with_header(), Matched(matched.column, matched.images[1:])
+    _check_clear(root, names, splits, file, table, matched)
+    return table, file, matched
+
+
+def _check_clear(
+    root: Path, names: Sequence[str], splits: Sequence[str], file: LabelFile, table: Table, matched: Matched
+) -> None:
+    """ValueError for ids of several images, with what makes them clear."""
     unclear = [place for place, rows in enumerate(matched.images) if len(rows) > 1]
     if unclear:
-        images = " and ".join(repr(names[row]) for row in matched.images[unclear[0]][:2])
+        several = matched.images[unclear[0]]
+        images = " and ".join(repr(names[row]) for row in several[:2])
+        one = f"name the split of the file: --data.labels train={file.name}"
+        if file.split or all(splits[row] in ("", "train") for row in several):  # which would change nothing
+            inside = next(names[row].partition("/")[0] for row in several if "/" in names[row])
+            place = shlex.quote(os.path.abspath(file.path))
+            one = f"name the images' folder alone, e.g. {path_option(root / inside)} --data.labels {place}"
         raise ValueError(
             f"data.labels: {len(unclear)} ids of {file.name} are the names of several images, e.g. "
             f"{table.columns[matched.column][unclear[0]]!r} (line {table.lines[unclear[0]]}) of {images}: write "
-            f"folders and endings into the ids, or name the split of the file: --data.labels train={file.name}"
+            f"folders and endings into the ids, or {one}"
         )
-    return table, file, matched
 
 
 def _matched(root: Path, names: Sequence[str], splits: Sequence[str], file: LabelFile, table: Table, column: int | None
