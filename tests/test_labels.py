@@ -523,6 +523,33 @@ def test_unclear_split_columns(tmp_path: Path, name: str, cells: list[str], coun
         found(root, labels=("labels.csv",), label_column="label")
 
 
+@pytest.mark.parametrize(("labels", "known"), [("a,-1", "a"), ("-1,b", "b"), ("-1,-1", None), ("-1.0,b", "b")])
+def test_minus_one_in_a_test_file_is_no_class(tmp_path: Path, labels: str, known: str | None) -> None:
+    one, two = labels.split(",")
+    files = kaggle(lambda n: f"{n:02},{('a', 'b', '3')[n % 3]}")
+    root = tree(tmp_path, files | {"test.csv": lines("id,label", f"07,{one}", f"08,{two}")})
+    options = {"labels": ("train.csv", "test.csv")}
+    assert set(found(root, **options)["test"].values()) == {known, None}
+    count = labels.count("-1")
+    assert f"test.csv: {count} of 2 rows have -1 in column label: no label known" in warnings(root, **options)
+    assert load(config.Data(path=str(root), val_fraction=0.3, **options), seed=0).classes == ("3", "a", "b")
+    (root / "train.csv").write_text(lines("id,label", *(f"{n:02},{('cat', 'b', '-1')[n % 3]}" for n in range(6))))
+    with pytest.raises(ValueError, match=r"2 rows of train\.csv have no label, e\.g\. line 4"):
+        found(root, **options)
+
+
+def test_a_label_file_that_is_not_in_the_copy(tmp_path: Path) -> None:
+    """It lay above data.path, which has moved since."""
+    root = tree(tmp_path / "copy", images("{}.jpg", *range(4)))
+    data = config.Data(path=str(tmp_path / "set/train"), copy=str(tmp_path / "cp"), labels=("../train.csv",))
+    message = r"no file \.\./train\.csv in .*/copy; data\.copy .*/set/train .* absolute path, or one inside the copy$"
+    with pytest.raises(ValueError, match=message):
+        read_labels(root, folder.scan(root), data)
+    tree(tmp_path, {"moved.csv": lines("id,label", *(f"{n},{AB[n % 2]}" for n in range(4)))})
+    again = config.Data(path=data.path, copy=data.copy, labels=(str(tmp_path / "moved.csv"),))
+    assert len(read_labels(root, folder.scan(root), again).parts["train"]) == 4
+
+
 # What is left out, doubled or missing is counted and named
 
 

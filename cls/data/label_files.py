@@ -40,7 +40,11 @@ def find_file(root: Path, text: str, listing: Listing, data: config.Data) -> Lab
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         there = ", ".join(candidates(listing.others)[:5])
-        raise ValueError(f"data.labels: there is no file {name} in {root}" + (f"; there is {there}" if there else ""))
+        text = f"data.labels: there is no file {name} in {root}" + (f"; there is {there}" if there else "")
+        if data.copy and beside != root:
+            text += f"; data.copy holds what is below data.path only, and {beside} does not have the file either: name "
+            text += "one by its absolute path, or one inside the copy"
+        raise ValueError(text)
     inside = os.path.relpath(os.path.abspath(path), os.path.abspath(root)).replace(os.sep, "/")
     parts = inside.split("/") if not inside.startswith("../") else [path.name]
     tree = Tree(root, [*listing.images, *listing.others])

@@ -24,6 +24,8 @@ class Values:
     what: str
     """Where they come from, for messages; "" where the table holds none."""
     classes: list[str] = field(default_factory=list)
+    negative: int = 0
+    """Rows whose cell is a number below 0, which is missing, too."""
 
 
 class UnclearColumnError(ValueError):
@@ -95,7 +97,6 @@ def _only_column(table: Table, others: list[int]) -> Values | None:
 
 def _of_column(table: Table, column: int) -> Values:
     name, cells = table.names[column], ["" if is_missing(cell) else cell for cell in table.columns[column]]
-    what = f"column {name}"
     given = [(cell, line) for cell, line in zip(cells, table.lines, strict=True) if cell]
     for cell, line in given:
         if "|" in cell or (cell[0] == "[" and cell[-1] == "]") or cell[0] == "{":
@@ -107,14 +108,17 @@ def _of_column(table: Table, column: int) -> Values:
         return Values(what=f"first word of column {name}", classes=[cell.split()[0] if cell else "" for cell in cells])
     if all(re.fullmatch(r"-?\d+\.0*", cell) for cell, _ in given):  # as pandas writes integers beside missing ones
         cells = [cell.partition(".")[0] for cell in cells]
+    negative = r"-1(\.0*)?"  # -1: unknown, as in other tables
     if given and all(re.fullmatch(r"-?\d+", cell) for cell in cells if cell):
-        cells = ["" if cell.startswith("-") else cell for cell in cells]  # -1: unknown, as in other tables
+        negative = r"-\d+"
     elif given and all(_is_number(cell) for cell, _ in given):
         raise ValueError(
             f"data.labels: column {name} of {table.name} holds numbers such as {given[0][0]}, no classes: name another "
             f"with --data.label-column, of {listed(table.names)}"
         )
-    return Values(what=what, classes=[cell if cell.isascii() else unicodedata.normalize("NFC", cell) for cell in cells])
+    known = ["" if cell.startswith("-") and re.fullmatch(negative, cell) else cell for cell in cells]
+    classes = [cell if cell.isascii() else unicodedata.normalize("NFC", cell) for cell in known]
+    return Values(what=f"column {name}", classes=classes, negative=known.count("") - cells.count(""))
 
 
 def _one_hot(table: Table, columns: list[int], alone: bool) -> Values | None:

@@ -156,6 +156,10 @@ def read_file(
             f"data.labels: {len(missing)} rows of {file.name} have no label, e.g. line {table.lines[missing[0]]} (id "
             f"{ids[missing[0]][:60]!r}, {values.what}): fill or remove them"
         )
+    if values.negative:
+        notes.append(
+            f"{file.name}: {values.negative:,} of {len(table):,} rows have -1 in {values.what}: no label known"
+        )
     nowhere = [place for place, rows in enumerate(matched.images) if not rows]
     if nowhere:
         example = f"line {table.lines[nowhere[0]]} ({ids[nowhere[0]][:60]!r})"
