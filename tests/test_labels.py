@@ -479,6 +479,10 @@ SPLIT_COLUMNS = {  # the column's name, its cells, and the splits they mean
     "is_validation": ("isValidation", ["no", "yes", "no"], ["train", "val", "train"]),
     "two flags": ("is_test,is_valid", ["0,0", "1,0", "0,1"], ["train", "test", "val"]),
     "two flags with train": ("is_train,is_valid", ["1,0", "0,1", "0,0"], ["train", "val", "test"]),
+    "both words": ("train/test", ["train", "test", "train"], ["train", "test", "train"]),
+    "a longer name": ("train_val_split", ["train", "val", "test"], ["train", "val", "test"]),
+    "images": ("is_training_img", ["1", "0", "1"], ["train", "test", "train"]),
+    "another name": ("which", ["train", "test", "train"], ["train", "test", "train"]),
     "folds": ("fold", ["0", "1", "2"], ["train", "train", "train"]),
     "another set": ("dataset", ["vienna", "rosendahl", "vienna"], ["train", "train", "train"]),
 }
@@ -500,6 +504,22 @@ def test_split_columns(tmp_path: Path, case: str) -> None:
     asked = {**options, "labels": ("val=labels.csv",)}
     assert found(root, **asked).keys() == {"val"}
     assert ("all rows are val, as data.labels says" in warnings(root, **asked)) != (case in ("folds", "another set"))
+
+
+def test_a_class_column_with_a_split_column_s_name(tmp_path: Path) -> None:
+    rows = lines("id,phase", *(f"{n},{('new', 'full')[n % 2]} moon" for n in range(8)))
+    root = tree(tmp_path, FLAT | {"labels.csv": rows})
+    assert set(found(root, labels=("labels.csv",))["train"].values()) == {"new moon", "full moon"}
+    assert not warnings(root, labels=("labels.csv",))
+
+
+def test_split_column_without_header(tmp_path: Path) -> None:
+    rows = lines(*(f"{n}.jpg,{AB[n % 2]},{('train', 'test')[n // 4]}" for n in range(8)))
+    root = tree(tmp_path, FLAT | {"labels.csv": rows})
+    names = list(FLAT)
+    assert found(root, labels=("labels.csv",)) == {
+        split: {name: FLAT_ANSWER[name] for name in part} for split, part in (("train", names[:4]), ("test", names[4:]))
+    }
 
 
 @pytest.mark.parametrize(

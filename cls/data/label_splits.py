@@ -5,16 +5,20 @@ from collections import Counter
 from collections.abc import Collection
 
 from cls.data.label_table import Table, is_missing, listed, plain_name, printable
-from cls.data.names import splits_in
+from cls.data.names import split_name, splits_in, words
+from cls.data.part import SPLITS
 
 SURE_NAMES = ("split", "splits", "data_split", "split_name", "train_test_split", "train_val_test", "partition", "usage")
 """Of columns that always say a split."""
-SPLIT_NAMES = (*SURE_NAMES, "set", "subset", "image_set", "phase", "stage", "mode", "dataset", "data_set", "fold",
-               "folds")  # fmt: skip
-"""Of columns that say a split where any of their cells does."""
-FLAGS = {"is_train": "train", "is_training": "train", "is_training_image": "train", "is_valid": "val", "is_val": "val",
-         "is_validation": "val", "is_test": "test", "is_testing": "test"}  # fmt: skip
-"""Columns of yes and no."""
+SPLIT_WORDS = {"split", "splits", "partition", "usage", "set", "subset", "dataset", "phase", "stage", "mode", "fold",
+               "folds", "kfold"}  # fmt: skip
+"""In the names of columns that say a split where any of their cells does."""
+NOTED = (*SURE_NAMES, "set", "subset", "phase", "dataset", "data_set", "fold", "folds", "kfold")
+"""Of columns that are noted where no cell says a split."""
+FLAG = re.compile(r"(?:is|in)_([a-z]+?)(?:_?(?:set|image|img|data|sample))?")
+"""Names of columns of yes and no."""
+MOST = 50
+"""Values of a column with another name that are looked at for splits."""
 YES, NO = ("1", "1.0", "true", "yes", "y", "t"), ("0", "0.0", "false", "no", "n", "f")
 DO = (
     "write train, val or test into each of its rows, or name one file for each split: --data.labels train=FILE "
@@ -32,24 +36,44 @@ def split_columns(table: Table, others: Collection[str] = (), known: str = "") -
     return [
         column
         for column, name in enumerate(table.names)
-        if table.headed and name.lower() not in taken and _says_splits(table, column, known)
+        if name.lower() not in taken and _says_splits(table, column, known)
     ]
 
 
 def _says_splits(table: Table, column: int, known: str) -> bool:
-    name = plain_name(table.names[column])
-    cells = {cell for cell in table.columns[column] if not is_missing(cell)}
-    if name in FLAGS or name not in SPLIT_NAMES:
-        return name in FLAGS and bool(cells)
-    return any(map(splits_in, cells)) or (bool(cells) and name in SURE_NAMES and not known)
+    name, cells = table.names[column], {cell for cell in table.columns[column] if not is_missing(cell)}
+    if _flag(table, column):
+        return bool(cells)
+    if _is_named(table, column) and any(map(splits_in, cells)):
+        return True
+    if table.headed and plain_name(name) in SURE_NAMES and cells and not known:
+        return True
+    said = {split_name(cell) for cell in cells} if len(cells) <= MOST else {""}
+    return len(said) > 1 and "" not in said  # whatever the column is called
+
+
+def _flag(table: Table, column: int) -> str:
+    """The split of the rows with yes in a column."""
+    found = FLAG.fullmatch(plain_name(table.names[column])) if table.headed else None
+    return SPLITS.get(found[1], "") if found else ""
+
+
+def _is_named(table: Table, column: int) -> bool:
+    name = table.names[column]
+    return table.headed and (not SPLIT_WORDS.isdisjoint(words(name.lower())) or len(splits_in(name)) > 1)
+
+
+def is_named(table: Table, columns: Collection[int]) -> bool:
+    """Whether one of these columns is called as those of splits are, which no first row of data is."""
+    return any(_is_named(table, column) or _flag(table, column) for column in columns)
 
 
 def unused_columns(table: Table, used: Collection[int]) -> list[int]:
     """Columns with a split column's name whose cells say no split: numbers of folds, say."""
     return [
         column
-        for column, name in enumerate(table.names)
-        if table.headed and column not in used and plain_name(name) in SPLIT_NAMES
+        for column in range(len(table.names))
+        if table.headed and column not in used and plain_name(table.names[column]) in NOTED
         and not all(map(is_missing, table.columns[column]))
     ]  # fmt: skip
 
@@ -57,14 +81,14 @@ def unused_columns(table: Table, used: Collection[int]) -> list[int]:
 def is_fold(table: Table, column: int) -> bool:
     """Whether a column holds numbers of folds, which are no classes."""
     known = [cell for cell in table.columns[column] if not is_missing(cell)]
-    return plain_name(table.names[column]) in ("fold", "folds") and all(
+    return plain_name(table.names[column]) in ("fold", "folds", "kfold") and all(
         re.fullmatch(r"-?\d+(\.0*)?", cell) for cell in known
     )
 
 
 def split_values(table: Table, columns: Collection[int]) -> list[str]:
     """The split of each row by these columns; ValueError with counts for cells that say none or several."""
-    flags = [column for column in columns if plain_name(table.names[column]) in FLAGS]
+    flags = [column for column in columns if _flag(table, column)]
     found = {column: _of_words(table, column) for column in columns if column not in flags}
     if flags:
         found[flags[0]] = _of_flags(table, flags)
@@ -97,7 +121,7 @@ def _check_clear(table: Table, column: int, unclear: list[str], what: str) -> No
 
 def _of_flags(table: Table, columns: list[int]) -> list[str]:
     """By columns of yes and no; a row with no in all of them is of train or, where that has a column, of the rest."""
-    named = {column: FLAGS[plain_name(table.names[column])] for column in columns}
+    named = {column: _flag(table, column) for column in columns}
     for column in columns:
         cells = table.columns[column]
         _check_clear(table, column, [cell for cell in cells if cell.lower() not in (*YES, *NO)], "neither yes nor no")

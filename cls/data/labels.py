@@ -18,7 +18,7 @@ from cls.data import tables
 from cls.data.folder import Listing, files, natural, scan
 from cls.data.label_files import LabelFile, class_folder, find_file, folder_splits, without_marked
 from cls.data.label_ids import ID_NAMES, ImageNames, Matched, looks_like_id, match
-from cls.data.label_splits import split_columns, split_values, unused_columns
+from cls.data.label_splits import is_named, split_columns, split_values, unused_columns
 from cls.data.label_table import Table, listed, read_table
 from cls.data.label_values import Values, class_values, column_named, has_column, has_usual_names
 from cls.data.layout import Tree
@@ -141,7 +141,7 @@ def read_file(
     """
     table, file, matched = _match_table(root, names, splits, file, data)
     values = _values(table, matched.column, data.label_column, file.split)
-    by_row = _row_splits(table, matched.column, file, data, notes)
+    by_row = _row_splits(table, matched.column, values.what, file, data, notes)
     how = f"{file.name}: ids in column {table.names[matched.column]}, labels: {values.what or 'none'}"
     found, missing = [], []
     for place, rows in enumerate(matched.images):
@@ -168,7 +168,7 @@ def read_file(
     return found
 
 
-def _row_splits(table: Table, ids: int, file: LabelFile, data: config.Data, notes: list[str]) -> list[str]:
+def _row_splits(table: Table, ids: int, labels: str, file: LabelFile, data: config.Data, notes: list[str]) -> list[str]:
     """The split of each row by the file's columns; empty where they say none or the file is for one split."""
     used = split_columns(table, (data.id_column, data.label_column, table.names[ids]), file.split)
     if file.split and used:
@@ -176,7 +176,7 @@ def _row_splits(table: Table, ids: int, file: LabelFile, data: config.Data, note
         notes.append(f"{file.name}: all rows are {file.split}, as data.labels says: column {names} is not used")
     for column in unused_columns(table, used):
         name = table.names[column]
-        if column != ids and name.lower() != data.label_column.lower():
+        if column != ids and labels != f"column {name}":
             cells = listed(sorted(set(table.columns[column]), key=natural)[:3])
             text = (
                 f"{file.name}: column {name} ({cells}, ...) says no split: not used as one; for a split of your own: "
@@ -195,7 +195,11 @@ def _match_table(
     by_row = split_columns(headed, wanted, file.split)
     if not file.asked and by_row:
         file = replace(file, split="")
-    if by_row or any(has_column(headed, name) or not name.isdigit() for name in wanted) or has_usual_names(headed):
+    if (
+        is_named(headed, by_row)
+        or any(has_column(headed, name) or not name.isdigit() for name in wanted)
+        or has_usual_names(headed)
+    ):
         table = headed
     column = column_named(table, data.id_column, "id-column") if data.id_column else None
     matched = _matched(root, names, splits, file, table, column)
