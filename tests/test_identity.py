@@ -182,6 +182,57 @@ def test_a_run_s_own_data_that_has_changed_is_rejected(tmp_path: Path, case: str
     assert report_run(str(out), "", 0, False, "cpu", 0, Stop())  # a page without pictures
 
 
+def rows_of(*names: str) -> str:
+    rows = (f"{name},{('ant', 'bee')[number % 2]}\n" for number, name in enumerate(names))
+    return "id,my label\n" + "".join(rows)
+
+
+TEN = [f"{n}" for n in range(10)]
+LABELLED: dict[str, tuple[list[str], dict[str, str], dict[str, Any], str]] = {  # images, files, options, what is scored
+    "one file": (
+        [f"images/{n}.jpg" for n in TEN], {"my labels.csv": rows_of(*TEN)},
+        {"labels": ("my labels.csv",), "label_column": "my label", "id_column": "id", "val_fraction": 0.4},
+        "'{0}' --data.labels 'my labels.csv' --data.label-column 'my label' --data.id-column id",
+    ),
+    "a file for each split": (
+        [f"images/{n}.jpg" for n in TEN], {"train.csv": rows_of(*TEN[:6]), "two.csv": rows_of(*TEN[6:])},
+        {"labels": ("train.csv", "val=two.csv")}, "'{0}' --data.labels val=two.csv",
+    ),
+    "a test beside it": (
+        [f"train/{n}.jpg" for n in TEN] + ["test/1.jpg"], {"train.csv": rows_of(*TEN)},
+        {"labels": ("train.csv",), "val_fraction": 0.4}, "'{0}/train' --data.labels '{0}/train.csv'",
+    ),
+    "the file of val": (
+        [f"train/{name}/{n}.jpg" for n in TEN for name in ("ant", "bee")] + [f"val/images/{n}.jpg" for n in TEN],
+        {"val/val.csv": rows_of(*TEN)}, {"labels": ("val/val.csv",)}, "'{0}/val' --data.labels '{0}/val/val.csv'",
+    ),
+    "names": (
+        [f"{name}_{n}.jpg" for n in TEN for name in ("ant", "bee")], {},
+        {"label_pattern": r"(.+)_\d+", "val_fraction": 0.4}, r"'{0}' --data.label-pattern '(.+)_\d+'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LABELLED)
+def test_the_command_after_drift_has_the_run_s_label_options(tmp_path: Path, case: str) -> None:
+    """It failed at once: the images lie in no class folders."""
+    names, files, options, words = LABELLED[case]
+    root = tmp_path / "my set"
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(picture(number))
+    for name, text in files.items():
+        (root / name).write_text(text)
+    out = begun(tmp_path / "run", root, **options)
+    for number, name in enumerate(names):
+        (root / name).write_bytes(picture(number + 40))
+    with pytest.raises(ValueError, match="validation images have other contents") as caught:
+        evaluated(out)
+    assert str(caught.value).endswith(f": cls evaluate {out} {words.format(root)}")
+    command = _command("evaluate", [*typed(str(caught.value))[1:], "--device", "cpu", "--workers", "0"])
+    assert command.do(Stop())["accuracy"] >= 0
+
+
 def test_what_does_not_touch_the_validation_images_is_no_drift_for_them(tmp_path: Path) -> None:
     """Labels go by name: a class more in train/ moves the numbers of the others."""
     root = photos(tmp_path / "photos")

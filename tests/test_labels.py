@@ -395,6 +395,181 @@ def test_absolute_and_working_directory(tmp_path: Path, monkeypatch: pytest.Monk
     assert found(root, labels=("train=all.csv",)) == TRAIN_TEST
 
 
+# What says the splits of an image and of a file
+
+
+@pytest.mark.parametrize("folders", [("test_tube", "beaker"), ("site_test", "site_b"), ("valid_ids", "lab")])
+def test_a_split_word_in_a_folder_of_another_thing(tmp_path: Path, folders: tuple[str, str]) -> None:
+    files = images(f"{folders[0]}/{{}}.jpg", *range(4)) | images(f"{folders[1]}/{{}}.jpg", *range(4, 8))
+    root = tree(tmp_path, files | {"labels.csv": lines("id,label", *(f"{n},{AB[n % 2]}" for n in range(8)))})
+    assert found(root, labels=("labels.csv",)) == {"train": {name: AB[n % 2] for n, name in enumerate(files)}}
+    assert found(root, label_pattern=r"(\d)").keys() == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [("test_results", "train"), ("test", "test"), ("val_annotations", "val"), ("labels/validation", "val")],
+)
+def test_the_folder_of_a_label_file(tmp_path: Path, folder: str, split: str) -> None:
+    rows = lines("id,label", *(f"{n},{AB[n % 2]}" for n in range(8)))
+    root = tree(tmp_path, FLAT | {f"{folder}/labels.csv": rows})
+    assert found(root, labels=(f"{folder}/labels.csv",)) == {split: FLAT_ANSWER}
+
+
+def test_folders_of_one_family_are_splits(tmp_path: Path) -> None:
+    root = tree(tmp_path, KAGGLE | images("seg_train/a/{}.jpg", 1) | images("seg_test/{}.jpg", 2)
+                | {"labels.csv": lines("id,label", *(f"{n:02},{AB[n % 2]}" for n in range(6)))})  # fmt: skip
+    assert found(root, labels=("labels.csv",))["test"].keys() == {"test/07.jpg", "test/08.jpg", "seg_test/2.jpg"}
+
+
+# Masks and the like are no images of a class
+
+MASKS = images("images/{}.jpg", *range(8)) | images("masks/{}.png", *range(8))
+TRIMAPS = {f"annotations/trimaps/{name}_{n}.png": "" for name in ("great_pyrenees", "Abyssinian") for n in (1, 12, 103)}
+
+
+def test_trimaps_are_left_out_of_the_pattern(tmp_path: Path) -> None:
+    root = tree(tmp_path, PETS | TRIMAPS)
+    assert r"--data.label-pattern '(.+)_\d+'" in label_hint(root, folder.scan(root))
+    options = {"label_pattern": r"(.+)_\d+"}
+    assert found(root, **options) == {"train": PETS_ANSWER}
+    text = "6 images in folders of masks or annotations left out, e.g. annotations/trimaps/Abyssinian_1.png"
+    assert warnings(root, **options) == f"{root}: {text}"
+    alone = {name.removeprefix("annotations/trimaps/"): name[20:].rpartition("_")[0] for name in TRIMAPS}
+    assert found(root / "annotations/trimaps", **options) == {"train": alone}
+
+
+@pytest.mark.parametrize("ids", ["{}", "{}.jpg", "images/{}.jpg"])
+@pytest.mark.parametrize("name", ["train.csv", "labels.csv"])
+def test_masks_are_left_out_of_label_files(tmp_path: Path, ids: str, name: str) -> None:
+    root = tree(tmp_path, MASKS | {name: lines("id,label", *(f"{ids.format(n)},{AB[n % 2]}" for n in range(8)))})
+    assert found(root, labels=(name,)) == {"train": FLAT_ANSWER}
+    assert "8 images in folders of masks or annotations left out, e.g. masks/0.png" in warnings(root, labels=(name,))
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} looks like labels of 8 of the 8 images: add --data"):
+        load(config.Data(path=str(root)), seed=0)
+
+
+def test_images_of_their_own_in_a_folder_of_labels_are_kept(tmp_path: Path) -> None:
+    files = images("images/{}.jpg", *range(4)) | images("labels/{}.jpg", *range(4, 8))
+    root = tree(tmp_path, files | {"train.csv": lines("id,label", *(f"{n},{AB[n % 2]}" for n in range(8)))})
+    assert len(found(root, **CSV)["train"]) == 8 and not warnings(root, **CSV)
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train=train.csv", "all.csv"])
+def test_the_advice_for_unclear_ids_works(tmp_path: Path, name: str) -> None:
+    """It is not what was typed."""
+    files = images("one/{}.jpg", *range(4)) | images("two/{}.jpg", *range(4))
+    rows = lines("id,label", *(f"{n},{AB[n % 2]}" for n in range(4)))
+    root = tree(tmp_path / "my set", files | {"train.csv": rows, "all.csv": rows})
+    with pytest.raises(ValueError, match="write folders and endings into the ids, or name the images' folder") as error:
+        found(root, labels=(name,))
+    run = parse_run(["best", *shlex.split("--data.path" + str(error.value).rpartition("--data.path")[2])])
+    assert run.data.path == str(root / "one")
+    assert found(root / "one", labels=run.data.labels) == {"train": {f"{n}.jpg": AB[n % 2] for n in range(4)}}
+
+
+# What says the splits of a file's rows
+
+SPLIT_COLUMNS = {  # the column's name, its cells, and the splits they mean
+    "FER2013": ("Usage", ["Training", "PublicTest", "PrivateTest"], ["train", "test", "test"]),
+    "sets": ("set", ["train_set", "val_set", "test_set"], ["train", "val", "test"]),
+    "is_train, yes and no": ("is_train", ["yes", "no", "yes"], ["train", "test", "train"]),
+    "is_train, truth": ("is_train", ["True", "False", "True"], ["train", "test", "train"]),
+    "is_test": ("is_test", ["0", "1", "0"], ["train", "test", "train"]),
+    "is_validation": ("isValidation", ["no", "yes", "no"], ["train", "val", "train"]),
+    "two flags": ("is_test,is_valid", ["0,0", "1,0", "0,1"], ["train", "test", "val"]),
+    "two flags with train": ("is_train,is_valid", ["1,0", "0,1", "0,0"], ["train", "val", "test"]),
+    "both words": ("train/test", ["train", "test", "train"], ["train", "test", "train"]),
+    "a longer name": ("train_val_split", ["train", "val", "test"], ["train", "val", "test"]),
+    "images": ("is_training_img", ["1", "0", "1"], ["train", "test", "train"]),
+    "another name": ("which", ["train", "test", "train"], ["train", "test", "train"]),
+    "folds": ("fold", ["0", "1", "2"], ["train", "train", "train"]),
+    "another set": ("dataset", ["vienna", "rosendahl", "vienna"], ["train", "train", "train"]),
+}
+
+
+def splits_file(name: str, cells: list[str]) -> Files:
+    return FLAT | {"labels.csv": lines(f"id,label,{name}", *(f"{n},{AB[n % 2]},{cells[n % 3]}" for n in range(8)))}
+
+
+@pytest.mark.parametrize("case", SPLIT_COLUMNS)
+def test_split_columns(tmp_path: Path, case: str) -> None:
+    name, cells, splits = SPLIT_COLUMNS[case]
+    root = tree(tmp_path, splits_file(name, cells))
+    options = {"labels": ("labels.csv",), "label_column": "label"}
+    given = {image: split for split, part in found(root, **options).items() for image in part}
+    assert given == {f"images/{n}.jpg": splits[n % 3] for n in range(8)}
+    unused = f"column {name} ({', '.join(sorted(set(cells)))}, ...) says no split: not used"
+    assert (unused in warnings(root, **options)) == (case in ("folds", "another set"))
+    asked = {**options, "labels": ("val=labels.csv",)}
+    assert found(root, **asked).keys() == {"val"}
+    assert ("all rows are val, as data.labels says" in warnings(root, **asked)) != (case in ("folds", "another set"))
+
+
+def test_a_class_column_with_a_split_column_s_name(tmp_path: Path) -> None:
+    rows = lines("id,phase", *(f"{n},{('new', 'full')[n % 2]} moon" for n in range(8)))
+    root = tree(tmp_path, FLAT | {"labels.csv": rows})
+    assert set(found(root, labels=("labels.csv",))["train"].values()) == {"new moon", "full moon"}
+    assert not warnings(root, labels=("labels.csv",))
+
+
+def test_split_column_without_header(tmp_path: Path) -> None:
+    rows = lines(*(f"{n}.jpg,{AB[n % 2]},{('train', 'test')[n // 4]}" for n in range(8)))
+    root = tree(tmp_path, FLAT | {"labels.csv": rows})
+    names = list(FLAT)
+    assert found(root, labels=("labels.csv",)) == {
+        split: {name: FLAT_ANSWER[name] for name in part} for split, part in (("train", names[:4]), ("test", names[4:]))
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "counts"),
+    [
+        ("split", ["trainval", "test", "test"], r"3 of 8 rows .* in column split: trainval \(3\); write train, val or"),
+        ("Usage", ["Train", "Public", "Private"], r"5 of 8 rows .* Public \(3\), Private \(2\); .*train=FILE"),
+        ("split", ["training", "evaluation", "training"], r"evaluation \(3\)"),
+        ("split", ["train", "query", "val"], r"query \(3\)"),
+        ("split", ["train", "", "train"], r"empty \(3\)"),
+        ("fold", ["train", "unknown", "test"], r"unknown \(3\)"),
+        ("partition", ["0", "1", "2"], r"8 of 8 rows .* 0 \(3\), 1 \(3\), 2 \(2\)"),
+        ("is_train", ["yes", "", "maybe"], r"5 of 8 rows .* neither yes nor no .*: empty \(3\), maybe \(2\)"),
+        ("is_test,is_valid", ["1,1", "0,0", "0,0"], r"3 rows .* several, in columns is_test, is_valid, e\.g\. line 2"),
+        ("split,set", ["train,train", "val,test", "train,train"], "say different splits in 3 rows, e.g. line 3"),
+    ],
+)
+def test_unclear_split_columns(tmp_path: Path, name: str, cells: list[str], counts: str) -> None:
+    root = tree(tmp_path, splits_file(name, cells))
+    with pytest.raises(ValueError, match=rf"^data\.labels: .*{counts}"):
+        found(root, labels=("labels.csv",), label_column="label")
+
+
+@pytest.mark.parametrize(("labels", "known"), [("a,-1", "a"), ("-1,b", "b"), ("-1,-1", None), ("-1.0,b", "b")])
+def test_minus_one_in_a_test_file_is_no_class(tmp_path: Path, labels: str, known: str | None) -> None:
+    one, two = labels.split(",")
+    files = kaggle(lambda n: f"{n:02},{('a', 'b', '3')[n % 3]}")
+    root = tree(tmp_path, files | {"test.csv": lines("id,label", f"07,{one}", f"08,{two}")})
+    options = {"labels": ("train.csv", "test.csv")}
+    assert set(found(root, **options)["test"].values()) == {known, None}
+    count = labels.count("-1")
+    assert f"test.csv: {count} of 2 rows have -1 in column label: no label known" in warnings(root, **options)
+    assert load(config.Data(path=str(root), val_fraction=0.3, **options), seed=0).classes == ("3", "a", "b")
+    (root / "train.csv").write_text(lines("id,label", *(f"{n:02},{('cat', 'b', '-1')[n % 3]}" for n in range(6))))
+    with pytest.raises(ValueError, match=r"2 rows of train\.csv have no label, e\.g\. line 4"):
+        found(root, **options)
+
+
+def test_a_label_file_that_is_not_in_the_copy(tmp_path: Path) -> None:
+    """It lay above data.path, which has moved since."""
+    root = tree(tmp_path / "copy", images("{}.jpg", *range(4)))
+    data = config.Data(path=str(tmp_path / "set/train"), copy=str(tmp_path / "cp"), labels=("../train.csv",))
+    message = r"no file \.\./train\.csv in .*/copy; data\.copy .*/set/train .* absolute path, or one inside the copy$"
+    with pytest.raises(ValueError, match=message):
+        read_labels(root, folder.scan(root), data)
+    tree(tmp_path, {"moved.csv": lines("id,label", *(f"{n},{AB[n % 2]}" for n in range(4)))})
+    again = config.Data(path=data.path, copy=data.copy, labels=(str(tmp_path / "moved.csv"),))
+    assert len(read_labels(root, folder.scan(root), again).parts["train"]) == 4
+
+
 # What is left out, doubled or missing is counted and named
 
 
@@ -767,6 +942,27 @@ def test_no_hint_where_nothing_helps(tmp_path: Path) -> None:
         load(config.Data(path=str(root)), seed=0)
     single = tree(tmp_path / "single", {f"photo-{n}.jpg": "" for n in range(4)})
     assert label_hint(single, folder.scan(single)) == ""
+
+
+LONG = "0.1," * 60_000
+
+
+@pytest.mark.parametrize("text", [LONG, "x" * 200_000, f"{LONG};{'y' * 200_000}\n", f'0,"{LONG}', "a,b\0\n"])
+def test_no_file_beside_the_images_stops_the_hint(tmp_path: Path, text: str) -> None:
+    """Embeddings and masks are no labels, and the file that is one is still found."""
+    root = tree(tmp_path, kaggle(lambda n: f"{n},{AB[n % 2]}") | {"embedding.txt": text, "a.csv": text})
+    with pytest.raises(ValueError, match=r"^data\.path: .*add --data\.labels train\.csv$"):
+        load(config.Data(path=str(root)), seed=0)
+
+
+def test_long_fields_are_read(tmp_path: Path) -> None:
+    mask = "1 2 " * 50_000
+    files = kaggle(lambda n: f'{n:02}.jpg,{AB[n % 2]},"{mask}{n}"', "id,label,EncodedPixels")
+    limit = csv.field_size_limit()
+    assert found(tree(tmp_path, files), **CSV) == TRAIN_TEST and csv.field_size_limit() == limit
+    (tmp_path / "train.csv").write_text("id,label\n0," + "x" * 100_000_001)
+    with pytest.raises(ValueError, match=r"train\.csv, line 2: field larger than field limit \(100000000\)$"):
+        found(tmp_path, **CSV)
 
 
 # Real commands

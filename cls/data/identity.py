@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset, Value
 
-from cls.config import Run
+from cls.config import Data, Run
 from cls.data.access import Stream, column, fingerprint, image_sizes, images_of
 from cls.data.footers import footers
+from cls.data.label_options import evaluate_options
 from cls.data.ledger import broken_ids, id_sum
 from cls.data.names import splits_in
 from cls.data.sources import Splits, labels_of, load
@@ -197,7 +198,7 @@ def run_data(out: Path, name: str, run: Run, classes: Sequence[str], which: Sequ
     text = _other_names(classes, splits.classes) if any(unknown.values()) else ""
     command = elsewhere
     if not text:
-        command = f"{shlex.join(['cls', 'evaluate', name])} {_place(splits, data.path)}"
+        command = f"{shlex.join(['cls', 'evaluate', name])} {_place(splits, data, classes)}"
         splits = numbered_as(splits, classes)
         if not (out / "data.json").exists():
             log.warning(
@@ -244,9 +245,11 @@ def _unknown(rows: Dataset | Stream, names: Sequence[str], classes: Sequence[str
     return [names[label] for label in np.unique(labels[labels >= 0]) if names[label] not in known]
 
 
-def _place(splits: Splits, path: str) -> str:
+def _place(splits: Splits, data: Data, classes: Sequence[str]) -> str:
     """What to name for the validation images that are there now, or all images where they are no split; quoted."""
-    names = images_of(splits.val)
+    names, path = images_of(splits.val), data.path
+    if data.own_labels:
+        return evaluate_options(data, names.name(0), classes)
     top, own = names.name(0).partition("/")[0], splits.files.get("val", ())
     if own:
         return shlex.quote(own[0]) if len(own) == 1 else "FOLDER"

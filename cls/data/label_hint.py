@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from cls.config import Data
 from cls.data.folder import Listing, natural, scan
-from cls.data.label_files import candidates, find_file, folder_split
+from cls.data.label_files import candidates, find_file, folder_splits, without_marked
 from cls.data.label_table import FILES
 from cls.data.label_values import UnclearColumnError
 from cls.data.labels import read_file, read_labels
@@ -42,8 +42,9 @@ def label_hint(root: Path, listing: Listing, classes: Collection[str] = ()) -> s
     """
     if not listing.images:
         return ""
-    splits = [folder_split(name) for name in listing.images]
-    return _files_hint(root, listing, splits, classes) or _pattern_hint(root, listing, splits, classes)
+    clear, plain = without_marked(listing, same=True)[0], without_marked(listing, same=False)[0]
+    splits = folder_splits(root, clear.images)
+    return _files_hint(root, clear, splits, classes) or _pattern_hint(root, plain, classes)
 
 
 def _files_hint(root: Path, listing: Listing, splits: list[str], classes: Collection[str]) -> str:
@@ -120,8 +121,9 @@ def _labelled(root: Path, listing: Listing, data: Data, classes: Collection[str]
     return sum(len(part) - part.unlabelled for part in parts.values())
 
 
-def _pattern_hint(root: Path, listing: Listing, splits: list[str], classes: Collection[str]) -> str:
+def _pattern_hint(root: Path, listing: Listing, classes: Collection[str]) -> str:
     """A pattern for names such as great_pyrenees_12.jpg; classes of one image are numbers, not classes."""
+    splits = folder_splits(root, listing.images)
     names = [name for name, split in zip(listing.images, splits, strict=True) if split != "test"] or listing.images
     for pattern in PATTERNS:
         found = [re.match(pattern, name.rpartition("/")[2]) for name in names]

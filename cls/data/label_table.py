@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 FILES = (".csv", ".tsv", ".txt", ".json", ".jsonl")
 """Endings of the files that are looked at for labels."""
 MISSING = ("", "nan", "<na>")  # as pandas writes what is not there; "none" and "NA" may be classes
+LONGEST = 100_000_000
+"""Characters in one field, enough for the mask of an image."""
 MAGIC = {
     b"PK\x03\x04": "is an Excel or zip file: save the table as CSV",
     b"\xd0\xcf\x11\xe0": "is an old Excel file: save the table as CSV",
@@ -93,16 +97,32 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:30]) + (f" and {len(names) - 30} more" if len(names) > 30 else "")
 
 
+def plain_name(name: str) -> str:
+    """A column's name in small letters, with "_" between its words."""
+    return re.sub(r"[^a-z]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()).strip("_")
+
+
 def is_missing(cell: str) -> bool:
     return cell.lower() in MISSING
 
 
 def _rows(text: str, name: str) -> tuple[list[list[str]], list[int]]:
     """Fields by line; lines without any are left out."""
-    delimiter = _delimiter(text)
-    numbered = _csv(text, delimiter, name) if delimiter else _words(text)
-    kept = [(row, line) for row, line in numbered if any(cell.strip() for cell in row)]
+    with _long_fields():
+        delimiter = _delimiter(text)
+        numbered = _csv(text, delimiter, name) if delimiter else _words(text)
+        kept = [(row, line) for row, line in numbered if any(cell.strip() for cell in row)]
     return [row for row, _ in kept], [line for _, line in kept]
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Fields of LONGEST characters, such as masks; the limit of Python's csv, 131,072, is back after it."""
+    before = csv.field_size_limit(LONGEST)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _csv(text: str, delimiter: str, name: str) -> Iterator[tuple[list[str], int]]:
@@ -113,7 +133,8 @@ def _csv(text: str, delimiter: str, name: str) -> Iterator[tuple[list[str], int]
             yield row, start
             start = reader.line_num + 1
     except csv.Error as error:
-        raise ValueError(f"data.labels: {name}, line {start}: {error}; is a quote not closed?") from None
+        open_quote = "" if "limit" in str(error) else "; is a quote not closed?"
+        raise ValueError(f"data.labels: {name}, line {start}: {error}{open_quote}") from None
 
 
 def _words(text: str) -> Iterator[tuple[list[str], int]]:
@@ -133,12 +154,20 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 def _delimiter(text: str) -> str:
     """Tab, comma or semicolon; "" for lists of words."""
     sample = [line for _, line in zip(range(50), (line for _, line in _lines(text) if line), strict=False)]
-    counts = {mark: {len(row) for row in csv.reader(sample, delimiter=mark, skipinitialspace=True)} for mark in "\t,;"}
+    counts = {mark: _widths(sample, mark) for mark in "\t,;"}
     even = [mark for mark in counts if len(counts[mark]) == 1 and max(counts[mark]) > 1]
     if even:
         return max(even, key=lambda mark: (mark == "\t", sample[0].count(mark)))
     found = [mark for mark in counts if sample and mark in sample[0]]
     return found[0] if found else ""
+
+
+def _widths(sample: Sequence[str], delimiter: str) -> set[int]:
+    """Fields in each line; none where the lines are no table."""
+    try:
+        return {len(row) for row in csv.reader(sample, delimiter=delimiter, skipinitialspace=True)}
+    except csv.Error:
+        return set()
 
 
 def _json(text: str, name: str, whole: bool) -> tuple[list[dict[str, Any]], list[int]]:

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cls.data.label_ids import ID_NAMES
-from cls.data.label_table import Table, is_missing, listed
-from cls.data.part import SPLITS
+from cls.data.label_splits import is_fold, split_columns
+from cls.data.label_table import Table, is_missing, listed, plain_name
 
 LABEL_NAMES = ("label", "labels", "class", "classes", "class_name", "classname", "label_name", "category",
                "category_name", "target", "species", "breed", "diagnosis", "dx", "cls", "fine_label", "y", "class_id",
                "label_id", "category_id", "prediction_string")  # fmt: skip
-SPLIT_NAMES = ("split", "set", "subset", "partition", "phase", "usage", "dataset", "data_set", "data_split", "fold")
-VALIDATION_NAMES = ("is_valid", "is_val", "is_validation")
 BOXES = re.compile(r"(\w+)(\s+-?\d+(\.\d+)?){4}(\s+\1(\s+-?\d+(\.\d+)?){4})*\s*")
 """A class and a box, once or several times, as ImageNet's PredictionString."""
 YES, NO = ("1", "1.0", "true"), ("0", "0.0", "false")
@@ -26,6 +24,8 @@ class Values:
     what: str
     """Where they come from, for messages; "" where the table holds none."""
     classes: list[str] = field(default_factory=list)
+    negative: int = 0
+    """Rows whose cell is a number below 0, which is missing, too."""
 
 
 class UnclearColumnError(ValueError):
@@ -42,7 +42,7 @@ def has_column(table: Table, wanted: str) -> bool:
 
 def has_usual_names(table: Table) -> bool:
     """Whether columns are called as ids and labels usually are, which no first row of data is."""
-    names = set(map(_plain, table.names))
+    names = set(map(plain_name, table.names))
     return not names.isdisjoint(ID_NAMES) and not names.isdisjoint(LABEL_NAMES)
 
 
@@ -57,17 +57,6 @@ def column_named(table: Table, wanted: str, option: str) -> int:
     raise ValueError(f"--data.{option} {wanted}: {table.name} has no such column; it has {listed(table.names)}{about}")
 
 
-def split_values(table: Table) -> tuple[int, list[str]] | None:
-    """A column that says which split each row belongs to, and those splits ("" where it says nothing)."""
-    for column, name in enumerate(table.names):
-        known = {cell.lower() for cell in table.columns[column] if not is_missing(cell)}
-        if table.headed and _plain(name) in SPLIT_NAMES and known and known <= set(SPLITS):
-            return column, [SPLITS.get(cell.lower(), "") for cell in table.columns[column]]
-        if table.headed and _plain(name) in VALIDATION_NAMES and known and known <= {*YES, *NO}:
-            return column, ["val" if cell.lower() in YES else "train" for cell in table.columns[column]]
-    return None
-
-
 def class_values(table: Table, ids: int, wanted: str) -> Values:
     """The classes of a table whose ids are in column ``ids``.
 
@@ -76,9 +65,9 @@ def class_values(table: Table, ids: int, wanted: str) -> Values:
     """
     if wanted:
         return _of_column(table, column_named(table, wanted, "label-column"))
-    split = split_values(table)
-    others = [column for column in range(len(table.columns)) if column not in (ids, split[0] if split else ids)]
-    named = {_plain(table.names[column]): column for column in reversed(others)} if table.headed else {}
+    no_class = {ids, *split_columns(table)}
+    others = [column for column in range(len(table.columns)) if column not in no_class and not is_fold(table, column)]
+    named = {plain_name(table.names[column]): column for column in reversed(others)} if table.headed else {}
     for name in LABEL_NAMES:
         if name in named:
             return _of_column(table, named[name])
@@ -108,7 +97,6 @@ def _only_column(table: Table, others: list[int]) -> Values | None:
 
 def _of_column(table: Table, column: int) -> Values:
     name, cells = table.names[column], ["" if is_missing(cell) else cell for cell in table.columns[column]]
-    what = f"column {name}"
     given = [(cell, line) for cell, line in zip(cells, table.lines, strict=True) if cell]
     for cell, line in given:
         if "|" in cell or (cell[0] == "[" and cell[-1] == "]") or cell[0] == "{":
@@ -120,14 +108,17 @@ def _of_column(table: Table, column: int) -> Values:
         return Values(what=f"first word of column {name}", classes=[cell.split()[0] if cell else "" for cell in cells])
     if all(re.fullmatch(r"-?\d+\.0*", cell) for cell, _ in given):  # as pandas writes integers beside missing ones
         cells = [cell.partition(".")[0] for cell in cells]
+    negative = r"-1(\.0*)?"  # -1: unknown, as in other tables
     if given and all(re.fullmatch(r"-?\d+", cell) for cell in cells if cell):
-        cells = ["" if cell.startswith("-") else cell for cell in cells]  # -1: unknown, as in other tables
+        negative = r"-\d+"
     elif given and all(_is_number(cell) for cell, _ in given):
         raise ValueError(
             f"data.labels: column {name} of {table.name} holds numbers such as {given[0][0]}, no classes: name another "
             f"with --data.label-column, of {listed(table.names)}"
         )
-    return Values(what=what, classes=[cell if cell.isascii() else unicodedata.normalize("NFC", cell) for cell in cells])
+    known = ["" if cell.startswith("-") and re.fullmatch(negative, cell) else cell for cell in cells]
+    classes = [cell if cell.isascii() else unicodedata.normalize("NFC", cell) for cell in known]
+    return Values(what=f"column {name}", classes=classes, negative=known.count("") - cells.count(""))
 
 
 def _one_hot(table: Table, columns: list[int], alone: bool) -> Values | None:
@@ -168,7 +159,3 @@ def _is_binary(cells: list[str]) -> bool:
 
 def _is_number(cell: str) -> bool:
     return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", cell) is not None
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z]+", "_", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()).strip("_")

@@ -4,7 +4,9 @@ Nothing of this is kept between starts: each process walks the folder and reads 
 images, 2 s and for the moment 80 MB for 100,000 rows. `cls pack` makes a set of it that needs neither.
 """
 
+import os
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,12 +15,14 @@ from typing import NamedTuple
 
 from cls import config
 from cls.data import tables
-from cls.data.folder import Listing, files, scan
-from cls.data.label_files import LabelFile, find_file, folder_split
+from cls.data.folder import Listing, files, natural, scan
+from cls.data.label_files import LabelFile, class_folder, find_file, folder_splits, without_marked
 from cls.data.label_ids import ID_NAMES, ImageNames, Matched, looks_like_id, match
+from cls.data.label_splits import is_named, split_columns, split_values, unused_columns
 from cls.data.label_table import Table, listed, read_table
-from cls.data.label_values import Values, class_values, column_named, has_column, has_usual_names, split_values
-from cls.data.names import splits_in
+from cls.data.label_values import Values, class_values, column_named, has_column, has_usual_names
+from cls.data.layout import Tree
+from cls.data.names import path_option
 from cls.data.part import Part
 
 
@@ -52,8 +56,9 @@ def read_labels(root: Path, listing: Listing, data: config.Data) -> Labelled:
     """
     if not listing.images:
         raise ValueError(f"data.path: {root} holds no images, so data.labels and data.label_pattern have no use")
-    notes: list[str] = []
-    splits = [folder_split(name) for name in listing.images]
+    listing, text = without_marked(listing, same=not data.label_pattern)
+    notes = [f"{root}: {text}"] if text else []
+    splits = folder_splits(root, listing.images)
     if data.label_pattern:
         given = _by_pattern(root, listing.images, splits, data.label_pattern, notes)
     else:
@@ -113,9 +118,12 @@ def _by_files(
     rest = [row for row in range(len(splits)) if row not in given]
     _leave_out(root, [listing.images[row] for row in rest if splits[row] in ("", *covered - {"test"})],
                f"without a row in {', '.join(data.labels)}", notes)  # fmt: skip
+    tree = Tree(root, listing.images)
     others = {
         row: Given(
-            splits[row], None if splits[row] in covered else _class_folder(listing.images[row], splits[row]), "folders"
+            splits[row],
+            None if splits[row] in covered else class_folder(tree, listing.images[row], splits[row]),
+            "folders",
         )
         for row in rest
         if splits[row] == "test" or (splits[row] and splits[row] not in covered)
@@ -133,7 +141,7 @@ def read_file(
     """
     table, file, matched = _match_table(root, names, splits, file, data)
     values = _values(table, matched.column, data.label_column, file.split)
-    by_row = (split_values(table) or (0, []))[1] if not file.split else []
+    by_row = _row_splits(table, matched.column, values.what, file, data, notes)
     how = f"{file.name}: ids in column {table.names[matched.column]}, labels: {values.what or 'none'}"
     found, missing = [], []
     for place, rows in enumerate(matched.images):
@@ -148,6 +156,10 @@ def read_file(
             f"data.labels: {len(missing)} rows of {file.name} have no label, e.g. line {table.lines[missing[0]]} (id "
             f"{ids[missing[0]][:60]!r}, {values.what}): fill or remove them"
         )
+    if values.negative:
+        notes.append(
+            f"{file.name}: {values.negative:,} of {len(table):,} rows have -1 in {values.what}: no label known"
+        )
     nowhere = [place for place, rows in enumerate(matched.images) if not rows]
     if nowhere:
         example = f"line {table.lines[nowhere[0]]} ({ids[nowhere[0]][:60]!r})"
@@ -156,30 +168,65 @@ def read_file(
     return found
 
 
+def _row_splits(table: Table, ids: int, labels: str, file: LabelFile, data: config.Data, notes: list[str]) -> list[str]:
+    """The split of each row by the file's columns; empty where they say none or the file is for one split."""
+    used = split_columns(table, (data.id_column, data.label_column, table.names[ids]), file.split)
+    if file.split and used:
+        names = listed([table.names[column] for column in used])
+        notes.append(f"{file.name}: all rows are {file.split}, as data.labels says: column {names} is not used")
+    for column in unused_columns(table, used):
+        name = table.names[column]
+        if column != ids and labels != f"column {name}":
+            cells = listed(sorted(set(table.columns[column]), key=natural)[:3])
+            text = (
+                f"{file.name}: column {name} ({cells}, ...) says no split: not used as one; for a split of your own: "
+            )
+            notes.append(f"{text}--data.labels train=FILE val=FILE")
+    return split_values(table, used) if used and not file.split else []
+
+
 def _match_table(
     root: Path, names: Sequence[str], splits: Sequence[str], file: LabelFile, data: config.Data
 ) -> tuple[Table, LabelFile, Matched]:
     """The table with its header, if it has one; the file without a split where its rows have their own."""
     table = read_table(file.path, file.name)
     headed = table if table.headed or len(table) < 2 else table.with_header()
-    if not file.asked and split_values(headed):
-        file = replace(file, split="")
     wanted = [name for name in (data.id_column, data.label_column) if name]
-    if any(has_column(headed, name) or not name.isdigit() for name in wanted) or has_usual_names(headed):
+    by_row = split_columns(headed, wanted, file.split)
+    if not file.asked and by_row:
+        file = replace(file, split="")
+    if (
+        is_named(headed, by_row)
+        or any(has_column(headed, name) or not name.isdigit() for name in wanted)
+        or has_usual_names(headed)
+    ):
         table = headed
     column = column_named(table, data.id_column, "id-column") if data.id_column else None
     matched = _matched(root, names, splits, file, table, column)
     if not table.headed and not matched.images[0] and not looks_like_id(table.columns[matched.column][0]):
         table, matched = table.with_header(), Matched(matched.column, matched.images[1:])
+    _check_clear(root, names, splits, file, table, matched)
+    return table, file, matched
+
+
+def _check_clear(
+    root: Path, names: Sequence[str], splits: Sequence[str], file: LabelFile, table: Table, matched: Matched
+) -> None:
+    """ValueError for ids of several images, with what makes them clear."""
     unclear = [place for place, rows in enumerate(matched.images) if len(rows) > 1]
     if unclear:
-        images = " and ".join(repr(names[row]) for row in matched.images[unclear[0]][:2])
+        several = matched.images[unclear[0]]
+        images = " and ".join(repr(names[row]) for row in several[:2])
+        one = f"name the split of the file: --data.labels train={file.name}"
+        if file.split or all(splits[row] in ("", "train") for row in several):  # which would change nothing
+            inside = next(names[row].partition("/")[0] for row in several if "/" in names[row])
+            place = shlex.quote(os.path.abspath(file.path))
+            one = f"name the images' folder alone, e.g. {path_option(root / inside)} --data.labels {place}"
         raise ValueError(
             f"data.labels: {len(unclear)} ids of {file.name} are the names of several images, e.g. "
             f"{table.columns[matched.column][unclear[0]]!r} (line {table.lines[unclear[0]]}) of {images}: write "
-            f"folders and endings into the ids, or name the split of the file: --data.labels train={file.name}"
+            f"folders and endings into the ids, or {one}"
         )
-    return table, file, matched
 
 
 def _matched(root: Path, names: Sequence[str], splits: Sequence[str], file: LabelFile, table: Table, column: int | None
@@ -248,15 +295,6 @@ def _leave_out(root: Path, names: Sequence[str], why: str, notes: list[str]) -> 
     if names:
         text = f"{root}: {len(names)} images {why} left out, e.g. {names[0]}; those to be predicted belong into test/"
         notes.append(text)
-
-
-def _class_folder(name: str, split: str) -> str | None:
-    """The folder below that of the split; None for an image that lies in the split's folder itself."""
-    folders = name.split("/")[:-1]
-    start = next(place for place, folder in enumerate(folders) if splits_in(folder) == {split})
-    while start < len(folders) and splits_in(folders[start]) == {split}:  # seg_train/seg_train/
-        start += 1
-    return unicodedata.normalize("NFC", folders[start]) if start < len(folders) else None
 
 
 def _refuse_unlabelled(root: Path, given: Mapping[int, Given], names: Sequence[str]) -> None:
