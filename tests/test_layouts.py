@@ -377,6 +377,20 @@ ROWS = (
     Row(name="a tar of folders", more=folders_tar, path="root/flower_photos.tgz",
         rejected=("4 .jpg; if the folders in it are the classes", "one class, 'flower_photos'"),
         read={"train": CATS}),
+    Row(name="two sizes", files=("full/{train-00000-of-00002,train-00001-of-00002,test-00000-of-00001}.parquet",
+                                 "mini/{train,test}-00000-of-00003.parquet"),
+        rejected=("several sets side by side, full, mini; point at one",),
+        read={"train": {"cat": 4, "dog": 4}, "test": CATS}),
+    Row(name="two converted sizes", files=("{full,small}/{train,test}/0000.parquet",),
+        rejected=("several sets side by side, full, small",), read=TRAIN_TEST),
+    Row(name="two versions", files=("v1/train-0.tar", "v2/train-1.tar", "v2/test-0.tar"),
+        rejected=("several sets side by side, v1, v2",), read={"train": CATS}),
+    Row(name="a val of its own beside", files=("a/val-0.tar", "b/{train,val}-0.tar"),
+        rejected=("several sets side by side, a, b; .*root/b$",), read=TRAIN_VAL),
+    Row(name="an old set inside", files=("{train,test}-0.parquet", "old/{train,test}-0.parquet"),
+        rejected=("several sets side by side, .*leave the other files out",), read=TRAIN_TEST),
+    Row(name="shards of one folder", files=("train/shard-{0..1}.tar", "data/val-0.tar"),
+        read={"train": {"cat": 4, "dog": 4}, "val": CATS}),
 )
 LABELS = (
     # Labels are in a file or in the names: rejected here; reading them is --data.labels and --data.label-pattern.
@@ -694,6 +708,7 @@ def test_random_tables(names: list[tuple[list[str], int]], how: str, tmp_path: P
     shutil.rmtree(root, ignore_errors=True)
     join = "/split=" if how == "split=" else how
     meant: Counter[str] = Counter()
+    places: set[str | bool] = set()
     for parts, number in names:
         build(root, f"{join.join(parts)}{'/' if how == '/' else '-'}{number:05d}.arrow")
         splits_meant = set().union(*(SPLIT_WORDS.get(part, set()) for part in parts))
@@ -701,11 +716,13 @@ def test_random_tables(names: list[tuple[list[str], int]], how: str, tmp_path: P
         clear = len(splits_meant) == 1 and (not unused or (splits_meant == {"test"} and "seg_pred" not in parts))
         kind = splits_meant.copy().pop() if clear else "unclear" if splits_meant else "unused" if unused else "none"
         meant[kind] += 1
+        places.add(how in ("/", "split=") and len(parts) == 2 and not SPLIT_WORDS.get(parts[0]) and parts[0])
     try:
         splits = load(config.Data(path=str(root)), 0)
     except ValueError as error:
         assert str(error).startswith("data.path: ") and "\n" not in str(error)
-        assert meant["unclear"] or meant["none"] or meant["unused"] or not meant["train"], error
+        unclear = meant["unclear"] or meant["none"] or meant["unused"] or not meant["train"]
+        assert unclear or len(places) > 1, error
         return
     rows = {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test or [])}
     left = sum(

@@ -49,8 +49,7 @@ def grouped(root: Path, names: Sequence[str]) -> Grouped:
             f"data.path: cannot tell the split of {printable(str(root / wrong[0]))}; {listed}; name each train-, val- "
             f"or test-..., or leave the unclear ones out: {without(root, wrong)}"
         )
-    for own in splits.values():
-        _refuse_sets(root, own)
+    _refuse_sets(root, splits)
     notes = []
     if unused and "unused" in found:
         notes.append(
@@ -60,18 +59,26 @@ def grouped(root: Path, names: Sequence[str]) -> Grouped:
     return Grouped(kind_of(names[0]), {split: [str(root / n) for n in own] for split, own in splits.items()}, notes)
 
 
-def _refuse_sets(root: Path, names: Sequence[str]) -> None:
-    """Several data sets side by side: their folders have files of the same names, with a split's word in them."""
-    folders: dict[str, list[str]] = {}
-    for name in names:
-        above, _, base = name.rpartition("/")
-        folders.setdefault(base, []).append(above)
-    several = next((found for base, found in folders.items() if len(found) > 1 and splits_in(base)), None)
-    if several:
-        raise ValueError(
-            f"data.path: {printable(str(root))} has several sets side by side, {printable(some(several))}, with the "
-            f"same file names; point at one: {path_option(root / several[0])}"
-        )
+def _refuse_sets(root: Path, splits: dict[str, list[str]]) -> None:
+    """Several data sets side by side: files of one split have its word below different folders."""
+    places = {split: {name: _place(name) for name in names} for split, names in splits.items()}
+    several = next((list(dict.fromkeys(found.values())) for found in places.values() if len({*found.values()}) > 1), [])
+    if not several:
+        return
+    first = min(places.get("train", places[next(iter(places))]).values(), key=lambda place: len(Path(place).parts))
+    found = [(name, place) for own in places.values() for name, place in own.items()]
+    if any(f"{place}/".startswith(f"{first}/" if first else "") for _, place in found if place != first):
+        option = f"leave the other files out: {without(root, [name for name, place in found if place != first])}"
+    else:
+        option = f"point at one: {path_option(root / first)}"
+    listed = printable(some([place or "the folder itself" for place in several]))
+    raise ValueError(f"data.path: {printable(str(root))} has several sets side by side, {listed}; {option}")
+
+
+def _place(name: str) -> str:
+    """The path above the first part of a file's path that has a split's word."""
+    parts = name.split("/")
+    return "/".join(parts[: next((i for i, part in enumerate(parts) if splits_in(part)), 0)])
 
 
 def given(names: Sequence[str]) -> Grouped:
