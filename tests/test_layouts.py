@@ -142,6 +142,11 @@ def folders_tar(root: Path) -> None:
     wds(root / "flower_photos.tgz", [{"jpg": BODY}] * 4, names, "w:gz")
 
 
+def annotations(root: Path) -> None:
+    for split in ("train", "test"):
+        pq.write_table(pa.table({"name": ["0.jpg"], "label": ["cat"]}), root / f"{split}.parquet")
+
+
 def targa(root: Path) -> None:
     for name in expand("{cat,dog}/{0..1}.tga"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -391,6 +396,13 @@ ROWS = (
         rejected=("several sets side by side, .*leave the other files out",), read=TRAIN_TEST),
     Row(name="shards of one folder", files=("train/shard-{0..1}.tar", "data/val-0.tar"),
         read={"train": {"cat": 4, "dog": 4}, "val": CATS}),
+    Row(name="a clone with many pictures", files=("data/{train,test}-00000-of-00001.parquet", "assets/{0..2}.png",
+                                                  "figures/{0..2}.png", "README.md"),
+        read=TRAIN_TEST, says=r"7 files that are no tables ignored: 6 \.png, 1 \.md"),
+    Row(name="annotations by split beside classes", files=("{cat,dog}/{0..1}.jpg",), more=annotations,
+        rejected=(r"the image column.*; or to train on the image files: cp",), read={"train": CATS}),
+    Row(name="annotations by split beside splits", files=("{train,test}/{cat,dog}/{0..1}.jpg",), more=annotations,
+        read=TRAIN_TEST, says=r"2 files that are no images ignored: 2 \.parquet"),
 )
 LABELS = (
     # Labels are in a file or in the names: rejected here; reading them is --data.labels and --data.label-pattern.

@@ -81,6 +81,12 @@ def _place(name: str) -> str:
     return "/".join(parts[: next((i for i, part in enumerate(parts) if splits_in(part)), 0)])
 
 
+def beside_pictures(tables: Sequence[str], images: Sequence[str]) -> bool:
+    """Whether tables have training images by their names, and no folder of image files has a split's word."""
+    folders = {part for name in images for part in name.split("/")[:-1]}
+    return any(_role(name) == "train" for name in tables) and not any(map(splits_in, folders))
+
+
 def given(names: Sequence[str]) -> Grouped:
     """Tables that a command line names, whatever folders they lie in: the deepest name with a split's word decides."""
     _refuse_kinds(Path(), names)
