@@ -403,6 +403,17 @@ ROWS = (
         rejected=(r"the image column.*; or to train on the image files: cp",), read={"train": CATS}),
     Row(name="annotations by split beside splits", files=("{train,test}/{cat,dog}/{0..1}.jpg",), more=annotations,
         read=TRAIN_TEST, says=r"2 files that are no images ignored: 2 \.parquet"),
+    *(
+        Row(name=f"tables {files}", files=(f"train-{{0..1}}.{files.rpartition('.')[2]}", files), rejected=(message,),
+            read={"train": {"cat": 4, "dog": 4}, split: CATS})
+        for files, message, split in (
+            ("{val,valid}.parquet", "files named val and valid; keep one name for val", "val"),
+            ("{dev,eval}.parquet", "files named dev and eval; keep one name for val", "val"),
+            ("{val,validation}-0.tar", "files named validation and val; keep one name for val", "val"),
+            ("{test,holdout}.parquet", "files named test and holdout; keep one name for test", "test"),
+            ("{test,testing}/0.parquet", "files named test and testing; keep one name for test", "test"),
+        )
+    ),
 )
 LABELS = (
     # Labels are in a file or in the names: rejected here; reading them is --data.labels and --data.label-pattern.
@@ -706,6 +717,7 @@ def _number(line: str, what: str, after: str) -> int:
     return int(found[1]) if found else 0
 
 
+BASES = ("training", "train", "valid", "val", "dev", "testing", "test", "holdout")
 TABLE_WORDS = [*SPLIT_WORDS, "imagenet1k", "latest", "0000", "part"]
 
 
@@ -721,6 +733,7 @@ def test_random_tables(names: list[tuple[list[str], int]], how: str, tmp_path: P
     join = "/split=" if how == "split=" else how
     meant: Counter[str] = Counter()
     places: set[str | bool] = set()
+    meant_words: dict[str, str] = {}
     for parts, number in names:
         build(root, f"{join.join(parts)}{'/' if how == '/' else '-'}{number:05d}.arrow")
         splits_meant = set().union(*(SPLIT_WORDS.get(part, set()) for part in parts))
@@ -728,13 +741,15 @@ def test_random_tables(names: list[tuple[list[str], int]], how: str, tmp_path: P
         clear = len(splits_meant) == 1 and (not unused or (splits_meant == {"test"} and "seg_pred" not in parts))
         kind = splits_meant.copy().pop() if clear else "unclear" if splits_meant else "unused" if unused else "none"
         meant[kind] += 1
+        word = next((word for part in parts if SPLIT_WORDS.get(part) for word in BASES if word in part.lower()), "")
+        meant_words[word] = kind
         places.add(how in ("/", "split=") and len(parts) == 2 and not SPLIT_WORDS.get(parts[0]) and parts[0])
     try:
         splits = load(config.Data(path=str(root)), 0)
     except ValueError as error:
         assert str(error).startswith("data.path: ") and "\n" not in str(error)
         unclear = meant["unclear"] or meant["none"] or meant["unused"] or not meant["train"]
-        assert unclear or len(places) > 1, error
+        assert unclear or len(places) > 1 or len({*meant_words.values()}) < len({*meant_words}), error
         return
     rows = {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test or [])}
     left = sum(
@@ -744,7 +759,7 @@ def test_random_tables(names: list[tuple[list[str], int]], how: str, tmp_path: P
         rows["train"] += rows["val"]
         rows["val"] = 0
     if len(names) > 1:
-        assert not meant["unclear"]
+        assert not meant["unclear"] and len({*meant_words.values()}) == len(meant_words)
         whole = {"none": meant["none"], "unused": meant["unused"]}
         if meant["train"]:
             assert not meant["none"] and left == meant["unused"]

@@ -46,12 +46,18 @@ def words(name: str) -> list[str]:
     return [word.lower() for word in found]
 
 
+def split_word(word: str) -> str:
+    """The split word that a word is, also with "set", "data" or "images" after it; else empty."""
+    joined = _JOINED.fullmatch(word)
+    found = joined[1] if joined else word
+    return found if found in SPLITS else ""
+
+
 def _splits(word: str) -> tuple[str, ...]:
     if word in ("trainval", "trainvalid"):
         return "train", "val"
-    joined = _JOINED.fullmatch(word)
-    split = SPLITS.get(joined[1] if joined else word)
-    return (split,) if split else ()
+    found = split_word(word)
+    return (SPLITS[found],) if found else ()
 
 
 def splits_in(name: str) -> set[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cls.console import printable
-from cls.data.names import is_unused, path_option, some, splits_in, without, words
+from cls.data.names import is_unused, path_option, some, split_word, splits_in, without, words
 from cls.data.part import SPLITS
 
 TABLES = (".parquet", ".arrow", ".tar", ".tgz", ".tar.gz")
@@ -50,6 +50,7 @@ def grouped(root: Path, names: Sequence[str]) -> Grouped:
             f"or test-..., or leave the unclear ones out: {without(root, wrong)}"
         )
     _refuse_sets(root, splits)
+    _refuse_words(root, splits)
     notes = []
     if unused and "unused" in found:
         notes.append(
@@ -73,6 +74,24 @@ def _refuse_sets(root: Path, splits: dict[str, list[str]]) -> None:
         option = f"point at one: {path_option(root / first)}"
     listed = printable(some([place or "the folder itself" for place in several]))
     raise ValueError(f"data.path: {printable(str(root))} has several sets side by side, {listed}; {option}")
+
+
+def _refuse_words(root: Path, splits: dict[str, list[str]]) -> None:
+    """Two names for one split: val.parquet and valid.parquet may be one file twice, or two sets."""
+    for split, names in splits.items():
+        found = {name: _word(name) for name in names}
+        several = [word for word in SPLITS if word in found.values()]  # the usual one first
+        if len(several) > 1:
+            others = [name for name, word in found.items() if word != several[0]]
+            raise ValueError(
+                f"data.path: {printable(str(root))} has files named {' and '.join(several)}; keep one name for "
+                f"{split}: {without(root, others)}"
+            )
+
+
+def _word(name: str) -> str:
+    """The first split word in a file's path."""
+    return next((found for part in name.split("/") for word in words(part) if (found := split_word(word))), "")
 
 
 def _place(name: str) -> str:
