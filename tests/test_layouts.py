@@ -414,6 +414,12 @@ ROWS = (
             ("{test,testing}/0.parquet", "files named test and testing; keep one name for test", "test"),
         )
     ),
+    Row(name="a split's word in the folder around", files=("my-test-project/{train,val}-0.parquet",), read=TRAIN_VAL),
+    Row(name="a split's word above the folders", files=("test-sets/a/{train,test}/0.tar",), read=TRAIN_TEST),
+    Row(name="two sets in a folder", files=("my-test-project/{full,mini}/{train,val}-0.parquet",),
+        rejected=("several sets side by side, full, mini",), read=TRAIN_VAL),
+    Row(name="two names in a folder", files=("my-test-project/{train,val,valid}-0.parquet",),
+        rejected=("files named val and valid",), read=TRAIN_VAL),
 )
 LABELS = (
     # Labels are in a file or in the names: rejected here; reading them is --data.labels and --data.label-pattern.
@@ -732,10 +738,16 @@ def test_random_tables(names: list[tuple[list[str], int]], how: str, tmp_path: P
     shutil.rmtree(root, ignore_errors=True)
     join = "/split=" if how == "split=" else how
     meant: Counter[str] = Counter()
+    inner = [parts[1:] for parts, _ in names]
+    others = {"seg_pred", "extra", "unlabeled"}
+    around = how in ("/", "split=") and len({parts[0] for parts, _ in names}) == 1  # a folder around all files
+    around &= any(SPLIT_WORDS.get(part) for parts in inner for part in parts)
+    around &= all(any(SPLIT_WORDS.get(part) or part in others for part in parts) for parts in inner)
     places: set[str | bool] = set()
     meant_words: dict[str, str] = {}
     for parts, number in names:
         build(root, f"{join.join(parts)}{'/' if how == '/' else '-'}{number:05d}.arrow")
+        parts = parts[1:] if around else parts
         splits_meant = set().union(*(SPLIT_WORDS.get(part, set()) for part in parts))
         unused = {"seg_pred", "extra", "unlabeled"} & {*parts}
         clear = len(splits_meant) == 1 and (not unused or (splits_meant == {"test"} and "seg_pred" not in parts))

@@ -32,9 +32,10 @@ def grouped(root: Path, names: Sequence[str]) -> Grouped:
     images without labels (``unlabeled-0.tar``, ``extra``) beside others are left out. What is unclear is a ValueError.
     """
     _refuse_kinds(root, names)
+    wrap = _wrap(names)
     found: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(_role(name), []).append(name)
+        found.setdefault(_role(name[len(wrap) :]), []).append(name)
     splits: dict[str, list[str]] = {split: found[split] for split in ("train", "val", "test") if split in found}
     if len(names) == 1 and not splits:
         found = splits = {"train": list(names)}
@@ -45,12 +46,14 @@ def grouped(root: Path, names: Sequence[str]) -> Grouped:
     elif wrong := [*found.get("none", []), *found.get("both", [])]:
         texts = {"none": "no split in the name", "both": "several splits in the name", "unused": "left out"}
         listed = "; ".join(f"{texts.get(role, role)}: {printable(some(own, 8))}" for role, own in found.items())
+        known = f", or leave the unclear ones out: {without(root, wrong)}" if "train" in splits else ""
         raise ValueError(
             f"data.path: cannot tell the split of {printable(str(root / wrong[0]))}; {listed}; name each train-, val- "
-            f"or test-..., or leave the unclear ones out: {without(root, wrong)}"
+            f"or test-...{known}"
         )
-    _refuse_sets(root, splits)
-    _refuse_words(root, splits)
+    inside = {split: [name[len(wrap) :] for name in own] for split, own in splits.items()}
+    _refuse_sets(root / wrap, inside)
+    _refuse_words(root / wrap, inside)
     notes = []
     if unused and "unused" in found:
         notes.append(
@@ -58,6 +61,17 @@ def grouped(root: Path, names: Sequence[str]) -> Grouped:
             f"predictions: cls predict RUN {shlex.quote(str(root / unused[0]))}"
         )
     return Grouped(kind_of(names[0]), {split: [str(root / n) for n in own] for split, own in splits.items()}, notes)
+
+
+def _wrap(names: Sequence[str]) -> str:
+    """The folder around all files, with "/" at its end, where the names inside it say every file's split."""
+    shared = os.path.commonpath([os.path.dirname(name) for name in names]).split("/")
+    for count in range(len(shared), 0, -1):
+        wrap = "".join(f"{part}/" for part in shared[:count])
+        roles = {_role(name[len(wrap) :]) for name in names} if wrap != "/" else {"none"}
+        if "none" not in roles and roles & {*SPLITS.values()}:
+            return wrap
+    return ""
 
 
 def _refuse_sets(root: Path, splits: dict[str, list[str]]) -> None:
