@@ -420,6 +420,28 @@ ROWS = (
         rejected=("several sets side by side, full, mini",), read=TRAIN_VAL),
     Row(name="two names in a folder", files=("my-test-project/{train,val,valid}-0.parquet",),
         rejected=("files named val and valid",), read=TRAIN_VAL),
+    *(
+        Row(name=f"glued tables {files}", files=(files,), read={"train": CATS, split: CATS})
+        for files, split in (
+            ("mnist{train,test}.parquet", "test"), ("x_{trn,tst}.parquet", "test"), ("d{train,val}.parquet", "val"),
+            ("{tr,te}.parquet", "test"), ("mnist{train,test}/0.tar", "test"), ("{trains,tests}-0.tar", "test"),
+            ("{train,validate}.parquet", "val"),
+        )
+    ),
+    Row(name="two glued sets", files=("{fashion,mnist}{train,test}.parquet",),
+        rejected=("no split in the name: mnisttest.parquet, mnisttrain.parquet",), read=TRAIN_TEST),
+    *(
+        Row(name=f"glued folders {files}", files=(f"{files}/{{cat,dog}}/{{0..1}}.jpg",),
+            rejected=("by their names and folders splits: mkdir",), read=TRAIN_TEST)
+        for files in ("mnist{train,test}", "{trn,tst}", "{tr,te}", "{trains,tests}", "x_{trn,tst}")
+    ),
+    *(
+        Row(name=f"ordinary words {' '.join(names)}", files=tuple(f"{name}/{{a,b}}/0.jpg" for name in names),
+            read={"train": dict.fromkeys(names, 2)})
+        for names in (("strain", "constrain", "latest", "contest"), ("tree", "tea", "test_tube"), ("tr", "en", "de"),
+                      ("evaluation", "cat"))
+    ),
+    Row(name="languages", files=("{tr,te,en}/{0..1}.jpg",), read={"train": {"tr": 2, "te": 2, "en": 2}}),
 )
 LABELS = (
     # Labels are in a file or in the names: rejected here; reading them is --data.labels and --data.label-pattern.

@@ -11,11 +11,13 @@ from pathlib import Path
 from cls.console import printable
 from cls.data.names import (
     besides,
+    glued,
     is_generic,
     is_no_class,
     is_unused,
     links,
     path_option,
+    refuse_glued,
     some,
     split_name,
     splits_in,
@@ -80,6 +82,7 @@ def arrange(tree: Tree, base: str = "") -> dict[str, str]:
     tops = tree.children(base)
     family = _family(tree, base, tops)
     if not family:
+        refuse_glued(tree.root, base, {top: {*tree.children(join(base, top))} for top in glued(tops)})
         _check_classes(tree, base, tops)
         return {"train": base}
     found: dict[str, list[str]] = {}

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
+from cls.console import printable
 from cls.data.part import SPLITS
 
 GENERIC = frozenset((
@@ -27,6 +28,10 @@ UNUSED = frozenset((
     "extra", "pred", "preds", "prediction", "predictions", "unlabeled", "unlabelled", "unsupervised",
 ))  # fmt: skip
 """Words of images without labels, or beside the splits: never training images."""
+SHORT = {"trn": "train", "tst": "test"}
+"""Short split words that only count where names differ in nothing else."""
+WHOLE = {"tr": "train", "te": "test"}
+"""The same, but only as words of their own: many words begin or end so."""
 MANY = 8
 _RUN = re.compile(r"[^\W\d_]+")
 _CAMEL = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
@@ -63,6 +68,42 @@ def _splits(word: str) -> tuple[str, ...]:
 def splits_in(name: str) -> set[str]:
     """The splits whose words are in a name of one file or folder."""
     return {split for word in words(name) for split in _splits(word)}
+
+
+def _cuts(name: str) -> set[tuple[tuple[str, ...], str]]:
+    """What remains of a name's words where a split word is cut out of the start or the end of one, and the split."""
+    found, cuts = words(name), set()
+    for place, word in enumerate(found):
+        pieces = {(rest, split) for piece, split in (SPLITS | SHORT).items()
+                  for rest in (word.removesuffix(piece), word.removeprefix(piece)) if rest != word}  # fmt: skip
+        for rest, split in pieces | ({("", WHOLE[word])} if word in WHOLE else set()):
+            cuts.add((tuple(one for one in (*found[:place], rest, *found[place + 1 :]) if one), split))
+    return cuts
+
+
+def glued(names: Iterable[str]) -> dict[str, str]:
+    """Names that are equal but for a split word in them, train's among others: mnisttrain, mnisttest, and x_trn, x_tst.
+
+    The first such family alone. One of the words may be part of an ordinary one: strain and contest are none.
+    """
+    families: dict[tuple[str, ...], dict[str, str]] = {}
+    for name in names:
+        for rest, split in sorted(_cuts(name)):
+            families.setdefault(rest, {}).setdefault(name, split)
+    fit = (found for found in families.values() if "train" in found.values() and len({*found.values()}) > 1)
+    return next(fit, {})
+
+
+def refuse_glued(root: Path, base: str, folders: dict[str, set[str]]) -> None:
+    """ValueError for folders of such a family that hold the same folders, two or more: they are splits, no classes."""
+    found = glued(folders)
+    same = set.intersection(*(folders[name] for name in found)) if found else set()
+    if len(same) > 1:
+        places = {split: f"{base}/{name}".lstrip("/") for name, split in found.items()}
+        raise ValueError(
+            f"data.path: {printable(str(root / base))} has {printable(some(found, MANY))}, by their names and folders "
+            f"splits: {links(root, dict(sorted(places.items())))}"
+        )
 
 
 def besides(name: str) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cls.console import printable
-from cls.data.names import is_unused, path_option, some, split_word, splits_in, without, words
+from cls.data.names import glued, is_unused, path_option, some, split_word, splits_in, without, words
 from cls.data.part import SPLITS
 
 TABLES = (".parquet", ".arrow", ".tar", ".tgz", ".tar.gz")
@@ -36,6 +36,10 @@ def grouped(root: Path, names: Sequence[str]) -> Grouped:
     found: dict[str, list[str]] = {}
     for name in names:
         found.setdefault(_role(name[len(wrap) :]), []).append(name)
+    for name, split in glued(found.get("none", [])).items():
+        found["none"].remove(name)
+        found.setdefault(split, []).append(name)
+    found = {role: own for role, own in found.items() if own}
     splits: dict[str, list[str]] = {split: found[split] for split in ("train", "val", "test") if split in found}
     if len(names) == 1 and not splits:
         found = splits = {"train": list(names)}
