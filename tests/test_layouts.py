@@ -441,6 +441,11 @@ ROWS = (
         for names in (("strain", "constrain", "latest", "contest"), ("tree", "tea", "test_tube"), ("tr", "en", "de"),
                       ("evaluation", "cat"))
     ),
+    Row(name="two names glued", files=("mnist{train,val,valid}.parquet",),
+        rejected=("files named val and valid; keep one name for val",), read=TRAIN_VAL),
+    Row(name="tables of trainval", files=("{trainval-0,trainval-1,test}.parquet",),
+        rejected=("several splits in the name: trainval-0.*or train on what has train in its name: mkdir",),
+        read={"train": {"cat": 4, "dog": 4}, "test": CATS}),
     Row(name="languages", files=("{tr,te,en}/{0..1}.jpg",), read={"train": {"tr": 2, "te": 2, "en": 2}}),
 )
 LABELS = (

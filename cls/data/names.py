@@ -32,6 +32,7 @@ SHORT = {"trn": "train", "tst": "test"}
 """Short split words that only count where names differ in nothing else."""
 WHOLE = {"tr": "train", "te": "test"}
 """The same, but only as words of their own: many words begin or end so."""
+ALL_WORDS = SPLITS | SHORT | WHOLE
 MANY = 8
 _RUN = re.compile(r"[^\W\d_]+")
 _CAMEL = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
@@ -71,27 +72,30 @@ def splits_in(name: str) -> set[str]:
 
 
 def _cuts(name: str) -> set[tuple[tuple[str, ...], str]]:
-    """What remains of a name's words where a split word is cut out of the start or the end of one, and the split."""
+    """What remains of a name's words where a split word is cut out of the start or the end of one, and that word."""
     found, cuts = words(name), set()
     for place, word in enumerate(found):
-        pieces = {(rest, split) for piece, split in (SPLITS | SHORT).items()
+        pieces = {(rest, piece) for piece in (*SPLITS, *SHORT)
                   for rest in (word.removesuffix(piece), word.removeprefix(piece)) if rest != word}  # fmt: skip
-        for rest, split in pieces | ({("", WHOLE[word])} if word in WHOLE else set()):
-            cuts.add((tuple(one for one in (*found[:place], rest, *found[place + 1 :]) if one), split))
+        for rest, piece in pieces | ({("", word)} if word in WHOLE else set()):
+            cuts.add((tuple(one for one in (*found[:place], rest, *found[place + 1 :]) if one), piece))
     return cuts
 
 
 def glued(names: Iterable[str]) -> dict[str, str]:
     """Names that are equal but for a split word in them, train's among others: mnisttrain, mnisttest, and x_trn, x_tst.
 
-    The first such family alone. One of the words may be part of an ordinary one: strain and contest are none.
+    The first such family alone, the split word of each. Ordinary words that hold one are none: strain, contest.
     """
     families: dict[tuple[str, ...], dict[str, str]] = {}
     for name in names:
-        for rest, split in sorted(_cuts(name)):
-            families.setdefault(rest, {}).setdefault(name, split)
-    fit = (found for found in families.values() if "train" in found.values() and len({*found.values()}) > 1)
-    return next(fit, {})
+        for rest, word in sorted(_cuts(name)):
+            families.setdefault(rest, {}).setdefault(name, word)
+    for found in families.values():
+        splits = {ALL_WORDS[word] for word in found.values()}
+        if "train" in splits and len(splits) > 1:
+            return found
+    return {}
 
 
 def refuse_glued(root: Path, base: str, folders: dict[str, set[str]]) -> None:
@@ -99,7 +103,7 @@ def refuse_glued(root: Path, base: str, folders: dict[str, set[str]]) -> None:
     found = glued(folders)
     same = set.intersection(*(folders[name] for name in found)) if found else set()
     if len(same) > 1:
-        places = {split: f"{base}/{name}".lstrip("/") for name, split in found.items()}
+        places = {ALL_WORDS[word]: f"{base}/{name}".lstrip("/") for name, word in found.items()}
         raise ValueError(
             f"data.path: {printable(str(root / base))} has {printable(some(found, MANY))}, by their names and folders "
             f"splits: {links(root, dict(sorted(places.items())))}"

@@ -8,7 +8,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cls.console import printable
-from cls.data.names import glued, is_unused, path_option, some, split_word, splits_in, without, words
+from cls.data.names import (
+    ALL_WORDS,
+    MANY,
+    glued,
+    is_unused,
+    links,
+    path_option,
+    some,
+    split_word,
+    splits_in,
+    without,
+    words,
+)
 from cls.data.part import SPLITS
 
 TABLES = (".parquet", ".arrow", ".tar", ".tgz", ".tar.gz")
@@ -36,9 +48,10 @@ def grouped(root: Path, names: Sequence[str]) -> Grouped:
     found: dict[str, list[str]] = {}
     for name in names:
         found.setdefault(_role(name[len(wrap) :]), []).append(name)
-    for name, split in glued(found.get("none", [])).items():
+    inner = glued(found.get("none", []))
+    for name, word in inner.items():
         found["none"].remove(name)
-        found.setdefault(split, []).append(name)
+        found.setdefault(ALL_WORDS[word], []).append(name)
     found = {role: own for role, own in found.items() if own}
     splits: dict[str, list[str]] = {split: found[split] for split in ("train", "val", "test") if split in found}
     if len(names) == 1 and not splits:
@@ -50,14 +63,13 @@ def grouped(root: Path, names: Sequence[str]) -> Grouped:
     elif wrong := [*found.get("none", []), *found.get("both", [])]:
         texts = {"none": "no split in the name", "both": "several splits in the name", "unused": "left out"}
         listed = "; ".join(f"{texts.get(role, role)}: {printable(some(own, 8))}" for role, own in found.items())
-        known = f", or leave the unclear ones out: {without(root, wrong)}" if "train" in splits else ""
         raise ValueError(
             f"data.path: cannot tell the split of {printable(str(root / wrong[0]))}; {listed}; name each train-, val- "
-            f"or test-...{known}"
+            f"or test-...{_way_out(root, splits, wrong)}"
         )
     inside = {split: [name[len(wrap) :] for name in own] for split, own in splits.items()}
     _refuse_sets(root / wrap, inside)
-    _refuse_words(root / wrap, inside)
+    _refuse_words(root / wrap, inside, inner)
     notes = []
     if unused and "unused" in found:
         notes.append(
@@ -65,6 +77,16 @@ def grouped(root: Path, names: Sequence[str]) -> Grouped:
             f"predictions: cls predict RUN {shlex.quote(str(root / unused[0]))}"
         )
     return Grouped(kind_of(names[0]), {split: [str(root / n) for n in own] for split, own in splits.items()}, notes)
+
+
+def _way_out(root: Path, splits: dict[str, list[str]], wrong: Sequence[str]) -> str:
+    """What to do with files of no clear split, where training files remain or some of them may be those."""
+    if "train" in splits:
+        return f", or leave the unclear ones out: {without(root, wrong)}"
+    train = [name for name in wrong if any("train" in splits_in(part) for part in name.split("/"))]
+    found = {"train": train, **splits}
+    files = {f"{split}-{i}{kind_of(name)}": name for split, own in found.items() for i, name in enumerate(own)}
+    return f", or train on what has train in its name: {links(root, files)}" if train and len(files) <= MANY else ""
 
 
 def _wrap(names: Sequence[str]) -> str:
@@ -94,11 +116,11 @@ def _refuse_sets(root: Path, splits: dict[str, list[str]]) -> None:
     raise ValueError(f"data.path: {printable(str(root))} has several sets side by side, {listed}; {option}")
 
 
-def _refuse_words(root: Path, splits: dict[str, list[str]]) -> None:
+def _refuse_words(root: Path, splits: dict[str, list[str]], inner: dict[str, str]) -> None:
     """Two names for one split: val.parquet and valid.parquet may be one file twice, or two sets."""
     for split, names in splits.items():
-        found = {name: _word(name) for name in names}
-        several = [word for word in SPLITS if word in found.values()]  # the usual one first
+        found = {name: inner.get(name) or _word(name) for name in names}
+        several = [word for word in ALL_WORDS if word in found.values()]  # the usual one first
         if len(several) > 1:
             others = [name for name, word in found.items() if word != several[0]]
             raise ValueError(
