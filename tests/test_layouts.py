@@ -446,6 +446,11 @@ ROWS = (
     Row(name="tables of trainval", files=("{trainval-0,trainval-1,test}.parquet",),
         rejected=("several splits in the name: trainval-0.*or train on what has train in its name: mkdir",),
         read={"train": {"cat": 4, "dog": 4}, "test": CATS}),
+    Row(name="two sets by file names", files=("{mnist,fashion}_{train,test}-{0..1}.parquet",),
+        rejected=("several sets side by side, of files named fashion, mnist; leave the other files out",),
+        read={"train": {"cat": 4, "dog": 4}, "test": {"cat": 4, "dog": 4}}),
+    Row(name="starts of one split", files=("{a,b}_train.parquet", "test.parquet"),
+        read={"train": {"cat": 4, "dog": 4}, "test": CATS}),
     Row(name="languages", files=("{tr,te,en}/{0..1}.jpg",), read={"train": {"tr": 2, "te": 2, "en": 2}}),
 )
 LABELS = (
@@ -788,7 +793,10 @@ def test_random_tables(names: list[tuple[list[str], int]], how: str, tmp_path: P
     except ValueError as error:
         assert str(error).startswith("data.path: ") and "\n" not in str(error)
         unclear = meant["unclear"] or meant["none"] or meant["unused"] or not meant["train"]
-        assert unclear or len(places) > 1 or len({*meant_words.values()}) < len({*meant_words}), error
+        starts = {parts[0] for parts, _ in names} if "of files named" in str(error) else set()
+        assert unclear or len(places) > 1 or len(starts) > 1 or len({*meant_words.values()}) < len({*meant_words}), (
+            error
+        )
         return
     rows = {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test or [])}
     left = sum(

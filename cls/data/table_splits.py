@@ -69,6 +69,7 @@ def grouped(root: Path, names: Sequence[str]) -> Grouped:
         )
     inside = {split: [name[len(wrap) :] for name in own] for split, own in splits.items()}
     _refuse_sets(root / wrap, inside)
+    _refuse_starts(root / wrap, inside)
     _refuse_words(root / wrap, inside, inner)
     notes = []
     if unused and "unused" in found:
@@ -114,6 +115,28 @@ def _refuse_sets(root: Path, splits: dict[str, list[str]]) -> None:
         option = f"point at one: {path_option(root / first)}"
     listed = printable(some([place or "the folder itself" for place in several]))
     raise ValueError(f"data.path: {printable(str(root))} has several sets side by side, {listed}; {option}")
+
+
+def _refuse_starts(root: Path, splits: dict[str, list[str]]) -> None:
+    """Several data sets in one folder: mnist_train, mnist_test, fashion_train, fashion_test."""
+    starts: dict[str, set[str]] = {}
+    for split, names in splits.items():
+        for name in names:
+            starts.setdefault(_start(name), set()).add(split)
+    several = [start for start, found in starts.items() if "train" in found and len(found) > 1]
+    if len(several) > 1:
+        others = [name for names in splits.values() for name in names if _start(name) != several[0]]
+        raise ValueError(
+            f"data.path: {printable(str(root))} has several sets side by side, of files named "
+            f"{printable(some(start or 'by the split alone' for start in several))}; leave the other files out: "
+            f"{without(root, others)}"
+        )
+
+
+def _start(name: str) -> str:
+    """The words before the split's in the first part of a path that has one."""
+    found = words(next((part for part in name.split("/") if splits_in(part)), ""))
+    return " ".join(found[: next((i for i, word in enumerate(found) if splits_in(word)), 0)])
 
 
 def _refuse_words(root: Path, splits: dict[str, list[str]], inner: dict[str, str]) -> None:
