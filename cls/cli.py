@@ -28,6 +28,8 @@ from cls.sweep.typed import field_words
 from cls.sweep.wish import Wish
 
 T = TypeVar("T")
+PATH_PLACES = {"check": 0, "pack": 0, "evaluate": 1}
+"""Verbs that take images as a word, and its place among their words."""
 HEARD_SECONDS = 5.0  # a launcher ends all processes with the first: rank 0, which speaks, must not come too late
 
 
@@ -183,6 +185,7 @@ def _command(verb: str, argv: list[str]) -> Any:
     if verb == "sweep":
         return _sweep(argv, text)
     if verb not in ("show", "plan", "bench", "fetch"):
+        argv = _path_as_word(verb, argv) if verb in PATH_PLACES else argv
         argv = [re.sub(r"^--data\.", "--", word) for word in argv]  # messages name options as train.py has them
         return _tyro(VERBS[verb], None, argv, f"cls {verb}", text)
     name, rest = _recipe_and_fields(argv)
@@ -195,6 +198,26 @@ def _command(verb: str, argv: list[str]) -> Any:
     if verb != "fetch":
         _need_images(command.run)
     return command
+
+
+def _path_as_word(verb: str, argv: list[str]) -> list[str]:
+    """``--data.path X``, as messages print it, becomes the word that names the images; it replaces one typed before."""
+    words, paths = list[str](), list[str]()
+    rest = iter(argv)
+    for word in rest:
+        if word == "--data.path":
+            paths += [following] if (following := next(rest, "")) else []
+        elif word.startswith("--data.path="):
+            paths.append(word.removeprefix("--data.path="))
+        else:
+            words.append(word)
+    if not paths:
+        return argv
+    place = PATH_PLACES[verb]
+    if any(word.startswith("-") for word in words[:place]):  # options come first: the words may be anywhere
+        return [*words, paths[-1]]
+    typed = len(words) > place and not words[place].startswith("-")
+    return [*words[:place], paths[-1], *words[place + typed :]]
 
 
 def _sweep(argv: list[str], text: str) -> Any:

@@ -2,14 +2,16 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment
+from PIL import Image
 
-from cls.cli import VERBS
+from cls.cli import VERBS, _command
 from cls.config import Run, to_yaml
 
 CLS = [sys.executable, "-c", "from cls.cli import main; main()"]
@@ -88,3 +90,38 @@ def test_a_run_without_data_cannot_be_audited(tmp_path: Path) -> None:
 def test_a_run_with_local_files_only_needs_nothing_fetched() -> None:
     done = cls("fetch", "digits", "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["files"] == [] and "nothing to fetch" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [
+        (("check", "--data.path", "t/a b"), "t/a b"),
+        (("check", "--data.path=t/photos", "--data.labels", "a.csv", "b.csv"), "t/photos"),
+        (("check", "--data.labels", "a.csv", "--data.path", "t/photos", "--seed", "1"), "t/photos"),
+        (("check", "t", "--data.path", "t/photos"), "t/photos"),  # the last command, with what its message says
+        (("pack", "t", "--to", "shards", "--data.path", "t/photos"), "t/photos"),
+        (("pack", "--data.path", "t/photos", "--to", "shards"), "t/photos"),
+        (("evaluate", "RUN", "--data.path", "t/photos"), "t/photos"),
+        (("evaluate", "--data.path", "t/photos", "RUN"), "t/photos"),
+        (("evaluate", "RUN", "t", "--data.path=t/photos", "--device", "cpu"), "t/photos"),
+        (("evaluate", "--device", "cpu", "RUN", "--data.path", "t/photos"), "t/photos"),
+        (("check", "t"), "t"),
+    ],
+)
+def test_verbs_take_the_path_as_messages_print_it(words: tuple[str, ...], path: str) -> None:
+    command = _command(words[0], [*words[1:]])
+    assert command.path == path and getattr(command, "run", "RUN") in ("RUN", "")
+
+
+def test_what_a_message_of_check_prints_can_be_typed(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "t/photos" / name).mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (40, 40), (90 * number, 9, 99 if name == "cat" else 9)).save(
+                tmp_path / f"t/photos/{name}/{number}.png"
+            )
+    done = cls("check", "t", cwd=tmp_path)
+    option = re.findall(r"--data\.path \S+", done.stderr)
+    assert done.returncode == 2 and option == ["--data.path t/photos"], done.stderr
+    done = cls("check", *option[0].split(), "--workers", "0", "--json", cwd=tmp_path)
+    assert done.returncode in (0, 3) and json.loads(done.stdout), done.stderr

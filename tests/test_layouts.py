@@ -146,6 +146,11 @@ def folders_tar(root: Path) -> None:
     wds(root / "flower_photos.tgz", [{"jpg": BODY}] * 4, names, "w:gz")
 
 
+def annotations(root: Path) -> None:
+    for split in ("train", "test"):
+        pq.write_table(pa.table({"name": ["0.jpg"], "label": ["cat"]}), root / f"{split}.parquet")
+
+
 def targa(root: Path) -> None:
     for name in expand("{cat,dog}/{0..1}.tga"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -417,6 +422,76 @@ ROWS = (
     Row(name="a tar of folders", more=folders_tar, path="root/flower_photos.tgz",
         rejected=("4 .jpg; if the folders in it are the classes", "one class, 'flower_photos'"),
         read={"train": CATS}),
+    Row(name="two sizes", files=("full/{train-00000-of-00002,train-00001-of-00002,test-00000-of-00001}.parquet",
+                                 "mini/{train,test}-00000-of-00003.parquet"),
+        rejected=("several sets side by side, full, mini; point at one",),
+        read={"train": {"cat": 4, "dog": 4}, "test": CATS}),
+    Row(name="two converted sizes", files=("{full,small}/{train,test}/0000.parquet",),
+        rejected=("several sets side by side, full, small",), read=TRAIN_TEST),
+    Row(name="two versions", files=("v1/train-0.tar", "v2/train-1.tar", "v2/test-0.tar"),
+        rejected=("several sets side by side, v1, v2",), read={"train": CATS}),
+    Row(name="a val of its own beside", files=("a/val-0.tar", "b/{train,val}-0.tar"),
+        rejected=("several sets side by side, a, b; .*root/b$",), read=TRAIN_VAL),
+    Row(name="an old set inside", files=("{train,test}-0.parquet", "old/{train,test}-0.parquet"),
+        rejected=("several sets side by side, .*leave the other files out",), read=TRAIN_TEST),
+    Row(name="shards of one folder", files=("train/shard-{0..1}.tar", "data/val-0.tar"),
+        read={"train": {"cat": 4, "dog": 4}, "val": CATS}),
+    Row(name="a clone with many pictures", files=("data/{train,test}-00000-of-00001.parquet", "assets/{0..2}.png",
+                                                  "figures/{0..2}.png", "README.md"),
+        read=TRAIN_TEST, says=r"7 files that are no tables ignored: 6 \.png, 1 \.md"),
+    Row(name="annotations by split beside classes", files=("{cat,dog}/{0..1}.jpg",), more=annotations,
+        rejected=(r"the image column.*; or to train on the image files: cp",), read={"train": CATS}),
+    Row(name="annotations by split beside splits", files=("{train,test}/{cat,dog}/{0..1}.jpg",), more=annotations,
+        read=TRAIN_TEST, says=r"2 files that are no images ignored: 2 \.parquet"),
+    *(
+        Row(name=f"tables {files}", files=(f"train-{{0..1}}.{files.rpartition('.')[2]}", files), rejected=(message,),
+            read={"train": {"cat": 4, "dog": 4}, split: CATS})
+        for files, message, split in (
+            ("{val,valid}.parquet", "files named val and valid; keep one name for val", "val"),
+            ("{dev,eval}.parquet", "files named dev and eval; keep one name for val", "val"),
+            ("{val,validation}-0.tar", "files named validation and val; keep one name for val", "val"),
+            ("{test,holdout}.parquet", "files named test and holdout; keep one name for test", "test"),
+            ("{test,testing}/0.parquet", "files named test and testing; keep one name for test", "test"),
+        )
+    ),
+    Row(name="a split's word in the folder around", files=("my-test-project/{train,val}-0.parquet",), read=TRAIN_VAL),
+    Row(name="a split's word above the folders", files=("test-sets/a/{train,test}/0.tar",), read=TRAIN_TEST),
+    Row(name="two sets in a folder", files=("my-test-project/{full,mini}/{train,val}-0.parquet",),
+        rejected=("several sets side by side, full, mini",), read=TRAIN_VAL),
+    Row(name="two names in a folder", files=("my-test-project/{train,val,valid}-0.parquet",),
+        rejected=("files named val and valid",), read=TRAIN_VAL),
+    *(
+        Row(name=f"glued tables {files}", files=(files,), read={"train": CATS, split: CATS})
+        for files, split in (
+            ("mnist{train,test}.parquet", "test"), ("x_{trn,tst}.parquet", "test"), ("d{train,val}.parquet", "val"),
+            ("{tr,te}.parquet", "test"), ("mnist{train,test}/0.tar", "test"), ("{trains,tests}-0.tar", "test"),
+            ("{train,validate}.parquet", "val"),
+        )
+    ),
+    Row(name="two glued sets", files=("{fashion,mnist}{train,test}.parquet",),
+        rejected=("no split in the name: mnisttest.parquet, mnisttrain.parquet",), read=TRAIN_TEST),
+    *(
+        Row(name=f"glued folders {files}", files=(f"{files}/{{cat,dog}}/{{0..1}}.jpg",),
+            rejected=("by their names and folders splits: mkdir",), read=TRAIN_TEST)
+        for files in ("mnist{train,test}", "{trn,tst}", "{tr,te}", "{trains,tests}", "x_{trn,tst}")
+    ),
+    *(
+        Row(name=f"ordinary words {' '.join(names)}", files=tuple(f"{name}/{{a,b}}/0.jpg" for name in names),
+            read={"train": dict.fromkeys(names, 2)})
+        for names in (("strain", "constrain", "latest", "contest"), ("tree", "tea", "test_tube"), ("tr", "en", "de"),
+                      ("evaluation", "cat"))
+    ),
+    Row(name="two names glued", files=("mnist{train,val,valid}.parquet",),
+        rejected=("files named val and valid; keep one name for val",), read=TRAIN_VAL),
+    Row(name="tables of trainval", files=("{trainval-0,trainval-1,test}.parquet",),
+        rejected=("several splits in the name: trainval-0.*or train on what has train in its name: mkdir",),
+        read={"train": {"cat": 4, "dog": 4}, "test": CATS}),
+    Row(name="two sets by file names", files=("{mnist,fashion}_{train,test}-{0..1}.parquet",),
+        rejected=("several sets side by side, of files named fashion, mnist; leave the other files out",),
+        read={"train": {"cat": 4, "dog": 4}, "test": {"cat": 4, "dog": 4}}),
+    Row(name="starts of one split", files=("{a,b}_train.parquet", "test.parquet"),
+        read={"train": {"cat": 4, "dog": 4}, "test": CATS}),
+    Row(name="languages", files=("{tr,te,en}/{0..1}.jpg",), read={"train": {"tr": 2, "te": 2, "en": 2}}),
 )
 LABELS = (
     # Labels are in a file or in the names: rejected here; reading them is --data.labels and --data.label-pattern.
@@ -820,6 +895,7 @@ def _number(line: str, what: str, after: str) -> int:
     return int(found[1]) if found else 0
 
 
+BASES = ("training", "train", "valid", "val", "dev", "testing", "test", "holdout")
 TABLE_WORDS = [*SPLIT_WORDS, "imagenet1k", "latest", "0000", "part"]
 
 
@@ -834,18 +910,33 @@ def test_random_tables(names: list[tuple[list[str], int]], how: str, tmp_path: P
     shutil.rmtree(root, ignore_errors=True)
     join = "/split=" if how == "split=" else how
     meant: Counter[str] = Counter()
+    inner = [parts[1:] for parts, _ in names]
+    others = {"seg_pred", "extra", "unlabeled"}
+    around = how in ("/", "split=") and len({parts[0] for parts, _ in names}) == 1  # a folder around all files
+    around &= any(SPLIT_WORDS.get(part) for parts in inner for part in parts)
+    around &= all(any(SPLIT_WORDS.get(part) or part in others for part in parts) for parts in inner)
+    places: set[str | bool] = set()
+    meant_words: dict[str, str] = {}
     for parts, number in names:
         build(root, f"{join.join(parts)}{'/' if how == '/' else '-'}{number:05d}.arrow")
+        parts = parts[1:] if around else parts
         splits_meant = set().union(*(SPLIT_WORDS.get(part, set()) for part in parts))
         unused = {"seg_pred", "extra", "unlabeled"} & {*parts}
         clear = len(splits_meant) == 1 and (not unused or (splits_meant == {"test"} and "seg_pred" not in parts))
         kind = splits_meant.copy().pop() if clear else "unclear" if splits_meant else "unused" if unused else "none"
         meant[kind] += 1
+        word = next((word for part in parts if SPLIT_WORDS.get(part) for word in BASES if word in part.lower()), "")
+        meant_words[word] = kind
+        places.add(how in ("/", "split=") and len(parts) == 2 and not SPLIT_WORDS.get(parts[0]) and parts[0])
     try:
         splits = load(config.Data(path=str(root)), 0)
     except ValueError as error:
         assert str(error).startswith("data.path: ") and "\n" not in str(error)
-        assert meant["unclear"] or meant["none"] or meant["unused"] or not meant["train"], error
+        unclear = meant["unclear"] or meant["none"] or meant["unused"] or not meant["train"]
+        starts = {parts[0] for parts, _ in names} if "of files named" in str(error) else set()
+        assert unclear or len(places) > 1 or len(starts) > 1 or len({*meant_words.values()}) < len({*meant_words}), (
+            error
+        )
         return
     rows = {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test or [])}
     left = sum(
@@ -855,7 +946,7 @@ def test_random_tables(names: list[tuple[list[str], int]], how: str, tmp_path: P
         rows["train"] += rows["val"]
         rows["val"] = 0
     if len(names) > 1:
-        assert not meant["unclear"]
+        assert not meant["unclear"] and len({*meant_words.values()}) == len(meant_words)
         whole = {"none": meant["none"], "unused": meant["unused"]}
         if meant["train"]:
             assert not meant["none"] and left == meant["unused"]

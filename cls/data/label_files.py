@@ -10,9 +10,9 @@ from pathlib import Path
 from cls import config
 from cls.data.folder import Listing
 from cls.data.label_table import FILES
-from cls.data.layout import Tree
 from cls.data.names import GENERIC, KINDS, MARKED, besides, splits_in, words
 from cls.data.part import SPLITS
+from cls.data.tree import Tree
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,9 +21,9 @@ from cls.data.label_ids import ID_NAMES, ImageNames, Matched, looks_like_id, mat
 from cls.data.label_splits import is_named, split_columns, split_values, unused_columns
 from cls.data.label_table import Table, listed, read_table
 from cls.data.label_values import Values, class_values, column_named, has_column, has_usual_names
-from cls.data.layout import Tree
 from cls.data.names import path_option
 from cls.data.part import Part
+from cls.data.tree import Tree
 
 
 class Given(NamedTuple):

@@ -10,10 +10,12 @@ from cls.data.inner import refuse_marked, turned
 from cls.data.names import (
     besides,
     class_beside,
+    glued,
     is_generic,
     is_no_class,
     is_unused,
     links,
+    refuse_glued,
     some,
     split_name,
     splits_in,
@@ -35,6 +37,7 @@ def arrange(tree: Tree, base: str = "") -> dict[str, str]:
     tops = tree.children(base)
     family = _family(tree, base, tops)
     if not family:
+        refuse_glued(tree.root, base, {top: {*tree.children(join(base, top))} for top in glued(tops)})
         _check_classes(tree, base, tops)
         return {"train": base}
     found: dict[str, list[str]] = {}

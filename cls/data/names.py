@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 
+from cls.console import printable
 from cls.data.part import SPLITS
 
 GENERIC = frozenset((
@@ -28,6 +29,11 @@ UNUSED = frozenset((
     "extra", "pred", "preds", "prediction", "predictions", "unlabeled", "unlabelled", "unsupervised",
 ))  # fmt: skip
 """Words of images without labels, or beside the splits: never training images."""
+SHORT = {"trn": "train", "tst": "test"}
+"""Short split words that only count where names differ in nothing else."""
+WHOLE = {"tr": "train", "te": "test"}
+"""The same, but only as words of their own: many words begin or end so."""
+ALL_WORDS = SPLITS | SHORT | WHOLE
 MANY = 8
 _RUN = re.compile(r"[^\W\d_]+")
 _CAMEL = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
@@ -47,17 +53,62 @@ def words(name: str) -> list[str]:
     return [word.lower() for word in found]
 
 
+def split_word(word: str) -> str:
+    """The split word that a word is, also with "set", "data" or "images" after it; else empty."""
+    joined = _JOINED.fullmatch(word)
+    found = joined[1] if joined else word
+    return found if found in SPLITS else ""
+
+
 def _splits(word: str) -> tuple[str, ...]:
     if word in ("trainval", "trainvalid"):
         return "train", "val"
-    joined = _JOINED.fullmatch(word)
-    split = SPLITS.get(joined[1] if joined else word)
-    return (split,) if split else ()
+    found = split_word(word)
+    return (SPLITS[found],) if found else ()
 
 
 def splits_in(name: str) -> set[str]:
     """The splits whose words are in a name of one file or folder."""
     return {split for word in words(name) for split in _splits(word)}
+
+
+def _cuts(name: str) -> set[tuple[tuple[str, ...], str]]:
+    """What remains of a name's words where a split word is cut out of the start or the end of one, and that word."""
+    found, cuts = words(name), set()
+    for place, word in enumerate(found):
+        pieces = {(rest, piece) for piece in (*SPLITS, *SHORT)
+                  for rest in (word.removesuffix(piece), word.removeprefix(piece)) if rest != word}  # fmt: skip
+        for rest, piece in pieces | ({("", word)} if word in WHOLE else set()):
+            cuts.add((tuple(one for one in (*found[:place], rest, *found[place + 1 :]) if one), piece))
+    return cuts
+
+
+def glued(names: Iterable[str]) -> dict[str, str]:
+    """Names that are equal but for a split word in them, train's among others: mnisttrain, mnisttest, and x_trn, x_tst.
+
+    The first such family alone, the split word of each. Ordinary words that hold one are none: strain, contest.
+    """
+    families: dict[tuple[str, ...], dict[str, str]] = {}
+    for name in names:
+        for rest, word in sorted(_cuts(name)):
+            families.setdefault(rest, {}).setdefault(name, word)
+    for found in families.values():
+        splits = {ALL_WORDS[word] for word in found.values()}
+        if "train" in splits and len(splits) > 1:
+            return found
+    return {}
+
+
+def refuse_glued(root: Path, base: str, folders: dict[str, set[str]]) -> None:
+    """ValueError for folders of such a family that hold the same folders, two or more: they are splits, no classes."""
+    found = glued(folders)
+    same = set.intersection(*(folders[name] for name in found)) if found else set()
+    if len(same) > 1:
+        places = {ALL_WORDS[word]: f"{base}/{name}".lstrip("/") for name, word in found.items()}
+        raise ValueError(
+            f"data.path: {printable(str(root / base))} has {printable(some(found, MANY))}, by their names and folders "
+            f"splits: {links(root, dict(sorted(places.items())))}"
+        )
 
 
 def besides(name: str) -> list[str]:

@@ -13,8 +13,8 @@ from datasets import Dataset, Features, Image, Value
 from cls.data.access import Blocks
 
 SPLITS = {
-    "train": "train", "training": "train", "validation": "val", "val": "val", "valid": "val", "dev": "val",
-    "eval": "val", "test": "test", "testing": "test", "holdout": "test",
+    "train": "train", "training": "train", "validation": "val", "val": "val", "valid": "val", "validate": "val",
+    "dev": "val", "eval": "val", "test": "test", "testing": "test", "holdout": "test",
 }  # fmt: skip
 """Names of folders and of a data set's splits, the usual ones first; names.py finds them inside longer names."""
 COLUMNS = {"image": Image(decode=False), "id": Value("string")}

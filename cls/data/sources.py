@@ -23,11 +23,11 @@ from cls.data.folder import natural
 from cls.data.index import keep_index, read_index
 from cls.data.label_hint import hinted
 from cls.data.labels import read_labelled
-from cls.data.names import new_folder, some
+from cls.data.names import new_folder, some, without
 from cls.data.part import COLUMNS, Found, Part, normal
 from cls.data.subset import held_out, limited
 from cls.data.summary import say, summary
-from cls.data.table_splits import TABLES, given, grouped, kind_of
+from cls.data.table_splits import TABLES, beside_pictures, given, grouped, kind_of
 from cls.data.tree import Tree
 from cls.images.decode import EXTENSIONS
 
@@ -218,15 +218,20 @@ def _read(path: str, data: config.Data) -> Found:
 
 
 def _holds_tables(listing: folder.Listing) -> bool:
-    """A table of annotations may lie beside the images, a preview image beside the tables."""
-    return len(listing.tables) >= len(listing.images)
+    """A table of annotations may lie beside the images; pictures of a page beside tables whose names have splits."""
+    return len(listing.tables) >= len(listing.images) or beside_pictures(listing.tables, listing.images)
 
 
 def _tables(root: Path, listing: folder.Listing, data: config.Data) -> Found:
-    files = grouped(root, listing.tables)
+    try:
+        files = grouped(root, listing.tables)
+        parts = stream.read_files(root, files, data) if data.streaming else tables.read_files(files, data)
+    except ValueError as error:
+        if len(listing.images) <= len(listing.tables):
+            raise
+        raise ValueError(f"{error}; or to train on the image files: {without(root, listing.tables)}") from None
     others = [name for name in (*listing.others, *listing.images) if name not in PACKED]
     notes = [*files.notes, *ignored.notes(root, others, "tables")]
-    parts = stream.read_files(root, files, data) if data.streaming else tables.read_files(files, data)
     return Found(parts, notes, f"{len(others):,} other files" if others else "")
 
 
