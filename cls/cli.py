@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from cls.cluster.request import Request
 from cls.commands import VERBS
 from cls.config import Run, to_yaml
 from cls.fetch import require_offline
-from cls.outcome import Ending
+from cls.outcome import CODES, Ending
 from cls.paths import expanded
 from cls.sweep.typed import field_words
 from cls.sweep.wish import Wish
@@ -90,6 +91,8 @@ def _need_recipe(run: Run, program: str, argv: list[str]) -> None:
 
 def refuse_early(argv: list[str]) -> None:
     """Tell what is wrong with the command line of a run, as the run itself would; needs no library that loads long."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _leave_early)
     try:
         run = parse_run(argv)
         if not (run.out and os.path.exists(os.path.join(run.out, "config.yaml"))):  # a finished run needs no images
@@ -99,6 +102,12 @@ def refuse_early(argv: list[str]) -> None:
             time.sleep(HEARD_SECONDS)
         with Ending(out_of(argv)):
             raise
+
+
+def _leave_early(*_: object) -> None:
+    """Ctrl-C while the libraries load: nothing has begun, and a traceback of their imports helps nobody."""
+    os.write(2, b"\nstopped: SIGINT, before the run began\n")
+    os._exit(CODES["stopped"])
 
 
 def _need_images(run: Run) -> None:

@@ -294,6 +294,16 @@ def test_a_signal_to_the_whole_group_saves_and_resumes_bit_for_bit(tmp_path: Pat
         ]
 
 
+def test_ctrl_c_while_the_libraries_load_is_calm(tmp_path: Path) -> None:
+    process = started([sys.executable, str(ROOT / "train.py"), "digits", "--out", "run"], tmp_path)
+    end = time.monotonic() + 60
+    while "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text() and time.monotonic() < end:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 85 and "stopped: SIGINT" in output and "Traceback" not in output, output
+
+
 def wandb_is_complete(out: Path) -> None:
     """Each row of the record is in W&B's file, and its end too."""
     (records,) = inspect(out)

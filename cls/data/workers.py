@@ -23,6 +23,7 @@ from tqdm import tqdm
 from cls.outcome import DataError, out_of_memory
 from cls.stop import SIGNALS
 
+tqdm.monitor_interval = 0  # of datasets' and downloads' bars, too: its monitor is a thread that never ends
 Work = Callable[[Any], Any]
 JOIN_SECONDS = 5.0  # for the kernel to end a killed process; one that waits for a dead disk may take for ever
 
@@ -52,7 +53,6 @@ class Workers:
         self._tickets = 0
         # also where nobody closes: Python's own end of daemons, which this comes before, is SIGTERM and a wait for them
         self._end = Finalize(self, _end, (self._links, self._processes), exitpriority=10)
-        _stop_tqdm()
         if multiprocessing.current_process().daemon:
             raise ValueError("data.workers: a daemonic process cannot have loader processes: use 0 workers here")
         try:
@@ -120,14 +120,6 @@ class Workers:
         process = self._processes[worker]
         process.join(JOIN_SECONDS)
         return WorkerDied(process.pid or 0, process.exitcode, self._asked[worker][0][1])
-
-
-def _stop_tqdm() -> None:
-    """Its monitor, left by a download or by datasets, is a thread."""
-    tqdm.monitor_interval = 0
-    if tqdm.monitor is not None:
-        tqdm.monitor.exit()
-        tqdm.monitor = None
 
 
 def _end(links: list[Connection], processes: list[multiprocessing.process.BaseProcess]) -> None:
