@@ -110,6 +110,12 @@ ended() { # TERM: why, and what follows, at once, because there are KillWait sec
     local state
     state=$(scontrol show job -o "$job") || state=''
     case $state in
+    '' | *' JobState=RUNNING '*' Reason=None '*) # a busy controller: the signal may be here before the reason is
+        sleep 1
+        state=$(scontrol show job -o "$job") || state=''
+        ;;
+    esac
+    case $state in
     *' Reason=TimeLimit '* | *' JobState=TIMEOUT '*)
         asked=LIMIT
         goes_on "the time limit came before the run had left (sbatch --signal=B:USR1@600 asks it earlier)"

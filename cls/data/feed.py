@@ -39,7 +39,8 @@ class Feed:
         self.broken = BrokenImages(folder.path / "bad_images.csv", images, run.data.max_bad, cluster)
         self.classes = len(splits.classes)
         self.weights = class_weights(self.draws.labels, self.classes, run.optim.class_weight, cluster.device)
-        self.ledger = Ledger(folder, cluster.rank, images) if run.track.ledger else None
+        path = folder.path / "ledger" / f"{folder.life:04d}-{cluster.rank:04d}.csv"
+        self.ledger = Ledger(path, images, run.train.batch) if run.track.ledger else None
 
     def __enter__(self) -> Self:
         return self

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cls.files import Lines
-from cls.folder import Folder
 from cls.lives import read_lives
 from cls.track.record import read_rows
 
@@ -22,11 +21,10 @@ HEADER = ("step", "draw", "id", "pixels")
 class Ledger:
     """One rank's rows of one life, in ``<out>/ledger/<life>-<rank>.csv``: step, draw, image, hash of its pixels."""
 
-    def __init__(self, folder: Folder, rank: int, images: "Images") -> None:
-        path = folder.path / "ledger" / f"{folder.life:04d}-{rank:04d}.csv"
+    def __init__(self, path: Path, images: "Images", batch: int) -> None:
         path.parent.mkdir(exist_ok=True)
         path.unlink(missing_ok=True)  # of a start that failed before its life began
-        self._lines, self._images, self._batch = Lines(path), images, folder.run.train.batch
+        self._lines, self._images, self._batch = Lines(path), images, batch
 
     def note(self, batch: "Batch") -> None:
         rows = []
