@@ -2,6 +2,7 @@
 
 import errno
 import json
+import mmap
 import os
 import signal
 import sys
@@ -20,7 +21,17 @@ from torch import nn
 
 from cls.checks import check
 from cls.config import Run, change
-from cls.outcome import CODES, DISK, DataError, Ending, ForeignFolderError, NonFiniteError, little_shared_memory
+from cls.outcome import (
+    CODES,
+    DISK,
+    DataError,
+    Ending,
+    ForeignFolderError,
+    NonFiniteError,
+    classify,
+    is_missing,
+    little_shared_memory,
+)
 
 
 @dataclass(frozen=True)
@@ -367,3 +378,16 @@ def test_full_shared_memory_is_named(out: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("cls.outcome.little_shared_memory", lambda: True)
     ended = ending(out, raising(OSError(errno.ENOSPC, "No space left on device")))
     assert ended.code == 2 and "/dev/shm is full: give it more (docker run --shm-size 1g)" in ended.stderr
+
+
+def test_only_an_absent_file_is_missing(tmp_path: Path) -> None:
+    """A file system that cannot say so just now does not end a run: here with errors that every system has."""
+    (tmp_path / "file").write_text("")
+    assert is_missing(tmp_path / "none") and not is_missing(tmp_path / "file")
+    assert not is_missing(tmp_path / "file" / "below") and not is_missing(tmp_path / ("n" * 300))
+
+
+def test_memory_that_the_system_lacks_is_out_of_memory() -> None:
+    with pytest.raises(OSError) as caught:
+        mmap.mmap(-1, 1 << 62)
+    assert caught.value.errno == errno.ENOMEM and classify(caught.value) == "out_of_memory"

@@ -2,12 +2,14 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +36,20 @@ def double(task: object) -> object:
         case "pid":
             return os.getpid()
     return (task, task)
+
+
+def in_a_daemon(results: Any) -> None:
+    try:
+        Workers(1, double)
+    except ValueError as error:
+        results.send(str(error))
+
+
+def test_a_daemonic_process_gets_an_error_that_says_what_to_do() -> None:
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    context.Process(target=in_a_daemon, args=(theirs,), daemon=True).start()
+    assert ours.poll(20) and "use 0 workers here" in ours.recv()
 
 
 def test_answers_are_given_in_any_order_and_dropped_ones_go() -> None:

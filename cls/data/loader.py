@@ -180,7 +180,7 @@ def batches(
 
 
 def _compact(indices: Sequence[int]) -> Sequence[int]:
-    """Neighbours as a range: however long a batch is, a task is a few bytes, and a socket never full of them."""
+    """Neighbours as a range: a task is then a few bytes, however long the batch is."""
     together = range(indices[0], indices[-1] + 1)
     return together if len(together) == len(indices) and [*together] == [*indices] else indices
 
