@@ -1,118 +1,119 @@
 """Train an image classifier: ``accelerate launch train.py RECIPE --section.field value``; --help explains every field.
-
-The whole method is on this page. Step s consumes draws [s·B, (s+1)·B), cut into micro-batches that the ranks carry.
-"""
+The method is on this page. Step s uses the sample indices [s·B, (s+1)·B), in micro-batches that the ranks share."""
 
 import sys
 
-from cls.cli import out_of, parse_run, refuse_early
+from cls.commands.main import out_of, parse_run, refuse_early
 
 if __name__ == "__main__":
-    refuse_early(sys.argv[1:])  # a slip or a missing file is told before torch has taken its seconds to load
+    refuse_early(sys.argv[1:])  # mistakes on the command line and missing files fail before torch is imported
 
-from cls import checkpoint
-from cls.artifacts import best_header, keep_data, write_results
 from cls.config import Run
-from cls.data.feed import Feed
-from cls.data.sources import Splits, load
-from cls.evaluate import predictor, validate
-from cls.folder import Folder, open_folder
-from cls.journal import Journal
-from cls.mix import draw_mixing, join, loss_per_image, mix, partners, soft_targets
-from cls.models import check_model
-from cls.outcome import Ending
-from cls.parallel.cluster import Cluster, start
-from cls.parallel.probe import probe
-from cls.parallel.step import MicroBatches
-from cls.parallel.watch import Garbage, Losses
-from cls.saver import Saver
-from cls.state import State, build_state
-from cls.steps import Steps
-from cls.stop import Stopped
-from cls.track import check_tracking
+from cls.data.sources import Splits
+from cls.distributed.memory_probe import probe
+from cls.distributed.micro_batches import MicroBatches
+from cls.distributed.world import World, start
+from cls.evaluation.inference import Predictor
+from cls.evaluation.model_file import best_header
+from cls.evaluation.results import write_report, write_results
+from cls.models.loss import loss_per_image
+from cls.runtime.exit import ExitHandler
+from cls.runtime.garbage_collection import GarbageCollection
+from cls.runtime.signals import Stopped
+from cls.tracking.run_dir import RunDir, open_run_dir
+from cls.training import checkpoint
+from cls.training.checkpoint_writer import CheckpointWriter
+from cls.training.logger import RunLogger
+from cls.training.loss_monitor import LossMonitor
+from cls.training.resume import load_data
+from cls.training.state import State, build_state
+from cls.training.steps import Steps
+from cls.training.train_loader import TrainLoader
+from cls.training.validation import record_validation
+from cls.transforms.mixup import draw_mixing, join, mix, partners
 
 
 def main(argv: list[str]) -> None:
-    with Ending(out_of(argv)) as ending:
-        with ending.stop.interruptible():
+    with ExitHandler(out_of(argv)) as handler:
+        with handler.stop.interruptible():
             run = parse_run(argv)
-            cluster = start(run.train, ending.stop)
-        cluster.on_main(lambda: (check_tracking(run.track), check_model(run.model, run.data)))
-        with cluster.on_main(lambda: open_folder(run, cluster)) as folder:
-            ending.claim(folder.path, folder.unnamed)
-            ending.message = folder.finished or train(folder, cluster, ending)
-        cluster.close()
+            world = start(run.train, handler.stop)
+        with world.on_main(lambda: open_run_dir(run, world)) as run_dir:
+            handler.claim(run_dir.path, run_dir.unnamed)
+            handler.message = run_dir.finished or train(run_dir, world, handler)
+        world.close()
 
 
-def begin(folder: Folder, cluster: Cluster) -> tuple[Splits, Steps, State, MicroBatches, Feed, int]:
+def begin(run_dir: RunDir, world: World) -> tuple[Splits, Steps, State, MicroBatches, TrainLoader, int]:
     """The images, the length of the run, its state by a checkpoint or the seed, and the steps already done."""
-    splits = cluster.together(lambda: load(folder.run.data, folder.run.seed))
-    keep_data(folder, splits, cluster)
-    steps = Steps(len(splits.train), folder.run.train)
-    state = cluster.together(lambda: build_state(folder.run, len(splits.classes), steps, cluster))
-    first = checkpoint.restore(folder.path / "checkpoints", state, cluster)
-    micro = MicroBatches(cluster, cluster.wrap(state.model, folder.run.train.compile), folder.run)
-    feed = Feed(splits, folder, cluster, micro.share, range(first, steps.total))  # forks: before any thread
-    return splits, steps, state, probe(micro, state.optimizer, folder.run), feed, first
+    splits = load_data(run_dir, world)
+    steps = Steps(len(splits.train), run_dir.run.train)
+    state = world.together(lambda: build_state(run_dir.run, len(splits.classes), steps, world))
+    first = checkpoint.restore(run_dir.path / "checkpoints", state, world)
+    micro_batches = MicroBatches(world, world.wrap(state.model, run_dir.run.train.compile), run_dir.run)
+    loader = TrainLoader(
+        splits, run_dir, world, micro_batches.share, range(first, steps.total)
+    )  # forks: no threads yet
+    return splits, steps, state, probe(micro_batches, state.optimizer, run_dir.run), loader, first
 
 
-def train(folder: Folder, cluster: Cluster, ending: Ending) -> str:
-    run = folder.run
-    splits, steps, state, micro, feed, first = begin(folder, cluster)
-    losses = Losses(run.train.batch)
+def train(run_dir: RunDir, world: World, handler: ExitHandler) -> str:
+    run = run_dir.run
+    splits, steps, state, micro_batches, loader, first = begin(run_dir, world)
+    predictor = Predictor(state.evaluated, splits.classes, run, world, loader.prepare, loader.shared)
+    monitor = LossMonitor(run.train.batch)
     with (
-        feed,
-        Garbage() as garbage,
-        Journal(folder, cluster, steps, first, state.model) as journal,
-        Saver(folder, cluster, state, best_header(run, splits), journal.lives) as saver,
+        loader,
+        GarbageCollection() as garbage,
+        RunLogger(run_dir, world, steps, first, state.model) as logger,
+        CheckpointWriter(run_dir, world, state, best_header(run, splits), logger.lives) as writer,
     ):
-        look = predictor(run, splits.classes, cluster, feed.prepare, feed.loader)
         try:
             for step in range(first, max(first, steps.total) + 1):
-                ending.step = step
+                handler.step = step
                 validates = steps.validates(step) and state.history.validated < step
-                if steps.pauses(step) or losses.save or losses.stop:
-                    feed.broken.agree()
+                if steps.pauses(step) or monitor.save or monitor.stop:
+                    loader.corrupt.agree()
                     garbage.collect()
-                if validates or losses.save or losses.stop:
-                    journal.steps(losses.drain())  # nothing is saved before its loss has been looked at
+                if validates or monitor.save or monitor.stop:
+                    logger.steps(monitor.drain())  # nothing is saved before its loss has been checked
                     if validates:
-                        validate(step, steps, state, look, feed.val, journal, run.model.freeze)
-                    saver.save(step)
-                    losses.restart()
-                if losses.stop:
+                        record_validation(step, steps, state, predictor.figures(loader.evaluated.val), logger)
+                    writer.save(step)
+                    monitor.restart()
+                if monitor.stop:
                     raise Stopped
                 if step >= steps.total or 0 < run.train.early_stop <= state.history.stale:
                     break
-                forward_backward(step, run, micro, feed, cluster)
-                result = micro.finish(cluster.stop.ask(), saver.due())
-                journal.steps(losses.put(step + 1, result, state.update(run.optim.clip)))
-            saver.finish()
-            return write_results(folder, state, splits, feed, look, cluster, journal)
+                forward_backward(step, run, micro_batches, loader, world)
+                result = micro_batches.finish(world.stop.ask(), writer.due())
+                logger.steps(monitor.put(step + 1, result, state.update(run.optim.clip)))
+            writer.finish()
+            results = write_results(run_dir.path, splits, loader.evaluated, predictor)
+            logger.predicted()
+            return logger.finish(write_report(run_dir.path, splits, results))
         except Stopped:
-            micro.abandon()
-            journal.steps(losses.drain())
-            if not (cluster.stop.at_once and cluster.fsdp):  # a shard alone cannot be saved
-                saver.save(ending.step, wait=True)
-            raise Stopped(cluster.why_stopped()) from None
+            micro_batches.abandon()
+            logger.steps(monitor.drain())
+            writer.save_and_wait(handler.step)
+            raise Stopped(world.why_stopped()) from None
 
 
-def forward_backward(step: int, run: Run, micro: MicroBatches, feed: Feed, cluster: Cluster) -> None:
+def forward_backward(step: int, run: Run, micro_batches: MicroBatches, loader: TrainLoader, world: World) -> None:
     """This rank's micro-batches of a step: their gradients, BatchNorm statistics and losses."""
     mixing = draw_mixing(run.augment, run.seed, step)
-    for piece in micro.begin(step):  # of one micro-batch, or of several with reduce=fast
+    for chunk in micro_batches.begin(step):  # one micro-batch, or several with reduce=fast
         mixed = []
-        for index in piece:
-            images, labels = feed.next()
-            targets = soft_targets(labels, feed.classes, run.optim.label_smoothing)
+        for index in chunk:
+            images, targets = loader.next()
             mixed.append(mix(images, targets, mixing, partners(run.train.micro_batch, run.seed, step, index)))
         images, targets = join(mixed)
-        with micro.carrying(piece):
-            with cluster.autocast(run.train.precision):
-                logits = micro.model(images)
-            losses = loss_per_image(logits, targets, run.optim.loss, feed.weights)
+        with micro_batches.carrying(chunk):
+            with world.autocast(run.train.precision):
+                logits = micro_batches.model(images)
+            losses = loss_per_image(logits, targets, run.optim.loss, loader.weights)
             losses.sum().backward()
-        micro.collect(piece, losses)
+        micro_batches.collect(chunk, losses)
 
 
 if __name__ == "__main__":

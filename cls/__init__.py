@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 def _clean(record: logging.LogRecord) -> bool:
     """Names of classes and files stand in log lines without what a terminal obeys."""
-    from cls.console import clean  # only where there is something to log
+    from cls.runtime.console import clean  # only where there is something to log
 
     record.msg, record.args = clean(record.getMessage()), None
     return True

@@ -1,5 +1,5 @@
 """``python -m cls``, and ``accelerate launch -m cls`` for several processes: the ``cls`` command."""
 
-from cls.cli import main
+from cls.commands.main import main
 
 main()

@@ -292,7 +292,7 @@ class Run:
 
 
 # Fields of the moment: a continued run may have other values without being another run.
-MOMENT = (
+RUNTIME_FIELDS = (
     "out", "data.copy", "data.workers", "data.max_bad", "train.device", "train.keep", "train.save_minutes",
     "train.max_steps", "track.",
 )  # fmt: skip
@@ -392,5 +392,5 @@ def diff(old: Run, new: Run) -> list[str]:
     return [
         f"{name}: {before[name]!r} -> {after[name]!r}"
         for name in before
-        if before[name] != after[name] and not name.startswith(MOMENT)
+        if before[name] != after[name] and not name.startswith(RUNTIME_FIELDS)
     ]

@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
         train.main(words)
     else:
-        from cls.cli import main
+        from cls.commands.main import main
 
         sys.argv = ["cls", *words]
         main()

@@ -60,8 +60,8 @@ class Bench:
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True
         )
 
-    def run(self, out: Path, args: list[str], world: int = 1, blow: str = "", **env: str) -> Ended:
-        request = {"out": str(out), "argv": [*args, "--out", str(out)], "world": world, "blow": blow, "env": env}
+    def run(self, out: Path, args: list[str], world_size: int = 1, blow: str = "", **env: str) -> Ended:
+        request = {"out": str(out), "argv": [*args, "--out", str(out)], "world": world_size, "blow": blow, "env": env}
         assert self.server.stdin is not None and self.server.stdout is not None
         self.server.stdin.write(json.dumps(request) + "\n")
         self.server.stdin.flush()
@@ -79,10 +79,10 @@ def load() -> None:
     import timm  # noqa: F401  # as above
     import torch
 
-    import cls.report  # noqa: F401  # as above
+    import cls.evaluation.plots  # noqa: F401  # as above
     import train  # noqa: F401  # as above
-    from cls.cli import parse_run
-    from cls.models import check_model
+    from cls.commands.main import parse_run
+    from cls.models.build import check_model
 
     torch.set_num_threads(1)
     run = parse_run(["digits"])
@@ -135,11 +135,11 @@ def child(request: dict[str, Any], rank: int, port: int, log: Path) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    world = request["world"]
+    world_size = request["world"]
     os.environ.update(request["env"])
-    if world > 1:
+    if world_size > 1:
         os.environ.update(
-            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
+            RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_WORLD_SIZE=str(world_size),
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
         )  # fmt: skip
     with leaving():
@@ -195,27 +195,26 @@ def arm(blow: str, rank: int, out: Path) -> None:
             os.killpg(0, signal.SIGKILL) if what == "SIGKILL" else os.kill(os.getpid(), signal.Signals[what])
 
     import train
-    from cls import checkpoint, saver
-    from cls.data import feed
-    from cls.parallel import step
-    from cls.state import State
+    from cls.distributed import micro_batches
+    from cls.training import checkpoint, checkpoint_writer, train_loader
+    from cls.training.state import State
 
     before(train, "build_state", reach, "build")
     before(train, "probe", reach, "probe")
     before(train, "loss_per_image", reach, "forward")  # inside the block of a micro-batch
     before(train, "write_results", reach, "results")
     before(train, "forward_backward", reach, "step")  # count k: k - 1 steps of this life are done
-    before(step.MicroBatches, "collect", reach, "micro")
+    before(micro_batches.MicroBatches, "collect", reach, "micro")
     before(State, "update", reach, "update")
-    before(feed.Feed, "next", reach, "feed")
+    before(train_loader.TrainLoader, "next", reach, "feed")
     inside_evaluation(reach, "evaluation")
     before(checkpoint, "write", reach, "before a save")
     before(checkpoint, "_save", reach, "between files")
     before(checkpoint, "sync", reach, "before fsync")
     before(Path, "rename", reach, "before rename")
     after(Path, "rename", reach, "after rename")
-    before(saver.Saver, "_write_best", reach, "before best")
-    after(saver.Saver, "_write_best", reach, "after best")
+    before(checkpoint_writer.CheckpointWriter, "_write_best", reach, "before best")
+    after(checkpoint_writer.CheckpointWriter, "_write_best", reach, "after best")
     after(checkpoint, "prune", reach, "after pruning")
 
 
@@ -235,9 +234,9 @@ def scramble() -> None:
 def weather(rank: int) -> None:
     """The world around this process: other constants of modules, a file system whose names come late, as on NFS.
 
-    FORKED_SET: {"cls.stop.ECHO_SECONDS": 0.0}. FORKED_SLOW: seconds before each rename. FORKED_LATE: seconds from the
-    first look until a rank other than 0 sees the name of a checkpoint or of the best weights. FORKED_NO_PROBE: the
-    start does not try a micro-batch. FORKED_NO_PICTURES: the end of a run draws none. FORKED_THIN: see ``thin``.
+    FORKED_SET: {"cls.runtime.signals.ECHO_SECONDS": 0.0}. FORKED_SLOW: seconds before each rename. FORKED_LATE: seconds
+    from the first look until a rank other than 0 sees the name of a checkpoint or of the best weights. FORKED_NO_PROBE:
+    the start does not try a micro-batch. FORKED_NO_PICTURES: the end of a run draws none. FORKED_THIN: see ``thin``.
     """
     for name, value in json.loads(os.environ.get("FORKED_SET", "{}")).items():
         owner, _, attribute = name.rpartition(".")
@@ -249,9 +248,9 @@ def weather(rank: int) -> None:
 
         train.probe = lambda micro, *_: micro
     if "FORKED_NO_PICTURES" in os.environ:
-        import cls.report
+        import cls.evaluation.plots
 
-        cls.report.write_report = lambda *_: {}
+        cls.evaluation.plots.write_plots = lambda *_: {}
     if "FORKED_THIN" in os.environ:
         thin(setattr)
     slow, late = float(os.environ.get("FORKED_SLOW", 0)), float(os.environ.get("FORKED_LATE", 0))
@@ -318,13 +317,13 @@ def after(owner: Any, name: str, reach: Callable[[str], None], moment: str) -> N
 
 def inside_evaluation(reach: Callable[[str], None], moment: str) -> None:
     """At the first batch of an evaluation."""
-    from cls.data.draws import EvalImages
+    from cls.data.dataset import EvalDataset
     from cls.data.loader import Loader
 
     real = Loader.batches
 
     def batches(self: Loader, source: Any, indices: Any) -> Iterator[Any]:
-        if isinstance(source, EvalImages):
+        if isinstance(source, EvalDataset):
             reach(moment)
         return real(self, source, indices)
 

@@ -102,11 +102,11 @@ class Record:
         self.ema: Tensors = {}
         self.average: nn.Module | None = None
 
-    def begin(self, state: Any, run: Any, cluster: Any) -> None:
+    def begin(self, state: Any, run: Any, world: Any) -> None:
         self.state, self.decay, self.out = state, run.optim.ema, Path(run.out)
         self.average = state.average.module if state.average is not None else None
         self.networks = [state.model, *([self.average] if self.average is not None else [])]
-        self.facts |= {"rank": cluster.rank, "world": dist.get_world_size(), "fsdp": cluster.fsdp, "pid": os.getpid()}
+        self.facts |= {"rank": world.rank, "world": dist.get_world_size(), "fsdp": world.fsdp, "pid": os.getpid()}
         self.facts["networks"] = [
             {
                 "groups": sum(isinstance(m, FSDPModule) for m in network.modules()),
@@ -160,7 +160,7 @@ class Record:
 
     def whole(self) -> Tensors:
         """Weights, average and optimizer state by part and name."""
-        from cls.checkpoint import optimizer_tensors
+        from cls.training.checkpoint import optimizer_tensors
 
         found = {f"model.{k}": v for k, v in self.state.model.state_dict().items()}
         if self.average is not None:
@@ -221,7 +221,7 @@ class Record:
 def record_runs() -> None:
     """Put a record into train.py; forked children have one each."""
     import train
-    from cls.state import State
+    from cls.training.state import State
 
     record = Record()
 
@@ -235,17 +235,17 @@ def record_runs() -> None:
 
         setattr(owner, name, wrapped)
 
-    following(train, "begin", lambda result, folder, cluster: record.begin(result[2], folder.run, cluster))
+    following(train, "begin", lambda result, folder, world: record.begin(result[2], folder.run, world))
     following(State, "update", lambda *_: record.updated())
-    following(train, "validate", lambda *_: record.resharded())
+    following(train, "record_validation", lambda *_: record.resharded())
     following(train, "write_results", lambda *_: record.resharded())
-    leave = train.Ending.__exit__
+    leave = train.ExitHandler.__exit__
 
     def ending(*args: Any) -> None:
         record.write()  # it may leave by os._exit
         leave(*args)
 
-    train.Ending.__exit__ = ending
+    train.ExitHandler.__exit__ = ending
 
 
 if __name__ == "__main__":

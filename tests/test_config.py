@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cls import checks, recipes
-from cls.checks import check
-from cls.cli import _command, out_of, parse_run
-from cls.config import MOMENT, Run, change, diff, flat, from_yaml, to_yaml
+from cls import recipes, validate
+from cls.commands.main import _command, out_of, parse_run
+from cls.config import RUNTIME_FIELDS, Run, change, diff, flat, from_yaml, to_yaml
+from cls.validate import check
 
 SECTIONS = ("data", "augment", "model", "optim", "train", "track")
 
@@ -141,7 +141,7 @@ def test_diff_ignores_exactly_the_fields_of_the_moment() -> None:
         "track.ledger",
     }  # fmt: skip
     assert diff(run, run) == []
-    assert {name for name in flat(run) if name.startswith(MOMENT)} == silent
+    assert {name for name in flat(run) if name.startswith(RUNTIME_FIELDS)} == silent
 
 
 def test_diff_names_every_change() -> None:
@@ -152,11 +152,11 @@ def test_diff_names_every_change() -> None:
 # --- checks ---
 
 BAD = [
-    *((name, 0, "must be greater than 0") for name in checks.POSITIVE),
-    *((name, -1, "must be greater than 0") for name in checks.POSITIVE),
-    *((name, -1, "must be 0 or more") for name in checks.NOT_NEGATIVE),
-    *((name, value, "must be from 0 to 1") for name in checks.SHARES for value in (-0.01, 1.01)),
-    *((name, value, "must be from 0 to below 1") for name in checks.BELOW_ONE for value in (-0.01, 1.0)),
+    *((name, 0, "must be greater than 0") for name in validate.POSITIVE),
+    *((name, -1, "must be greater than 0") for name in validate.POSITIVE),
+    *((name, -1, "must be 0 or more") for name in validate.NOT_NEGATIVE),
+    *((name, value, "must be from 0 to 1") for name in validate.SHARES for value in (-0.01, 1.01)),
+    *((name, value, "must be from 0 to below 1") for name in validate.BELOW_ONE for value in (-0.01, 1.0)),
     *((f"augment.{name}", value, "0 < from <= to <= 1") for name in ("crop_scale", "erase_scale")
       for value in ((0.0, 1.0), (0.5, 0.4), (0.5, 1.1))),
     *(("augment.zoom", value, "0 < from <= to") for value in ((0.0, 1.0), (1.2, 1.1))),
@@ -243,7 +243,7 @@ def test_the_proposed_micro_batch_is_the_largest_divisor_not_above_the_wanted_on
     for batch in range(1, 40):
         for wanted in range(1, 50):
             divisors = [d for d in range(1, batch + 1) if batch % d == 0 and d <= wanted]
-            assert checks._divisor(batch, wanted) == max(divisors)
+            assert validate._divisor(batch, wanted) == max(divisors)
 
 
 def test_every_number_has_a_rule_or_a_reason() -> None:
@@ -253,7 +253,7 @@ def test_every_number_has_a_rule_or_a_reason() -> None:
         "data.crop_pct", "data.workers", "data.val_fraction", "optim.betas", "model.cbam",
     }  # fmt: skip
     numeric = {name for name in flat(Run()) if re.search(r"\b(int|float)\b", str(hint_of(name)))}
-    tables = {*checks.POSITIVE, *checks.NOT_NEGATIVE, *checks.SHARES, *checks.BELOW_ONE}
+    tables = {*validate.POSITIVE, *validate.NOT_NEGATIVE, *validate.SHARES, *validate.BELOW_ONE}
     assert numeric == tables | elsewhere
 
 

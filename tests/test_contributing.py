@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_layers import LAYERS, modules, unit
 
 from cls import recipes
-from cls.cli import _command, parse_run
-from cls.commands import VERBS
-from cls.recipes.sweeps import SWEEPS, chosen
+from cls.commands.arguments import VERBS
+from cls.commands.main import _command, parse_run
+from cls.recipes.tables import SWEEPS, chosen
+from tests.test_layers import LAYERS, modules, unit
 
 GUIDE = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
 README = (ROOT / "README.md").read_text()

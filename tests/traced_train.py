@@ -12,10 +12,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train
-from cls import evaluate
-from cls.data.draws import Draws
+from cls.data.dataset import TrainDataset
 from cls.data.loader import Loader
-from cls.images.render import Renderer
+from cls.evaluation.inference import Predictor
+from cls.transforms.pipeline import Renderer
 
 trace: list[dict[str, Any]] = []
 decoded = 0
@@ -27,7 +27,7 @@ def sha(tensor: torch.Tensor) -> str:
 
 def traced_batches(self: Loader, source: Any, indices: Any) -> Iterator[Any]:
     for batch in batches(self, source, indices):
-        if isinstance(source, Draws):
+        if isinstance(source, TrainDataset):
             trace.append({"rows": batch.rows, "draws": batch.draws, "pixels": sha(batch.pixels)})
         yield batch
 
@@ -56,20 +56,20 @@ def traced_predict(*args: Any, **kwargs: Any) -> Any:
     return result
 
 
-batches, pick, mix, predict = Loader.batches, train.partners, train.mix, evaluate.predict
+batches, pick, mix, predict = Loader.batches, train.partners, train.mix, Predictor.predict
 render = Renderer.render
-train.partners, train.mix, evaluate.predict = traced_partners, traced_mix, traced_predict
+train.partners, train.mix, Predictor.predict = traced_partners, traced_mix, traced_predict
 Loader.batches, Renderer.render = traced_batches, traced_render
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    leave = train.Cluster.close
+    leave = train.World.close
 
-    def close(cluster: Any) -> None:
-        record = {"world": cluster.world, "rank": cluster.rank, "decoded": decoded, "trace": trace}
+    def close(world: Any) -> None:
+        record = {"world": world.size, "rank": world.rank, "decoded": decoded, "trace": trace}
         out = Path(arguments[arguments.index("--out") + 1])
         (out / f"trace-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(record))
-        leave(cluster)
+        leave(world)
 
-    train.Cluster.close = close
+    train.World.close = close
     train.main(arguments)

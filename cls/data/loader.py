@@ -19,12 +19,12 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from cls.cluster.measure import cgroup_limits, memory_bytes
-from cls.data.draws import Batch, Found, Source, batch_of, made_here
+from cls.data.dataset import Batch, Found, Source, batch_of, made_here
 from cls.data.workers import WorkerDied, Workers
-from cls.models import Statistics
-from cls.outcome import DataError
-from cls.seed import torch_seed
+from cls.models.backbones import Statistics
+from cls.runtime.exit import DataError
+from cls.runtime.rng import torch_seed
+from cls.runtime.system import cgroup_limits, memory_bytes
 
 log = logging.getLogger("cls")
 
@@ -33,7 +33,7 @@ PREFETCH = 4  # micro-batches that each worker may be ahead
 AHEAD = 2  # the same of evaluation batches, which are larger
 
 
-class MicroBatchDraws:
+class MicroBatchSampler:
     """The draws of this rank's micro-batches from step ``start`` on: step s owns draws [s·B, (s+1)·B)."""
 
     def __init__(self, start: int, stop: int, batch: int, micro_batch: int, share: range) -> None:
@@ -49,9 +49,9 @@ class MicroBatchDraws:
         return (self.stop - self.start) * len(self.share)
 
 
-def worker_count(wanted: int, local_world: int) -> int:
+def worker_count(wanted: int, local_size: int) -> int:
     """Loader processes per rank: the cores that this process may really use, shared by the ranks of its machine."""
-    return wanted if wanted >= 0 else min(16, max(1, cores() // local_world))
+    return wanted if wanted >= 0 else min(16, max(1, cores() // local_size))
 
 
 def cores() -> int:

@@ -16,20 +16,21 @@ import pyarrow as pa
 from datasets import Dataset, Features, Value
 
 from cls import config
-from cls.console import printable
-from cls.data import folder, ignored, stream, tables
-from cls.data.access import Stream, column
-from cls.data.folder import natural
-from cls.data.index import keep_index, read_index
-from cls.data.label_hint import hinted
-from cls.data.labels import read_labelled
-from cls.data.names import new_folder, some, without
-from cls.data.part import COLUMNS, Found, Part, normal
+from cls.data import streaming, tables
+from cls.data.folders import ignored, image_folder
+from cls.data.folders.folder_cache import keep_index, read_index
+from cls.data.folders.image_folder import natural
+from cls.data.folders.tree import Tree
+from cls.data.labels.hint import hinted
+from cls.data.labels.read import read_labelled
+from cls.data.readers import Stream, column
+from cls.data.split import COLUMNS, Found, Split, normal
+from cls.data.split_words import new_folder, some, without
 from cls.data.subset import held_out, limited
 from cls.data.summary import say, summary
 from cls.data.table_splits import TABLES, beside_pictures, given, grouped, kind_of
-from cls.data.tree import Tree
-from cls.images.decode import EXTENSIONS
+from cls.runtime.console import printable
+from cls.transforms.decode import EXTENSIONS
 
 PACKED = ("pack.json", "packing.json", "packing.lock")  # of cls pack, beside its shards
 
@@ -78,7 +79,7 @@ def load(data: config.Data, seed: int) -> Splits:
         if data.streaming:
             raise ValueError(
                 f"data.streaming needs validation images of their own, which {data.path} lacks: "
-                f"hold some out with {stream.pack_command(data.path)}"
+                f"hold some out with {streaming.pack_command(data.path)}"
             )
         if not 0 < data.val_fraction < 1:
             raise ValueError(f"data.val_fraction must be between 0 and 1, found {data.val_fraction}")
@@ -149,10 +150,10 @@ def _is_listed(path: str) -> bool:
 
 def load_listed(names: Sequence[str]) -> Dataset:
     """Image files by their paths, which become their ids; what cannot be read is found when it is read."""
-    return _unlabelled(folder.listed(list(names)))
+    return _unlabelled(image_folder.listed(list(names)))
 
 
-def _unlabelled(part: Part) -> Dataset:
+def _unlabelled(part: Split) -> Dataset:
     assert isinstance(part.images, Dataset)
     return part.images.add_column("label", np.full(len(part), -1), feature=Value("int64"))
 
@@ -167,7 +168,7 @@ def load_labelled(path: str, classes: tuple[str, ...], data: config.Data) -> Dat
         return _number(part, classes, path)
 
 
-def _refuse_unusable(parts: dict[str, Part], data: config.Data) -> None:
+def _refuse_unusable(parts: dict[str, Split], data: config.Data) -> None:
     if "train" not in parts:
         only = f"data.path: {data.path} has no train split, only {', '.join(sorted(parts)) or 'other ones'}"
         if os.path.isfile(file := os.path.expanduser(data.path)):
@@ -193,7 +194,7 @@ def _read(path: str, data: config.Data) -> Found:
         labelled = read_labelled(path, data)
         parts = {split: replace(part, origin=labelled.sources[split]) for split, part in labelled.parts.items()}
         blocks = data.streaming and "train" in parts
-        return Found(stream.folder_blocks(parts) if blocks else parts, labelled.warnings)
+        return Found(streaming.folder_blocks(parts) if blocks else parts, labelled.warnings)
     if root.is_dir():
         if tables.is_saved(root):
             if data.streaming:
@@ -201,31 +202,31 @@ def _read(path: str, data: config.Data) -> Found:
             return tables.read_saved(root, data)
         found, scanned = read_index(root), time.time()
         if found is None:
-            listing = folder.scan(root)
+            listing = image_folder.scan(root)
             if not listing.images and not listing.tables:
                 raise ValueError(ignored.nothing_to_read(root, listing.others, EXTENSIONS))
             if _holds_tables(listing):
                 return _tables(root, listing, data)
-            found = keep_index(root, listing, folder.read(root, listing), scanned)
-        return found._replace(parts=stream.folder_blocks(found.parts)) if data.streaming else found
+            found = keep_index(root, listing, image_folder.read(root, listing), scanned)
+        return found._replace(parts=streaming.folder_blocks(found.parts)) if data.streaming else found
     if root.is_file():
         if root.name.lower().endswith(TABLES):
-            return _tables(root.parent, folder.Listing([], [root.name], [], [], False), data)
+            return _tables(root.parent, image_folder.Listing([], [root.name], [], [], False), data)
         raise ValueError(f"data.path: {path} is a file; expected a folder of images or one of {', '.join(TABLES)}")
     if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path) and not path.lower().endswith((*TABLES, *EXTENSIONS)):
-        return stream.read_hub(path, data) if data.streaming else tables.read_hub(path, data)
+        return streaming.read_hub(path, data) if data.streaming else tables.read_hub(path, data)
     raise ValueError(f"data.path: there is no file or folder {path}")
 
 
-def _holds_tables(listing: folder.Listing) -> bool:
+def _holds_tables(listing: image_folder.Listing) -> bool:
     """A table of annotations may lie beside the images; pictures of a page beside tables whose names have splits."""
     return len(listing.tables) >= len(listing.images) or beside_pictures(listing.tables, listing.images)
 
 
-def _tables(root: Path, listing: folder.Listing, data: config.Data) -> Found:
+def _tables(root: Path, listing: image_folder.Listing, data: config.Data) -> Found:
     try:
         files = grouped(root, listing.tables)
-        parts = stream.read_files(root, files, data) if data.streaming else tables.read_files(files, data)
+        parts = streaming.read_files(root, files, data) if data.streaming else tables.read_files(files, data)
     except ValueError as error:
         if len(listing.images) <= len(listing.tables):
             raise
@@ -235,20 +236,20 @@ def _tables(root: Path, listing: folder.Listing, data: config.Data) -> Found:
     return Found(parts, notes, f"{len(others):,} other files" if others else "")
 
 
-def _read_one(path: str, data: config.Data, *, labelled: bool) -> Part:
+def _read_one(path: str, data: config.Data, *, labelled: bool) -> Split:
     root, data = Path(path).expanduser(), _unstreamed(data, labelled=labelled)
     if not root.exists():
         raise ValueError(f"there is no file or folder {path}")
     if root.is_dir() and not tables.is_saved(root) and not data.own_labels:
-        listing = folder.scan(root)
+        listing = image_folder.scan(root)
         unread = [] if labelled else [name for name in listing.others if ignored.is_unread_image(name)]
         if len(listing.images) + len(unread) > len(listing.tables):
             known = {*unread}
             rest = [name for name in (*listing.others, *listing.tables) if name not in known]
-            hollow = folder.hollow(root, {"train": ""}, listing, Tree(root, listing.images)) if labelled else []
+            hollow = image_folder.hollow(root, {"train": ""}, listing, Tree(root, listing.images)) if labelled else []
             say([], [*hollow, *ignored.notes(root, rest, "images")])
             names = sorted((*listing.images, *unread), key=natural) if unread else listing.images
-            return folder.files(root, names, [name.split("/")[0] if "/" in name else None for name in names])
+            return image_folder.files(root, names, [name.split("/")[0] if "/" in name else None for name in names])
     found = _read(path, data)
     say([], found.notes)
     return _only(found.parts, path)
@@ -261,7 +262,7 @@ def _unstreamed(data: config.Data, *, labelled: bool) -> config.Data:
     return replace(data, streaming=False)
 
 
-def _refuse_level(path: str, part: Part, classes: tuple[str, ...]) -> None:
+def _refuse_level(path: str, part: Split, classes: tuple[str, ...]) -> None:
     """Where no top folder is a class: the folders further down whose folders are classes."""
     known = {normal(name) for name in classes}
     if not os.path.isdir(path) or not isinstance(part.images, Dataset) or known & {*part.present}:
@@ -274,7 +275,7 @@ def _refuse_level(path: str, part: Part, classes: tuple[str, ...]) -> None:
         raise ValueError(f"{path} has no folder of the run's classes; folders in it do: {some(fit)}")
 
 
-def _only(parts: dict[str, Part], path: str) -> Part:
+def _only(parts: dict[str, Split], path: str) -> Split:
     if not parts:
         raise ValueError(f"{path} has no split called train, validation or test")
     if len(parts) > 1:
@@ -282,7 +283,7 @@ def _only(parts: dict[str, Part], path: str) -> Part:
     return parts.popitem()[1]
 
 
-def _digits() -> dict[str, Part]:
+def _digits() -> dict[str, Split]:
     """scikit-learn's 1,797 scans of handwritten digits, 8 x 8 grey; about a fifth, always the same, is validation."""
     from sklearn.datasets import load_digits  # 1 s that only they need to pay
 
@@ -293,7 +294,7 @@ def _digits() -> dict[str, Part]:
     for split, rows in (("train", np.setdiff1d(np.arange(len(ids)), held)), ("val", held)):
         images = [{"bytes": _png(np.rint(loaded.images[i] * 255 / 16).astype(np.uint8)), "path": None} for i in rows]
         table = Dataset.from_dict({"image": images, "id": [ids[i] for i in rows]}, features=Features(COLUMNS))
-        parts[split] = Part(table, loaded.target[rows], tuple(map(str, range(10))))
+        parts[split] = Split(table, loaded.target[rows], tuple(map(str, range(10))))
     return parts
 
 
@@ -303,17 +304,17 @@ def _png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _number(part: Part, classes: tuple[str, ...], where: str) -> Dataset:
+def _number(part: Split, classes: tuple[str, ...], where: str) -> Dataset:
     assert isinstance(part.images, Dataset)
     return part.images.add_column("label", _labels(part, classes, where), feature=Value("int64"))
 
 
-def _stream(part: Part, classes: tuple[str, ...]) -> Stream:
+def _stream(part: Split, classes: tuple[str, ...]) -> Stream:
     assert not isinstance(part.images, Dataset)
     return Stream(part.images, _labels(part, classes, "").astype(np.int32))
 
 
-def _labels(part: Part, classes: tuple[str, ...], where: str) -> np.ndarray:
+def _labels(part: Split, classes: tuple[str, ...], where: str) -> np.ndarray:
     """Index into ``classes`` of each row, -1 unknown."""
     index = {normal(name): i for i, name in enumerate(classes)} | {name: i for i, name in enumerate(classes)}
     unknown = sorted(name for name in part.present if name not in index)

@@ -5,8 +5,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from cls.data.access import column
-from cls.seed import generator
+from cls.data.readers import column
+from cls.runtime.rng import generator
 
 
 def held_out(ids: pa.ChunkedArray, labels: np.ndarray, fraction: float, seed: int, tag: str) -> np.ndarray:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cls.console import PEOPLE, printable
-from cls.data.part import Part
+from cls.data.split import Split
+from cls.runtime.console import console, printable
 
 log = logging.getLogger("cls")
 
@@ -17,12 +17,12 @@ def say(lines: Sequence[str], warnings: Sequence[str]) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     for text in lines:
-        PEOPLE.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     for text in warnings:
         log.warning("%s", text)
 
 
-def summary(path: str, labels: Mapping[str, np.ndarray], parts: Mapping[str, Part], ignored: str) -> str:
+def summary(path: str, labels: Mapping[str, np.ndarray], parts: Mapping[str, Split], ignored: str) -> str:
     """Which folder or files became which split, how many images and classes each, and what is ignored, in one line."""
     said = []
     for split in sorted(labels, key=("train", "val", "test").index):

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cls.console import printable
-from cls.data.names import (
+from cls.data.split import SPLITS
+from cls.data.split_words import (
     ALL_WORDS,
     MANY,
     glued,
@@ -21,7 +21,7 @@ from cls.data.names import (
     without,
     words,
 )
-from cls.data.part import SPLITS
+from cls.runtime.console import printable
 
 TABLES = (".parquet", ".arrow", ".tar", ".tgz", ".tar.gz")
 """File name endings that tables.py reads."""

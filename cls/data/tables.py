@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from cls import config
-from cls.data import tars
-from cls.data.access import column as column_of
-from cls.data.part import COLUMNS, Found, Part, coded, merged
+from cls.data import webdataset
+from cls.data.readers import column as column_of
+from cls.data.split import COLUMNS, Found, Split, coded, merged
 from cls.data.table_splits import Grouped, chosen, origin
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
@@ -63,12 +63,12 @@ def no_hub(name: str, error: Exception) -> ValueError:
     )
 
 
-def read_files(files: Grouped, data: config.Data) -> dict[str, Part]:
+def read_files(files: Grouped, data: config.Data) -> dict[str, Split]:
     """Parquet, arrow or tar files by split."""
     return {split: read_split(files.kind, paths, split, data) for split, paths in files.paths.items()}
 
 
-def read_split(kind: str, paths: list[str], split: str, data: config.Data) -> Part:
+def read_split(kind: str, paths: list[str], split: str, data: config.Data) -> Split:
     tarred = kind in TARS
     try:
         table = _load(kind, paths, data.label_column)
@@ -82,7 +82,7 @@ def read_split(kind: str, paths: list[str], split: str, data: config.Data) -> Pa
     part = _part(table, split, replace(data, label_column="") if tarred else data)
     part = replace(part, origin=origins, files=files)
     missing = tarred and part.unlabelled and split != "test"
-    return replace(part, unlabelled_hint=tars.hint(paths[0], data.label_column)) if missing else part
+    return replace(part, unlabelled_hint=webdataset.hint(paths[0], data.label_column)) if missing else part
 
 
 def _read_through(kind: str, path: str) -> None:
@@ -92,7 +92,7 @@ def _read_through(kind: str, path: str) -> None:
     elif kind == ".arrow":
         rows = iter([_arrow(path)])
     else:
-        rows = tars.samples(path, "r:*", tars.content)
+        rows = webdataset.samples(path, "r:*", webdataset.content)
     for _ in rows:
         pass
 
@@ -126,7 +126,7 @@ def _arrow(path: str) -> Dataset:
 def _samples(stamps: list[tuple[str, int, int]], label: str) -> Iterator[dict[str, Any]]:
     """Size and time of change are not used here: they are part of the cache's key, as is this function's text."""
     for path, _, _ in stamps:
-        for one in tars.samples(path, "r:*", tars.content, label):
+        for one in webdataset.samples(path, "r:*", webdataset.content, label):
             yield {"image": {"bytes": one.image, "path": one.base}, "label": one.label, "__key__": one.key}
 
 
@@ -136,7 +136,7 @@ def _found(loaded: Any, data: config.Data, where: str, local: bool = False) -> F
     ``local``: their files are the user's own, not those of a cache.
     """
 
-    def part(table: Dataset, split: str, origin: str) -> Part:
+    def part(table: Dataset, split: str, origin: str) -> Split:
         files = tuple(file["filename"] for file in table.cache_files) if local else ()
         return replace(_part(table, split, data), origin=origin, files=files)
 
@@ -146,7 +146,7 @@ def _found(loaded: Any, data: config.Data, where: str, local: bool = False) -> F
     return Found({split: part(loaded[name], split, f"split {name}") for split, name in names.items()}, notes)
 
 
-def _part(table: Dataset, split: str, data: config.Data) -> Part:
+def _part(table: Dataset, split: str, data: config.Data) -> Split:
     image, label = image_column(table.features, data), label_column(table.features, data, split)
     codes, names = numbered(column_of(table, label), table.features[label], label) if label else unknown(len(table))
     images = table.select_columns([image])
@@ -158,7 +158,7 @@ def _part(table: Dataset, split: str, data: config.Data) -> Part:
         raise ValueError(f"data.image_column: column {image!r} does not hold images: {reason(error)}") from None
     ids = _ids(images, column_of(table, "__key__") if "__key__" in table.features else None, split)
     hint = column_hint(table.features, image, label)
-    return Part(images.add_column("id", ids, feature=COLUMNS["id"]), codes, names, hint)
+    return Split(images.add_column("id", ids, feature=COLUMNS["id"]), codes, names, hint)
 
 
 def _ids(images: Dataset, keys: pa.ChunkedArray | None, split: str) -> pa.Array:

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from cls.outcome import DataError, out_of_memory
-from cls.stop import SIGNALS
+from cls.runtime.exit import DataError, out_of_memory
+from cls.runtime.signals import SIGNALS
 
 tqdm.monitor_interval = 0  # of datasets' and downloads' bars, too: its monitor is a thread that never ends
 Work = Callable[[Any], Any]

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cls.config import Model
-from cls.files import replacing
 from cls.models.backbones import TORCHVISION, check_backbone
-from cls.sharded import assign
+from cls.models.sharding import assign
+from cls.runtime.files import replacing
 
 CONNECT_SECONDS = 10.0  # a firewall that drops packets would otherwise hold the job for minutes
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from cls.config import Run, diff
 from cls.recipes import attention_gate, best, cbam_mixup, digits, mlp_head, resnet50_mlp, se_resnext
-from cls.recipes.sweeps import SWEEPS, figure
+from cls.recipes.tables import SWEEPS, figure
 
 _SYSTEMS = (digits, best, attention_gate, cbam_mixup, mlp_head, se_resnext, resnet50_mlp)
 

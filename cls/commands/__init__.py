@@ -1,0 +1,1 @@
+"""The commands of ``cls``; one command is one file or one folder."""

@@ -1,0 +1,192 @@
+"""What the records of runs say, as tables; no network is built and no image is read for it."""
+
+import csv
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from cls.runtime.console import console
+from cls.runtime.exit import DataError
+from cls.tracking import goodput
+from cls.tracking.events import read_events
+from cls.tracking.ledger import HEADER, corrupt_ids, id_sum
+from cls.tracking.metrics_log import read_rows
+from cls.tracking.run_files import read_data, read_run_directory
+
+Row = tuple[int, int, str, str]
+"""Sample: step, index, image and hash of its pixels."""
+
+
+def audit_run(path: str) -> dict[str, Any]:
+    """Whether each image was used exactly once per epoch over all lives; DataError if not."""
+    out = Path(path)
+    run, data = read_run_directory(out), read_data(out)
+    if not data:
+        raise ValueError(f"{out} ended before its images were read: it has no {out / 'data.json'} to audit")
+    found = audit(out, data["train"]["images"], run.train.batch, run.data.balanced, data["train"].get("ids", ""))
+    found |= {"lives": goodput.lives(out)}
+    found |= {"total": goodput.total(found["lives"])}
+    print_lives(found["lives"], found["total"])
+    if not (out / "metrics.jsonl").exists() and found["total"]["steps"]:
+        found["problems"].append(f"metrics.jsonl is missing, and {found['total']['steps']} steps were done")
+    if found["problems"]:
+        raise DataError(f"{out}: " + "; ".join(found["problems"][:5]))
+    epochs = found["draws"] / data["train"]["images"]
+    proof = f"{found['draws']} draws ({epochs:.2f} epochs), each used exactly once, up to the last step of the record"
+    if not run.data.balanced:
+        proof += "; every whole epoch is a permutation of the same images"
+        if (out / "bad_images.csv").exists():
+            proof += ", but that others replace those of bad_images.csv"
+    for first, end in found["silent"]:
+        proof += f"; nothing is known of steps {first} to {end - 1}: there is no ledger of them"
+    absent = "no ledger: start the run with --track.ledger True for the proof of exactly-once"
+    print(proof if found["ledger"] else absent, file=sys.stderr)
+    return found
+
+
+def print_lives(lives: Sequence[dict[str, Any]], total: dict[str, Any]) -> None:
+    """Each life of a run and all of them: where it was and how it ended, and where its seconds went."""
+    facts = Table("life", "from step", "steps", "lost", "processes", "device", "nodes", "job", "outcome", box=None)
+    spent = Table("life", *(f"{part} s" for part in goodput.PARTS), "goodput", "slowest rank", box=None)
+    for life in lives:
+        row = [life[key] for key in ("life", "step", "steps", "lost_steps", "processes", "device")]
+        facts.add_row(*map(str, [*row, life["nodes"] or life["host"], life["job"], life["outcome"]]))
+        seconds = [f"{value:.1f}" for value in life["seconds"].values()]
+        spent.add_row(str(life["life"]), *seconds, f"{life['goodput']:.2f}", str(life["slowest_rank"]))
+    spent.add_row("all", *(f"{value:.1f}" for value in total["seconds"].values()), f"{total['goodput']:.2f}", "")
+    console.print(facts, "", spent)
+
+
+def audit(out: Path, images: int, batch: int, balanced: bool, ids: str = "") -> dict[str, Any]:
+    """Attempts, lost steps and, where there is a ledger, what it proves; ``problems`` is empty when all is right.
+
+    An attempt's rows count up to the step from which the next one went on; the later ones were lost with it and done
+    again. Those of the last one must come to the last step that lives.jsonl or metrics.jsonl knows, and metrics.jsonl
+    must have each step once. ``images``: of the training set; ``batch``: the global one; ``ids``: :func:`id_sum` of the
+    training set, '' where it is not known. Unless balanced, each whole epoch must be one permutation of the same
+    images, but for corrupt ones, which others replace; a draw that was done again must have had the same image and
+    pixels. ``silent``: steps [from, to) of attempts without a ledger, of which nothing is known.
+    """
+    events = read_events(out)
+    starts = [event for event in events if event["event"] == "start"]
+    if not starts:
+        raise ValueError(f"{out / 'lives.jsonl'} does not exist or is empty: name a run directory")
+    metrics = read_rows(out)  # before the ledger: a run that goes on writes the ledger first
+    last = _last_step([event for event in events if event["life"] == starts[-1]["life"]], metrics)
+    rows = [_rows(out, start["life"]) for start in starts]
+    ends = [*(start["step"] for start in starts[1:]), _come_to(rows[-1], batch, last)]
+    lives, kept, image_of = [], Counter[int](), dict[int, str]()
+    for start, found, end in zip(starts, rows, ends, strict=True):
+        done = _whole_steps(found, batch, start["step"])
+        lives.append({"life": start["life"], "step": start["step"], "lost": max(0, done - end)})
+        for step, draw, name, _ in found:
+            if start["step"] <= step < end:
+                kept[draw] += 1
+                image_of[draw] = name
+    spans = zip(starts, rows, ends, strict=True)
+    silent = [(start["step"], end) for start, found, end in spans if not found and end > start["step"]]
+    problems = _recorded(out, metrics, last)
+    if any(rows):
+        problems += _repeats(rows, batch) + _gaps(kept, batch, silent, last)
+        problems += [] if balanced else _epochs(image_of, images, corrupt_ids(out), ids)
+    return {"lives": lives, "draws": len(kept), "ledger": any(rows), "silent": silent, "problems": problems}
+
+
+def _rows(out: Path, life: int) -> list[Row]:
+    found: list[Row] = []
+    for path in sorted((out / "ledger").glob(f"{life:04d}-*.csv")):
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                for number, row in enumerate(csv.reader(file), 1):
+                    if len(row) == len(HEADER) and len(row[3]) == 32:  # not the half line of a kill
+                        found.append((_index(row[0], number), _index(row[1], number), row[2], row[3]))
+        except (OSError, ValueError, csv.Error) as error:
+            raise ValueError(f"{path} is damaged ({error}): copy it from where it is whole") from None
+    return found
+
+
+def _index(text: str, number: int) -> int:
+    """A step or a draw, in a row of that number."""
+    if not text.isdecimal() or len(text) > 18:
+        raise ValueError(f"row {number}: {text[:40]!r} is no number of a step or draw")
+    return int(text)
+
+
+def _last_step(events: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> int:
+    """Steps done, by what the last attempt noted and by the rows of metrics.jsonl."""
+    return max((int(row["step"]) for row in (*events, *metrics) if "step" in row), default=0)
+
+
+def _whole_steps(rows: list[Row], batch: int, first: int) -> int:
+    """The step up to which an attempt came: its last one may have been cut off inside."""
+    counts = Counter(step for step, *_ in rows)
+    last = max(counts, default=first - 1)
+    return last + (counts[last] >= batch)
+
+
+def _come_to(rows: list[Row], batch: int, last: int) -> int:
+    """The step up to which the last attempt's rows count: ``last``, and whole ones behind it."""
+    counts = Counter(step for step, *_ in rows)
+    while counts[last] >= batch:
+        last += 1
+    return last
+
+
+def _recorded(out: Path, metrics: list[dict[str, Any]], last: int) -> list[str]:
+    if not (out / "metrics.jsonl").exists():
+        return []
+    counts = Counter(row["step"] for row in metrics if "train/loss" in row)
+    wrong = [step for step in range(1, last + 1) if counts[step] != 1] + [step for step in counts if step < 1]
+    if not wrong:
+        return []
+    return [f"{len(wrong)} of {last} steps not once in metrics.jsonl, e.g. step {wrong[0]}: {counts[wrong[0]]} times"]
+
+
+def _repeats(rows: list[list[Row]], batch: int) -> list[str]:
+    """Draws that were done again with another image, and rows whose step is not their draw's."""
+    problems, seen, astray = [], dict[int, tuple[str, str]](), list[Row]()
+    for step, draw, name, pixels in (row for found in rows for row in found):
+        if seen.setdefault(draw, (name, pixels)) != (name, pixels):
+            problems.append(f"draw {draw} was {seen[draw][0]} and later {name}, or had other pixels")
+        if step != draw // batch:
+            astray.append((step, draw, name, pixels))
+    if astray:
+        step, draw, *_ = astray[0]
+        problems.append(f"{len(astray)} draws under another step, e.g. draw {draw}: {step}, not {draw // batch}")
+    return problems
+
+
+def _gaps(kept: Counter[int], batch: int, silent: list[tuple[int, int]], last: int) -> list[str]:
+    """Draws that were used twice or never, from 0 to the end of the last step."""
+    total = max(-(-(max(kept, default=-1) + 1) // batch), last) * batch
+    unknown = {draw for first, end in silent for draw in range(first * batch, end * batch)}
+    wrong = [draw for draw in range(total) if kept[draw] != 1 and draw not in unknown]
+    return [f"{len(wrong)} draws not used exactly once, e.g. draw {wrong[0]}: {kept[wrong[0]]} times"] if wrong else []
+
+
+def _epochs(image_of: dict[int, str], images: int, broken: set[str], ids: str) -> list[str]:
+    """Images that an epoch has twice or lacks; epochs with draws of attempts without a ledger, or with gaps, and the
+    last one, which is not whole, can only have them twice.
+    """
+    problems, whole = [], list[set[str]]()
+    for epoch in range(-(-(max(image_of, default=-1) + 1) // images)):
+        draws = range(epoch * images, (epoch + 1) * images)
+        counts = Counter(image_of[draw] for draw in draws if draw in image_of)
+        twice = [name for name, count in counts.items() if count > 1]
+        spare = counts.total() - len(counts)  # draws that others replaced
+        if spare > len(broken - counts.keys()):
+            problems.append(f"epoch {epoch + 1}: {len(twice)} images more than once, e.g. {twice[0]}")
+        if counts.total() == images:
+            whole.append(set(counts))
+    known = set(image_of.values()) | broken
+    seen = Counter(name for epoch in whole for name in epoch)
+    if lacking := sorted((seen[name], name) for name in known - broken if seen[name] < len(whole)):
+        count, name = lacking[0]
+        problems.append(f"{len(lacking)} images not in every epoch, e.g. {name}: in {count} of {len(whole)}")
+    elif whole and ids and id_sum(known) != ids:
+        problems.append(f"the {len(known)} images of the ledger are not those that data.json was written for")
+    return problems

@@ -1,0 +1,85 @@
+"""What the measurements mean: images that the GPUs want per second, against what the cores give, in one sentence."""
+
+from math import ceil
+from statistics import median
+from typing import Any, NamedTuple
+
+from cls.commands.bench.options import BenchOptions
+from cls.commands.gpus import Gpu, find
+from cls.commands.plan import roofline
+from cls.commands.plan.memory import trace_step
+from cls.config import Run
+
+ROOMY = 1.5  # images whose short side is this many times what the recipe needs are worth a smaller copy
+
+
+class Demand(NamedTuple):
+    """Images per second of one GPU, and where the figure is from."""
+
+    per_gpu: float
+    device: str
+    source: str
+
+
+def precision_on(run: Run, gpu: Gpu) -> str:
+    """bf16 or fp32, as the run itself would find it."""
+    wanted = run.train.precision
+    if wanted == "bf16" and not gpu.bf16_tflops:
+        raise ValueError(f"train.precision is bf16, which {gpu.name} does not compute: use --train.precision fp32")
+    return ("bf16" if gpu.bf16_tflops else "fp32") if wanted == "auto" else wanted
+
+
+def demand(run: Run, classes: int, options: BenchOptions, loop: dict[str, Any]) -> Demand | None:
+    """A roofline for a named GPU; else what this machine's device does without waiting; None where neither is known."""
+    if options.gpu:
+        gpu = find(options.gpu)
+        precision = precision_on(run, gpu)
+        step = trace_step(run, classes, precision)
+        found = roofline.estimate(step, run, gpu, precision, 1, 1, 10.0, False)
+        return Demand(run.train.batch / found.step, gpu.name, "estimated (roofline of `cls plan`)")
+    if "images_per_second" in loop:
+        return Demand(loop["images_per_second"]["resident"]["median"], loop["device"], "measured on a resident batch")
+    return None
+
+
+def advise(
+    run: Run, options: BenchOptions, want: Demand | None, figures: dict[str, Any], short_side: float, cores: float
+) -> dict[str, Any]:
+    """``figures``: of this run's pipeline (:mod:`cls.commands.bench.pipelines`); ``cores`` may be used here."""
+    per_core = 1e6 / median(figures["us_per_image"]["end_to_end"]["repeats"])
+    document: dict[str, Any] = {"images_per_second_per_core": per_core, "cores": cores, "gpus": options.gpus}
+    if want is None:
+        text = f"One core feeds {per_core:.0f} images/s; name your GPU (--gpu rtx3090) to hear what it wants."
+        return document | {"text": text}
+    spare = max(0.0, cores - options.gpus)
+    document |= {
+        "device": want.device,
+        "source": want.source,
+        "images_per_second_per_gpu": want.per_gpu,
+        "images_per_second_wanted": want.per_gpu * options.gpus,
+        "images_per_second_of_the_cores": per_core * spare,
+        "cores_per_gpu": roofline.cores_needed(want.per_gpu, per_core),
+    }
+    many = f"{options.gpus} x {want.device}" if options.gpus > 1 else want.device
+    facts = (
+        f"{run.recipe}: {many} takes {want.per_gpu * options.gpus:.0f} images/s ({want.source}), one core feeds "
+        f"{per_core:.0f}"
+    )
+    return document | {"text": f"{facts}: {_remedy(run, options, want, per_core, short_side, cores)}."}
+
+
+def _remedy(run: Run, options: BenchOptions, want: Demand, per_core: float, short_side: float, cores: float) -> str:
+    loaders, needed, asked = want.per_gpu / per_core, roofline.cores_needed(want.per_gpu, per_core), run.data.workers
+    if want.device == "cpu" and loaders <= 1:
+        return "computing limits it, not the input, so there is nothing to do here"
+    if cores >= needed * options.gpus:
+        if 0 <= asked < loaders:
+            return f"leave --data.workers out, or give {ceil(loaders)}; {asked} are too few"
+        return f"{needed} cores a GPU are enough and {cores:g} are here, so there is nothing to do"
+    text = f"ask for {needed} cores a GPU ({needed * options.gpus} in all; {cores:g} are here)"
+    enough = round(run.data.size / run.data.crop_pct) * (
+        2 if run.augment.frame == "crop" else 1
+    )  # small boxes need more
+    if short_side >= ROOMY * enough:
+        text += f", or make smaller copies with `cls pack --short {enough}` (their short side is {short_side:.0f} now)"
+    return text

@@ -1,0 +1,204 @@
+"""The training loop with its data against the same steps on one micro-batch that stays on the device."""
+
+import time
+from collections.abc import Callable, Iterator
+from math import ceil
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cls.commands.bench.cpu_time import Lists
+from cls.commands.bench.sample import spread
+from cls.config import Run, change
+from cls.data.dataset import Batch, train_dataset
+from cls.data.loader import Preprocess, batches, preprocess, worker_count
+from cls.data.readers import images_of
+from cls.data.sources import Splits
+from cls.distributed.launch import resolve_precision
+from cls.distributed.memory_probe import probe
+from cls.distributed.micro_batches import MicroBatches
+from cls.distributed.world import World, start
+from cls.models.build import input_statistics
+from cls.models.freeze import train_mode
+from cls.models.loss import class_weights, loss_per_image
+from cls.runtime.signals import StopSignal
+from cls.training.state import State, build_state
+from cls.training.steps import Steps
+from cls.transforms.mixup import draw_mixing, join, mix, partners, soft_targets
+
+MOST_STEPS = 20  # of one measurement
+TRIAL = 2  # images; BatchNorm needs them
+
+Next = Callable[[], tuple[Tensor, Tensor]]
+"""Gives a micro-batch on the device: images b 3 h w, normalised, and labels b."""
+
+
+class Trainer(NamedTuple):
+    """What a step needs."""
+
+    run: Run
+    classes: int
+    world: World
+    state: State
+    micro: MicroBatches
+    weights: Tensor | None
+
+    def step(self, step: int, following: Next) -> None:
+        """train.py's step over the micro-batches that ``following`` gives."""
+        run, micro = self.run, self.micro
+        mixing = draw_mixing(run.augment, run.seed, step)
+        for piece in micro.begin(step):
+            mixed = []
+            for index in piece:
+                images, labels = following()
+                targets = soft_targets(labels, self.classes, run.optim.label_smoothing)
+                mixed.append(mix(images, targets, mixing, partners(len(images), run.seed, step, index)))
+            images, targets = join(mixed)
+            with micro.carrying(piece):
+                with self.world.autocast(run.train.precision):
+                    logits = micro.model(images)
+                losses = loss_per_image(logits, targets, run.optim.loss, self.weights)
+                losses.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            micro.collect(piece, losses)
+        micro.finish()
+        self.state.update(run.optim.clip)
+
+    def cut(self, batch: int, micro_batch: int) -> "Trainer":
+        """The same network with other pieces."""
+        run = change(self.run, train={"batch": batch, "micro_batch": micro_batch})
+        micro = MicroBatches(self.world, self.micro.model, run)
+        return self._replace(run=run, micro=probe(micro, self.state.optimizer, run))
+
+    def seconds(self, first: int, steps: int, following: Next) -> float:
+        self.wait()
+        since = time.perf_counter()
+        for step in range(first, first + steps):
+            self.step(step, following)
+        self.wait()
+        return time.perf_counter() - since
+
+    def wait(self) -> None:
+        if self.world.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def trainer(run: Run, splits: Splits, world: World) -> Trainer:
+    """Fresh weights: a step takes as long with them."""
+    run = change(run, model={"weights": "none"})
+    state = build_state(run, len(splits.classes), Steps(len(splits.train), run.train), world)
+    train_mode(state.model, run.model.freeze)
+    model = world.wrap(state.model, run.train.compile)
+    weights = class_weights(images_of(splits.train).labels, len(splits.classes), run.optim.class_weight, world.device)
+    return Trainer(run, len(splits.classes), world, state, MicroBatches(world, model, run), weights)
+
+
+class Feed:
+    """Our loader on the device, with as many workers as training has."""
+
+    def __init__(self, run: Run, splits: Splits, device: torch.device, lists: list[list[int]]) -> None:
+        draws = train_dataset(images_of(splits.train), run)
+        self.workers, self.device = worker_count(run.data.workers, 1), device
+        self.lists, self.received, self.waited = Lists(lists), 0, 0.0
+        self.prepare: Preprocess = preprocess(input_statistics(run), run.seed, run.train.channels_last, device)
+        self.batches: Iterator[Batch] = batches(draws, self.lists, self.workers, len(lists[0]), device)
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        since = time.perf_counter()
+        batch = next(self.batches)
+        self.received, self.waited = self.received + 1, self.waited + time.perf_counter() - since
+        return self.prepare(batch), batch.labels.to(self.device, non_blocking=True)
+
+    def empty(self) -> None:
+        """Throw away what was made ready in advance: it would make the first steps faster than all others are."""
+        for _ in range(self.lists.taken - self.received):
+            self.received += 1
+            next(self.batches)
+
+
+def measure(
+    run: Run, splits: Splits, draws: list[int], repeats: int, steps: int, seconds: float, stop: StopSignal
+) -> dict[str, Any]:
+    """Images per second with data and on a resident micro-batch, interleaved, the same number of steps each.
+
+    ``draws`` fills whole micro-batches. Where ``repeats`` of both would last longer than ``seconds`` even with a batch
+    of one micro-batch, the document says so and holds no figures.
+    """
+    world = start(run.train, stop)
+    run = change(run, train={"precision": resolve_precision(run.train.precision, world.device)})
+    work, size = trainer(run, splits, world), run.train.micro_batch
+    one = _micro_batch_seconds(work, seconds)
+    fits = int(seconds / (2 * repeats + 2) / one)  # micro-batches of one measurement
+    document: dict[str, Any] = {"device": _name(world.device), "precision": run.train.precision, "micro_batch": size}
+    if not steps and not fits:
+        why = f"a micro-batch takes about {one:.0f} s on this device: give --seconds {ceil(one * (2 * repeats + 2))}"
+        return document | {"left_out": why}
+    batch = run.train.batch if steps or fits * size >= run.train.batch else size
+    steps = steps or min(MOST_STEPS, fits * size // batch)
+    feed = Feed(run, splits, world.device, [draws[i : i + size] for i in range(0, len(draws), size)])
+    document |= {"batch": batch, "steps": steps, "workers": feed.workers}
+    return document | _compare(work.cut(batch, size), feed, steps, repeats)
+
+
+def _compare(work: Trainer, feed: Feed, steps: int, repeats: int) -> dict[str, Any]:
+    resident = feed.next()
+    work.step(0, lambda: resident)
+    found: dict[str, list[float]] = {"with_data": [], "resident": []}
+    waited, images, at = [], steps * work.run.train.batch, 1
+
+    def stays() -> None:
+        found["resident"].append(images / work.seconds(at, steps, lambda: resident))
+
+    def arrives() -> None:
+        feed.empty()
+        work.step(at, feed.next)  # the loader runs again, as it always does in training
+        feed.waited = 0.0
+        seconds = work.seconds(at, steps, feed.next)
+        found["with_data"].append(images / seconds)
+        waited.append(feed.waited / seconds)
+
+    for turn in range(repeats):
+        for once in (stays, arrives) if turn % 2 else (arrives, stays):  # neither is always first
+            once()
+            at += steps
+    efficiency = [w / r for w, r in zip(found["with_data"], found["resident"], strict=True)]
+    return {
+        "images_per_second": {name: spread(values) | {"repeats": values} for name, values in found.items()},
+        "efficiency": spread(efficiency) | {"repeats": efficiency},
+        "waiting_for_data": spread(waited),
+        "prepare_us_per_image": _prepare(work, feed, repeats),
+    }
+
+
+def _prepare(work: Trainer, feed: Feed, repeats: int) -> dict[str, float]:
+    """uint8 to normalised floats with erased boxes, on the device; part of ``with_data``."""
+    found, batch = [], next(feed.batches)
+    for _ in range(repeats):
+        work.wait()
+        since = time.perf_counter()
+        feed.prepare(batch)
+        work.wait()
+        found.append(1e6 * (time.perf_counter() - since) / len(batch.labels))
+    return spread(found)
+
+
+def _micro_batch_seconds(work: Trainer, seconds: float) -> float:
+    """A step of one micro-batch; judged by one of two images, which is too much, where it may last too long to try."""
+    size = work.run.train.micro_batch
+    rough = _step_seconds(work, TRIAL) * size / TRIAL
+    return _step_seconds(work, size) if 2 * rough < seconds / 4 else rough
+
+
+def _step_seconds(work: Trainer, images: int) -> float:
+    """The second step of this many images in one piece; the first one warms up."""
+    side, device = work.run.data.size, work.world.device
+    layout = torch.channels_last if work.run.train.channels_last else torch.contiguous_format
+    pixels = torch.zeros(images, 3, side, side, device=device).contiguous(memory_format=layout)
+    resident = pixels, torch.zeros(images, dtype=torch.int64, device=device)
+    whole = work.cut(images, images)
+    whole.step(0, lambda: resident)
+    return whole.seconds(1, 1, lambda: resident)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

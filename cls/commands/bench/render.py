@@ -1,0 +1,79 @@
+"""The measurements for people, on standard error."""
+
+from typing import Any
+
+from rich.table import Table
+
+from cls.runtime.console import console
+
+TITLES = {
+    "decode": "decode floor",
+    "read": "reading",
+    "in_process": "ours in a worker",
+    "end_to_end": "ours end to end",
+    "hugging_face": "Hugging Face style",
+    "timm": "timm style",
+}
+
+
+def say(text: str) -> None:
+    """A line about what is being done."""
+    console.print(text, markup=False, highlight=False)
+
+
+def table(document: dict[str, Any]) -> None:
+    machine, images, means = document["machine"], document["images"], document["geometric_means"]
+    say(f"{machine['cores']:g} cores, {machine['processor']}, load average {machine['load_average']:.1f} before")
+    say(", ".join(f"{name} {version}" for name, version in document["versions"].items()))
+    formats = ", ".join(f"{count} {name}" for name, count in images["formats"].items())
+    say(
+        f"{images['used']} images ({images['different']} different, {images['broken_left_out']} broken left out): "
+        f"{formats}; {_range(images['kilobytes'], '.0f')} kB, {_range(images['megapixels'], '.2f')} megapixels"
+    )
+    rows = document["pipelines"]
+    columns = [name for name in TITLES if name in rows[0]["us_per_image"]]
+    times = _table("CPU us per image", [TITLES[name] for name in columns])
+    ratios = _table("ratio", [_pair(name) for name in means])
+    for row in rows:
+        times.add_row(row["recipe"], *(_range(row["us_per_image"][name], ".0f") for name in columns))
+        ratios.add_row(row["recipe"], *(_range(row["ratios"][name], ".2f") for name in means))
+    if len(rows) > 1:
+        ratios.add_row("geometric mean", *(f"{value:.2f}" for value in means.values()))
+    console.print("", times, "", ratios, "")
+    for name, text in document["contestants"].items():
+        say(f"{TITLES[name]}: {text}")
+    _loop(document["loop"])
+    console.print(document["advice"]["text"], style="bold", markup=False, highlight=False)
+
+
+def _table(first: str, titles: list[str]) -> Table:
+    found = Table(first, box=None)
+    for title in titles:
+        found.add_column(title, justify="right")
+    return found
+
+
+def _loop(loop: dict[str, Any]) -> None:
+    if "left_out" in loop:
+        say(f"training loop: left out, {loop['left_out']}")
+        return
+    rates = loop["images_per_second"]
+    say(
+        f"training loop on {loop['device']} ({loop['precision']}, batch {loop['batch']} in micro-batches of "
+        f"{loop['micro_batch']}, {loop['workers']} workers, {loop['steps']} steps each): "
+        f"{_range(rates['with_data'], '.1f')} images/s with data, {_range(rates['resident'], '.1f')} on a resident "
+        f"micro-batch; efficiency {_range(loop['efficiency'], '.3f')}, share of the time spent waiting for data "
+        f"{_range(loop['waiting_for_data'], '.3f')}; normalising on the device "
+        f"{_range(loop['prepare_us_per_image'], '.0f')} us per image"
+    )
+
+
+def _pair(name: str) -> str:
+    above, below = name.split("/")
+    return f"{TITLES[above]} / {TITLES[below]}"
+
+
+def _range(found: dict[str, float], form: str) -> str:
+    low, high = format(found["min"], form), format(found["max"], form)
+    middle = format(found["median"], form)
+    return middle if low == high else f"{middle} ({low}..{high})"

@@ -1,0 +1,118 @@
+"""`cls bench` as a whole: one document of everything that was measured."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cls import recipes
+from cls.commands.bench import baselines, loop, pipelines
+from cls.commands.bench.advice import advise, demand, precision_on
+from cls.commands.bench.options import BenchOptions
+from cls.commands.bench.render import say
+from cls.commands.bench.sample import about, choose
+from cls.commands.gpus import find
+from cls.config import Run, change
+from cls.data.readers import images_of
+from cls.data.sources import load
+from cls.models.build import check_model
+from cls.runtime.files import write_whole
+from cls.runtime.paths import check_output, writing
+from cls.runtime.signals import StopSignal
+from cls.runtime.system import cgroup_limits
+from cls.training.steps import Steps
+from cls.validate import check
+
+PUBLISHED = ("attention-gate", "cbam-mixup", "mlp-head", "se-resnext", "resnet50-mlp")
+VERSIONS = ("torch", "torchvision", "datasets", "timm", "pillow", "simplejpeg", "opencv-python-headless", "numpy")
+
+
+def bench(run: Run, options: BenchOptions, stop: StopSignal) -> dict[str, Any]:
+    """Everything that was measured, and the advice that follows; ValueError names a field.
+
+    Written to bench.json as well where ``run.out`` names a folder. Nothing else may run on the machine: CPU time is
+    what is counted, but processes that share caches and memory slow each other down.
+    """
+    _check(run, options)
+    if run.out:
+        check_output("out", run.out, folder=True)
+    machine = _machine()
+    splits = load(run.data, run.seed)
+    Steps(len(splits.train), run.train)  # a batch larger than the data is refused before minutes have gone by
+    images, runs = images_of(splits.train), pipelines_of(run, options)
+    counts = [ceil(options.images / each.train.batch) * each.train.batch for each in runs]
+    say(f"reading {max(counts)} of {len(images)} training images …")
+    chosen, broken = choose(images, run.seed, run.data.balanced, max(counts))
+    rows = []
+    for each, count in zip(runs, counts, strict=True):
+        say(f"{each.recipe}: {options.repeats} repeats of {count} images …")
+        rows.append(pipelines.measure(each, splits.train, images, chosen[:count], options.repeats, options.peers))
+    say("training loop …")
+    draws = [one.draw for one in chosen[: counts[0]]]
+    loops = loop.measure(run, splits, draws, options.repeats, options.steps, options.seconds, stop)
+    facts = about(chosen, broken)
+    want = demand(run, len(splits.classes), options, loops)
+    document = {
+        "recipe": run.recipe,
+        "machine": machine,
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        "images": facts | {"in_training_split": len(images)},
+        "repeats": options.repeats,
+        "contestants": pipelines.CONTESTANTS | (baselines.DESCRIBED if options.peers else {}),
+        "pipelines": rows,
+        "geometric_means": pipelines.geometric_means(rows),
+        "loop": loops,
+        "advice": advise(run, options, want, rows[0], facts["short_side"]["median"], machine["cores"]),
+    }
+    if run.out:
+        with writing("out", run.out):
+            write_whole(Path(run.out) / "bench.json", json.dumps(document, indent=1).encode())
+    return document
+
+
+def _check(run: Run, options: BenchOptions) -> None:
+    check(run)
+    for name in ("images", "repeats", "gpus"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} is {getattr(options, name)}: give 1 or more")
+    if options.steps < 0 or options.seconds <= 0:
+        raise ValueError(f"steps is {options.steps}, seconds {options.seconds}: give 0 or more steps, and some seconds")
+    if options.gpu:
+        precision_on(run, find(options.gpu))
+    check_model(replace(run.model, weights="none"), run.data)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("bench measures one process: start it without a launcher")
+
+
+def pipelines_of(run: Run, options: BenchOptions) -> list[Run]:
+    """This run, then the other published recipes as they are, on this run's images and seed."""
+    others: Sequence[str] = PUBLISHED if options.recipes == "all" else ()
+    return [run, *(_on(recipes.get(name), run) for name in others if name != run.recipe)]
+
+
+def _on(recipe: Run, run: Run) -> Run:
+    own = recipe.data
+    data = replace(run.data, size=own.size, eval_frame=own.eval_frame, crop_pct=own.crop_pct, normalize=own.normalize)
+    return change(replace(recipe, data=data), seed=run.seed)
+
+
+def _machine() -> dict[str, Any]:
+    text = Path("/proc/cpuinfo").read_text(errors="replace")
+    model = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
+    affinity = len(os.sched_getaffinity(0))
+    return {
+        "cores": min(float(affinity), cgroup_limits().cores),
+        "load_average": os.getloadavg()[0],  # above this process's own share: others use the cores as well
+        "processor": model[1] if model else platform.machine(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+    }

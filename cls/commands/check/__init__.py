@@ -1,0 +1,1 @@
+"""``cls check``: corrupt, unusual and duplicate images, and labels in doubt."""

@@ -1,0 +1,92 @@
+"""What is to be known of one image file before training on it."""
+
+import hashlib
+import io
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from cls.commands.check.duplicates import outline
+from cls.transforms.decode import FORMATS, CorruptImageError, decode
+from cls.transforms.jpeg import damage
+
+ASPECT = 3.0  # a centre crop of such an image shows a third of it
+TINY = 32
+ODD = {
+    "grey": "stored without colour",
+    "CMYK": "stored in printers' colours",
+    "alpha": "with transparency, which is laid on white",
+    "palette": "stored with a table of colours",
+    "deep": "of more than 8 bits a channel, scaled to 8",
+    "long": f"one side at least {ASPECT:g} times the other: a centre crop loses most of it",
+    "tiny": f"shorter side below {TINY} pixels",
+    "rotated": "turned or mirrored by EXIF, which other programs may ignore",
+    "animated": "of several frames, of which the first is used",
+    "damaged": "JPEG data are damaged, though it can be decoded: parts of it may be grey or smeared",
+}
+"""Kinds of unusual images that can be used all the same."""
+
+
+class Facts(NamedTuple):
+    """One image file; of a broken one only ``error`` says something."""
+
+    error: str = ""
+    format: str = ""
+    mode: str = ""
+    """Pillow's, as stored."""
+    width: int = 0
+    height: int = 0
+    """Of the upright image."""
+    digest: bytes = bytes(16)
+    """Of size and pixels: equal for files that show the very same."""
+    odd: tuple[str, ...] = ()
+    """Keys of ODD."""
+    outline: np.ndarray | None = None
+    """See :mod:`cls.commands.check.duplicates`."""
+
+
+def describe(data: bytes) -> Facts:
+    """Decode an image file; one that cannot be is described by its error."""
+    try:
+        pixels = np.asarray(decode(data))
+    except CorruptImageError as error:
+        return Facts(error=str(error))
+    height, width = pixels.shape[:2]
+    file = Image.open(io.BytesIO(data), formats=FORMATS)  # the header alone
+    digest = hashlib.blake2b(f"{width}x{height}:".encode() + pixels.tobytes(), digest_size=16).digest()
+    odd = tuple(_odd(file, data, width, height))
+    return Facts("", str(file.format), file.mode, width, height, digest, odd, outline(pixels))
+
+
+def _odd(file: Image.Image, data: bytes, width: int, height: int) -> list[str]:
+    mode = file.mode
+    found = {
+        "grey": mode in ("1", "L", "LA", "La") or mode.startswith(("I", "F")),
+        "CMYK": mode == "CMYK",
+        "alpha": file.has_transparency_data,
+        "palette": mode in ("P", "PA"),
+        "deep": mode.startswith(("I", "F")),
+        "long": max(width, height) >= ASPECT * min(width, height),
+        "tiny": min(width, height) < TINY,
+        "rotated": _orientation(file) > 1,
+        "animated": file.format != "MPO" and _frames(file) > 1,  # MPO: a phone's second view
+        "damaged": bool(damage(data)),
+    }
+    assert set(found) == set(ODD)
+    return [kind for kind, is_so in found.items() if is_so]
+
+
+def _frames(file: Image.Image) -> int:
+    try:
+        return int(getattr(file, "n_frames", 1))
+    except Exception:  # whatever Pillow raises on a damaged later frame: there is one
+        return 2
+
+
+def _orientation(file: Image.Image) -> int:
+    try:
+        found = file.getexif().get(0x0112)
+    except Exception:  # corrupt EXIF says nothing about the pixels
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1

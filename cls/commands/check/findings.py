@@ -1,0 +1,131 @@
+"""What is wrong, odd or worth knowing of a data set, as one JSON document and as short sentences."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from cls.commands.check.describe import ODD
+from cls.commands.check.survey import Files, Group, Survey
+from cls.runtime.console import printable
+from cls.runtime.exit import DataError
+
+EDGES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+"""Pixels at which the histogram of shorter sides is cut."""
+NAMED = 3
+
+
+def document(files: Files, classes: Sequence[str], found: Survey, groups: Sequence[Group]) -> dict[str, Any]:
+    """Images are named as {"id", "split", "label"}, label null where unknown.
+
+    An odd kind that most images are of is only counted: it is how this data set is. ``crowded``: images that look
+    almost the same as many others, each of which was compared only with the likest; ``not_compared``: too small or too
+    plain.
+    """
+
+    def image(number: int) -> dict[str, Any]:
+        label = int(files.labels[number])
+        return {
+            "id": files.name(number),
+            "split": files.split(number),
+            "label": classes[label] if label >= 0 else None,
+        }
+
+    broken = [image(number) | {"reason": reason} for number, reason in found.errors.items()]
+    odd = {kind: found.odd.get(kind, []) for kind in ODD}
+    few = {kind: len(numbers) <= len(files) / 2 for kind, numbers in odd.items()}
+    return {
+        "images": len(files),
+        "classes": list(classes),
+        "splits": {name: _split(files, index, classes, found) for index, name in enumerate(files.splits)},
+        "broken": broken,
+        "odd": {
+            kind: {"count": len(numbers), "images": [image(number) for number in numbers] if few[kind] else []}
+            for kind, numbers in odd.items()
+            if numbers
+        },
+        "copies": [_group(group, image) for group in groups],
+        "crowded": len(found.crowded),
+        "not_compared": int((~found.outlines.any((1, 2))).sum()) - len(broken),
+    }
+
+
+def _split(files: Files, index: int, classes: Sequence[str], found: Survey) -> dict[str, Any]:
+    numbers = np.flatnonzero(files.split_of == index)
+    labels, good = files.labels[numbers], [n for n in numbers.tolist() if n not in found.errors]
+    counts = np.bincount(labels[labels >= 0], minlength=len(classes)).tolist()
+    sizes = found.sizes[good]
+    short, cuts = sizes.min(1), [0, *EDGES, np.inf]
+    names = [f"below {EDGES[0]}", *(f"{low} to {high - 1}" for low, high in pairwise(EDGES)),
+             f"{EDGES[-1]} and more"]  # fmt: skip
+    return {
+        "images": len(numbers),
+        "unlabelled": int((labels < 0).sum()),
+        "of_class": dict(zip(classes, counts, strict=True)),
+        "formats": dict(Counter(found.formats[n] for n in good).most_common()),
+        "modes": dict(Counter(found.modes[n] for n in good).most_common()),
+        "shorter_side": dict(zip(names, np.histogram(short, cuts)[0].tolist(), strict=True)),
+        "width": _quantiles(sizes[:, 0]),
+        "height": _quantiles(sizes[:, 1]),
+    }
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float]:
+    if not len(values):
+        return {}
+    return dict(zip(("least", "median", "most"), np.quantile(values, (0, 0.5, 1)).tolist(), strict=True))
+
+
+def _group(group: Group, image: Any) -> dict[str, Any]:
+    members = [image(number) for number in group.members]
+    return {
+        "kind": "near" if group.pairs else "exact",
+        "images": members,
+        "pairs": [
+            {
+                "images": [group.members.index(pair.first), group.members.index(pair.second)],
+                "likeness": pair.likeness,
+                "mirrored": pair.mirrored,
+            }
+            for pair in group.pairs
+        ],
+        "splits": sorted({one["split"] for one in members}),
+        "labels": sorted({one["label"] for one in members if one["label"] is not None}),
+    }
+
+
+def problems(found: dict[str, Any]) -> list[str]:
+    """What must be mended before a result on this data means anything, one sentence each, with what to do."""
+    said = []
+    if broken := found["broken"]:
+        named = ", ".join(f"{one['id']} ({one['reason']})" for one in broken[:NAMED])
+        said.append(f"{_count(broken, 'broken image')}: replace or remove {named}{_more(broken)}")
+    across = [group for group in found["copies"] if len(group["splits"]) > 1]
+    if across:
+        named = "; ".join(_named(group) for group in across[:NAMED])
+        said.append(f"{_count(across, 'picture')} in several splits: keep each in one of them: {named}{_more(across)}")
+    double = [group for group in found["copies"] if len(group["labels"]) > 1]
+    if double:
+        named = "; ".join(f"{_named(group)} as {' and '.join(group['labels'])}" for group in double[:NAMED])
+        said.append(f"{_count(double, 'picture')} under several labels: keep the right one: {named}{_more(double)}")
+    return said
+
+
+def refuse_problems(found: dict[str, Any]) -> None:
+    """DataError that lists what must be mended, if there is anything."""
+    if said := problems(found):
+        raise DataError("this data must be mended:\n  " + "\n  ".join(map(printable, said)))
+
+
+def _named(group: dict[str, Any]) -> str:
+    return " = ".join(one["id"] for one in group["images"][:NAMED]) + _more(group["images"])
+
+
+def _count(found: Sequence[Any], what: str) -> str:
+    return f"{len(found)} {what}{'s' if len(found) > 1 else ''}"
+
+
+def _more(found: Sequence[Any]) -> str:
+    return f" and {len(found) - NAMED} more" if len(found) > NAMED else ""

@@ -1,0 +1,95 @@
+"""What `cls check` found, as tables for people on standard error."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from cls.commands.check.describe import ODD
+from cls.commands.check.findings import problems
+from cls.runtime.console import console, printable
+
+LINES = 20
+IDS = 4
+
+
+def tell(facts: dict[str, Any]) -> None:
+    """The document of :func:`cls.commands.check.findings.document`; long lists are cut, and say so."""
+    _splits(facts["splits"])
+    _classes(facts["classes"], facts["splits"])
+    for kind, odd in facts["odd"].items():
+        names = ", ".join(printable(one["id"]) for one in odd["images"][:IDS]) or "most are, so none is listed"
+        _say(f"{kind}: {odd['count']:,} {ODD[kind]}: {names}")
+    _table("broken images", facts["broken"], ("id", "split", "label", "reason"))
+    ranked = sorted(facts["copies"], key=lambda group: (-len(group["splits"]), -len(group["labels"])))
+    groups = [
+        {
+            "what": group["kind"],
+            "splits": ", ".join(group["splits"]),
+            "labels": ", ".join(group["labels"]),
+            "images": _ids(group["images"]),
+        }
+        for group in ranked
+    ]
+    _table("pictures with copies", groups, ("what", "splits", "labels", "images"))
+    if facts["crowded"]:
+        _say(
+            f"{facts['crowded']:,} images look almost the same as many others: each was compared with the likest few "
+            "of them only, so copies among them may be missing here"
+        )
+    if facts["not_compared"]:
+        _say(f"{facts['not_compared']:,} images are too small or too plain: only equal ones of them are found")
+    for split, how in facts.get("asked", {}).items():
+        _say(f"labels of {split}: {how['how']}; accuracy {how['accuracy']:.3f}")
+    doubted = ("id", "split", "label", "label_prob", "predicted", "predicted_prob")
+    _table("labels that the model doubts", facts.get("suspects", []), doubted)
+    if not problems(facts):
+        unseen = "; what the warnings above name was not checked" if len(facts.get("notes", ())) > 1 else ""
+        _say(f"nothing that must be mended{unseen}")
+
+
+def _splits(splits: dict[str, Any]) -> None:
+    table = Table("split", "images", "unlabelled", "formats", "modes", "width", "height", "shorter side", box=None)
+    for name, split in splits.items():
+        sides = _counts({span: count for span, count in split["shorter_side"].items() if count})
+        spans = [" / ".join(f"{value:g}" for value in split[side].values()) for side in ("width", "height")]
+        counts = [_counts(split[key]) for key in ("formats", "modes")]
+        table.add_row(name, f"{split['images']:,}", f"{split['unlabelled']:,}", *counts, *spans, sides)
+    console.print(table, "")
+
+
+def _classes(classes: Sequence[str], splits: dict[str, Any]) -> None:
+    """The largest and the smallest ones, by training images."""
+    train = splits["train"]["of_class"]
+    ranked: list[str] = sorted(classes, key=lambda name: -train[name])
+    shown = ranked if len(ranked) <= LINES else [*ranked[: LINES // 2], "…", *ranked[-LINES // 2 :]]
+    table = Table("class", *splits, box=None)
+    for name in shown:
+        table.add_row(Text(printable(name)), *(str(split["of_class"].get(name, "…")) for split in splits.values()))
+    ratio = train[ranked[0]] / max(1, train[ranked[-1]])
+    console.print(table)
+    _say(f"{len(classes)} classes; the largest has {ratio:.1f} times the training images of the smallest\n")
+
+
+def _counts(found: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in found.items())
+
+
+def _ids(images: Sequence[dict[str, Any]]) -> str:
+    more = f" and {len(images) - IDS} more" if len(images) > IDS else ""
+    return " = ".join(one["id"] for one in images[:IDS]) + more
+
+
+def _table(what: str, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
+    if not rows:
+        return
+    table = Table(*keys, box=None)
+    for row in rows[:LINES]:
+        table.add_row(*(Text(printable(str(row[key]))) for key in keys))
+    _say(f"\n{what}: {len(rows):,}{f', the first {LINES}' if len(rows) > LINES else ''}")
+    console.print(table)
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,110 @@
+"""Contact sheets for a person to look at: what the model is shown, and what `cls check` found."""
+
+import io
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cls.evaluation.plots import short
+from cls.runtime.console import printable
+from cls.runtime.files import write_whole
+
+
+class Tile(NamedTuple):
+    image: Tensor  # 3 h w, uint8
+    shares: dict[str, float]
+    """Classes and their shares of the target."""
+    draw: int
+    id: str
+
+    @property
+    def caption(self) -> str:
+        """'cat', or 'cat .70 + dog .30', the larger share first."""
+        ranked = sorted(self.shares.items(), key=lambda item: -item[1])
+        if len(ranked) == 1:
+            return short(ranked[0][0], 20)
+        return " + ".join(f"{short(name, 9)} {f'{share:.2f}'.removeprefix('0')}" for name, share in ranked)
+
+
+def write_sheet(path: Path, tiles: list[Tile], title: str) -> None:
+    """A PNG of all tiles in draw order, about twice as wide as high."""
+    columns = max(1, math.ceil(math.sqrt(1.6 * len(tiles))))
+    rows = math.ceil(len(tiles) / columns)
+    figure = Figure(figsize=(1.7 * columns, 1.95 * rows + 0.6), layout="constrained")
+    figure.suptitle(title)
+    for axes, tile in zip(figure.subplots(rows, columns, squeeze=False).flat, tiles, strict=False):
+        axes.imshow(tile.image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        axes.set_title(tile.caption, fontsize=8)
+        axes.set_xlabel(f"draw {tile.draw}", fontsize=6)
+    for axes in figure.axes:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_frame_on(False)
+    _write(path, figure)
+
+
+class Panel(NamedTuple):
+    """One image, or two side by side; ``None`` in place of one that cannot be shown."""
+
+    images: tuple[np.ndarray | None, ...]  # h w 3, uint8
+    title: str
+    lines: tuple[str, ...]
+    """Below the images."""
+
+
+SIDE = 220  # pixels that the longer side of an image is reduced to
+
+
+def write_panels(path: Path, panels: list[Panel], title: str) -> None:
+    """A PNG of panels, four in a row; names keep their ends, where they differ."""
+    columns = 4 if len(panels) > 2 else 2  # as wide as the title at least
+    rows = max(1, math.ceil(len(panels) / columns))
+    below = max([len(panel.lines) for panel in panels], default=0)
+    figure = Figure(figsize=(4.2 * columns, (2.6 + 0.16 * below) * rows + 0.6), layout="constrained")
+    figure.suptitle(end(title, 40 * columns))
+    cells = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in cells[len(panels) :]:
+        axes.set_axis_off()
+    for axes, panel in zip(cells, panels, strict=False):
+        frames = np.concatenate([_framed(image) for image in panel.images], axis=1)
+        beside = (2 * (SIDE + 8) - frames.shape[1]) // 2  # one image is drawn as large as each of two
+        axes.imshow(np.pad(frames, ((0, 0), (beside, beside), (0, 0)), constant_values=255))
+        axes.set_title(panel.title, fontsize=9)
+        axes.set_xlabel("\n".join(end(line, 58) for line in panel.lines), fontsize=7)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_frame_on(False)
+    _write(path, figure)
+
+
+def end(name: str, width: int) -> str:
+    """The last part of a long name, without control characters."""
+    name = printable(name)
+    return name if len(name) <= width else f"…{name[1 - width :]}"
+
+
+def _framed(image: np.ndarray | None) -> np.ndarray:
+    """In the middle of a white square; grey with a cross where there is none to show."""
+    frame = np.full((SIDE + 8, SIDE + 8, 3), 255, np.uint8)
+    if image is None:
+        frame[4:-4, 4:-4] = 225
+        for corner in (4, SIDE + 3):
+            cv2.line(frame, (corner, 4), (SIDE + 7 - corner, SIDE + 3), (170, 170, 170), 1)
+        return frame
+    scale = SIDE / max(image.shape[:2])
+    width, height = (max(1, round(side * scale)) for side in image.shape[1::-1])
+    fitted = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+    top, left = (frame.shape[0] - height) // 2, (frame.shape[1] - width) // 2
+    frame[top : top + height, left : left + width] = fitted
+    return frame
+
+
+def _write(path: Path, figure: Figure) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    write_whole(path, buffer.getvalue())

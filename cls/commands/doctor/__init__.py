@@ -1,0 +1,1 @@
+"""``cls doctor``: what this machine has and what a run would lack."""

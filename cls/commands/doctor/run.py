@@ -1,0 +1,313 @@
+"""`cls doctor`: what a machine has, what a run would stumble over, and what to type against it.
+
+Every check is a function that gives findings; one that fails itself is a finding too, and hides no other.
+"""
+
+import math
+import os
+import platform
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from cls.commands.doctor import measure
+from cls.commands.doctor.transport import Trial, trial
+from cls.commands.fetch import cache_folder, library_caches
+from cls.config import Track
+from cls.distributed.launch import choose_device, driver
+from cls.runtime import system
+from cls.runtime.files import write_whole
+from cls.tracking.wandb_run import wandb_key, wandb_mode
+
+NETWORK_SECONDS = 3.0
+NCCL_SHM_BYTES = 32 << 20  # of each process: channels of 9.6 MB to its neighbours; an assumption, not measured by us
+LITTLE_SHM_BYTES = 1 << 20
+GIB = 1 << 30
+SLOWER = 2.0  # a transport that is slower than another one by this factor is not the one to use
+NCCL = ("NCCL_P2P_DISABLE=1", "NCCL_SHM_DISABLE=1", "NCCL_IB_DISABLE=1")  # what is known to mend a hanging NCCL
+GLOO = ("GLOO_SOCKET_IFNAME=lo",)  # for a host name that resolves to an address of no interface
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: what was found and, unless it is ok, what to do about it."""
+
+    state: Literal["ok", "warn", "bad"]
+    name: str
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.state:<4}  {self.name}  {self.found}" + (f"  -> {self.remedy}" if self.remedy else "")
+
+
+def doctor(out: str, data: str, save: bool, seconds: float) -> list[dict[str, Any]]:
+    """Examine this machine, one line per finding on standard error as soon as it is known; the same as a document.
+
+    ``out``: folder whose disk is measured; ``data``: images whose reading is measured, '' for none; ``seconds``: how
+    long each transport is tried; ``save``: write the variables that the transports need to ``nccl-<host>.sh``.
+    """
+    checks: list[tuple[str, Callable[[], list[Finding]]]] = [
+        ("software", software), ("GPU", gpus), ("cores", cores), ("memory", memory), ("/dev/shm", shared_memory),
+        ("caches", caches), ("W&B", wandb_login), ("network", network), ("SLURM", partial(slurm, os.environ)),
+        ("disk", partial(run_folder, Path(out))),
+    ]  # fmt: skip
+    if data:
+        checks.append(("data", partial(user_data, Path(data).expanduser())))
+    checks.append(("transport", partial(transports, seconds, save)))
+    findings = []
+    for name, check in checks:
+        try:
+            new = check()
+        except Exception as error:  # an odd machine must not hide the other findings
+            new = [Finding("warn", name, f"could not be examined: {type(error).__name__}: {error}")]
+        for finding in new:
+            print(finding, file=sys.stderr, flush=True)
+        findings += new
+    return [asdict(finding) for finding in findings]
+
+
+def refuse_bad(findings: list[dict[str, Any]]) -> None:
+    """ValueError that lists the bad findings, if there are any."""
+    bad = [f"{item['name']}: {item['found']} -> {item['remedy']}" for item in findings if item["state"] == "bad"]
+    if bad:
+        raise ValueError("this machine is not ready:\n  " + "\n  ".join(bad))
+
+
+def software() -> list[Finding]:
+    cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+    nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else "not in use"  # type: ignore[no-untyped-call]  # torch
+    found = f"Python {platform.python_version()}, torch {torch.__version__} {cuda}, driver {driver()}, NCCL {nccl}"
+    return [Finding("ok", "software", found)]
+
+
+def gpus() -> list[Finding]:
+    try:
+        if choose_device("auto") == "cpu":
+            return [Finding("ok", "GPU", "no GPU: CPU runs only")]
+    except ValueError as error:
+        return [Finding("bad", "GPU", str(error), "install that torch, or ask for no GPU")]
+    findings = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        name = torch.cuda.get_device_name(index)
+        findings.append(gpu(index, name, free, total, torch.cuda.memory_reserved(index)))
+    return findings
+
+
+def gpu(index: int, name: str, free: int, total: int, own: int) -> Finding:
+    """One GPU by its numbers of bytes; 1.5 GiB beyond our own are more than the contexts of idle programs take."""
+    taken = total - free - own
+    found = f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+    if taken < 1.5 * GIB:
+        return Finding("ok", f"GPU {index}", found)
+    remedy = "see `nvidia-smi`; use another one (CUDA_VISIBLE_DEVICES=…) or wait: a run may not fit"
+    return Finding("warn", f"GPU {index}", f"{found}; {taken / GIB:.1f} GiB are used by {_users()}", remedy)
+
+
+def _users() -> str:
+    """The processes that nvidia-smi sees on the GPUs; none in most containers."""
+    if not shutil.which("nvidia-smi"):
+        return "others"
+    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader"]
+    said = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.strip().splitlines()
+    return f"processes {'; '.join(said[:8])}" if said else "others"
+
+
+def cores() -> list[Finding]:
+    return [core_finding(os.cpu_count() or 1, len(os.sched_getaffinity(0)), system.cgroup_limits().cores)]
+
+
+def core_finding(machine: int, allowed: int, quota: float) -> Finding:
+    """``machine``: cores there are; ``allowed``: those this process may run on; ``quota``: their worth in CPU time."""
+    found = f"{allowed} of the machine's {machine}" + (f", CPU time of {quota:g}" if quota < allowed else "")
+    if quota < allowed:
+        remedy = f"loaders start one process per core: use --data.workers {max(1, int(quota))}, or ask for more CPU"
+        return Finding("warn", "cores", found, remedy)
+    if allowed == 1 < machine:
+        return Finding("warn", "cores", found, "ask for more, e.g. srun --cpus-per-task 8: images are decoded on them")
+    return Finding("ok", "cores", found)
+
+
+def memory() -> list[Finding]:
+    total, available = system.memory_bytes()
+    limit = system.cgroup_limits().memory
+    found = f"{available / GIB:.1f} of {total / GIB:.1f} GiB free"
+    found += f", this job may use {limit / GIB:.1f} GiB" if limit < math.inf else ""
+    if min(limit, available) < 4 * GIB:
+        return [Finding("warn", "memory", found, "ask for more, e.g. sbatch --mem 16G: torch alone takes 1 to 3 GiB")]
+    return [Finding("ok", "memory", found)]
+
+
+def shared_memory() -> list[Finding]:
+    sizes, gpus = os.statvfs("/dev/shm"), torch.cuda.device_count()
+    return [shm_finding(sizes.f_blocks * sizes.f_frsize, sizes.f_bavail * sizes.f_frsize, gpus)]
+
+
+def shm_finding(total: int, free: int, gpus: int) -> Finding:
+    """Whether /dev/shm (bytes) holds what NCCL puts there; our loader's memory is not in it."""
+    need = gpus * NCCL_SHM_BYTES if gpus > 1 else LITTLE_SHM_BYTES
+    found = f"{free / 1e6:.0f} of {total / 1e6:.0f} MB free; {max(1, gpus)} processes want {need / 1e6:.0f} MB"
+    if free >= need:
+        return Finding("ok", "/dev/shm", found)
+    remedy = "a larger one (docker run --shm-size 1g), or, slower between GPUs, export NCCL_SHM_DISABLE=1"
+    return Finding("bad", "/dev/shm", found, remedy)
+
+
+def caches() -> list[Finding]:
+    findings = []
+    for variable, path in {"CLS_CACHE": cache_folder(), **library_caches()}.items():
+        above = measure.existing(path)
+        free = shutil.disk_usage(above).free
+        found = f"{path}, {free / GIB:.1f} GiB free"
+        elsewhere = f"export {variable}=FOLDER on a large, writable disk"
+        if not os.access(above, os.W_OK):
+            findings.append(Finding("bad", variable, f"{path}: {above} cannot be written", elsewhere))
+        elif free < 5 * GIB:
+            findings.append(Finding("warn", variable, found, elsewhere))
+        else:
+            findings.append(Finding("ok", variable, found))
+    return findings + [quota_finding(quota) for quota in measure.quotas()]
+
+
+def quota_finding(quota: measure.Quota) -> Finding:
+    left = quota.limit - quota.used
+    found = f"{quota.used / GIB:.1f} of {quota.limit / GIB:.1f} GiB used"
+    if left > 10 * GIB:
+        return Finding("ok", f"quota {quota.name}", found)
+    remedy = "keep caches and runs elsewhere: export HF_HOME=… TORCH_HOME=… CLS_CACHE=…, and --out on another disk"
+    return Finding("bad" if left <= 0 else "warn", f"quota {quota.name}", found, remedy)
+
+
+def wandb_login() -> list[Finding]:
+    try:
+        mode, known = wandb_mode(Track()), wandb_key()
+    except ValueError as error:
+        return [Finding("bad", "W&B", str(error), "correct it, or export WANDB_MODE=offline")]
+    found = f"{mode}, {'an' if known else 'no'} API key is known"
+    if mode == "online" and not known:
+        return [Finding("bad", "W&B", found, "run `wandb login`, or export WANDB_MODE=offline")]
+    remedy = "" if known or mode == "disabled" else "fine; `wandb login` sends runs as they train"
+    return [Finding("ok", "W&B", found, remedy)]
+
+
+def network() -> list[Finding]:
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return [Finding("ok", "network", "not tried: HF_HUB_OFFLINE is set")]
+    addresses = [
+        os.environ.get("HF_ENDPOINT", "https://huggingface.co"),
+        os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"),
+        "https://download.pytorch.org",
+    ]
+    addresses = [re.sub(r"//[^/]*@", "//", address) for address in addresses]  # any answer will do, without a password
+    answers = measure.reach(addresses, NETWORK_SECONDS)
+    remedy = "run `cls fetch RECIPE …` where there is internet, and train with --offline"
+    findings = []
+    for address in addresses:
+        why = answers[address]
+        own = "runs are logged offline: `wandb sync` later" if "wandb" in address else remedy
+        bad = Finding("warn", "network", f"{address} cannot be reached ({why})", own)
+        findings.append(bad if why else Finding("ok", "network", f"{address} answers"))
+    return findings
+
+
+def slurm(env: Mapping[str, str]) -> list[Finding]:
+    if "SLURM_JOB_ID" not in env:
+        return [Finding("ok", "SLURM", "not inside a job" + ("" if shutil.which("sbatch") else ", and no sbatch here"))]
+    names = {"SLURM_JOB_NUM_NODES": "nodes", "SLURM_CPUS_PER_TASK": "cores a task", "SLURM_NTASKS": "tasks",
+             "SLURM_GPUS_ON_NODE": "GPUs here", "SLURM_MEM_PER_NODE": "MB of memory a node"}  # fmt: skip
+    found = ", ".join(
+        [f"job {env['SLURM_JOB_ID']}", *(f"{env[key]} {text}" for key, text in names.items() if key in env)]
+    )
+    if not env.get("SLURM_JOB_END_TIME", "").isdigit():
+        remedy = "sbatch --signal=B:USR1@120 asks a run to save in time"
+        return [Finding("warn", "SLURM", f"{found}; its end is not known (no SLURM_JOB_END_TIME)", remedy)]
+    minutes = (int(env["SLURM_JOB_END_TIME"]) - time.time()) / 60
+    if minutes < 10:
+        return [Finding("warn", "SLURM", f"{found}; ends in {minutes:.0f} minutes", "ask for a longer --time")]
+    return [Finding("ok", "SLURM", f"{found}; ends in {minutes:.0f} minutes")]
+
+
+def run_folder(out: Path) -> list[Finding]:
+    folder = measure.existing(out)
+    try:
+        found = measure.disk(folder)
+    except OSError as error:
+        return [Finding("bad", "disk", f"{folder}: {error.strerror}", "use --out on a disk with space to write to")]
+    rates = f"{folder}: writes {found.write / 1e6:.0f} MB/s, reads {found.read / 1e6:.0f} MB/s"
+    slow = f"a checkpoint of 1 GB takes {1e9 / found.write:.0f} s: use --out on a faster disk"
+    findings = [Finding("warn", "disk", rates, slow) if found.write < 50e6 else Finding("ok", "disk", rates)]
+    if abs(found.skew) > 2:
+        skew = f"{folder}: its file server's clock is {found.skew:+.0f} s off this machine's"
+        findings.append(Finding("warn", "clock", skew, "tell the administrator (NTP): run locks go by file times"))
+    return findings
+
+
+def user_data(path: Path) -> list[Finding]:
+    if not path.exists():
+        return [Finding("bad", "data", f"{path} does not exist", "name a folder of images or a file")]
+    found = measure.reading(path)
+    if not found.bytes:
+        return [Finding("bad", "data", f"{path} has no images", "name a folder of images or a file")]
+    per_second = f"{found.files / found.seconds:.0f} files/s, " if path.is_dir() else ""
+    text = f"{path}: {per_second}{found.bytes / found.seconds / 1e6:.0f} MB/s by one process, first byte after "
+    text += f"{1000 * found.latency:.1f} ms"
+    if found.latency > 5e-3:
+        remedy = (
+            "a slow file system for small files: CLS_STAGE=1 before sbatch copies it to each node's disk, or do so: "
+            f"cp -r {shlex.quote(str(path))} $TMPDIR"
+        )
+        return [Finding("warn", "data", text, remedy)]
+    return [Finding("ok", "data", text)]
+
+
+def transports(seconds: float, save: bool) -> list[Finding]:
+    """Add tensors with two processes on the CPU, and with all GPUs of the machine if there are two or more."""
+    findings, exports = _tried("gloo", 2, seconds, GLOO)
+    if (count := torch.cuda.device_count()) > 1:
+        more, needed = _tried("nccl", count, seconds, NCCL)
+        findings, exports = findings + more, exports + needed
+    path = cache_folder() / f"nccl-{socket.gethostname()}.sh"
+    if save and exports:
+        write_whole(path, "".join(f"export {text}\n" for text in exports).encode())
+        findings = [*findings, Finding("ok", "transport", f"{path} now exports {' '.join(exports)}")]
+    elif save:
+        findings = [*findings, Finding("ok", "transport", "nothing to save: the defaults are best")]
+    return findings
+
+
+def _tried(backend: str, world_size: int, seconds: float, settings: tuple[str, ...]) -> tuple[list[Finding], list[str]]:
+    """``settings`` are tried for NCCL always, for gloo only where it fails without them."""
+    trials = {"": trial(backend, world_size, seconds, {})}
+    for text in settings if backend == "nccl" or trials[""].problem else ():
+        name, value = text.split("=")
+        trials[text] = trial(backend, world_size, seconds, {name: value})
+    return judge(backend, trials)
+
+
+def judge(backend: str, trials: Mapping[str, Trial]) -> tuple[list[Finding], list[str]]:
+    """The findings of trials by the setting they were made with ('' is none), and the setting to export, if any."""
+    default, working = trials[""], {name: found.rate for name, found in trials.items() if not found.problem}
+    best = max(working, key=lambda name: working[name], default="")
+    needed = bool(default.problem) or working[best] > SLOWER * working[""]
+    findings = []
+    for name, found in trials.items():
+        label = f"{backend} on {found.world_size} processes" + (f" with {name}" if name else "")
+        remedy = f"export {best}" if best and needed else f"no setting helps: run on one process, or mend {backend}"
+        if not found.problem:
+            text, state = f"{found.rate / 1e9:.2f} GB/s", "warn" if not name and needed else "ok"
+        else:
+            text, state = found.problem, "ok" if name else "bad"  # a setting that nobody uses may fail
+        findings.append(Finding(state, label, text, remedy if state != "ok" else ""))  # type: ignore[arg-type]  # mypy widens the choice to str
+    return findings, [best] if best and needed else []

@@ -1,0 +1,67 @@
+"""What ``cls evaluate`` does."""
+
+import dataclasses
+import shlex
+import sys
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from cls.config import Data, View
+from cls.data.dataset import EvalDataset
+from cls.data.sources import load_labelled
+from cls.evaluation.metrics import per_class, summary
+from cls.evaluation.trained_model import load_trained_model
+from cls.runtime.console import console, printable
+from cls.runtime.signals import StopSignal
+
+
+def evaluate_images(
+    path: str,
+    images: str,
+    tta: tuple[View, ...],
+    device: str,
+    workers: int,
+    stop: StopSignal,
+    labels: Data | None = None,
+) -> dict[str, Any] | None:
+    """Figures on labelled images: another folder's, or the validation split of the run's own data.
+
+    Another folder's labels are as the fields of ``labels`` say, by default in class folders. The run's own must still
+    be what it was trained on (:func:`cls.tracking.run_data.run_data`).
+    """
+    trained = load_trained_model(path, device, workers, stop)
+    data = dataclasses.replace(trained.run.data, copy="")  # that was on another machine's disk
+    other = f"; to evaluate labelled images that lie elsewhere: {shlex.join(['cls', 'evaluate', trained.name])} FOLDER"
+    rows = trained.world.together(
+        lambda: (
+            load_labelled(images, trained.classes, data.labelled_as(labels or Data()))
+            if images
+            else trained.own_data(other).val
+        )
+    )
+    found = trained.predictor.predict(EvalDataset(rows, tta, trained.run))
+    if not trained.world.main:
+        return None
+    figures, classes = summary(found), per_class(found)
+    document: dict[str, Any] = dict(figures)
+    document["classes"] = {
+        name: {"images": int(n), "recall": float(r), "precision": float(p), "f1": float(f)}
+        for name, n, r, p, f in zip(
+            trained.classes, classes.support, classes.recall, classes.precision, classes.f1, strict=True
+        )
+    }
+    for name, value in figures.items():
+        print(f"{name:<10} {value:.4f}".rstrip("0").rstrip("."), file=sys.stderr)
+    table = Table("class", "images", "recall", "precision", "f1", box=None)
+    ranked = sorted(document["classes"].items(), key=lambda item: (item[1]["recall"], item[0]))
+    for name, figure in [item for item in ranked if item[1]["images"]][:10]:
+        table.add_row(
+            escape(printable(name)),
+            str(figure["images"]),
+            *(f"{figure[key]:.3f}" for key in ("recall", "precision", "f1")),
+        )
+    console.print("worst classes:")
+    console.print(table)
+    return document

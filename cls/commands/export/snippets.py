@@ -1,0 +1,84 @@
+"""The lines of Python that load an exported network with the library that its backbone comes from."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from cls.config import Model
+from cls.models.backbones import SMALL, classifier_name
+
+
+def expressible(model: Model) -> bool:
+    """Whether the backbone's library has all parts of the network; dropout between stages has no part in inference.
+
+    A field of the model that is not named here makes it ours.
+    """
+    usual = replace(Model(), backbone=model.backbone, weights=model.weights, head=model.head, freeze=model.freeze,
+                    dropout3=model.dropout3)  # fmt: skip
+    return usual == model
+
+
+def plain(model: Model) -> bool:
+    """Whether it is the library's network with its own output layer."""
+    return expressible(model) and not model.head
+
+
+def library(model: Model) -> str:
+    """Whose code the network is."""
+    if not expressible(model):
+        return "cls"
+    return "timm" if model.backbone.startswith("timm/") else "torchvision"
+
+
+def loading(model: Model, net: nn.Module, classes: int, folder: Path) -> str:
+    """Imports and then at most three lines, after which ``model`` is the network in eval mode."""
+    weights = repr(str(folder / "model.safetensors"))
+    if library(model) == "cls":
+        return f"from cls.evaluation.predictor import network\nmodel = network({weights})"
+    if plain(model) and library(model) == "timm":
+        return f"import timm\nmodel = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True).eval()"
+    imported, built = _built(model.backbone, "" if model.head else f"num_classes={classes}")
+    lines = ["from safetensors.torch import load_model", imported, f"model = {built}"]
+    if model.head:
+        name = classifier_name(model.backbone)
+        head = net.get_submodule(name)
+        assert isinstance(head, nn.Sequential)
+        lines.insert(1, "from torch import nn")
+        lines.append(f"model.{name} = nn.Sequential({', '.join(f'nn.{layer!r}' for layer in head)})")
+    return "\n".join([*lines, f"load_model(model.eval(), {weights})"])
+
+
+def _built(backbone: str, arguments: str) -> tuple[str, str]:
+    """Import and expression of the backbone."""
+    if backbone.startswith("timm/"):
+        return "import timm", f"timm.create_model({', '.join([repr(backbone[5:]), *filter(None, [arguments])])})"
+    if backbone == SMALL:
+        more = ", ".join(["Bottleneck, [1, 1, 1, 1], groups=8, width_per_group=8", *filter(None, [arguments])])
+        return "from torchvision.models.resnet import Bottleneck, ResNet", f"ResNet({more})"
+    return "import torchvision", f"torchvision.models.{backbone}({arguments})"
+
+
+def framing(model: Model, folder: Path) -> str:
+    """One line after which ``transform`` makes the input of an upright RGB image of Pillow's."""
+    if plain(model) and library(model) == "timm":
+        return "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
+    known = f"json.load(open({str(folder / 'config.json')!r}))['pretrained_cfg']"
+    return (
+        "import json, timm\n"
+        f"transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg={known}))"
+    )
+
+
+def running(folder: Path, kind: str) -> str:
+    """Lines that take ``images`` (float, normalised) or ``pixels`` (uint8) to ``logits``."""
+    name = input_name(kind)
+    return (
+        "import onnxruntime\n"
+        f"session = onnxruntime.InferenceSession({str(folder / 'model.onnx')!r})\n"
+        f"logits = session.run(None, {{{name!r}: {name}}})[0]"
+    )
+
+
+def input_name(kind: str) -> str:
+    return "pixels" if kind == "uint8" else "images"

@@ -1,0 +1,278 @@
+"""What a run needs before it is queued: memory, micro-batches, time, cores, and the line to submit."""
+
+import shlex
+import sys
+from dataclasses import replace
+from math import ceil, inf
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from cls import recipes
+from cls.commands.gpus import USABLE, Gpu
+from cls.commands.plan import roofline, sbatch
+from cls.commands.plan.memory import Step, largest_unit, trace_step, with_exchange, workspace
+from cls.commands.plan.options import PlanOptions
+from cls.config import Run, change, flat
+from cls.data.sources import Splits, load
+from cls.distributed.micro_batches import advice
+from cls.distributed.tree_reduce import shares
+from cls.models.build import check_model
+from cls.runtime.console import console
+from cls.training.steps import Steps
+from cls.validate import check
+
+GIB = 2**30
+PROCESS_GIB = 6.0  # host memory of one training process and its loader workers; an assumption, not measured by us
+SCRIPT = "slurm/train.sh"
+
+
+def plan(run: Run, request: PlanOptions) -> dict[str, Any]:
+    """The plan as one document; figures carry their unit in their name.
+
+    ``problems`` lists what would not work or is a mistake in the script, each with its remedy. ValueError for what
+    cannot be planned at all, naming the field.
+    """
+    gpu = request.card()
+    precision = _precision(run, gpu)
+    check(run)
+    _check_request(run, request)
+    check_model(replace(run.model, weights="none"), run.data)
+    splits = load(run.data, run.seed)
+    classes, steps = len(splits.classes), Steps(len(splits.train), run.train)
+    step = trace_step(run, classes, precision)
+    usable = gpu.usable_gib if gpu else USABLE * request.memory
+    needs = _needs(step, run, classes, request)
+    asked, fitting = run.train.micro_batch, [size for size, need in needs.items() if sum(need.values()) <= usable]
+    best = max(fitting, default=0)
+    problems = [] if asked in fitting else [advice(run, best)]
+    chosen = change(run, train={"micro_batch": asked if asked in fitting or not best else best})
+    document: dict[str, Any] = {
+        "recipe": run.recipe,
+        "gpu": gpu.name if gpu else f"{request.memory:g} GB",
+        "gpus_per_node": request.gpus,
+        "nodes": request.nodes,
+        "precision": precision,
+        "classes": classes,
+        "training_images": len(splits.train),
+        "fits": asked in fitting,
+        "micro_batch": asked,
+        "largest_micro_batch": best,
+        "estimated_for_micro_batch": chosen.train.micro_batch,
+        "usable_memory_gib": round(usable, 2),
+        "memory_gib": {name: round(value, 3) for name, value in needs[asked].items()},
+        "memory_by_micro_batch_gib": {str(size): round(sum(need.values()), 2) for size, need in needs.items()},
+        "micro_batches_per_gpu": _carried(chosen, request),
+        "sharding": _sharding(step, run, classes, asked, request),
+        "gflop_per_image": round(float(step.work(asked)[0].sum()) / asked / 1e9, 2),
+        "host_memory_gib_per_node": round(_host_gib(step, request), 1),
+    }
+    if gpu:
+        document |= _times(chosen, request, gpu, precision, step, steps, splits)
+    document["sbatch"] = command(chosen, request, document.get("cores_per_node", 0))
+    document["problems"] = problems + _script_problems(request, gpu, document)
+    return document
+
+
+def _precision(run: Run, gpu: Gpu | None) -> str:
+    """As the run itself would find it; fp32, which needs more, where the GPU is not known."""
+    wanted = run.train.precision
+    native = gpu is not None and gpu.bf16_tflops > 0
+    if wanted == "bf16" and gpu and not native:
+        raise ValueError(f"train.precision is bf16, which {gpu.name} does not compute: use --train.precision fp32")
+    return ("bf16" if native else "fp32") if wanted == "auto" else wanted
+
+
+def _check_request(run: Run, request: PlanOptions) -> None:
+    for name in ("gpus", "nodes"):
+        if getattr(request, name) < 1:
+            raise ValueError(f"{name} is {getattr(request, name)}: give 1 or more")
+    if request.link <= 0:
+        raise ValueError(f"link is {request.link}: give the network's Gbit/s")
+    if request.time:
+        try:
+            sbatch.seconds(request.time)
+        except ValueError as error:
+            raise ValueError(f"time: {error}") from None
+    if request.script and not Path(request.script).is_file():
+        raise ValueError(f"script: {request.script}: no such file")
+    if not run.data.path:
+        raise ValueError(f"data.path is empty: name the images with {run.recipe} --data.path FOLDER")
+    count, world_size = run.train.batch // run.train.micro_batch, request.world_size
+    if world_size > count:
+        raise ValueError(
+            f"gpus: {world_size} GPUs but only {count} micro-batches (train.batch {run.train.batch} / "
+            f"train.micro_batch {run.train.micro_batch}): plan for {count} GPUs in all, or "
+            f"--train.batch {world_size * run.train.micro_batch} --optim.scale-lr sqrt"
+        )
+    if not request.fsdp:
+        return
+    if world_size == 1:
+        raise ValueError("fsdp: there is one GPU, nothing can be sharded: give --gpus 2 or more, or leave it out")
+    if run.train.reduce == "exact":
+        raise ValueError("fsdp: train.reduce is exact, but FSDP adds in its own order: add --train.reduce fast")
+    if count % world_size:
+        raise ValueError(
+            f"fsdp: {count} micro-batches on {world_size} GPUs, but each must carry as many: plan for a number of "
+            f"GPUs that divides {count}, or without --fsdp"
+        )
+
+
+def _needs(step: Step, run: Run, classes: int, request: PlanOptions) -> dict[int, dict[str, float]]:
+    """GiB by part for each micro-batch of which every GPU gets one; with FSDP equally many."""
+    unit = largest_unit(run, classes) if request.fsdp else 0
+    needs = {}
+    for size in range(2 if step.norms else 1, run.train.batch + 1):
+        count, rest = divmod(run.train.batch, size)
+        if not rest and count >= request.world_size and not (request.fsdp and count % request.world_size):
+            needs[size] = _need(step, size, request.world_size, request.fsdp, unit)
+    if run.train.micro_batch not in needs:  # all else has been refused before
+        raise ValueError("train.micro_batch is 1: BatchNorm needs the statistics of 2 or more images")
+    return needs
+
+
+def _carried(run: Run, request: PlanOptions) -> list[int]:
+    return [len(share) for share in shares(run.train.batch // run.train.micro_batch, request.world_size)]
+
+
+def _need(step: Step, size: int, world_size: int, fsdp: bool, unit: int) -> dict[str, float]:
+    """GiB by part."""
+    parts = with_exchange(step, size, world_size, fsdp, unit)
+    return {name: value / GIB for name, value in parts.items()} | {"workspace": workspace(sum(parts.values())) / GIB}
+
+
+def _sharding(step: Step, run: Run, classes: int, size: int, request: PlanOptions) -> str:
+    """Whether FSDP would matter, in a sentence."""
+    world_size = max(2, request.world_size)
+    if run.train.batch // size < world_size:
+        return "DDP: there is one micro-batch, so one GPU."
+    whole = sum(_need(step, size, world_size, False, 0).values())
+    try:
+        unit = largest_unit(run, classes)
+    except ValueError as error:
+        return f"DDP: FSDP is not possible ({error})."
+    fast = Step(change(run, train={"reduce": "fast"}), step.tapes, step.norms)
+    saved = whole - sum(_need(fast, size, world_size, True, unit).values())
+    verdict = "FSDP is worth it" if saved > 0.25 * whole else "DDP is right"
+    return (
+        f"{verdict}: on {world_size} GPUs FSDP saves {max(0.0, saved):.1f} of {whole:.1f} GiB each; only parameters, "
+        "gradients and optimizer are divided, activations are not, and it needs reduce fast."
+    )
+
+
+def _host_gib(step: Step, request: PlanOptions) -> float:
+    """Per node: each process and its workers, and a pinned copy of the state that is being saved."""
+    state = sum(step.held(part) for part in ("parameters", "average", "optimizer"))
+    return request.gpus * (PROCESS_GIB + state / GIB)
+
+
+def _times(
+    run: Run, request: PlanOptions, gpu: Gpu, precision: str, step: Step, steps: Steps, splits: Splits
+) -> dict[str, Any]:
+    """Estimated seconds, cores and requeues."""
+    found = roofline.estimate(step, run, gpu, precision, request.gpus, request.nodes, request.link, request.fsdp)
+    per_node = run.train.batch / found.step / request.nodes
+    look = len(splits.val) / run.train.batch * found.compute / 3
+    epoch = len(splits.train) / run.train.batch * found.step + look
+    whole = steps.total * found.step + ceil(steps.total * run.train.batch / len(splits.train)) * look
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a loader process
+    try:
+        per_core = roofline.images_per_second_per_core(run, splits)
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        "step_seconds": found.step,
+        "exchange_seconds": found.exchange,
+        "exchange_mb_per_step": round(found.exchange_bytes / 1e6, 1),
+        "epoch_seconds": epoch,
+        "whole_run_hours": whole / 3600,
+        "images_per_second": run.train.batch / found.step,
+        "images_per_second_per_core": round(per_core, 1),
+        "cores_per_node": roofline.cores_needed(per_node, per_core),
+        "requeues": _requeues(request.time, whole, epoch),
+        "assumptions": [*roofline.ASSUMPTIONS, f"{gpu.name}: NVIDIA's figures, {USABLE:.0%} of its memory usable"],
+    }
+
+
+def _requeues(time: str, whole: float, epoch: float) -> int:
+    limit = sbatch.seconds(time) if time else inf
+    least = sbatch.STARTUP_SECONDS + sbatch.CHECKPOINT_SECONDS + epoch
+    if limit <= least:
+        raise ValueError(f"time is {time}, shorter than start-up and one epoch: give {ceil(least / 60)} or more")
+    return sbatch.requeues(limit, whole)
+
+
+def command(run: Run, request: PlanOptions, cores: int) -> str:
+    """The line to submit: the recipe and only the fields that differ from it, quoted for a shell.
+
+    ``cores`` that feed a node's GPUs, 0 where that is not known; the GPUs' type as the script names it.
+    """
+    script = sbatch.read(Path(request.script).read_text(errors="replace")) if request.script else None
+    kind = (script.get("gpus-per-node") if script else "").rpartition(":")[0]
+    words = ["sbatch", f"--nodes={request.nodes}", f"--gpus-per-node={f'{kind}:' if kind else ''}{request.gpus}"]
+    words += [f"--time={request.time}"] if request.time else []
+    words += [f"--cpus-per-task={request.cpus or cores}"] if request.cpus or cores else []
+    words += [request.script or SCRIPT, run.recipe]
+    usual = flat(recipes.get(run.recipe))
+    for name, value in flat(run).items():
+        if value != usual[name]:
+            values = [str(item) for item in value] if isinstance(value, tuple) else [str(value)]
+            flag = "--" + name.replace("_", "-")
+            # a value with a leading dash would be read as a flag
+            words += [f"{flag}={values[0]}"] if len(values) == 1 and values[0].startswith("-") else [flag, *values]
+    return ("CLS_ACCELERATE=fsdp " if request.fsdp else "") + shlex.join(words)
+
+
+def _script_problems(request: PlanOptions, gpu: Gpu | None, document: dict[str, Any]) -> list[str]:
+    cores = document.get("cores_per_node", 0)
+    if request.cpus and request.cpus < cores:
+        few = [f"cpus: {request.cpus} cores a node cannot feed its GPUs: ask for --cpus {cores}"]
+    else:
+        few = []
+    if not request.script:
+        return few
+    needs = sbatch.Needs(
+        gpu=gpu.slurm if gpu else "",
+        gpus=request.gpus,
+        nodes=request.nodes,
+        cores=cores,
+        host_gib=document["host_memory_gib_per_node"],
+        epoch_seconds=document.get("epoch_seconds", 0.0),
+        whole_seconds=document.get("whole_run_hours", 0.0) * 3600,
+    )
+    found = sbatch.check(Path(request.script).read_bytes().decode(errors="replace"), needs)
+    found = [problem for problem in found if not (request.time and problem.rule == "time")]  # the command line's counts
+    return few + [f"{request.script}{f':{p.line}' if p.line else ''}: {p.rule}: {p.text}" for p in found]
+
+
+def table(document: dict[str, Any]) -> None:
+    """The plan for people, on standard error."""
+    memory = Table("memory of one GPU", "GiB", box=None)
+    memory.columns[1].justify = "right"
+    for name, value in document["memory_gib"].items():
+        memory.add_row(name, f"{value:.2f}")
+    memory.add_row("in all", f"{sum(document['memory_gib'].values()):.2f}")
+    memory.add_row(f"usable on {document['gpu']}", f"{document['usable_memory_gib']:.2f}")
+    console.print(memory)
+    rows = Table.grid(padding=(0, 2))
+    hidden = ("memory_gib", "usable_memory_gib", "assumptions", "problems", "sbatch")
+    for name, value in document.items():
+        if name not in hidden:
+            rows.add_row(name.replace("_", " ").replace(" gib", " (GiB)"), _shown(value))
+    console.print("", rows)
+    for text in document.get("assumptions", []):
+        console.print(f"assumed: {text}", markup=False, highlight=False)
+    for text in document["problems"]:
+        console.print(f"problem: {text}", style="red", markup=False, highlight=False)
+    print(document["sbatch"], file=sys.stderr)  # unwrapped, to be copied
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {item}" for key, item in value.items())
+    if isinstance(value, list):
+        return " + ".join(map(str, value))
+    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)

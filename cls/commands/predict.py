@@ -1,0 +1,234 @@
+"""``cls predict``: a row for each image as soon as it is known, then the files that a run writes for its test split."""
+
+import csv
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from cls.config import View
+from cls.data.dataset import EvalDataset
+from cls.data.folders.ignored import ending, is_unread_image
+from cls.data.sources import Rows, load_given, load_listed
+from cls.evaluation import predictions
+from cls.evaluation.predictions import Predictions, joined, readable
+from cls.evaluation.trained_model import TrainedModel, load_trained_model
+from cls.runtime.files import Lines
+from cls.runtime.paths import check_output, writing
+from cls.runtime.signals import Stopped, StopSignal
+
+PIPE = "-"
+"""Instead of paths: a list of them on standard input. Instead of a folder: rows on standard output."""
+
+Taker = Callable[[Predictions], None]
+
+
+def predict_images(
+    run: str,
+    paths: Sequence[str],
+    out: str,
+    tta: Sequence[View],
+    top_k: int,
+    device: str,
+    workers: int,
+    stop: StopSignal,
+) -> dict[str, Any] | None:
+    """Predictions for images without labels; None on all ranks but the first, and where the rows are the answer."""
+    if top_k < 1:
+        raise ValueError(f"--top-k must be at least 1, found {top_k}")
+    if not paths:
+        raise ValueError("there is nothing to predict: name images after the run, or - for a list on standard input")
+    piped = list(paths) == [PIPE]
+    if PIPE in paths and not piped:
+        raise ValueError("- stands for a list of files on standard input: give it alone, or name the files")
+    trained = load_trained_model(run, device, workers, stop)
+    main, views = trained.world.main, tta or trained.run.augment.tta
+    names = trained.world.on_main(read_list) if piped else list(paths)
+    rows = trained.world.together(lambda: load_listed(names) if piped else load_given(names, trained.run.data))
+    if out == PIPE or (piped and not out):
+        broken = _each(trained, rows, views, _to_stdout(top_k, stop) if main else _nothing, stop)
+        _say(f"{len(rows)} predictions{_note(trained, broken)}", main)
+        return None
+    folder = Path(out) if out else trained.folder / f"predict-{_called(paths, piped)}"
+    trained.world.on_main(lambda: _clear(folder))  # before the work: a place that cannot be written
+    found: list[Predictions] = []
+    broken = _each(trained, rows, views, _to_csv(folder / "top.csv", top_k, found) if main else _nothing, stop)
+    if not main:
+        return None
+    whole = joined(found)
+    with writing("out", folder):
+        predictions.write_csv(folder, whole, trained.fallback)
+        predictions.write_parquet(folder / "predictions.parquet", whole)
+    note = f"{_note(trained, broken)} and got the most frequent class" if broken else _note(trained, broken)
+    _say(f"{len(rows)} predictions in {folder / 'prediction.csv'}{note}", main)
+    return {"images": len(rows), "broken": broken, "folder": str(folder)}
+
+
+def _clear(folder: Path) -> None:
+    """An empty place for the files: those of an earlier prediction must not stand beside the rows of this one."""
+    check_output("out", folder, folder=True)
+    with writing("out", folder):
+        if (folder / "config.yaml").exists():
+            raise ValueError(f"--out {folder} is a run directory, with predictions of its own: name another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("top.csv", "prediction.csv", "prediction.zip", "predictions.parquet"):
+            (folder / name).unlink(missing_ok=True)
+
+
+def read_list() -> list[str]:
+    """Paths on standard input, one a line, or with a NUL after each as ``find -print0`` writes them; read to its end.
+
+    The end must be known before the start: what stands in one batch may not hang on the speed of a pipe.
+    """
+    if sys.stdin.isatty():
+        raise ValueError("- reads a list of files from a pipe: find FOLDER -type f | cls predict RUN -")
+    data = sys.stdin.buffer.read()
+    lines = data.split(b"\0") if b"\0" in data else [line.rstrip(b"\r") for line in data.split(b"\n")]
+    names = [os.fsdecode(line) for line in lines if line]
+    if not names:
+        raise ValueError("standard input has no paths: one a line, as find FOLDER -type f writes them")
+    return names
+
+
+def ranked(p: Predictions, row: int, k: int) -> list[tuple[str, float]]:
+    """The k most probable classes of an image and their probabilities, equal ones by class number; none if broken."""
+    if p.errors[row] or not np.isfinite(p.probs[row]).all():
+        return []
+    return [(p.classes[i], float(p.probs[row, i])) for i in np.argsort(-p.probs[row], kind="stable")[:k]]
+
+
+def _fault(top: Sequence[Any]) -> str:
+    """Why an image that could be read has no prediction."""
+    return "" if top else "probabilities are not finite"
+
+
+def _each(trained: TrainedModel, rows: Rows, views: Sequence[View], take: Taker, stop: StopSignal) -> int:
+    """Hand each piece on as soon as it is known, in row order; the number of images without a prediction."""
+    broken, done = 0, 0
+    try:
+        # a request to stop waits for the end of a batch, on all ranks: no row is cut, no exchange broken off
+        with stop.deferred("this batch"), _shown(len(rows), trained.world.main) as show:
+            for part in map(_kinds_named, trained.predictor.stream(EvalDataset(rows, views, trained.run))):
+                take(part)
+                done += len(part.ids)
+                broken += int((~readable(part)).sum())
+                show(done)
+    except Stopped:
+        _say(f"\n{done} of {len(rows)} images were done, and their rows are written", trained.world.main)
+        raise
+    return broken
+
+
+def _kinds_named(part: Predictions) -> Predictions:
+    """Errors of files whose ending is of images that are not read say so."""
+    errors = [
+        f"{error}: {ending(name)} is not read, convert it to JPEG or PNG" if error and is_unread_image(name) else error
+        for name, error in zip(part.ids, part.errors, strict=True)
+    ]
+    return replace(part, errors=errors)
+
+
+def _nothing(part: Predictions) -> None:
+    """All ranks have the same pieces; the first one hands them on."""
+
+
+def _to_stdout(top_k: int, stop: StopSignal) -> Taker:
+    """One JSON object a line; when nobody reads them any more (``| head``) the run is asked to stop."""
+
+    def take(part: Predictions) -> None:
+        text = []
+        for row, (name, error) in enumerate(zip(part.ids, part.errors, strict=True)):
+            top = ranked(part, row, top_k)
+            text.append(json.dumps({
+                "id": name, "predicted": top[0][0] if top else None, "error": error or _fault(top),
+                "top": [{"class": label, "probability": value} for label, value in top],
+            }))  # fmt: skip
+        try:
+            print("\n".join(text), flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            stop.reason = stop.reason or "standard output was closed"
+
+    return take
+
+
+def _to_csv(path: Path, top_k: int, found: list[Predictions]) -> Taker:
+    """Keep the pieces, and add their rows to a file, which are then in the kernel whatever happens to this process."""
+    file = Lines(path)
+
+    def add(rows: list[list[str | float]]) -> None:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        file.add(text.getvalue().encode())
+
+    def take(part: Predictions) -> None:
+        if not found:
+            columns = range(1, min(top_k, len(part.classes)) + 1)
+            add([["id", "error", *(f"{what}_{i}" for i in columns for what in ("class", "probability"))]])
+        found.append(part)
+        flat = [[value for pair in ranked(part, row, top_k) for value in pair] for row in range(len(part.ids))]
+        add([[name, error or _fault(top), *top] for name, error, top in zip(part.ids, part.errors, flat, strict=True)])
+
+    return take
+
+
+@contextmanager
+def _shown(total: int, main: bool) -> Iterator[Callable[[int], None]]:
+    """Images done, rate and time left: a bar at a terminal that shows nothing else, else a line every 30 seconds."""
+    bar = Progress(
+        BarColumn(bar_width=24),
+        TextColumn("{task.description}"),
+        console=Console(stderr=True),
+        auto_refresh=False,  # no thread that loader processes would be forked beside
+        transient=True,
+        disable=not main or not sys.stderr.isatty() or sys.stdout.isatty(),
+    )
+    task, since, last, first = bar.add_task("starting", total=total), 0.0, time.monotonic(), 0
+
+    def show(done: int) -> None:
+        nonlocal since, last, first
+        now = time.monotonic()
+        if not since:
+            since, first = now, done  # starting the loader is over
+        if not main or now - last < (30.0 if bar.disable else 0.2):
+            return
+        last, rate = now, (done - first) / max(now - since, 1e-9)
+        left = f", {timedelta(seconds=round((total - done) / rate))} left" if rate else ""
+        text = f"{done}/{total} images, {rate:.0f}/s{left}"
+        if bar.disable:
+            _say(text, main)
+        else:
+            bar.update(task, completed=done, description=text, refresh=True)
+
+    with bar:
+        yield show
+
+
+def _called(paths: Sequence[str], piped: bool) -> str:
+    if piped or len(paths) > 1:
+        return "list" if piped else "files"
+    path = Path(paths[0])
+    return (path.name if path.is_dir() else path.stem) or "images"
+
+
+def _note(trained: TrainedModel, broken: int) -> str:
+    world_size = trained.world.size
+    return (f", by {world_size} processes" if world_size > 1 else "") + (
+        f"; {broken} could not be read" if broken else ""
+    )
+
+
+def _say(text: str, main: bool) -> None:
+    if main:
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,141 @@
+"""What ``cls sweep NAME`` does; it tells people on standard error and gives a JSON document."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from cls.commands.sweep.local import run_members
+from cls.commands.sweep.members import Member, Rows, find_members, unique
+from cls.commands.sweep.options import SweepOptions
+from cls.commands.sweep.overrides import typed_values, without_out
+from cls.commands.sweep.scripts import arguments, write_slurm, write_wandb
+from cls.config import Run
+from cls.recipes.tables import SWEEPS, Row, Sweep, chosen, figure, unknown
+from cls.runtime.console import console
+from cls.runtime.paths import writing
+from cls.runtime.signals import StopSignal
+
+FOLDER = "runs/sweeps"
+
+
+def list_sweeps() -> list[dict[str, Any]]:
+    """All sweeps with their rows and the reports' figures."""
+    table = Table("sweep", "rows: the report's validation / test", "what differs", box=None, padding=(0, 1, 1, 0))
+    for name, sweep in SWEEPS.items():
+        rows = ", ".join(row.name + _stated(row) for row in sweep.rows)
+        table.add_row(name, escape(rows), escape(sweep.what))
+    console.print(table)
+    print(
+        "cls sweep NAME --data.path FOLDER shows the commands; a system's name takes all of its tables", file=sys.stderr
+    )
+    return [
+        {"sweep": name, "what": sweep.what, "finding": sweep.finding, "rows": [vars(row) for row in sweep.rows]}
+        for name, sweep in SWEEPS.items()
+    ]
+
+
+def _stated(row: Row) -> str:
+    return f" {figure(row.validation)} / {figure(row.test)}" if row.validation or row.test else ""
+
+
+def carry_out(name: str, wish: SweepOptions, fields: Run, words: Sequence[str], stop: StopSignal) -> dict[str, Any]:
+    """Show, write or run the members of a sweep, and give the table of what is there.
+
+    ``words`` are the fields that were typed; ``fields`` holds their values.
+    """
+    sweeps, folder = chosen(name), Path(fields.out or FOLDER)
+    launch = [os.path.expanduser(word) for word in shlex.split(wish.launch)]
+    if not sweeps:
+        raise unknown(name)
+    if not launch:
+        raise ValueError("launch is empty: give the launcher and the script, as 'accelerate launch train.py'")
+    if wish.run and (wish.slurm or wish.wandb):
+        raise ValueError("run trains here, slurm and wandb write for elsewhere: ask for one of them")
+    if wish.seeds < 1:
+        raise ValueError(f"seeds is {wish.seeds}: it must be 1 or more")
+    if (wish.run or wish.slurm or wish.wandb) and not fields.data.path:
+        raise ValueError(f"data.path is empty: name the images with cls sweep {name} --data.path FOLDER")
+    values, shared = typed_values(fields, words), without_out(words)
+    rows = find_members(sweeps, wish.seeds, values, folder)
+    document: dict[str, Any] = {"folder": str(folder), "failed": {}}
+    if wish.slurm:
+        with writing("slurm", wish.slurm):
+            document["sbatch"] = _slurm(Path(wish.slurm), [m for m in unique(rows) if m.open], shared, folder)
+    if wish.wandb:
+        project = fields.track.project
+        with writing("wandb", wish.wandb):
+            document["wandb"] = write_wandb(Path(wish.wandb), name, sweeps, rows, launch, shared, folder, project)
+        print(f"register it with\n{document['wandb']}\nand start the agent that it names", file=sys.stderr)
+
+    def command(member: Member) -> list[str]:
+        return [*launch, *arguments(member, shared)]
+
+    if wish.run:
+        document["failed"] = run_members(unique(rows), [*map(command, unique(rows))], len(launch), stop)
+        rows = find_members(sweeps, wish.seeds, values, folder)
+    elif not (wish.slurm or wish.wandb):
+        _print_commands(rows, command)
+    document["members"] = [
+        {"run": member.run.out, "recipe": member.run.recipe, "seed": member.run.seed,
+         "state": member.state or "not started", "command": shlex.join(command(member))}
+        for member in unique(rows)
+    ]  # fmt: skip
+    started = any(member.state for member in unique(rows))
+    document["sweeps"] = _tables(sweeps, rows, folder, wish.seeds) if started else []
+    return document
+
+
+def _slurm(file: Path, members: Sequence[Member], words: Sequence[str], folder: Path) -> str:
+    if not members:
+        print(f"nothing is left to run: {file} was not written", file=sys.stderr)
+        return ""
+    line = write_slurm(file, members, words, folder)
+    print(f"{len(members)} runs in {file}; submit them with\n{line}", file=sys.stderr)
+    return line
+
+
+def _print_commands(rows: Rows, command: Callable[[Member], Sequence[str]]) -> None:
+    """Each member's line, ready for a shell; those that need none as comments."""
+    for member in unique(rows):
+        names = "; ".join(f"{sweep} {row}" for (sweep, row), found in rows.items() if member in found)
+        print(f"# {names}, seed {member.run.seed}" + (f": {member.state}" if member.state else ""), file=sys.stderr)
+        print(("" if member.open else "# ") + shlex.join(command(member)), file=sys.stderr)
+
+
+def _tables(sweeps: Mapping[str, Sweep], rows: Rows, folder: Path, seeds: int) -> list[dict[str, Any]]:
+    from cls.commands.sweep.table import (  # matplotlib: only where there are figures
+        HEAD,
+        cells,
+        measured,
+        note,
+        write_table,
+    )
+
+    found = []
+    for name, sweep in sweeps.items():
+        records = measured(name, sweep, rows)
+        try:
+            files = [str(path) for path in write_table(folder, name, sweep, records, seeds)]
+        except OSError as error:  # of somebody else's runs: what is shown is the answer
+            print(f"tables were not written into {folder} ({error.strerror})", file=sys.stderr)
+            files = []
+        table = Table(*HEAD, title=f"{name}: {sweep.what}", title_justify="left", box=None)
+        for record in records:
+            table.add_row(*map(escape, cells(record, seeds)))
+        console.print("", table)
+        print(note(sweep) + (f"\nalso in {' and '.join(files)}" if files else ""), file=sys.stderr)
+        found.append({"sweep": name, "what": sweep.what, "finding": sweep.finding, "rows": records, "files": files})
+    return found
+
+
+def refuse_failed(document: dict[str, Any]) -> None:
+    """ValueError if members failed."""
+    if failed := document["failed"]:
+        text = "\n  ".join(f"{path}: {reason}" for path, reason in failed.items())
+        raise ValueError(f"{len(failed)} members failed; the same command tries them again:\n  {text}")

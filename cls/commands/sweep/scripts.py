@@ -1,0 +1,70 @@
+"""A sweep for those who run it elsewhere: command lines, a SLURM array, a W&B sweep."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+from cls.commands.sweep.members import Member, Rows
+from cls.recipes.tables import Sweep
+from cls.runtime.files import write_whole
+
+
+def arguments(member: Member, words: Sequence[str]) -> list[str]:
+    """What follows train.py for a member; ``words`` are the fields that all members share, as they were typed."""
+    return [member.run.recipe, "--seed", str(member.run.seed), "--out", member.run.out, *words]
+
+
+def write_slurm(file: Path, members: Sequence[Member], words: Sequence[str], folder: Path) -> str:
+    """Write one line per member for slurm/sweep.sh; gives the command that submits them.
+
+    ValueError where the file has other lines: tasks that are queued, or queued again, read theirs by its number.
+    """
+    if bad := [word for word in words if "\n" in word]:
+        raise ValueError(f"slurm: {bad[0]!r} has a line break, which a line of the file cannot hold")
+    lines = [shlex.join(arguments(member, words)) for member in members]
+    data = ("\n".join(lines) + "\n").encode()
+    if file.exists() and file.read_bytes() != data:
+        raise ValueError(f"slurm: {file} exists and jobs may still read its lines: name another file")
+    write_whole(file, data)
+    array = f"sbatch --array=1-{len(lines)} slurm/sweep.sh {shlex.quote(str(file))}"
+    return f"CLS_SWEEP={shlex.quote(str(folder))} {array}"
+
+
+def write_wandb(
+    file: Path,
+    name: str,
+    sweeps: Mapping[str, Sweep],
+    rows: Rows,
+    launch: Sequence[str],
+    words: Sequence[str],
+    folder: Path,
+    project: str,
+) -> str:
+    """Write the same members as a W&B grid; gives the command that registers it.
+
+    W&B passes parameters as name=value, in no order that is promised; bash makes variables of them, because the recipe
+    is the first word that train.py takes and the run directory is made of both.
+    """
+    firsts: dict[str, str] = {}  # of rows that are the same run, the first one's recipe
+    for name_of_sweep, row in ((name, row) for name, sweep in sweeps.items() for row in sweep.rows):
+        firsts.setdefault(rows[name_of_sweep, row.name][0].run.out, row.recipe)
+    recipes = list(dict.fromkeys(firsts.values()))
+    seeds = sorted({member.run.seed for members in rows.values() for member in members})
+    out = f'{shlex.quote(str(folder))}/"$recipe-seed$seed"'
+    shared = f" {shlex.join(words)}" if words else ""
+    script = f'declare "$@"; exec {shlex.join(launch)} "$recipe" --seed "$seed" --out {out}{shared}'
+    names = [f"{row.name}: {row.recipe}" for sweep in sweeps.values() for row in sweep.rows]
+    document = {
+        "program": launch[-1],
+        "name": name,
+        "description": "; ".join(names),
+        "project": project,
+        "method": "grid",
+        "metric": {"name": "val/accuracy", "goal": "maximize"},
+        "parameters": {"recipe": {"values": recipes}, "seed": {"values": seeds}},
+        "command": ["${env}", "bash", "-c", script, "sweep", "${args_no_hyphens}"],
+    }
+    write_whole(file, yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=10_000).encode())
+    return f"wandb sweep {shlex.quote(str(file))}"

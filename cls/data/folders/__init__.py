@@ -1,0 +1,1 @@
+"""Image folders: which folders are splits and which are classes."""

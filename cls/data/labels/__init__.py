@@ -1,0 +1,1 @@
+"""Labels from label files or file names (``data.labels``, ``data.label_pattern``)."""

@@ -1,0 +1,137 @@
+"""What to type where the images lie in no class folders, but something beside them or their names has the classes."""
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from cls.config import Data
+from cls.data.folders.image_folder import Listing, natural, scan
+from cls.data.labels.files import candidates, find_file, folder_splits, without_marked
+from cls.data.labels.read import read_file, read_labels
+from cls.data.labels.table import FILES
+from cls.data.labels.values import UnclearColumnError
+
+LOOKED_AT, LARGEST, SEVERAL = 20, 50_000_000, 6
+"""Files that are opened for a hint, the size in bytes of the largest, and how many it names."""
+PATTERNS = (r"(.+)_\d+", r"(.+)-\d+", r"(.+)\.\d+", r"(.+) \d+", r"(.+) ?\(\d+\)", r"(\D+)\d+", r"([^_]+)_")
+"""Of names with a class and a number, the plainest first."""
+
+
+@contextmanager
+def hinted(path: str, data: Data, classes: Collection[str] = ()) -> Iterator[None]:
+    """A ValueError from inside also names the label files beside the images, if no label options are set."""
+    try:
+        yield
+    except ValueError as error:
+        root = Path(path).expanduser()
+        if data.own_labels or not root.is_dir():
+            raise
+        hint = label_hint(root, scan(root), classes)
+        raise ValueError(f"{error}; {hint}" if hint else str(error)) from None
+
+
+def label_hint(root: Path, listing: Listing, classes: Collection[str] = ()) -> str:
+    """``train.csv looks like labels of 1,024 of the 1,024 images: add --data.labels train.csv``; "" if nothing does.
+
+    What is named has been tried: it gives training images of two classes or, where ``classes`` are given, labels that
+    are among them. Costs a look at no more than LOOKED_AT files, and is for starts that fail.
+    """
+    if not listing.images:
+        return ""
+    clear, plain = without_marked(listing, same=True)[0], without_marked(listing, same=False)[0]
+    splits = folder_splits(root, clear.images)
+    return _files_hint(root, clear, splits, classes) or _pattern_hint(root, plain, classes)
+
+
+def _files_hint(root: Path, listing: Listing, splits: list[str], classes: Collection[str]) -> str:
+    """The files that label most images, no image in two of them."""
+    near = candidates(listing.others) or [f"../{name}" for name in candidates(_files_above(root))]
+    tried = {name: found for name in near[:LOOKED_AT] if (found := _tried(root, listing, splits, name))}
+    chosen: list[str] = []
+    for name in sorted(tried, key=lambda name: (bool(tried[name].columns), -len(tried[name].images))):
+        if not any(tried[name].images & tried[other].images for other in chosen):
+            chosen.append(name)
+    best, most = "", 0
+    for count in range(1, min(len(chosen), SEVERAL) + 1):
+        names = chosen[:count]
+        unclear = next((tried[name].columns for name in names if tried[name].columns), ())
+        data = Data(path=str(root), labels=tuple(names), label_column=unclear[0] if unclear else "")
+        if (used := _labelled(root, listing, data, classes)) <= most:
+            continue
+        labelled, most = sum(len(tried[name].images) for name in names), used
+        words = ["--data.labels", *names] + (["--data.label-column", unclear[0]] if unclear else [])
+        best = (
+            f"{' and '.join(names)} {'looks' if count == 1 else 'look'} like labels of {labelled:,} of the "
+            f"{len(splits):,} images: add {shlex.join(words)}" + (f", or {' or '.join(unclear[1:])}" if unclear else "")
+        )
+    return best
+
+
+def _files_above(root: Path) -> list[str]:
+    """Label files in the folder above: the images' folder may have been given without them."""
+    try:
+        return sorted(path.name for path in (root / "..").iterdir() if path.name.lower().endswith(FILES))
+    except OSError:
+        return []
+
+
+class _Tried(NamedTuple):
+    images: set[int]
+    """That the file has labels of."""
+    columns: tuple[str, ...]
+    """That may hold the labels, the one that was tried first; empty where this is clear."""
+
+
+def _tried(root: Path, listing: Listing, splits: list[str], name: str) -> _Tried | None:
+    wanted: tuple[str, ...] = ("",)
+    unclear: tuple[str, ...] = ()
+    while wanted:
+        data = Data(path=str(root), label_column=wanted[0])
+        try:
+            file = find_file(root, name, listing, data)
+            if file.path.stat().st_size > LARGEST:
+                return None
+            found = read_file(root, listing.images, splits, file, data, [])
+        except UnclearColumnError as error:
+            wanted = unclear = error.columns
+        except (ValueError, OSError):
+            wanted = unclear = unclear[1:]
+        else:
+            known = {row for row, given in found if given.label is not None}
+            return _Tried(known, unclear) if known else None
+    return None
+
+
+def _labelled(root: Path, listing: Listing, data: Data, classes: Collection[str]) -> int:
+    """How many images have a label with these options; 0 where they do not work."""
+    try:
+        parts = read_labels(root, listing, data).parts
+    except ValueError:
+        return 0
+    names = {split: set(part.present) for split, part in parts.items()}
+    if classes:
+        return sum(map(len, parts.values())) if len(parts) == 1 and {*names.popitem()[1]} <= set(classes) else 0
+    train = names.get("train", set())
+    if not 2 <= len(train) <= len(parts["train"]) / 2 or not all(known <= train for known in names.values()):
+        return 0
+    return sum(len(part) - part.unlabelled for part in parts.values())
+
+
+def _pattern_hint(root: Path, listing: Listing, classes: Collection[str]) -> str:
+    """A pattern for names such as great_pyrenees_12.jpg; classes of one image are numbers, not classes."""
+    splits = folder_splits(root, listing.images)
+    names = [name for name, split in zip(listing.images, splits, strict=True) if split != "test"] or listing.images
+    for pattern in PATTERNS:
+        found = [re.match(pattern, name.rpartition("/")[2]) for name in names]
+        counts = Counter(one[1] if one else "" for one in found)
+        if "" in counts or len(counts) < 2 or min(counts.values()) < 2 or any(map(str.isdigit, counts)):
+            continue
+        if _labelled(root, listing, Data(path=str(root), label_pattern=pattern), classes):
+            shown = ", ".join(sorted(counts, key=natural)[:3]) + (", ..." if len(counts) > 3 else "")
+            option = shlex.join(["--data.label-pattern", pattern])
+            return f"the files' names look like {len(counts)} classes ({shown}): add {option}"
+    return ""

@@ -1,0 +1,126 @@
+"""Which image a row of a label file is about: ids against the ends of the images' paths."""
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cls.data.labels.table import Table
+from cls.transforms.decode import EXTENSIONS
+
+Form = Literal["as written", "by name", "by number"]
+FORMS: tuple[Form, ...] = ("as written", "by name", "by number")
+"""How an id is compared: its folders and its ending, where it has them, must be the image's; or only the name without
+both (ids of another machine, ``.dcm`` for ``.png``), where all ids have the same folder; or 7 for ``0007.jpg``."""
+ID_NAMES = ("file_name", "filename", "file", "path", "filepath", "image_path", "image", "image_id", "imageid", "img",
+            "image_name", "img_name", "id", "id_code", "name", "uuid")  # fmt: skip
+SAMPLE = 300  # rows that decide about a column
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The images of each row of a table: none, one, or several where the id is not exact enough."""
+
+    column: int
+    images: list[list[int]]
+
+
+class ImageNames:
+    """Some images of a list by the ends of their paths: 0.3 s and 20 MB for 100,000 images."""
+
+    def __init__(self, root: str, names: Sequence[str], rows: Iterable[int]) -> None:
+        self._above = plain_path(os.path.abspath(root)).split("/")
+        self._names, self.rows = names, list(rows)
+        self._ends: dict[int, dict[str, list[int]]] = {}
+        self._numbers: dict[int, list[int]] = {}
+
+    def find(self, value: str, form: Form) -> list[int]:
+        """Places in the list of the images that an id may mean."""
+        path = plain_path(value)
+        if not path:
+            return []
+        if form == "by number":
+            return self._by_number().get(int(path), []) if re.fullmatch(r"[0-9]{1,18}", path) else []
+        if form == "by name":
+            return self._by_end(1).get(re.sub(r"\.[A-Za-z]{1,5}$", "", path.rpartition("/")[2]), [])
+        ends = self._by_end(path.count("/") + 1)
+        stem, ending = split_ending(path)
+        found = ends.get(stem, [])
+        if ending:
+            same = [row for row in found if self._names[row].endswith(ending)]
+            found = same or [row for row in found if self._names[row].lower().endswith(ending.lower())]
+            found = found or ends.get(path, [])  # of a.jpg.png, called a.jpg
+        return found
+
+    def _by_end(self, depth: int) -> dict[str, list[int]]:
+        """By so many last parts of the path, without the ending."""
+        if depth not in self._ends:
+            ends: dict[str, list[int]] = {}
+            for row in self.rows:
+                parts = plain_path(self._names[row]).split("/")
+                if len(parts) < depth:
+                    parts = self._above + parts
+                if len(parts) >= depth:
+                    ends.setdefault(split_ending("/".join(parts[-depth:]))[0], []).append(row)
+            self._ends[depth] = ends
+        return self._ends[depth]
+
+    def _by_number(self) -> dict[int, list[int]]:
+        if not self._numbers:
+            for stem, rows in self._by_end(1).items():
+                if re.fullmatch(r"[0-9]{1,18}", stem):
+                    self._numbers.setdefault(int(stem), []).extend(rows)
+        return self._numbers
+
+
+def plain_path(text: str) -> str:
+    """One spelling of a path: / between its parts, none at its start, no . and .., composed letters."""
+    text = text.replace("\\", "/")
+    text = text if text.isascii() else unicodedata.normalize("NFC", text)
+    if "/" not in text:
+        return text
+    return "/".join(part for part in text.split("/") if part not in ("", ".", ".."))
+
+
+def split_ending(path: str) -> tuple[str, str]:
+    """A path without the ending of an image, and that ending."""
+    stem, ending = os.path.splitext(path)
+    return (stem, ending) if ending.lower() in EXTENSIONS else (path, "")
+
+
+def match(table: Table, images: ImageNames, wanted: int | None) -> Matched | None:
+    """The images of each row, by the column whose values name most of them, or by the wanted one; None: none does."""
+    columns = range(len(table.columns)) if wanted is None else [wanted]
+    places = range(0, len(table), max(1, len(table) // SAMPLE))
+    for sample in (places, range(len(table))):  # all of them only where the sample names no image
+        ranked = [_rank(table, column, sample, images) for column in columns]
+        hits, _, _, place, form = max(ranked)
+        if hits:
+            return Matched(-place, [images.find(value, FORMS[-form]) for value in table.columns[-place]])
+    return None
+
+
+def _rank(table: Table, column: int, sample: range, images: ImageNames) -> tuple[int, int, int, int, int]:
+    """More is better: images that the values name, values with an image's ending, known name, earlier column, form."""
+    values = [table.columns[column][place] for place in sample]
+    best = (0, 0)
+    for number, form in enumerate(FORMS):
+        if form == "by name" and not _one_folder(table.columns[column][0 if table.headed else 1 :]):
+            continue
+        named = {found[0] for value in values if (found := images.find(value, form))}
+        best = max(best, (len(named), -number))
+    endings = sum(bool(split_ending(value)[1]) for value in values)
+    name = table.names[column].lower().replace(" ", "_")
+    known = -ID_NAMES.index(name) if table.headed and name in ID_NAMES else -len(ID_NAMES)
+    return best[0], endings, known, -column, best[1]
+
+
+def _one_folder(values: list[str]) -> bool:
+    return len({plain_path(value).rpartition("/")[0] for value in values}) == 1
+
+
+def looks_like_id(value: str) -> bool:
+    """Whether this cell of the first row is rather an id than the name of a column."""
+    return bool(split_ending(value)[1]) or "/" in value or value.isdigit()

@@ -1,0 +1,140 @@
+"""The columns of a label file that say which split each row belongs to."""
+
+import re
+from collections import Counter
+from collections.abc import Collection
+
+from cls.data.labels.table import Table, is_missing, listed, plain_name, printable
+from cls.data.split import SPLITS
+from cls.data.split_words import split_name, splits_in, words
+
+SURE_NAMES = ("split", "splits", "data_split", "split_name", "train_test_split", "train_val_test", "partition", "usage")
+"""Of columns that always say a split."""
+SPLIT_WORDS = {"split", "splits", "partition", "usage", "set", "subset", "dataset", "phase", "stage", "mode", "fold",
+               "folds", "kfold"}  # fmt: skip
+"""In the names of columns that say a split where any of their cells does."""
+NOTED = (*SURE_NAMES, "set", "subset", "phase", "dataset", "data_set", "fold", "folds", "kfold")
+"""Of columns that are noted where no cell says a split."""
+FLAG = re.compile(r"(?:is|in)_([a-z]+?)(?:_?(?:set|image|img|data|sample))?")
+"""Names of columns of yes and no."""
+MOST = 50
+"""Values of a column with another name that are looked at for splits."""
+YES, NO = ("1", "1.0", "true", "yes", "y", "t"), ("0", "0.0", "false", "no", "n", "f")
+DO = (
+    "write train, val or test into each of its rows, or name one file for each split: --data.labels train=FILE "
+    "val=FILE test=FILE"
+)
+
+
+def split_columns(table: Table, others: Collection[str] = (), known: str = "") -> list[int]:
+    """Columns that say the splits of the rows, by their names and cells.
+
+    ``others`` are names of columns with another use, ``known`` is the split that the file is for, which a column
+    without any split word does not change.
+    """
+    taken = {name.lower() for name in others}
+    return [
+        column
+        for column, name in enumerate(table.names)
+        if name.lower() not in taken and _says_splits(table, column, known)
+    ]
+
+
+def _says_splits(table: Table, column: int, known: str) -> bool:
+    name, cells = table.names[column], {cell for cell in table.columns[column] if not is_missing(cell)}
+    if _flag(table, column):
+        return bool(cells)
+    if _is_named(table, column) and any(map(splits_in, cells)):
+        return True
+    if table.headed and plain_name(name) in SURE_NAMES and cells and not known:
+        return True
+    said = {split_name(cell) for cell in cells} if len(cells) <= MOST else {""}
+    return len(said) > 1 and "" not in said  # whatever the column is called
+
+
+def _flag(table: Table, column: int) -> str:
+    """The split of the rows with yes in a column."""
+    found = FLAG.fullmatch(plain_name(table.names[column])) if table.headed else None
+    return SPLITS.get(found[1], "") if found else ""
+
+
+def _is_named(table: Table, column: int) -> bool:
+    name = table.names[column]
+    return table.headed and (not SPLIT_WORDS.isdisjoint(words(name.lower())) or len(splits_in(name)) > 1)
+
+
+def is_named(table: Table, columns: Collection[int]) -> bool:
+    """Whether one of these columns is called as those of splits are, which no first row of data is."""
+    return any(_is_named(table, column) or _flag(table, column) for column in columns)
+
+
+def unused_columns(table: Table, used: Collection[int]) -> list[int]:
+    """Columns with a split column's name whose cells say no split: numbers of folds, say."""
+    return [
+        column
+        for column in range(len(table.names))
+        if table.headed and column not in used and plain_name(table.names[column]) in NOTED
+        and not all(map(is_missing, table.columns[column]))
+    ]  # fmt: skip
+
+
+def is_fold(table: Table, column: int) -> bool:
+    """Whether a column holds numbers of folds, which are no classes."""
+    known = [cell for cell in table.columns[column] if not is_missing(cell)]
+    return plain_name(table.names[column]) in ("fold", "folds", "kfold") and all(
+        re.fullmatch(r"-?\d+(\.0*)?", cell) for cell in known
+    )
+
+
+def split_values(table: Table, columns: Collection[int]) -> list[str]:
+    """The split of each row by these columns; ValueError with counts for cells that say none or several."""
+    flags = [column for column in columns if _flag(table, column)]
+    found = {column: _of_words(table, column) for column in columns if column not in flags}
+    if flags:
+        found[flags[0]] = _of_flags(table, flags)
+    first, *rest = found
+    for other in rest:
+        wrong = [line for one, two, line in zip(found[first], found[other], table.lines, strict=True) if one != two]
+        if wrong:
+            raise ValueError(
+                f"data.labels: columns {table.names[first]} and {table.names[other]} of {table.name} say different "
+                f"splits in {len(wrong)} rows, e.g. line {wrong[0]}: remove one of the columns"
+            )
+    return found[first]
+
+
+def _of_words(table: Table, column: int) -> list[str]:
+    cells = ["" if is_missing(cell) else cell for cell in table.columns[column]]
+    splits = {cell: splits_in(cell) for cell in set(cells)}
+    _check_clear(table, column, [cell for cell in cells if len(splits[cell]) != 1], "no split, or several")
+    return [next(iter(splits[cell])) for cell in cells]
+
+
+def _check_clear(table: Table, column: int, unclear: list[str], what: str) -> None:
+    if unclear:
+        counts = [f"{printable(cell) or 'empty'} ({count:,})" for cell, count in Counter(unclear).most_common()]
+        raise ValueError(
+            f"data.labels: {len(unclear):,} of {len(table):,} rows of {table.name} say {what} in column "
+            f"{table.names[column]}: {listed(counts)}; {DO}"
+        )
+
+
+def _of_flags(table: Table, columns: list[int]) -> list[str]:
+    """By columns of yes and no; a row with no in all of them is of train or, where that has a column, of the rest."""
+    named = {column: _flag(table, column) for column in columns}
+    for column in columns:
+        cells = table.columns[column]
+        _check_clear(table, column, [cell for cell in cells if cell.lower() not in (*YES, *NO)], "neither yes nor no")
+    rest = next((split for split in ("train", "test", "val") if split not in named.values()), "")
+    splits, wrong = [], []
+    for place, line in enumerate(table.lines):
+        said = {split for column, split in named.items() if table.columns[column][place].lower() in YES}
+        splits.append(said.pop() if len(said) == 1 else rest)
+        wrong += [line] if said or not splits[-1] else []
+    if wrong:
+        names = listed([table.names[column] for column in columns])
+        raise ValueError(
+            f"data.labels: {len(wrong):,} rows of {table.name} say no split, or several, in columns {names}, e.g. line "
+            f"{wrong[0]}: each row needs one split"
+        )
+    return splits

@@ -1,0 +1,130 @@
+"""What the launcher and the machine must be for a run to be what it says; refused by name where they are not."""
+
+import os
+import re
+from collections.abc import MutableMapping
+from pathlib import Path
+
+import torch
+
+from cls.config import Train
+from cls.runtime.paths import command_line
+
+
+def refuse_launcher(env: os._Environ[str] | dict[str, str]) -> None:
+    """An inherited accelerate configuration may ask for what this program does not do: say which, and what to do."""
+    asked = {
+        "DeepSpeed": env.get("ACCELERATE_USE_DEEPSPEED", "false") == "true",
+        "Megatron-LM": env.get("ACCELERATE_USE_MEGATRON_LM", "false") == "true",
+        "fp16": env.get("ACCELERATE_MIXED_PRECISION", "no") == "fp16",
+        "fp8": env.get("ACCELERATE_MIXED_PRECISION", "no") == "fp8",
+        "dynamo (this program's way to compile is --train.compile True)": (
+            env.get("ACCELERATE_DYNAMO_BACKEND", "").upper() not in ("", "NO")
+        ),
+    }
+    for name, found in asked.items():
+        if found:
+            raise ValueError(
+                f"the accelerate configuration asks for {name}, which is not supported: name another one with "
+                "accelerate launch --config_file accelerate_configs/ddp.yaml "
+                "(an unnamed one comes from `accelerate config`)"
+            )
+
+
+MPI = ("PMI", "OMPI_COMM_WORLD", "MV2_COMM_WORLD")
+MPI_LOCAL = ("MPI_LOCALRANKID", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
+             "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE")  # fmt: skip
+
+
+def ignore_mpi(env: MutableMapping[str, str]) -> None:
+    """Remove MPI's variables, which accelerate would believe more than its own launcher's.
+
+    srun and mpirun set them for each process that they start, also for accelerate's launcher of each node. ValueError
+    where there are several processes and no launcher: each would train alone, or wait for a network that nobody opened.
+    """
+    for name in MPI:
+        size = env.get(f"{name}_SIZE", "")
+        if size.strip().isdecimal() and int(size) > 1 and "WORLD_SIZE" not in env:
+            launcher = ("accelerate", "launch", "--num_processes", size.strip())
+            raise ValueError(
+                f"{name}_SIZE is {size}: by it, mpirun or srun started {size} processes, which cannot find each other "
+                f"without a launcher. Start once: {command_line({}, launcher)} (or, where the variable is only left "
+                f"over: unset {name}_SIZE {name}_RANK)"
+            )
+    for key in (*(f"{name}_{what}" for name in MPI for what in ("SIZE", "RANK")), *MPI_LOCAL):
+        env.pop(key, None)
+
+
+def check_fsdp(env: os._Environ[str] | dict[str, str], train: Train) -> bool:
+    """True where the launcher asks for FSDP; ValueError where that cannot be given as asked."""
+    if env.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return False
+    version = env.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise ValueError(
+            f"the accelerate configuration asks for FSDP version {version}, which loses the optimizer's state in "
+            "checkpoints: use --config_file accelerate_configs/fsdp.yaml (fsdp_version: 2)"
+        )
+    if int(env.get("WORLD_SIZE", "1")) == 1:
+        raise ValueError(
+            "the accelerate configuration asks for FSDP, but there is one process: nothing can be sharded; use "
+            "--num_processes 2 or more, or --config_file accelerate_configs/one_gpu.yaml"
+        )
+    if train.reduce == "exact":
+        raise ValueError(
+            "train.reduce is exact, but FSDP adds gradients in its own order: add --train.reduce fast, or use DDP "
+            "(--config_file accelerate_configs/ddp.yaml)"
+        )
+    if train.compile:
+        raise ValueError("train.compile is not tested with FSDP: drop it, or use accelerate_configs/ddp.yaml")
+    return True
+
+
+def choose_device(wanted: str) -> str:
+    """'cuda', with this process's GPU as the current one, or 'cpu'; never that silently where GPUs are visible."""
+    if wanted == "cpu":
+        return "cpu"
+    problem = ""
+    try:
+        if torch.cuda.is_available():
+            # its own: on GPU 0 each process would leave a context of some hundred MB, or be refused in exclusive mode
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            torch.zeros(1, device="cuda")
+            return "cuda"
+    except RuntimeError as error:
+        problem = f": {str(error).splitlines()[0]}"
+    sign = visible_gpus(os.environ, Path("/dev/nvidia0").exists())
+    if sign:
+        raise ValueError(
+            f"a GPU is visible ({sign}) but torch {torch.__version__} cannot use it{problem}. Driver: {driver()}; "
+            f"this torch was built for CUDA {torch.version.cuda}. Install a torch that fits the driver, e.g. pip "
+            "install torch torchvision --index-url https://download.pytorch.org/whl/cu126, or use --train.device cpu"
+        )
+    if wanted == "cuda":
+        raise ValueError("train.device is cuda but this machine shows no GPU: use --train.device cpu or auto")
+    return "cpu"
+
+
+def visible_gpus(env: os._Environ[str] | dict[str, str], device_file: bool) -> str:
+    """The sign that this process was given a GPU, or ''. An explicitly empty CUDA_VISIBLE_DEVICES means none."""
+    chosen = env.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return f"CUDA_VISIBLE_DEVICES={chosen}" if chosen.strip() not in ("", "-1", "NoDevFiles") else ""
+    for name in sorted(env):
+        if name.startswith("SLURM_GPUS") and env[name] not in ("", "0"):
+            return f"{name}={env[name]}"
+    return "/dev/nvidia0" if device_file else ""
+
+
+def driver() -> str:
+    version = Path("/proc/driver/nvidia/version")
+    found = re.search(r"Kernel Module.*?(\d+\.\d+[.\d]*)", version.read_text()) if version.exists() else None
+    return found.group(1) if found else "not loaded"
+
+
+def resolve_precision(wanted: str, device: torch.device) -> str:
+    """auto: bf16 where the GPU computes it natively (Ampere on), else fp32."""
+    if wanted != "auto":
+        return wanted
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "fp32"

@@ -1,0 +1,213 @@
+"""The Accelerator, the guards around it, and the few ways in which ranks talk to each other."""
+
+import os
+import pickle
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from cls.config import Train
+from cls.distributed.launch import check_fsdp, choose_device, ignore_mpi, refuse_launcher
+from cls.runtime.signals import Stopped, StopSignal
+from cls.runtime.timer import Timer
+
+T = TypeVar("T")
+
+# A rank that waits longer than this for another one reports an error; hub downloads on rank 0 are the longest wait.
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The processes of one run, seen from one of them."""
+
+    accelerator: Accelerator
+    rank: int
+    size: int
+    local_size: int
+    device: torch.device
+    fsdp: bool = False
+    stop: StopSignal = field(default_factory=StopSignal)
+    timer: Timer = field(default_factory=Timer)
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Run on rank 0 only and give every rank its result, or its error, or Stopped where any was asked to stop."""
+        return self._share(work, [0])
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Run on every rank; if one fails, all raise that rank's error instead of waiting for it in a collective."""
+        return self._share(work, list(range(self.size)))
+
+    def _share(self, work: Callable[[], T], ranks: list[int]) -> T:
+        if self.size == 1:
+            with self.stop.interruptible():
+                return work()
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            with self.stop.interruptible():  # not inside the exchange: the others would wait for this rank's part
+                result = work() if self.rank in ranks else None
+        except (Exception, Stopped) as raised:
+            error = raised
+        errors: list[Any] = [None] * self.size
+        dist.all_gather_object(errors, error and _sendable(error))
+        failed = [index for index, found in enumerate(errors) if found is not None]
+        if failed:
+            # the local object keeps its traceback; others get the copy from the first rank that failed
+            raise error or errors[failed[0]]
+        if ranks == [0]:
+            box = [result]
+            dist.broadcast_object_list(box, src=0)
+            result = box[0]
+        return result  # type: ignore[no-any-return]  # what work() returned, here or on rank 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks in place; exact where at most one rank holds a non-zero in each element."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, item: T) -> list[T]:
+        """One object of each rank, in rank order, on every rank."""
+        if self.size == 1:
+            return [item]
+        items: list[Any] = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+    def why_stopped(self) -> str:
+        """The reason of the first rank that was asked to stop; alone where this one does not wait for the others."""
+        reasons = [self.stop.reason] if self.stop.at_once else self.gather(self.stop.reason)
+        return next((reason for reason in reasons if reason), "")
+
+    def mesh(self) -> DeviceMesh:
+        """All ranks in a row, to shard over."""
+        return init_device_mesh(self.device.type, (self.size,))
+
+    def agreed(self) -> "Agreed":
+        """A question to all ranks that costs no wait; see :class:`Agreed`."""
+        return Agreed(self)
+
+    def wrap(self, model: nn.Module, compiled: bool) -> nn.Module:
+        """The model as training calls it: compiled in place if asked, in DDP when there are several processes.
+
+        A sharded one is what it is: it has been wrapped before the optimizer saw its parameters.
+        """
+        if compiled:
+            model.compile()  # in place: the keys of the state dict stay as they are
+        if self.fsdp:
+            return model
+        with warnings.catch_warnings():
+            # the successor of broadcast_buffers is not reachable through accelerate's settings yet
+            warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
+            wrapped: nn.Module = self.accelerator.prepare(model)
+        return wrapped
+
+    def autocast(self, precision: str) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+    def close(self) -> None:
+        """Leave the process group after every rank has got here."""
+        if self.size > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+
+
+class Agreed:
+    """Whether any rank was asked to stop, answered one call later, so that no rank waits for another one.
+
+    All ranks call it equally often; they get the same answers.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._waiting: tuple[Any, torch.Tensor] | None = None
+
+    def check(self) -> None:
+        """Stopped, on all ranks at the same call, if one of them had been asked before its last call."""
+        asked = self.world.stop.ask()
+        if self.world.stop.at_once or (asked and self.world.size == 1):
+            raise Stopped(self.world.stop.reason)
+        if self.world.size > 1:
+            self.close()
+            flag = torch.tensor(int(asked), device=self.world.device)
+            self._waiting = dist.all_reduce(flag, async_op=True), flag
+
+    def close(self) -> None:
+        if self._waiting is not None:
+            work, flag = self._waiting
+            self._waiting = None
+            work.wait()
+            if flag.item():
+                raise Stopped("agreed")
+
+
+def _sendable(error: BaseException) -> BaseException:
+    """The error itself where it survives pickling, else its name and text: no error may stop the exchange of errors."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:  # an error of any library, with whatever it carries: pickling it may raise anything
+        return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def start(train: Train, stop: StopSignal) -> World:
+    """Join the other processes; every guard of DESIGN 6 that can be checked before data and model exist.
+
+    Raises ValueError for a device that is not there, for launcher settings that would change the method, and for
+    processes that do not find each other.
+    """
+    refuse_launcher(os.environ)
+    ignore_mpi(os.environ)
+    fsdp = check_fsdp(os.environ, train)
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
+        torch.use_deterministic_algorithms(True)
+        # NaN in every empty tensor costs 3 % of a step
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # mypy cannot see it
+    device = choose_device(train.device)
+    wanted, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device == "cuda" and local > torch.cuda.device_count():
+        raise ValueError(
+            f"{local} processes were started on this machine, which has {torch.cuda.device_count()} GPU(s): "
+            f"use accelerate launch --num_processes {torch.cuda.device_count()}"
+        )
+    accelerator = Accelerator(
+        cpu=device == "cpu",
+        mixed_precision="no",  # autocast is entered where the forward is; the launcher's choice must not add another
+        kwargs_handlers=[
+            # fast: gradients live in the buckets that are exchanged, one set less; exact never fills the buckets
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=train.reduce == "fast"),
+            InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
+        ],
+    )
+    if accelerator.num_processes != wanted:
+        raise ValueError(
+            f"the launcher started {wanted} processes but they form groups of {accelerator.num_processes}: each would "
+            "train alone; start with accelerate launch --config_file accelerate_configs/ddp.yaml (or cpu.yaml)"
+        )
+    if device == "cpu" and train.reduce == "exact":
+        torch.set_num_threads(1)  # another number of threads gives other bits
+    return World(
+        accelerator=accelerator,
+        rank=accelerator.process_index,
+        size=accelerator.num_processes,
+        local_size=local,
+        # one process is given a GPU without its number by accelerate
+        device=torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else accelerator.device,
+        fsdp=fsdp,
+        stop=stop,
+    )

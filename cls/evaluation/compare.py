@@ -1,0 +1,316 @@
+"""Runs against each other on the same images, from the predictions that they stored."""
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cls.config import RUNTIME_FIELDS, flat
+from cls.evaluation.predictions import Predictions, read_parquet, readable
+from cls.evaluation.stats import LEVEL, Bools, Difference, class_differences, holm, paired_difference, pooled_accuracy
+from cls.tracking.run_files import read_run
+from cls.tracking.run_status import state_of
+
+EXAMPLES = 3
+SAME = tuple(
+    field for field in RUNTIME_FIELDS if field != "train.max_steps"
+)  # a run cut short is not another seed of it
+SEED_WORD = r"[-_/.= ]+(seed|s)?[-_/.= ]*\d*$"  # what is left of it when the end of a name is taken away
+SplitName = Literal["val", "test"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run: its stored predictions, and its configuration where it has one."""
+
+    name: str
+    """Path of the run directory or file, as given."""
+    file: str
+    """The stem of its predictions file: val and val_tta of one run are two things."""
+    config: dict[str, Any]
+    """All fields by dotted name; empty for a file that lies in no run directory."""
+    found: Predictions
+
+    @property
+    def kind(self) -> str:
+        """What it shares with runs that are the same but for the seed; its own name if that is not known."""
+        kept = {k: v for k, v in self.config.items() if k != "seed" and not k.startswith(SAME)}
+        return repr((self.file, kept)) if kept else self.name
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed."""
+
+    name: str
+    members: list[Member]
+
+
+def compare(paths: Sequence[str], baseline: str = "", split: SplitName = "val") -> dict[str, Any]:
+    """The document of ``cls compare``: accuracies, differences to the baseline, classes, fields that differ.
+
+    ``paths`` name run directories, whose predictions/<split>.parquet is read, or such files. Runs that differ only in
+    the seed are one group; the first group, or the one that ``baseline`` names, is what the others are compared with.
+    ValueError where predictions are missing or unlabelled, or not of the same images with the same labels.
+    """
+    if not paths:
+        raise ValueError("name at least one run directory: cls compare RUN RUN")
+    skipped = unfinished(paths, split)
+    if baseline in skipped:
+        raise ValueError(f"baseline is {baseline}: it holds no finished run ({skipped[baseline]})")
+    paths = [path for path in paths if path not in skipped]
+    members = [read_member(path, split) for path in paths]
+    labels = common_labels(members)
+    groups = _first(group_up(members), baseline)
+    images, present = sorted(labels), set(labels.values())
+    names = [name for name in members[0].found.classes if name in present]  # in their natural order
+    right = {group.name: np.array([right_of(m.found, images) for m in group.members]) for group in groups}
+    number = {name: i for i, name in enumerate(names)}
+    numbers = np.array([number[labels[image]] for image in images])
+    base = groups[0]
+    comparisons = [_against(base, other, right, numbers, names) for other in groups[1:]]
+    for row, p in zip(comparisons, holm(np.array([row["p"] for row in comparisons])), strict=True):
+        row["p_holm"] = float(p)
+        if row["told_apart"] and p > 1 - LEVEL and len(comparisons) > 1:
+            row["verdict"] += f"; among {len(comparisons)} comparisons this may be chance (Holm's p is {p:.2f})"
+    return {
+        "split": split if any(not path.endswith(".parquet") for path in paths) else "",
+        "images": len(images),
+        "classes": len(names),
+        "baseline": base.name,
+        "groups": [_described(group, right[group.name]) for group in groups],
+        "comparisons": comparisons,
+        "fields": differing(groups),
+        "skipped": skipped,
+    }
+
+
+def unfinished(paths: Sequence[str], split: SplitName) -> dict[str, str]:
+    """Those of several paths that hold no predictions to compare, as ``runs/best-*`` finds them, and why.
+
+    ValueError where fewer than two remain. A path that does not exist, and a damaged file, are not among them.
+    """
+    several = len(set(paths)) > 1
+    found = {path: why for path in paths if several and (why := _unusable(Path(path), split))}
+    if found and len(set(paths)) - len(found) < 2:
+        raise ValueError(
+            f"nothing is left to compare: {listed(found, len(paths))}. Where {split}.parquet does not exist: a run "
+            "writes it when it ends"
+        )
+    return found
+
+
+def listed(skipped: Mapping[str, str], count: int) -> str:
+    """How many of so many paths were skipped, and each with its reason, on one line."""
+    names = ", ".join(f"{path} ({why})" for path, why in skipped.items())
+    return f"{len(skipped)} of {count} hold no finished run: {names}"
+
+
+def _unusable(given: Path, split: SplitName) -> str:
+    if not os.path.lexists(given) or (given.suffix == ".parquet" and given.is_file()):
+        return ""
+    if not (given / "config.yaml").is_file():
+        return "no config.yaml"
+    file = given / "predictions" / f"{split}.parquet"
+    if file.exists():
+        return ""
+    if split == "test" and (given / "predictions" / "val.parquet").exists():
+        return "no test split"
+    return f"{state_of(given)}, no predictions"
+
+
+def read_member(path: str, split: SplitName) -> Member:
+    """One run from its directory, or from a predictions file (whose run directory, if any, has the configuration)."""
+    given = Path(path)
+    file = given if given.suffix == ".parquet" else given / "predictions" / f"{split}.parquet"
+    folder = file.parent.parent
+    if file is not given and not (given / "config.yaml").is_file():
+        raise ValueError(f"{path} is neither a run directory (it has no config.yaml) nor a predictions file (.parquet)")
+    if not file.is_file():
+        what = "a run writes it when it ends" + (", if its data has a test split" if split == "test" else "")
+        raise ValueError(f"{file} does not exist: " + (what if file is not given else "name a predictions file"))
+    found = read_parquet(file)
+    if not (found.labels >= 0).any():
+        raise ValueError(f"{file} has no labels, so nothing in it is right or wrong: compare labelled images")
+    twice, times = Counter(found.ids).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{file} holds image {twice!r} more than once: every image counts once")
+    config = folder / "config.yaml"
+    if file.parent.name != "predictions" or not config.is_file():
+        return Member(path, file.stem, {}, found)
+    try:
+        return Member(path, file.stem, flat(read_run(config)), found)
+    except ValueError as error:
+        raise ValueError(f"{error}; or copy predictions/{file.name} and name the copy") from error
+
+
+def labelled(p: Predictions) -> dict[str, str]:
+    return {name: p.classes[label] for name, label in zip(p.ids, p.labels, strict=True) if label >= 0}
+
+
+def common_labels(members: Sequence[Member]) -> dict[str, str]:
+    """Label of each labelled image by id; ValueError if any two runs differ in them."""
+    first, *others = members
+    labels = labelled(first.found)
+    for other in others:
+        theirs = labelled(other.found)
+        parts = [
+            f"{len(extra)} of the {len(whole)} images of {mine.name} are not in {lacking.name} ({_some(extra)})"
+            for mine, lacking, whole, known in ((first, other, labels, theirs), (other, first, theirs, labels))
+            if (extra := [image for image in whole if image not in known])
+        ]
+        changed = [f"{i}: {labels[i]} / {theirs[i]}" for i in labels if i in theirs and labels[i] != theirs[i]]
+        if changed:
+            parts.append(f"{len(changed)} have another label ({_some(changed)})")
+        if parts:
+            raise ValueError(
+                f"{first.name} and {other.name} cannot be compared: " + "; ".join(parts) + ". Runs are compared on the "
+                "same images: where a run's seed drew its validation images, give the data a val folder or use "
+                "--split test"
+            )
+    return labels
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:EXAMPLES]) + (", …" if len(names) > EXAMPLES else "")
+
+
+def right_of(p: Predictions, images: Sequence[str]) -> Bools:
+    """n: whether each of ``images`` (ids) got its label; a broken one did not."""
+    row = {name: i for i, name in enumerate(p.ids)}
+    right: Bools = (p.probs.argmax(axis=1) == p.labels) & readable(p)
+    return right[[row[image] for image in images]]
+
+
+def group_up(members: Sequence[Member]) -> list[Group]:
+    """Runs that differ only in the seed together, in order of first mention; ValueError for a run named twice."""
+    kinds: dict[str, list[Member]] = {}
+    for member in members:
+        kinds.setdefault(member.kind, []).append(member)
+    for same in kinds.values():
+        seeds: dict[Any, str] = {}
+        for member in same:
+            seed = member.config.get("seed")
+            if seed in seeds:
+                raise ValueError(
+                    f"{seeds[seed]} and {member.name} have one configuration and one seed: name one of them, or a copy "
+                    "of its predictions file"
+                )
+            seeds[seed] = member.name
+    names = _names(list(kinds.values()))
+    return [Group(name, same) for name, same in zip(names, kinds.values(), strict=True)]
+
+
+def _names(kinds: Sequence[Sequence[Member]]) -> list[str]:
+    """Short and different: what is left of the paths without the folder they share, and without the seed."""
+    paths = [
+        os.path.abspath(re.sub(r"(/predictions/(val|test))?\.parquet$", "", m.name)) for same in kinds for m in same
+    ]
+    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+    short = iter([os.path.relpath(path, folder) for path in paths])
+    firsts, names = [], []
+    for same in kinds:
+        own = [next(short) for _ in same]
+        firsts.append(own[0])
+        shared = "".join(letters[0] for letters in takewhile(lambda x: len(set(x)) == 1, zip(*own, strict=False)))
+        names.append(re.sub(SEED_WORD, "", shared) or own[0] if len(own) > 1 else own[0])
+    given = [same[0].name for same in kinds]  # RUN and RUN.parquet are both called RUN
+    return next(found for found in (names, firsts, given) if len(set(found)) == len(found))
+
+
+def _first(groups: list[Group], baseline: str) -> list[Group]:
+    """The groups with the one called ``baseline``, or holding a run called so, at the front."""
+    if not baseline:
+        return groups
+    for group in groups:
+        if baseline in (group.name, *(m.name for m in group.members), *(Path(m.name).name for m in group.members)):
+            return [group, *(other for other in groups if other is not group)]
+    raise ValueError(f"baseline is {baseline!r}: name one of {', '.join(group.name for group in groups)}")
+
+
+def differing(groups: Sequence[Group]) -> dict[str, list[Any]]:
+    """Fields in which the groups differ: one value a group, None where a file came without configuration."""
+    configs = [group.members[0].config for group in groups]
+    fields = next((list(config) for config in configs if config), [])
+    known = [config for config in configs if config]
+    return {
+        field: [config.get(field) for config in configs]
+        for field in fields
+        if field != "seed" and not field.startswith(SAME) and len({repr(config[field]) for config in known}) > 1
+    }
+
+
+def _described(group: Group, right: Bools) -> dict[str, Any]:
+    """A group and its runs, each with its interval."""
+    pooled, single = asdict(pooled_accuracy(right)), [pooled_accuracy(row[None]) for row in right]
+    return {"group": group.name} | {k: None if v != v else v for k, v in pooled.items()} | {
+        "runs": [
+            {
+                "run": member.name,
+                "seed": member.config.get("seed"),
+                "accuracy": own.mean,
+                "low": own.low,
+                "high": own.high,
+                "broken": int((~readable(member.found) & (member.found.labels >= 0)).sum()),
+            }
+            for member, own in zip(group.members, single, strict=True)
+        ],
+    }  # fmt: skip
+
+
+def _against(base: Group, other: Group, right: dict[str, Bools], labels: Any, names: Sequence[str]) -> dict[str, Any]:
+    first, second = right[base.name], right[other.name]
+    found, of_classes = paired_difference(first, second), class_differences(first, second, labels, len(names))
+    single = len(first) == len(second) == 1
+    discordant = {
+        "only_baseline": int((first[0] & ~second[0]).sum()),
+        "only_group": int((second[0] & ~first[0]).sum()),
+    }
+    columns = (names, of_classes.support, of_classes.first, of_classes.second, of_classes.p, of_classes.adjusted)
+    rows = [
+        {
+            "class": name, "images": int(n), "baseline": float(a), "group": float(b), "difference": float(b - a),
+            "p": float(p), "p_adjusted": float(q),
+        }
+        for name, n, a, b, p, q in zip(*columns, strict=True)
+    ]  # fmt: skip
+    numbers = asdict(found) | {"told_apart": found.told_apart}
+    numbers["images_needed"] = int(found.images_needed) if math.isfinite(found.images_needed) else None
+    return {
+        "group": other.name,
+        **numbers,
+        "test": "exact McNemar" if single else "Student t over seeds, normal over images",
+        **(discordant if single else {}),
+        "verdict": verdict(found, first.shape[1], (len(first), len(second))),
+        # how many more images a class got right is what it did to the accuracy
+        "classes": sorted(rows, key=lambda row: -abs(row["difference"] * row["images"])),
+    }
+
+
+def verdict(found: Difference, images: int, seeds: tuple[int, int]) -> str:
+    """What the interval says, in words: better or worse by how much, or how many images it would take to know."""
+    low, high = 100 * found.low, 100 * found.high
+    if found.told_apart:
+        sides = (low, high) if low > 0 else (-high, -low)
+        word = "better" if low > 0 else "worse"
+        return f"{word} by {abs(100 * found.difference):.1f} points ({sides[0]:.1f} to {sides[1]:.1f})"
+    several = f" and {seeds[0]} seeds each" if seeds[0] == seeds[1] else f" and {seeds[0]} against {seeds[1]} seeds"
+    several = several if max(seeds) > 1 else ""
+    text = f"cannot be told apart on {images:,} images{several}"
+    if found.difference == 0:
+        return f"{text}: equally often right"
+    if math.isinf(found.images_needed):
+        return f"{text}; with as few seeds no number of images would be enough"
+    return f"{text}; about {about(found.images_needed):,} would be needed"
+
+
+def about(n: float) -> int:
+    """Two digits: the estimate is worth no more."""
+    return int(round(n, 1 - math.floor(math.log10(n))))

@@ -1,0 +1,144 @@
+"""The one inference path: every image exactly once, in row order, on any number of processes."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cls.config import Run
+from cls.data.dataset import EvalDataset
+from cls.data.loader import AHEAD, Group, Loader, Preprocess, worker_count
+from cls.data.readers import column
+from cls.data.sources import Rows
+from cls.distributed.world import World
+from cls.evaluation.metrics import summary
+from cls.evaluation.predictions import Predictions
+from cls.models.loss import loss_per_image
+from cls.transforms.mixup import soft_targets
+
+EXCHANGED = 64  # batches of each rank between two exchanges: each of them waits for the slowest rank
+
+
+class Piece(NamedTuple):
+    """What all ranks have found for the n rows from ``start`` on."""
+
+    start: int
+    logits: Tensor  # views n classes, float64, on the host
+    corrupt: dict[int, str]  # row -> why it could not be read
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model with all that its predictions depend on.
+
+    Batches are fixed slices of rows, each computed as a whole by rank i mod world size, so a row's logits are the same
+    bits on any number of ranks. The loss (the training criterion without label smoothing, class weights and mixing) is
+    summed in row order in float64. All ranks must call each method.
+    """
+
+    model: nn.Module
+    """Images b 3 h w -> logits b classes; unwrapped. Each pass leaves it in eval mode."""
+    classes: tuple[str, ...]
+    run: Run
+    world: World
+    prepare: Preprocess
+    loader: Loader | None = None
+    """The training's loader, which knows its evaluation sets; without one, each pass has a loader of its own."""
+
+    def predict(self, images: EvalDataset) -> Predictions:
+        """Probabilities of each image, averaged over views; all ranks get the same result."""
+        with self.world.timer.on("evaluation"):
+            pieces = list(self._pieces(images, EXCHANGED))
+        corrupt = {row: why for piece in pieces for row, why in piece.corrupt.items()}
+        whole = Piece(0, torch.cat([piece.logits for piece in pieces], dim=1), corrupt)
+        return self._predictions(whole, images.rows)
+
+    def figures(self, images: EvalDataset) -> dict[str, float]:
+        """:func:`cls.evaluation.metrics.summary` of the predictions."""
+        return summary(self.predict(images))
+
+    def stream(self, images: EvalDataset) -> Iterator[Predictions]:
+        """:meth:`predict` in parts: after each batch of every rank the predictions of these rows, in row order.
+
+        Together they have the ids, labels, errors and bits of the probabilities of the whole; each loss is that of its
+        part. All ranks must take all parts. An exchange per batch costs one wait for the slowest rank.
+        """
+        for piece in self._pieces(images, 1):
+            yield self._predictions(piece, images.rows)
+
+    def _predictions(self, piece: Piece, rows: Rows) -> Predictions:
+        count = piece.logits.shape[1]
+        probabilities = _over_views(piece.logits.softmax(2))
+        labels = torch.from_numpy(column(rows, "label").slice(piece.start, count).to_numpy().copy())
+        corrupt = {row - piece.start: why for row, why in piece.corrupt.items()}
+        known = [row for row, label in enumerate(labels.tolist()) if label >= 0 and row not in corrupt]
+        loss = float("nan")
+        if known:
+            targets = soft_targets(labels[known], len(self.classes), 0.0)
+            losses = loss_per_image(_over_views(piece.logits)[known], targets, self.run.optim.loss)
+            loss = sum(losses.tolist()) / len(known)
+        probabilities[list(corrupt)] = 0.0
+        return Predictions(
+            ids=column(rows, "id").slice(piece.start, count).to_pylist(),
+            labels=labels.numpy(),
+            probs=probabilities.numpy(),
+            errors=[corrupt.get(row, "") for row in range(count)],
+            classes=self.classes,
+            loss=loss,
+        )
+
+    def _pieces(self, images: EvalDataset, exchanged: int) -> Iterator[Piece]:
+        """Logits in row order, ``exchanged`` batches of every rank at a time; each slice in all views in turn."""
+        self.model.eval()
+        world, size = self.world, self.run.train.eval_batch
+        total, views = len(images.rows), len(images.views)
+        slices = row_slices(total, size, world.rank, world.size)
+        indices = [[view * total + row for row in some] for some in slices for view in range(views)]
+        agreed, start, stop = world.agreed(), 0, 0
+        own = nullcontext(self.loader) if self.loader else eval_loader(images, self.run, world)
+        with own as loader:
+            for turn, batch in enumerate(loader.batches(images, indices)):
+                index, view = divmod(turn, views)
+                if index % exchanged == 0 and view == 0:
+                    start, stop = stop, min(stop + exchanged * world.size * size, total)
+                    found = torch.zeros(views, stop - start, len(self.classes), device=world.device)
+                    corrupt: dict[int, str] = {}
+                agreed.check()
+                with torch.no_grad(), world.autocast(self.run.train.precision):
+                    output = self.model(self.prepare(batch))
+                if index * world.size + world.rank < -(-total // size):  # not the first slice once more
+                    found[view, batch.rows[0] - start : batch.rows[-1] + 1 - start] = output.float()
+                    corrupt.update(batch.broken)
+                if view == views - 1 and (index + 1 == len(slices) or (index + 1) % exchanged == 0):
+                    for others in world.gather(corrupt):
+                        corrupt |= others
+                    yield Piece(start, world.sum(found).cpu().double(), corrupt)
+        agreed.close()
+
+
+def _over_views(values: Tensor) -> Tensor:
+    """The mean over views, added in their order: ``mean(0)`` of five gives a row other bits in another part."""
+    total = values[0].clone()
+    for value in values[1:]:
+        total += value
+    return total / len(values)
+
+
+def eval_loader(images: EvalDataset, run: Run, world: World) -> Loader:
+    """A loader for one evaluation; training has one for all of its own."""
+    workers = worker_count(run.data.workers, world.local_size)
+    return Loader([Group([images], run.train.eval_batch, AHEAD)], workers, world.device)
+
+
+def row_slices(rows: int, size: int, rank: int, world_size: int) -> list[list[int]]:
+    """Slices i of rows [i·size, (i+1)·size) with i mod world = rank; every rank gets equally many.
+
+    Where there are none left a rank repeats the first slice, and its result is dropped: sharded models need every rank
+    in every forward pass.
+    """
+    slices = [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
+    slices += [slices[0]] * (-len(slices) % world_size)
+    return slices[rank::world_size]

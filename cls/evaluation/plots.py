@@ -1,0 +1,192 @@
+"""Files for people and for the next program, made from predictions and the log: tables and pictures."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps, rcParams
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from cls.evaluation.metrics import accuracy, confusion, macro_f1, per_class
+from cls.evaluation.predictions import Predictions
+from cls.runtime.console import printable
+from cls.runtime.files import write_whole
+
+Row = dict[str, Any]
+rcParams["text.parse_math"] = False  # names may have dollars in them
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"  # Okabe & Ito 2008, told apart by everyone
+
+
+def write_plots(folder: Path, val: Predictions, rows: Sequence[Row]) -> dict[str, Path]:
+    """Draw curves.png, confusion.png and worst_classes.png; returns name -> path."""
+    paths = {name: folder / f"{name}.png" for name in ("curves", "confusion", "worst_classes")}
+    curves(rows, paths["curves"])
+    confusion_picture(val, paths["confusion"])
+    worst_classes(val, paths["worst_classes"])
+    return paths
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)  # an object of its own: pyplot keeps global state and may look for a display
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=150, metadata={"Software": None})
+    write_whole(path, data.getvalue())
+
+
+def _plain(axes: Axes, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """About five round numbers from ``low`` to ``high``."""
+    return [float(tick) for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
+
+
+def series(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
+    """Steps and finite values of one figure of the record."""
+    points = [(row["step"], row[key]) for row in rows if key in row and math.isfinite(row[key])]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def smooth(values: Sequence[float], decay: float) -> list[float]:
+    """Exponential moving average without the bias of its zero start (Kingma & Ba 2015, section 3)."""
+    out, total, weight = [], 0.0, 0.0
+    for value in values:
+        total = decay * total + (1 - decay) * value
+        weight = decay * weight + (1 - decay)
+        out.append(total / weight)
+    return out
+
+
+def curves(rows: Sequence[Row], path: Path) -> None:
+    """Loss, validation accuracy and learning rate against the optimizer step, epochs on the upper axis."""
+    figure = Figure(figsize=(8, 8.5), layout="constrained")
+    loss, score, rate = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1.6])
+    steps, values = series(rows, "train/loss")
+    if steps:
+        loss.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
+        loss.plot(steps, smooth(values, 1 - 1 / max(1, len(values) / 50)), color=BLUE, label="training (smoothed)")
+    steps, values = series(rows, "val/loss")
+    if steps:
+        loss.plot(steps, values, color=ORANGE, marker="o", markersize=4, label="validation")
+    _plain(loss, "Loss")
+    if loss.get_legend_handles_labels()[1]:
+        figure.legend(frameon=False, loc="outside upper right", ncols=2)  # beside the title: no corner is always empty
+    steps, values = series(rows, "val/accuracy")
+    title = "Validation accuracy"
+    if steps:
+        best = int(np.argmax(values))
+        score.plot(steps, values, color=GREEN, marker="o", markersize=4)
+        score.plot(steps[best], values[best], "o", color=GREEN, markersize=11, fillstyle="none", markeredgewidth=1.5)
+        title += f"    best {values[best]:.2%} at step {steps[best]}"
+    else:
+        score.text(0.5, 0.5, "no validation yet", transform=score.transAxes, ha="center", color=GREY)
+    _plain(score, title)
+    score.yaxis.set_major_formatter(PercentFormatter(1.0))
+    steps, values = series(rows, "train/lr")
+    rate.plot(steps, values, color=GREY)
+    rate.set_ylim(0, 1.1 * max(values, default=0.0) or 1.0)
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    _plain(rate, "Learning rate")
+    rate.set_xlabel("optimizer step")
+    rate.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _mark_epochs(loss, (score, rate), rows)
+    _save(figure, path)
+
+
+def _mark_epochs(top: Axes, others: Sequence[Axes], rows: Sequence[Row]) -> None:
+    """Thin lines where epochs end, numbered from 1 on the upper axis; at most fifteen of them."""
+    ends = sorted({row["step"] for row in rows if "val/loss" in row or "val/accuracy" in row})
+    if not ends:
+        return
+    every = next(n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if len(ends) / n <= 15)
+    shown = [(number, step) for number, step in enumerate(ends, 1) if number % every == 0]
+    for axes in (top, *others):
+        for _, step in shown:
+            axes.axvline(step, color="#EEEEEE", linewidth=0.8, zorder=0)
+    epochs = top.secondary_xaxis("top")
+    epochs.set_xticks([step for _, step in shown], [str(number) for number, _ in shown], fontsize=8, color=GREY)
+    epochs.tick_params(length=2, color=GREY)
+    epochs.spines["top"].set_visible(False)
+    epochs.set_xlabel("epoch", fontsize=8, color=GREY)
+
+
+def short(name: str, width: int) -> str:
+    """Without what a picture cannot show: control characters and line breaks."""
+    name = printable(name)
+    return name if len(name) <= width else name[: width - 1] + "…"
+
+
+def confusion_picture(p: Predictions, path: Path) -> None:
+    """The confusion matrix, each row divided by its sum; with numbers in the cells up to 20 classes."""
+    counts = confusion(p)
+    c = len(counts)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = float(np.clip(3.0 + 0.45 * c, 5.5, 11))
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    axes = figure.subplots()
+    shades = colormaps["Blues"]  # one hue, dark is more: order survives every kind of colour vision, and grey print
+    image = axes.imshow(shares, cmap=shades, vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(
+        image, ax=axes, format=PercentFormatter(1.0), label="share of the true class", fraction=0.04, pad=0.02
+    )
+    every = next(n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10**9) if c / n <= 50)
+    names = [short(name, 18) for name in p.classes[::every]]
+    size = 9 if c <= 20 else 7
+    axes.set_xticks(range(0, c, every), names, rotation=0 if max(map(len, names)) <= 2 else 90, fontsize=size)
+    axes.set_yticks(range(0, c, every), names, fontsize=size)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    broken = int((p.labels >= 0).sum() - counts.sum())
+    title = f"Confusion matrix    accuracy {accuracy(p):.2%}, macro-F1 {macro_f1(p):.3f}, {counts.sum()} images"
+    title += f" (and {broken} broken)" if broken else ""
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")  # over the axes it could be cut off
+    if c <= 20:
+        for row, column in np.argwhere(counts > 0):
+            colour = "white" if shares[row, column] > 0.55 else "#222222"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
+    _save(figure, path)
+
+
+def worst_classes(p: Predictions, path: Path) -> None:
+    """The ten classes of lowest recall, with their support and the class they are taken for most often."""
+    figures, counts = per_class(p), confusion(p)
+    present = np.flatnonzero(figures.support)
+    worst = present[np.argsort(figures.recall[present], kind="stable")][:10]
+    figure = Figure(figsize=(9.5, 1.6 + 0.4 * max(len(worst), 1)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(worst)), figures.recall[worst], color=BLUE, height=0.62)
+    for row, i in enumerate(worst):
+        right, support = counts[i, i], figures.support[i]
+        wrong = counts[i] * (np.arange(len(p.classes)) != i)
+        text = f"{right} of {support}"
+        if wrong.any():
+            text += f" · {wrong.max()} taken for “{short(p.classes[int(wrong.argmax())], 16)}”"
+        # beside a short bar, inside a long one: the text never leaves the picture
+        inside = figures.recall[i] > 0.5
+        axes.text(
+            figures.recall[i] + (-0.01 if inside else 0.01), row, text, va="center", fontsize=9,
+            ha="right" if inside else "left", color="white" if inside else "#222222",
+            bbox=None if inside else {"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
+    axes.set_yticks(range(len(worst)), [short(p.classes[i], 24) for i in worst])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("recall: share of the class's images that are recognised")
+    title = f"The {len(worst)} worst of {len(present)} classes" if len(worst) < len(present) else "Classes by recall"
+    if len(present):
+        axes.axvline(accuracy(p), color=ORANGE, linewidth=1.2, linestyle="--", zorder=0)
+        title += f"    dashed: accuracy over all images, {accuracy(p):.2%}"
+    _plain(axes, title)
+    axes.grid(visible=False)
+    _save(figure, path)

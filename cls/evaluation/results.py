@@ -1,0 +1,71 @@
+"""Files written at the end of a run: predictions, the submission CSV, pictures, the report page."""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from cls.data.dataset import EvalSets
+from cls.data.readers import images_of
+from cls.data.sources import Splits
+from cls.evaluation.inference import Predictor
+from cls.evaluation.metrics import summary
+from cls.evaluation.model_file import fallback_class
+from cls.evaluation.predictions import write_csv, write_parquet
+from cls.models.weights import load_exact
+from cls.runtime.files import await_file, sha256
+from cls.tracking.metrics_log import read_rows
+from cls.tracking.tracker import Results
+
+log = logging.getLogger("cls")
+
+
+def write_results(out: Path, splits: Splits, images: EvalSets, predictor: Predictor) -> Results:
+    """Load the best weights of run directory ``out``, predict validation and test, and write all files."""
+    world = predictor.world
+    world.timer.turn("evaluation")
+    best = out / "best" / "model.safetensors"
+    written = world.on_main(lambda: sha256(best))
+    world.together(lambda: await_file(best, lambda: sha256(best) == written))
+    world.together(lambda: load_exact(predictor.model, best))
+    found = {name: predictor.predict(one) for name, one in images.named().items()}
+    figures = {f"best/{name}": value for name, value in summary(found["val"]).items()}
+    text = f"best validation accuracy {figures['best/accuracy']:.4f}"
+    if views := found.get("val_tta"):
+        figures["best/accuracy_tta"] = summary(views)["accuracy"]
+        text += f", with test-time views {figures['best/accuracy_tta']:.4f}"
+    if not world.main:
+        return Results(text)
+    (out / "predictions").mkdir(exist_ok=True)
+    for name, predictions in found.items():
+        write_parquet(out / "predictions" / f"{name}.parquet", predictions)
+    if test := found.get("test"):
+        write_csv(out, test, fallback_class(splits))
+        text += f"; {len(test.ids)} test predictions in {out / 'prediction.csv'}"
+        if (test.labels >= 0).any():
+            figures["test/accuracy"] = summary(test)["accuracy"]
+            text += f" (accuracy {figures['test/accuracy']:.4f})"
+    from cls.evaluation.plots import write_plots  # matplotlib: 0.6 s that only the end of a run has to pay
+
+    pictures = write_plots(out, found["val"], read_rows(out))
+    text += f"; pictures: {', '.join(path.name for path in pictures.values())} in {out}"
+    return Results(text, figures, pictures)
+
+
+def write_report(out: Path, splits: Splits, results: Results) -> Results:
+    """Write report.html; the results then also have the wrong images. A fault of the page does not fail the run."""
+    if not results.figures:  # not rank 0
+        return results
+    try:
+        from cls.evaluation.report.build import write_page
+        from cls.evaluation.report.run_record import read_record
+        from cls.evaluation.report.thumbnails import Pictures, mistakes, thumbnails
+
+        record = read_record(out)
+        assert record.val is not None
+        thumbs = thumbnails(images_of(splits.val), record.val)
+        write_page(record, Pictures(thumbs=thumbs), out / "report.html")
+        text = f"{results.text}; all of it: {out / 'report.html'}"
+        return dataclasses.replace(results, text=text, mistakes=mistakes(record.val, thumbs))
+    except Exception as error:
+        log.warning("report.html was not written (%s: %s); try: cls report %s", type(error).__name__, error, out)
+        return results

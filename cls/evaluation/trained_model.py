@@ -1,0 +1,78 @@
+"""A finished run's best weights, ready to use."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from cls.config import Run, change
+from cls.data.loader import preprocess
+from cls.data.sources import Splits
+from cls.distributed.world import World, start
+from cls.evaluation.inference import Predictor
+from cls.evaluation.model_file import read_header
+from cls.models.backbones import Statistics
+from cls.models.build import build_model
+from cls.models.weights import load_exact
+from cls.runtime.signals import StopSignal
+from cls.tracking.run_data import run_data
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """The network of best/model.safetensors (the moving average where the run kept one) and what it was made with."""
+
+    file: Path
+    folder: Path
+    fallback: int
+    statistics: Statistics
+    predictor: Predictor
+
+    @property
+    def run(self) -> Run:
+        return self.predictor.run
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.predictor.classes
+
+    @property
+    def world(self) -> World:
+        return self.predictor.world
+
+    @property
+    def name(self) -> str:
+        """What a command calls it: the run directory, or the file where it lies alone."""
+        return str(self.folder if self.file == self.folder / "best" / "model.safetensors" else self.file)
+
+    def own_data(self, advice: str = "") -> Splits:
+        """The run's own images; ValueError where the validation images are not those it was trained with."""
+        return run_data(self.folder, self.name, self.run, self.classes, advice=advice)
+
+
+def load_trained_model(path: str, device: str, workers: int, stop: StopSignal) -> TrainedModel:
+    """Rebuild a run's network from best/model.safetensors; ValueError if there is none or it is damaged."""
+    file = Path(path) if path.endswith(".safetensors") else Path(path) / "best" / "model.safetensors"
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist: name a run directory in which at least one epoch is done")
+    run, classes, statistics, fallback = read_header(file)
+    run = change(run, train={"device": device}, data={"workers": workers})
+    world = start(run.train, stop)
+    model = network(file)
+    if run.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    folder = file.parent.parent if file.parent.name == "best" else file.parent
+    prepare = preprocess(statistics, run.seed, run.train.channels_last, world.device)
+    predictor = Predictor(model.to(world.device), classes, run, world, prepare)
+    return TrainedModel(file, folder, fallback, statistics, predictor)
+
+
+def network(file: str | Path) -> torch.nn.Module:
+    """The network of a model.safetensors that train.py or ``cls export`` wrote: images b 3 h w -> logits b classes.
+
+    On the CPU, in fp32 and eval mode. ValueError for another file, or a damaged one.
+    """
+    run, classes, _, _ = read_header(Path(file))
+    model = build_model(dataclasses.replace(run.model, weights="none"), len(classes), run.seed)
+    load_exact(model, Path(file))
+    return model.eval()

@@ -1,0 +1,112 @@
+"""From a config to a network: a backbone with pretrained weights, optional attention, a head, frozen parts."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from cls.config import Data, Model, Run
+from cls.models.attention import CBAM, add_attention
+from cls.models.backbones import HALF, IMAGENET, Statistics, classifier_name, normalization, plain
+from cls.models.freeze import freeze_parts, train_mode
+from cls.models.heads import replace_classifier
+from cls.models.sharding import sharding_units
+from cls.models.weights import check_weights, load_exact, load_pretrained, weight_file
+from cls.runtime.rng import torch_seed
+
+__all__ = [
+    "Statistics", "build_model", "build_shapes", "check_model", "count_parameters", "fresh_parameters",
+    "input_statistics", "load_exact", "normalization", "output_layer", "sharding_units", "train_mode",
+]  # fmt: skip
+
+
+def build_model(config: Model, classes: int, seed: int) -> nn.Module:
+    """The network for images b 3 h w -> logits b classes, on the CPU in fp32, in train mode but see :func:`train_mode`.
+
+    Keys of the state dict are torchvision's or timm's own; added parts only add keys. Fresh layers are drawn from
+    (seed, "init") alone: neither the global generator nor the backbone changes them, and the global generator is left
+    as it was. Bad fields and weights are a ValueError that names the field or the file.
+    """
+    if classes < 1:
+        raise ValueError(f"expected at least one class, found {classes}")
+    file = weight_file(config)
+    classifier = classifier_name(config.backbone)
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also re-seed the GPU's generators, which the fork does not restore
+        torch.default_generator.manual_seed(torch_seed(seed, "init", "backbone"))
+        model = plain(config.backbone)
+        pretrained = set(model.state_dict())
+        torch.default_generator.manual_seed(torch_seed(seed, "init"))
+        add_attention(model, config.cbam, chained=config.cbam_chained, dropout3=config.dropout3)
+        replace_classifier(model, classifier, words=config.head, gate=config.gate, classes=classes)
+    if file:
+        local = "." in config.weights or "/" in config.weights
+        added = set(model.state_dict()) - pretrained
+        added -= {name for name in added if config.gate and name.startswith(f"{classifier}.0.")}
+        load_pretrained(model, file, classifier=classifier, gate=config.gate, added=added, whole=local)
+    freeze_parts(model, config.freeze)
+    return model
+
+
+def build_shapes(config: Model, classes: int) -> nn.Module:
+    """The same network without weights and without storage: on the meta device."""
+    with torch.device("meta"), _NoValues():
+        return build_model(replace(config, weights="none"), classes, 0)
+
+
+class _NoValues(TorchFunctionMode):
+    """Draws no random values: on the meta device they are none, and each tensor of them takes 1 ms."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **kwargs or {})
+
+
+def check_model(config: Model, data: Data) -> None:
+    """Make sure, before any set-up, that weights and backbone exist and that it takes images of these sizes.
+
+    May download the weights; else forward passes on fake tensors, 0.5 s. ValueError names the field or the file.
+    """
+    check_weights(config)
+    model = build_shapes(replace(config, freeze=()), 2).eval()
+    with torch.device("meta"):
+        for field, size in {"data.size": data.size, "data.eval_size": data.evaluated.size}.items():
+            try:
+                model(torch.empty(2, 3, size, size))
+            except (AssertionError, RuntimeError, ValueError) as error:  # each library and layer has its own
+                raise ValueError(
+                    f"model.backbone: {config.backbone} cannot take images of {field} {size} ({error})"
+                ) from error
+
+
+def count_parameters(config: Model, classes: int) -> tuple[int, int]:
+    """All of them and those that are trained, from the network built without storage."""
+    sizes = [(p.numel(), p.requires_grad) for p in build_shapes(config, classes).parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained)
+
+
+def fresh_parameters(model: nn.Module, config: Model) -> set[str]:
+    """Names of the parameters without pretrained values: head, gate and CBAM (for ``optim.head_lr``)."""
+    classifier = classifier_name(config.backbone)
+    added = [f"{name}." for name, module in model.named_modules() if isinstance(module, CBAM)]
+    return {
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith((f"{classifier}.", *added)) and not (config.gate and name.startswith(f"{classifier}.0."))
+    }
+
+
+def output_layer(model: nn.Module, config: Model) -> nn.Linear:
+    """The last layer of a network of :func:`build_model`: features b f -> logits b classes."""
+    head = model.get_submodule(classifier_name(config.backbone))
+    last = head[-1] if isinstance(head, nn.Sequential) else head
+    assert isinstance(last, nn.Linear)
+    return last
+
+
+def input_statistics(run: Run) -> Statistics:
+    """Mean and std of the input, in units of [0, 1]: what the weights want unless data.normalize says else."""
+    if run.data.normalize == "auto":
+        return normalization(run.model)
+    return HALF if run.data.normalize == "half" else IMAGENET

@@ -1,0 +1,1 @@
+"""What every part stands on: files, locks, signals, exit status, random numbers, messages."""

@@ -1,0 +1,114 @@
+"""Requests to end a run early. They set a flag; the loop asks for it where leaving is safe, and ranks agree on it."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+ECHO_SECONDS = 2.0  # a launcher passes the terminal's Ctrl-C on: the same request, heard twice
+LOOK_SECONDS = 1.0  # how often the stop-file, the deadline and the launcher are looked at
+SPARE_SECONDS = 30.0  # left before the end of the job for starting and ending programs
+
+
+class Stopped(KeyboardInterrupt):
+    """The run leaves early; torch's loader workers leave quietly on a KeyboardInterrupt."""
+
+
+class StopSignal:
+    """What this process knows of requests to stop.
+
+    SIGTERM, SIGINT, SIGUSR1, SIGHUP, a file ``<out>/stop``, the end of the SLURM job (SLURM_JOB_END_TIME) minus the
+    time that leaving takes, and the launcher's death. ``reason`` is '' until one comes. A second Ctrl-C sets
+    ``at_once``: leave without waiting for the other processes; a third one kills.
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self.at_once = False
+        self.leave_seconds = 30.0  # how long a checkpoint takes; the longest one seen, once there is one
+        self._file: Path | None = None
+        self._end = 0.0
+        # without a launcher the parent is a shell, which may go: `nohup python train.py &`, then logging out
+        launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+        self._launcher = os.getppid() if launched else 0
+        self._interruptible = False
+        self._until = "this step with a checkpoint"
+        self._interrupted = 0.0
+        self._looked = self._asked = time.monotonic()
+        self._slowest = 0.0
+
+    def listen(self) -> None:
+        self._process = os.getpid()
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP, on purpose
+                signal.signal(number, self._hear)
+
+    def deafen(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    def watch(self, out: Path) -> None:
+        """Also look for a stop-file and at the job's end; for one rank, the others hear of it from that one."""
+        self._file = out / "stop"
+        self._file.unlink(missing_ok=True)  # an earlier life's request has been met
+        self._end = float(os.environ.get("SLURM_JOB_END_TIME") or 0)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Work without anything to lose and without partners that wait: a signal raises Stopped inside it."""
+        if self.reason:
+            raise Stopped(self.reason)
+        before, self._interruptible = self._interruptible, True
+        try:
+            yield
+        finally:
+            self._interruptible = before
+
+    @contextmanager
+    def deferred(self, until: str) -> Iterator[None]:
+        """Work that must not be cut off in the middle: inside it a signal only sets ``reason``; says ``until`` when."""
+        before, self._interruptible, self._until = (self._interruptible, self._until), False, until
+        try:
+            yield
+        finally:
+            self._interruptible, self._until = before
+
+    def ask(self) -> bool:
+        """True once this process wants the run to stop; 1 us, and some system calls once a second."""
+        now = time.monotonic()
+        self._slowest, self._asked = max(self._slowest, now - self._asked), now
+        if not self.reason and now - self._looked >= LOOK_SECONDS:
+            self._looked, seen = now, self._look()
+            self.reason = self.reason or seen  # a signal may have come while it looked
+        return bool(self.reason)
+
+    def _look(self) -> str:
+        if self._launcher not in (0, os.getppid()):
+            return "the launcher is gone"
+        if self._file is not None and self._file.exists():
+            return f"{self._file} exists"
+        left = self._end - time.time()
+        # flags are read one step later: two steps may pass between the request and the checkpoint
+        if self._end and left < SPARE_SECONDS + 2 * self.leave_seconds + 3 * self._slowest:
+            return f"the job ends in {left:.0f} seconds"
+        return ""
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a loader worker, which the terminal's Ctrl-C reaches too: it goes when its owner goes
+        now, first = time.monotonic(), not self.reason
+        self.reason = self.reason or signal.Signals(number).name
+        if number == signal.SIGINT:
+            if self._interrupted and now - self._interrupted > ECHO_SECONDS:
+                self.at_once = True
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+            self._interrupted = self._interrupted or now
+        if self._interruptible:
+            raise Stopped(self.reason)
+        if first and os.environ.get("RANK", "0") == "0":
+            # not print: a signal may arrive inside another print
+            os.write(2, f"\n{self.reason}: stopping after {self._until}\n".encode())

@@ -1,0 +1,50 @@
+"""Which image each draw was, on which rank, with which pixels: the proof of exactly-once, and the audit of it."""
+
+import csv
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cls.runtime.files import Lines
+
+if TYPE_CHECKING:  # `cls audit` would load torch and datasets for two words
+    from cls.data.dataset import Batch
+    from cls.data.readers import Images
+
+HEADER = ("step", "draw", "id", "pixels")
+
+
+class Ledger:
+    """One rank's rows of one life, in ``<out>/ledger/<life>-<rank>.csv``: step, draw, image, hash of its pixels."""
+
+    def __init__(self, path: Path, images: "Images", batch: int) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)  # of a start that failed before its life began
+        self._lines, self._images, self._batch = Lines(path), images, batch
+
+    def note(self, batch: "Batch") -> None:
+        rows = []
+        for draw, row, pixels in zip(batch.draws, batch.rows, batch.pixels, strict=True):
+            name = self._images.name(row).replace('"', '""')
+            digest = hashlib.blake2b(pixels.permute(1, 2, 0).numpy(), digest_size=16).hexdigest()
+            rows.append(f'{draw // self._batch},{draw},"{name}",{digest}\n')
+        self._lines.add("".join(rows).encode())
+
+
+def corrupt_ids(out: Path) -> set[str]:
+    """Training images that could not be read, now or earlier, from bad_images.csv."""
+    path = out / "bad_images.csv"
+    if not path.exists():
+        return set()
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:  # a spreadsheet may have changed it
+            return {row.get("id") or "" for row in csv.DictReader(file)}
+    except (OSError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged ({error}): copy it from where it is whole") from None
+
+
+def id_sum(names: Iterable[str]) -> str:
+    """128 bits in hexadecimal that other ids give others of, in any order: the sum of their hashes; 0.5 us each."""
+    total = sum(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest()) for name in names)
+    return f"{total % 2**128:032x}"

@@ -1,0 +1,307 @@
+"""Which images a run was trained on, kept in its directory: data.json, sizes.npz and classes.txt; and whether others
+are there now.
+
+Images are known by their ids and labels, and their contents by the size of each image in bytes and by the size and the
+footer of each table: what can be seen without reading them. Times of change are no part of it, a copy has others. An
+image that is replaced by another of exactly as many bytes is therefore not noticed.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import shlex
+import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset, Value
+
+from cls.config import Data, Run
+from cls.data.footers import footers
+from cls.data.labels.options import evaluate_options
+from cls.data.readers import Stream, column, fingerprint, image_sizes, images_of
+from cls.data.sources import Splits, labels_of, load
+from cls.data.split_words import splits_in
+from cls.runtime.files import write_whole
+from cls.tracking.ledger import corrupt_ids, id_sum
+from cls.tracking.run_files import read_data
+
+log = logging.getLogger("cls")
+
+WORDS = {"train": "training", "val": "validation"}
+SHOWN = 5  # class names in a message
+Facts = dict[str, dict[str, Any]]
+"""By split: images, sha256 (of ids and labels) and, where they were looked at, contents (sha256 of the images' sizes)
+and tables (:func:`cls.data.footers.footers`)."""
+
+
+class Seen(NamedTuple):
+    """What is there now."""
+
+    splits: Splits
+    facts: Facts
+    sizes: dict[str, np.ndarray]
+    """Bytes of each image by split, -1 where it cannot be found out; only of splits whose contents were looked at."""
+
+
+def look(splits: Splits, *, contents: bool = True, which: Sequence[str] = ("train", "val")) -> Seen:
+    """The facts of these splits. ``contents``: also one look at each image file: 2.6 us where the kernel knows it."""
+    facts: Facts = {}
+    sizes: dict[str, np.ndarray] = {}
+    for split in which:
+        rows: Dataset | Stream = getattr(splits, split)
+        facts[split] = {"images": len(rows), "sha256": fingerprint(rows)}
+        if contents and not splits.encoded_here:
+            sizes[split] = image_sizes(rows)
+            digest = _sha256(sizes[split].astype("<i8").tobytes())
+            facts[split] |= {"contents": digest, "tables": footers(splits.files.get(split, ()))}
+    return Seen(splits, facts, sizes)
+
+
+def keep(out: Path, seen: Seen) -> None:
+    """Write what the images are into a run directory; data.json last: with it the others are whole."""
+    write_whole(out / "classes.txt", encode_classes(seen.splits.classes))
+    _keep_contents(out, seen)
+
+
+def _keep_contents(out: Path, seen: Seen) -> None:
+    data = io.BytesIO()
+    if isinstance(train := seen.splits.train, Dataset) and "train" in seen.facts:  # names of blocks cost too much
+        ids = column(train, "id")
+        pieces = (ids.slice(start, 10_000).to_pylist() for start in range(0, len(ids), 10_000))
+        seen.facts["train"]["ids"] = id_sum(name for piece in pieces for name in piece)
+    np.savez_compressed(data, **seen.sizes)  # type: ignore[arg-type]  # the stub takes them for its own options
+    write_whole(out / "sizes.npz", data.getvalue())
+    write_whole(out / "data.json", json.dumps(seen.facts, indent=1).encode())
+
+
+def complete(out: Path, seen: Seen) -> None:
+    """Add the contents to the data.json of a version that did not note them; says so once."""
+    known = read_data(out)
+    if any("contents" not in facts for facts in known.values()) and all("contents" in f for f in seen.facts.values()):
+        log.warning(
+            "%s is of an earlier version and holds no file sizes: images that were replaced before this start cannot "
+            "be noticed, those replaced from now on are",
+            out / "data.json",
+        )
+        _keep_contents(out, seen)
+
+
+def drift(out: Path, seen: Seen, classes: Sequence[str]) -> str:
+    """How the images differ from those of data.json, in words; '' where they are the same.
+
+    ``classes``: those that the labels of data.json are numbered by. Training images in bad_images.csv may have other
+    contents: replacing a corrupt file by a whole one is what the run asks for.
+    """
+    known = read_data(out)
+    if classes != seen.splits.classes:
+        return _other_names(classes, seen.splits.classes)
+    for split, now in seen.facts.items():
+        if text := difference(known.get(split, {}), now, split):
+            return text
+    for split, now in seen.facts.items():
+        if text := _other_contents(out, known.get(split, {}), now, seen, split):
+            return text
+    return ""
+
+
+def difference(then: dict[str, Any], now: dict[str, Any], split: str) -> str:
+    """Between two sets of facts of a split, in words, as far as ids and labels go."""
+    word, count = WORDS[split], now["images"]
+    if then.get("images", count) != count:
+        return f"{then['images']:,} {word} images then, {count:,} now"
+    if then.get("sha256", now["sha256"]) != now["sha256"]:
+        return f"{count:,} {word} images as then, but other images, labels or classes, or another way of reading them"
+    return ""
+
+
+def same_everywhere(one: Facts, other: Facts) -> bool:
+    """Whether two processes see the same images; those that did not look at the contents have no say in them."""
+    return all(
+        not difference(one[split], other[split], split)
+        and (
+            "contents" not in one[split] or "contents" not in other[split]
+            or (one[split]["contents"] == other[split]["contents"] and not _tables(one[split], other[split]))
+        )
+        for split in one
+    )  # fmt: skip
+
+
+def _other_contents(out: Path, then: dict[str, Any], now: dict[str, Any], seen: Seen, split: str) -> str:
+    if "contents" not in then or "contents" not in now:
+        return ""
+    if tables := _tables(then, now):
+        return f"{len(tables)} of {len(now['tables'])} {WORDS[split]} tables have other contents, e.g. {tables[0]}"
+    if then["contents"] == now["contents"]:
+        return ""
+    rows = getattr(seen.splits, split)
+    sizes = _stored_sizes(out, split, len(rows))
+    if sizes is None:
+        return f"{len(rows):,} {WORDS[split]} images as then, but of other sizes in bytes"
+    images, exempt = images_of(rows), corrupt_ids(out) if split == "train" else set()
+    changed = [row for row in np.flatnonzero(sizes != seen.sizes[split]).tolist() if images.name(row) not in exempt]
+    if not changed:
+        return ""
+    row = changed[0]
+    return (
+        f"{len(changed):,} of {len(rows):,} {WORDS[split]} images have other contents under the same name, e.g. "
+        f"{images.name(row)!r}: {_bytes(sizes[row])} then, {_bytes(seen.sizes[split][row])} now"
+    )
+
+
+def _bytes(size: int) -> str:
+    return f"{size:,} bytes" if size >= 0 else "no readable file"
+
+
+def _stored_sizes(out: Path, split: str, count: int) -> np.ndarray | None:
+    """At the first start; None where sizes.npz is missing or damaged: it only names what data.json has found."""
+    try:
+        with np.load(out / "sizes.npz", allow_pickle=False) as found:
+            sizes: np.ndarray = found[split]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
+        return None
+    return sizes if sizes.shape == (count,) else None
+
+
+def _tables(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Names of tables that differ. A copy may lack pack.json: a checksum that one side does not have has no say."""
+    before, after = then.get("tables", []), now.get("tables", [])
+    names = {table["name"]: table for table in before}
+    different = []
+    for table in after:
+        known = names.pop(table["name"], {})
+        shared = known.keys() & table.keys()
+        if not known or any(known[key] != table[key] for key in shared):
+            different.append(table["name"])
+    return different + list(names)
+
+
+def run_data(out: Path, name: str, run: Run, classes: Sequence[str], which: Sequence[str] = ("val",),
+             advice: str = "") -> Splits:  # fmt: skip
+    """The images of a run, loaded again, with the labels numbered as ``classes``, the run's own, are.
+
+    ``out`` is the run directory, ``name`` what was typed for it. ValueError, with the command that evaluates other
+    images, where those of the splits ``which`` are not what data.json says. Of a model whose directory has no
+    data.json that cannot be known, which is said in one line. ``advice`` follows where they cannot be loaded at all.
+    """
+    data = replace(run.data, copy="")  # that was on another machine's disk
+    elsewhere = shlex.join(["cls", "evaluate", name]) + " FOLDER"
+    try:
+        splits = load(data, run.seed)
+    except ValueError as error:
+        raise ValueError(f"{error}{advice}") from None
+    unknown = {split: _unknown(getattr(splits, split), splits.classes, classes) for split in which}
+    text = _other_names(classes, splits.classes) if any(unknown.values()) else ""
+    command = elsewhere
+    if not text:
+        command = f"{shlex.join(['cls', 'evaluate', name])} {_place(splits, data, classes)}"
+        splits = numbered_as(splits, classes)
+        if not (out / "data.json").exists():
+            log.warning(
+                "%s has no data.json: nothing proves that %s holds the images of the run, and that its validation "
+                "images were not trained on; to evaluate other images: %s", out, data.path, elsewhere,
+            )  # fmt: skip
+            return splits
+        text = drift(out, look(splits, which=which), classes)
+    if text:
+        raise ValueError(
+            f"data.path: {data.path} is not what {name} was trained on ({text}); to evaluate the images that are there "
+            f"now: {command}"
+        )
+    return splits
+
+
+def is_own(out: Path, splits: Splits, split: str) -> bool:
+    """Whether a split, numbered as the run's classes are, is what the run in ``out`` was started with."""
+    if split not in WORDS or not (out / "data.json").is_file():
+        return False
+    return not drift(out, look(splits, which=(split,)), splits.classes)
+
+
+def numbered_as(splits: Splits, classes: Sequence[str]) -> Splits:
+    """The same images, labels numbered by name after ``classes``, -1 where it has no such name."""
+    if splits.classes == tuple(classes):
+        return splits
+    places = {name: place for place, name in enumerate(classes)}
+    numbers = np.array([*(places.get(name, -1) for name in splits.classes), -1])
+
+    def numbered(rows: Any) -> Any:
+        labels = numbers[labels_of(rows)]
+        if isinstance(rows, Stream):
+            return Stream(rows.blocks, labels.astype(np.int32))
+        return rows.remove_columns("label").add_column("label", labels, feature=Value("int64"))
+
+    test = None if splits.test is None else numbered(splits.test)
+    return replace(splits, train=numbered(splits.train), val=numbered(splits.val), test=test, classes=tuple(classes))
+
+
+def _unknown(rows: Dataset | Stream, names: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Classes of these images that a run does not have."""
+    labels, known = labels_of(rows), set(classes)
+    return [names[label] for label in np.unique(labels[labels >= 0]) if names[label] not in known]
+
+
+def _place(splits: Splits, data: Data, classes: Sequence[str]) -> str:
+    """What to name for the validation images that are there now, or all images where they are no split; quoted."""
+    names, path = images_of(splits.val), data.path
+    if data.own_labels:
+        return evaluate_options(data, names.name(0), classes)
+    top, own = names.name(0).partition("/")[0], splits.files.get("val", ())
+    if own:
+        return shlex.quote(own[0]) if len(own) == 1 else "FOLDER"
+    root = Path(path).expanduser()
+    if not root.exists():
+        return "FOLDER"  # of a hub
+    return shlex.quote(f"{path.rstrip('/')}/{top}" if splits_in(top) == {"val"} and (root / top).is_dir() else path)
+
+
+def _other_names(then: Sequence[str], now: Sequence[str]) -> str:
+    before, after = set(then), set(now)
+    new, gone = [name for name in now if name not in before], [name for name in then if name not in after]
+    parts = [f"{_some(new)} new" if new else "", f"{_some(gone)} missing" if gone else ""]
+    return "other classes: " + (" and ".join(filter(None, parts)) or "in another order")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:SHOWN])) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def encode_classes(classes: Sequence[str]) -> bytes:
+    """classes.txt: one name a line; a name that a line cannot hold as it is becomes a JSON string."""
+    lines = (json.dumps(name) if not name.isprintable() or name.startswith('"') else name for name in classes)
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """The names of classes.txt, those of earlier versions, too: any character but a line feed stood there as it is."""
+    try:
+        lines = path.read_bytes().decode().split("\n")[:-1]
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ValueError(
+            f"{path} cannot be read ({why}): copy it from where it is whole, or use another --out"
+        ) from None
+    return tuple(_name(line) for line in lines)
+
+
+def _name(line: str) -> str:
+    try:
+        found = json.loads(line) if line.startswith('"') else line
+    except ValueError:
+        return line
+    return found if isinstance(found, str) else line
+
+
+def stored_classes(path: Path, now: Sequence[str]) -> Sequence[str]:
+    """The names at the start; those of now where an earlier version would have written the same bytes for them."""
+    found = read_classes(path)
+    early = "".join(f"{name}\n" for name in now).encode()
+    return tuple(now) if path.read_bytes() == early else found
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

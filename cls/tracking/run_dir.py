@@ -1,0 +1,206 @@
+"""The run directory: one writer at a time, one configuration for life."""
+
+import dataclasses
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from itertools import count
+from pathlib import Path
+from typing import NoReturn, Self
+
+from cls.config import Run, change, diff, to_yaml
+from cls.distributed.launch import resolve_precision
+from cls.distributed.world import World
+from cls.models.build import check_model
+from cls.runtime.exit import ForeignDirectoryError, is_missing, lost_directory
+from cls.runtime.files import ASIDE, drop_asides, write_whole
+from cls.runtime.lock import Heartbeat, claim, mine, owner_of
+from cls.runtime.paths import command_line, writing
+from cls.tracking.events import read_events
+from cls.tracking.run_files import read_outcome, read_run
+from cls.tracking.run_status import _said_done
+from cls.tracking.tracker import check_tracking
+
+FILES = (
+    "config.yaml", "data.json", "sizes.npz", "classes.txt", "metrics.jsonl", "metrics.lost.jsonl", "lives.jsonl",
+    "bad_images.csv", "exit.json", "lock", "stop",
+)  # fmt: skip
+FOLDERS = ("checkpoints", "best", "predictions", "ledger")
+
+
+@dataclasses.dataclass
+class RunDir:
+    """A claimed run directory and the run as it is to be continued."""
+
+    path: Path
+    run: Run  # precision resolved, out filled in
+    finished: str
+    """What the finished run said at its end; '' for a run that goes on."""
+    life: int
+    """How many lives the run has had before this one."""
+    unnamed: bool = False
+    """Made by this start, without --out."""
+    _heartbeat: Heartbeat | None = None
+
+    def __enter__(self) -> Self:
+        """Keep the lock alive, on the rank that holds it."""
+        if mine(owner_of(self.path / "lock")):
+            self._heartbeat = Heartbeat(self.path / "lock").__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the lock back, on the rank that holds it."""
+        if self._heartbeat:
+            self._heartbeat.__exit__()
+
+    def without_threads(self) -> AbstractContextManager[None]:
+        """The heartbeat's thread rests inside: no process may be forked beside a thread."""
+        return self._heartbeat.paused() if self._heartbeat else nullcontext()
+
+    def __post_init__(self) -> None:
+        self._mark = self.path / "config.yaml" if (self.path / "config.yaml").exists() else self.path
+
+    @property
+    def lost(self) -> bool:
+        """Whether the run directory was deleted or renamed under this run."""
+        return is_missing(self._mark)
+
+    def refuse_successor(self) -> None:
+        """ForeignFolderError if another process has taken this one for dead and writes here now, or if the directory
+        is no longer there (rank 0 only).
+        """
+        if self.lost:
+            raise ForeignDirectoryError(lost_directory(self.path))
+        owner = owner_of(self.path / "lock")
+        # none: deleted by hand; "?": could not be read just now: no reasons to die
+        if owner and owner["pid"] != "?" and not mine(owner):
+            raise ForeignDirectoryError(f"out: {self.path} was taken over by process {owner['pid']} on {owner['host']}")
+
+
+def open_run_dir(run: Run, world: World) -> RunDir:
+    """Create or continue ``run.out`` (called on rank 0 only); where it is empty, a new directory in runs/.
+
+    Raises ValueError when the model or the trackers cannot work, or when the directory cannot be written, is in use, or
+    belongs to a run with another configuration.
+    """
+    check_tracking(run.track)
+    check_model(run.model, run.data)
+    name = f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    with writing("out", run.out or f"runs/{name}"):
+        path = Path(run.out) if run.out else _make(Path("runs") / name)
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        with writing("out", path):
+            others = {each for each in os.listdir(path) if not ASIDE.fullmatch(each)} - {"exit.json", "lock"}
+            if others and not (path / "config.yaml").exists():
+                raise ForeignDirectoryError(
+                    f"out: {path} holds other files and no config.yaml: name an empty or a run directory"
+                )
+            _reject_misplaced(path)
+            claim(path / "lock")
+        try:
+            return _agree(path, run, world)
+        except BaseException:
+            (path / "lock").unlink(missing_ok=True)
+            raise
+    except BaseException:
+        if not run.out:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def _make(first: Path) -> Path:
+    """A new directory that no other process has: ``first``, or the first free one of first-2, first-3, …"""
+    first.parent.mkdir(parents=True, exist_ok=True)
+    for n in count(1):
+        path = first if n == 1 else first.with_name(f"{first.name}-{n}")
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise AssertionError("count has no end")
+
+
+def _reject_misplaced(path: Path) -> None:
+    """ValueError for a folder where a file of a run belongs, or the other way round."""
+    for name in FILES:
+        if (path / name).is_dir():
+            raise ValueError(f"{path / name} is a folder, where a run has a file: remove it or use another --out")
+    for name in FOLDERS:
+        if (path / name).exists() and not (path / name).is_dir():
+            raise ValueError(f"{path / name} is a file, where a run has a folder: remove it or use another --out")
+
+
+def _agree(path: Path, run: Run, world: World) -> RunDir:
+    unnamed = not run.out
+    run = dataclasses.replace(run, out=str(path))
+    finished, file = "", path / "config.yaml"
+    if file.exists() and _failed_at_start(path):
+        _empty(path)
+    if file.exists():
+        stored = read_run(file)
+        if run.train.precision == "auto":
+            run = change(run, train={"precision": stored.train.precision})
+        lines = diff(stored, run)
+        if lines:
+            _reject_other(path, stored, run, lines)
+        if stored.train.max_steps == run.train.max_steps:
+            finished = _said_done(path)
+    else:
+        run = change(run, train={"precision": resolve_precision(run.train.precision, world.device)})
+    if finished:
+        print(f"{path} is finished: {finished}", flush=True)
+    else:
+        (path / "exit.json").unlink(missing_ok=True)
+        for folder in (path, path / "best", path / "predictions"):
+            drop_asides(folder)
+        write_whole(path / "config.yaml", to_yaml(run).encode())
+    world.stop.watch(path)
+    lives = [event["life"] for event in read_events(path) if event["event"] == "start"]
+    return RunDir(path, run, finished, max(lives, default=-1) + 1, unnamed)
+
+
+def _failed_at_start(path: Path) -> bool:
+    """Whether the last attempt ended by a fault before any step: the corrected command may then have other fields."""
+    if any((path / "checkpoints").glob("step-*")):
+        return False
+    record, outcome = path / "metrics.jsonl", read_outcome(path)
+    if outcome == "out_of_memory":  # whose message names another micro-batch
+        return True
+    return not (record.exists() and record.stat().st_size > 0) and outcome in ("user_error", "data", "error")
+
+
+def _empty(path: Path) -> None:
+    """Remove what the failed attempts wrote: it is of another configuration."""
+    for name in {*FILES, "wandb_id"} - {"lock", "stop"}:
+        (path / name).unlink(missing_ok=True)
+    for name in (*FOLDERS, "wandb", "tensorboard"):
+        shutil.rmtree(path / name, ignore_errors=True)
+
+
+def _reject_other(path: Path, stored: Run, run: Run, lines: Sequence[str]) -> NoReturn:
+    """ValueError naming the fields that differ and what to do."""
+    what = f"out: {path} holds a run with another configuration"
+    if len(lines) == 1 and lines[0].startswith("data.path: "):
+        raise ValueError(f"{what} ({lines[0]}); {_moved_images(path, stored, run)}")
+    changes = "\n  ".join(lines)
+    raise ValueError(f"{what}; use another --out:\n  {changes}")
+
+
+def _moved_images(path: Path, stored: Run, run: Run) -> str:
+    """What to do where only data.path is another: with the same images a run continues exactly."""
+    from cls.data.sources import load
+    from cls.tracking import run_data  # only this error needs what loads long
+
+    options = {"data.path": stored.data.path, "data.copy": run.data.path, "out": str(path)}
+    command = f"the run continues, with the same results, with: {command_line(options)}"
+    try:
+        found = load(run.data, run.seed)
+        drift = run_data.drift(path, run_data.look(found), run_data.stored_classes(path / "classes.txt", found.classes))
+    except Exception as error:  # whatever the new path is: it decides between texts of one error
+        reason = (str(error) or type(error).__name__).partition("\n")[0]
+        return f"use another --out ({reason}); but if the images were only moved, {command}"
+    if not drift:
+        return f"{run.data.path} has the same images, so {command}"
+    return f"{run.data.path} is not what the run was started with ({drift}): use another --out"

@@ -1,0 +1,177 @@
+"""The W&B page of a run: one run, whatever the number of processes and lives that carried it."""
+
+import dataclasses
+import io
+import json
+import logging
+import os
+import re
+import secrets
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+from safetensors import safe_open
+
+from cls.config import Run, Track
+from cls.runtime.files import write_whole
+from cls.tracking.metrics_log import Mistake, Row
+
+Mode = Literal["online", "offline", "disabled"]
+LOG = logging.getLogger("cls")
+INIT_SECONDS = 60  # a cluster node without internet waits this long at every start, then logs offline
+MISTAKES = 64  # wrong images that the page shows
+FINISH_SECONDS = 120  # upload at the end; what is left stays on disk for `wandb sync`
+LEAVE_SECONDS = 10  # the same when a run is stopped: its next life sends what is left
+
+
+def wandb_mode(track: Track) -> Mode:
+    """The W&B mode: the configured one; with auto, WANDB_MODE if set, else online when a key is known, else offline."""
+    if track.wandb != "auto":
+        return track.wandb
+    match os.environ.get("WANDB_MODE", ""):
+        case "":
+            return "online" if wandb_key() else "offline"
+        case "online" | "run":
+            return "online"
+        case "offline" | "dryrun":
+            return "offline"
+        case "disabled":
+            return "disabled"
+        case other:
+            raise ValueError(f"WANDB_MODE must be online, offline or disabled, found {other!r}")
+
+
+def wandb_key() -> bool:
+    import wandb  # here and below: 1 s that only rank 0 of a tracked run has to pay
+
+    try:
+        wandb.setup(wandb.Settings(silent=True))
+        known = wandb.login(prompt=False, verify=False)
+        wandb.teardown()  # the question has started its service and two threads, beside which nothing may be forked
+        return known
+    except (wandb.errors.AuthenticationError, ValueError) as error:  # a malformed key; a WANDB_* value it refuses
+        raise ValueError(f"W&B: {error}; correct it, or use --track.wandb disabled") from error
+
+
+def load() -> None:
+    """Import W&B in this thread: loader workers, forked while another thread imports, would inherit its locks."""
+    import wandb  # noqa: F401  # 1 s that only rank 0 of a tracked run has to pay
+
+
+class WandbRun:
+    """One W&B run per run directory, whatever the number of processes that carried it."""
+
+    def __init__(self, run: Run, folder: Path, mode: Mode, rows: Sequence[Row], info: dict[str, Any]) -> None:
+        import wandb
+
+        self._artifact = run.track.artifact
+        self._framing = {name: getattr(run.data.evaluated, name) for name in ("size", "eval_frame", "crop_pct")}
+        try:
+            self._run = _init_wandb(run, folder, mode, info)
+        except Exception as error:  # no network, a refused key, a server that does not answer
+            if mode == "offline":
+                raise
+            # the data are not lost, only later: nodes without internet are common, and `wandb sync` sends them
+            LOG.warning("W&B cannot be reached, logging offline (%s)", str(error).partition("\n")[0])
+            wandb.teardown()  # the failed attempt still holds the run id
+            self._run = _init_wandb(run, folder, "offline", info)
+        self._run.define_metric("global_step")
+        self._run.define_metric("*", step_metric="global_step")
+        self._step = 0
+        # What this W&B run already has: nothing when offline (each process writes a new directory), else all before
+        # the step it saw last, lost steps that are done again included; a row of that step may be sent twice.
+        self._seen = self._run.summary.get("global_step", 0)
+        for row in rows:
+            self.log(row)
+        self._replace_earlier(folder / "wandb")
+        if not self._run.offline:
+            LOG.info("W&B run: %s", self._run.url)
+
+    def _replace_earlier(self, folder: Path) -> None:
+        """Earlier offline attempts of this run hold a part of what this one does: `wandb sync` shall pass over them."""
+        own = Path(self._run.settings.sync_file).resolve()
+        for file in folder.glob(f"offline-run-*/run-{self._run.id}.wandb"):
+            if file.resolve() != own:
+                file.with_suffix(".wandb.synced").touch()
+
+    def log(self, row: Row) -> None:
+        self._step = int(row["step"])
+        if self._step < self._seen:
+            return
+        values = {key: value for key, value in row.items() if key not in ("step", "time")}
+        self._run.log({"global_step": self._step, **values})  # never step=: what is behind the server's is dropped
+
+    def results(self, pictures: Mapping[str, Path], mistakes: Sequence[Mistake], model: Path) -> None:
+        """Pictures, the first MISTAKES wrong images as a table and, where the configuration says so, the weights."""
+        import wandb
+
+        self._run.log({"global_step": self._step} | {name: wandb.Image(str(path)) for name, path in pictures.items()})
+        try:
+            if mistakes:
+                self._run.log({"global_step": self._step, "wrong_images": _table(mistakes[:MISTAKES])})
+            if self._artifact == "always" or (self._artifact == "auto" and not self._run.offline):
+                self._send(model)
+        except Exception as error:  # W&B copies these to WANDB_DATA_DIR, by default the home folder, which may be full
+            LOG.warning("W&B does not get the wrong images or the model: %s", error)
+
+    def _send(self, model: Path) -> None:
+        import wandb
+
+        with safe_open(model, framework="np") as file:
+            header = file.metadata()
+        facts = {key: json.loads(header[key]) for key in ("classes", "statistics")}  # mean and std of the input
+        artifact = wandb.Artifact(f"model-{self._run.id}", "model", metadata=facts | {"data": self._framing})
+        artifact.add_file(str(model))
+        self._run.log_artifact(artifact, aliases=["best"])
+
+    def finish(self, summary: Mapping[str, float]) -> str:
+        command = f"wandb sync {shlex.quote(self._run.settings.sync_dir)}"
+        self._run.summary.update(dict(summary))
+        try:
+            self._run.finish()
+        except TimeoutError:
+            return command
+        return command if self._run.offline else ""
+
+
+def _table(mistakes: Sequence[Mistake]) -> Any:
+    import wandb
+
+    photos = (wandb.Image(Image.open(io.BytesIO(wrong.picture)), file_type="jpg") for wrong in mistakes)
+    rows = [
+        [wrong.id, photo, wrong.true, wrong.predicted, wrong.probability]
+        for wrong, photo in zip(mistakes, photos, strict=True)
+    ]
+    return wandb.Table(["id", "picture", "true", "predicted", "probability"], rows)
+
+
+def _init_wandb(run: Run, folder: Path, mode: Mode, info: dict[str, Any]) -> Any:
+    import wandb
+
+    config = dataclasses.asdict(run) | info
+    text = json.dumps(config, default=str)
+    for name, value in os.environ.items():
+        if re.search(r"(KEY|TOKEN|SECRET|PASSWORD)$", name) and len(value) >= 8 and value in text:
+            raise ValueError(f"the configuration contains the value of {name}; nothing was sent")
+    stored = folder / "wandb_id"
+    if not stored.exists():
+        write_whole(stored, (os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)).encode())
+    return wandb.init(
+        project=run.track.project,
+        name=run.track.name or folder.resolve().name,
+        id=stored.read_text().strip(),
+        resume="allow",
+        dir=str(folder.resolve()),
+        mode=mode,
+        config=config,
+        settings=wandb.Settings(
+            console="off",
+            silent=True,
+            init_timeout=INIT_SECONDS,
+            finish_timeout=FINISH_SECONDS,
+            finish_timeout_raises=True,
+        ),
+    )

@@ -1,0 +1,223 @@
+"""When and how a run is saved: rank 0 writes in the background, and a disk in trouble does not end the training."""
+
+import logging
+import shutil
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from cls.distributed.world import World
+from cls.runtime.exit import ForeignDirectoryError, lost_directory
+from cls.tracking.events import EventLog
+from cls.tracking.run_dir import RunDir
+from cls.training import checkpoint
+from cls.training.checkpoint import HostCopies, Snapshot, Tensors
+from cls.training.history import History
+from cls.training.state import State
+
+RETRY_SECONDS = 60.0  # after a save that failed
+log = logging.getLogger("cls")
+
+
+class CheckpointWriter:
+    """Checkpoints and best/model.safetensors of one life.
+
+    A step waits for the copy to host memory only. The order on disk is checkpoint, best weights, pruning: each kill
+    leaves all that was there before, and :func:`mend_best` restores the best weights from the checkpoint that knows
+    them. A failed save is told of, noted in lives.jsonl and tried again with a newer state; only where there is no
+    checkpoint at all yet it ends the run.
+    """
+
+    def __init__(
+        self, folder: RunDir, world: World, state: State, header: dict[str, str], lives: EventLog | None
+    ) -> None:
+        """``lives`` of rank 0; the others have none."""
+        self.folder, self.world, self.state, self.header, self.lives = folder, world, state, header, lives
+        self.checkpoints = folder.path / "checkpoints"
+        self.copies = HostCopies()
+        self.saved = (-1, -1)  # (step, last validation) of the newest one asked for
+        self._interval = 60 * folder.run.train.save_minutes
+        self._due = time.monotonic() + self._interval
+        self._thread: threading.Thread | None = None
+        self._waiting_best: tuple[int, Tensors] | None = None
+        self._problem = ""
+        self._slowest, self._over = 0.0, False
+        world.on_main(lambda: check_room(folder.path, state))
+        world.on_main(lambda: mend_best(folder.path, state, header))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._thread:
+            self._thread.join()
+
+    def due(self) -> bool:
+        """Rank 0: True once each time a checkpoint inside an epoch is due. ValueError where none can be written."""
+        if not self.world.main or (self._thread and self._thread.is_alive()):
+            return False
+        if self._problem and not checkpoint.checkpoints(self.checkpoints):
+            raise ValueError(
+                f"{self.checkpoints}: the first checkpoint could not be written ({self._problem}): free space, or use "
+                "another --out"
+            )
+        if (not self._interval and not self._problem) or time.monotonic() < self._due:
+            return False
+        self._due = time.monotonic() + max(self._interval, RETRY_SECONDS)
+        return True
+
+    def save(self, step: int) -> None:
+        """Copy the state (all ranks call it) and start to write it; waits for an earlier writing to end first."""
+        with self.world.timer.on("saving"):
+            self._save(step)
+
+    def save_and_wait(self, step: int) -> None:
+        """:meth:`save` before leaving: a launcher that sees one rank leave kills the others after 30 s.
+
+        A sharded model is not saved where the stop cannot wait for the other ranks: a shard alone is useless.
+        """
+        if self.world.stop.at_once and self.world.fsdp:
+            return
+        self.save(step)
+        if self._thread:
+            with self.world.timer.on("saving"):
+                self._thread.join()
+
+    def _save(self, step: int) -> None:
+        if self._over:  # a stop after the end
+            return
+        self._reject_lost()
+        if self.saved == (step, self.state.history.validated):  # a stop right after a save; the same on all ranks
+            return
+        since = time.monotonic()
+        if self._thread:
+            self._thread.join()
+        self.saved = (step, self.state.history.validated)
+        snapshot = self.copies.snapshot(step, self.state, self.world.main)
+        if not self.world.main:
+            return
+        self.folder.refuse_successor()
+        waited = time.monotonic() - since
+        self._due = time.monotonic() + self._interval
+        # not a daemon: a write that has begun is finished whatever ends the run
+        clock = self.world.timer.read()
+        self._thread = threading.Thread(target=self._write, args=(snapshot, self._best(snapshot), waited, clock))
+        self._thread.start()
+
+    def _reject_lost(self) -> None:
+        """ForeignFolderError, on all ranks, where the run directory is no longer there: nothing can be saved in it."""
+        lost = self.world.main and self.folder.lost
+        if not self.world.stop.at_once:  # then no rank waits for another one
+            lost = any(self.world.gather(lost))
+        if lost:
+            raise ForeignDirectoryError(lost_directory(self.folder.path))
+
+    def finish(self) -> None:
+        """Wait for the last writing and save no more: the network will be the best one, which nothing continues from.
+
+        Rank 0: ValueError if the best weights could not be written.
+        """
+        self._over = True
+        if self._thread:
+            self._thread.join()
+        if self._waiting_best:
+            step, tensors = self._waiting_best
+            try:
+                self._write_best(step, tensors)
+            except OSError as error:
+                raise ValueError(
+                    f"{self.folder.path}: the best weights could not be written ({error.strerror}): free space, then "
+                    "the same command goes on from the last checkpoint"
+                ) from error
+
+    def _best(self, snapshot: Snapshot) -> tuple[int, Tensors] | None:
+        """The weights to keep as the best: this step's if it is the best epoch's, or if no epoch is over yet."""
+        history = self.state.history
+        if history.best_accuracy_step == snapshot.step or (
+            history.best_accuracy_step < 0 and history.validated == snapshot.step
+        ):
+            return snapshot.step, snapshot.average or snapshot.model
+        return self._waiting_best
+
+    def _write(
+        self, snapshot: Snapshot, best: tuple[int, Tensors] | None, waited: float, clock: dict[str, float]
+    ) -> None:
+        since, history = time.monotonic(), History.of(snapshot.progress["history"])
+        assert self.lives is not None
+        try:
+            if best and best[0] != snapshot.step:
+                self._write_best(*best)  # of an earlier save that failed: no checkpoint holds these weights
+            path = checkpoint.write(self.checkpoints, snapshot)
+            if best and best[0] == snapshot.step:
+                self._write_best(*best)
+            checkpoint.prune(self.checkpoints, self.folder.run.train.keep, history)
+            size = sum(file.stat().st_size for file in path.iterdir())
+            self._problem = ""
+        except Exception as error:  # whatever it is: a save that fails must not end the training, nor go unseen
+            self._failed(snapshot.step, best, error)
+            return
+        seconds = time.monotonic() - since
+        self.world.stop.leave_seconds = self._slowest = max(self._slowest, waited + seconds)
+        self.lives.add(
+            "save", step=snapshot.step, waited=round(waited, 4), seconds=round(seconds, 4), bytes=size, clock=clock
+        )
+
+    def _write_best(self, step: int, tensors: Tensors) -> None:
+        path = self.folder.path / "best" / "model.safetensors"
+        checkpoint.save_weights(path, tensors, self.header | {"step": str(step)})
+        self._waiting_best = None
+
+    def _failed(self, step: int, best: tuple[int, Tensors] | None, error: Exception) -> None:
+        self._problem = (error.strerror if isinstance(error, OSError) else "") or f"{type(error).__name__}: {error}"
+        self._due = time.monotonic() + RETRY_SECONDS
+        if best:
+            self._waiting_best = best
+            self.copies.let_go()
+        good = checkpoint.checkpoints(self.checkpoints)
+        last = f"the last one is {good[-1].name}" if good else "there is none yet"
+        assert self.lives is not None
+        log.warning("checkpoint of step %d could not be written (%s); %s", step, self._problem, last)
+        self.lives.add("save_failed", step=step, reason=self._problem)
+
+
+def check_room(out: Path, state: State) -> None:
+    """ValueError where not even one checkpoint and the best weights fit on the disk."""
+    weights = sum(t.numel() * t.element_size() for t in state.model.state_dict().values())
+    moments = 2 if isinstance(state.optimizer, torch.optim.AdamW) else 1
+    needed = weights * (1 + moments + (state.average is not None)) + weights
+    free = shutil.disk_usage(out).free
+    if free < needed:
+        raise ValueError(
+            f"out: {free / 1e6:.0f} MB are free in {out}; one checkpoint and the best weights take {needed / 1e6:.0f}, "
+            "and up to train.keep + 2 are kept: free space, or use another --out"
+        )
+
+
+def mend_best(out: Path, state: State, header: dict[str, str]) -> None:
+    """Make best/model.safetensors what the history says, where a kill or a damaged checkpoint came between them."""
+    step = state.history.best_accuracy_step
+    if step < 0 or best_step(out) == step:
+        return
+    part = "average" if state.average is not None else "model"
+    for path in checkpoint.checkpoints(out / "checkpoints")[::-1]:
+        if (checkpoint.step_of(path) or (0, 0))[0] == step and not checkpoint.verify(path):
+            weights = load_file(path / f"{part}.safetensors")
+            checkpoint.save_weights(out / "best" / "model.safetensors", weights, header | {"step": str(step)})
+            return
+    log.warning("the best weights (step %d) are lost with their checkpoint: the next epoch's take their place", step)
+    state.history.best_accuracy = float("-inf")
+
+
+def best_step(out: Path) -> int:
+    """The step of best/model.safetensors; -1 if there is none that can be read."""
+    try:
+        with safe_open(out / "best" / "model.safetensors", framework="pt") as file:
+            return int((file.metadata() or {})["step"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return -1

@@ -1,0 +1,178 @@
+"""What rank 0 writes and shows while a run goes on; the other ranks' journals do nothing."""
+
+import contextlib
+import os
+import platform
+import shlex
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from cls import __version__
+from cls.distributed.world import World
+from cls.runtime.exit import classify
+from cls.runtime.signals import LOOK_SECONDS
+from cls.runtime.timer import began, queued
+from cls.tracking import goodput
+from cls.tracking.events import EventLog
+from cls.tracking.metrics_log import read_rows, rewind
+from cls.tracking.progress_bar import ProgressBar
+from cls.tracking.run_dir import RunDir
+from cls.tracking.tracker import Results, Tracker
+from cls.tracking.wandb_run import FINISH_SECONDS, LEAVE_SECONDS
+from cls.training.history import History
+from cls.training.loss_monitor import Finished
+from cls.training.steps import Steps
+
+# the libraries whose versions decide a result
+DECIDE = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "opencv-python-headless", "simplejpeg")
+
+
+class RunLogger:
+    """metrics.jsonl with its mirrors, lives.jsonl, and the progress display."""
+
+    def __init__(self, folder: RunDir, world: World, steps: Steps, first: int, model: nn.Module) -> None:
+        self.folder, self.count = folder, steps
+        self.tracker: Tracker | None = None
+        self.figures: dict[str, float] = {}
+        self.validated: dict[str, float] = {}
+        self.lives: EventLog | None = None
+        self.step, self.world, self._looked = first, world, time.monotonic()
+        if world.main:
+            gone = goodput.lost(read_rows(folder.path), rewind(folder.path, first))
+            before = goodput.so_far(folder.path)["lost_steps"]
+            info = describe(world, model) | {"lives": folder.life + 1, "lost_steps": before + gone["lost"]}
+            self.tracker = Tracker(folder.run, folder.path, info)
+            self.progress = ProgressBar(steps.total, first, epochs=folder.run.train.epochs)
+            self.lives = EventLog(folder.path, folder.life)
+            self.lives.add(
+                "start", step=first, processes=world.size, sharded=world.fsdp,
+                **{key: info[key] for key in ("device", "host", "job", "nodes", "command", "versions")},
+                began=round(began(), 3), queue=round(queued(), 3), **gone,
+            )  # fmt: skip
+            gloo = " (gloo)" if world.size > 1 and world.device.type == "cpu" else ""
+            self.progress.line(
+                f"{folder.run.recipe}: {info['parameters']:,} parameters ({info['trainable']:,} trainable), "
+                f"{steps.images:,} training images, {world.size} process(es){gloo} on {info['device']}, "
+                f"{folder.run.train.precision}, step {first} of {steps.total} -> {folder.path}"
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self.tracker:
+            assert self.lives is not None
+            self.lives.add("end", step=self.step, outcome=classify(error), clock=self.world.timer.read())
+            self.lives.close()
+            self.progress.close()
+            spent = goodput.so_far(self.folder.path)
+            self.figures |= {f"time/{part}": seconds for part, seconds in spent["seconds"].items()}
+            self.figures |= {key: spent[key] for key in ("goodput", "lives", "lost_steps")}
+            hint = self._finish_tracker(stopped=kind is not None)
+            if hint and kind is None:
+                print(hint, flush=True)
+
+    def _finish_tracker(self, stopped: bool) -> str:
+        """A request to stop ends the wait for an upload; where the run was stopped by one, a second Ctrl-C does."""
+        assert self.tracker is not None
+        stop, seconds = self.world.stop, LEAVE_SECONDS if stopped else FINISH_SECONDS
+        with stop.deferred("what has been uploaded so far"):
+            return self.tracker.finish(self.figures, seconds, lambda: stop.at_once if stopped else bool(stop.reason))
+
+    def steps(self, finished: list[Finished]) -> None:
+        """Steps whose loss has reached the host."""
+        if not self.tracker:
+            return
+        self._look()
+        for done in finished:
+            self.step = done.step
+            row = {
+                "step": done.step,
+                "epoch": self.count.epochs_done(done.step - 1) + 1,
+                "train/loss": done.loss,
+                "train/lr": done.lr,
+                "train/images_per_second": self.count.train.batch / done.seconds,
+            }
+            self.tracker.log(row)
+            self.progress.step(done.step, row | self.validated)
+
+    def _look(self) -> None:
+        """Ask for a stop, on which all ranks agree, where the run directory was deleted or renamed: one stat a second.
+
+        Files that are open would take its rows without an error, and be lost.
+        """
+        now = time.monotonic()
+        if now - self._looked >= LOOK_SECONDS:
+            self._looked = now
+            if self.folder.lost:
+                self.world.stop.reason = self.world.stop.reason or f"{self.folder.path} no longer exists"
+
+    def epoch(self, step: int, figures: dict[str, float], history: History) -> None:
+        """A validation: its figures go to the record, one line to the screen; all ranks call it."""
+        clocks = self.world.gather(self.world.timer.read())
+        if not self.tracker:
+            return
+        epoch, best = self.count.epochs_done(step), max(history.best_accuracy, figures["accuracy"])
+        self.validated = {"val/accuracy": figures["accuracy"]}
+        spent = self.spent(step, clocks)
+        self.tracker.log({"step": step, "epoch": epoch, **{f"val/{k}": v for k, v in figures.items()}, **spent})
+        self.progress.line(
+            f"epoch {epoch}/{self.count.train.epochs} done  val accuracy {figures['accuracy']:.4f} (best {best:.4f})  "
+            f"val loss {figures['loss']:.4f}"
+        )
+
+    def spent(self, step: int, clocks: list[dict[str, float]]) -> dict[str, float]:
+        """Where this life's seconds have gone so far, on rank 0, and the rank that the others waited for."""
+        assert self.lives is not None
+        rank, longer = goodput.slowest(clocks)
+        self.lives.add("epoch", step=step, slowest=rank, clock=clocks[0])
+        seconds = {f"time/{kind}": value for kind, value in clocks[0].items()} | {"time/queue": round(queued(), 3)}
+        return seconds | {
+            "time/goodput": round(goodput.share(clocks[0], queued()), 4),
+            "time/slowest_rank": rank,
+            "time/slowest_longer": round(longer, 3),
+        }
+
+    def finish(self, results: Results) -> str:
+        """Log the results of the finished run and give its last line."""
+        if self.tracker:
+            best = self.folder.path / "best" / "model.safetensors"
+            self.tracker.results(results.pictures, results.mistakes, best)
+            self.figures = results.figures
+            self.progress.line(results.text)
+        return results.text
+
+    def predicted(self) -> None:
+        """The predictions are written: where the time has gone until here, for the report."""
+        if self.lives:
+            self.lives.add("results", step=self.step, clock=self.world.timer.read())
+
+
+def describe(world: World, model: nn.Module) -> dict[str, Any]:
+    """Facts of this life of the run that its configuration does not hold."""
+    device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "processes": world.size,
+        "device": device,
+        "host": platform.node(),
+        "job": os.environ.get("SLURM_JOB_ID", ""),
+        "nodes": os.environ.get("SLURM_JOB_NODELIST", ""),
+        "command": shlex.join(sys.argv),
+        "versions": {"cls": __version__, "python": platform.python_version()} | _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in DECIDE:
+        with contextlib.suppress(PackageNotFoundError):  # another distribution of the same library, as conda's
+            found[name] = version(name)
+    return found

@@ -1,0 +1,70 @@
+"""Losses and wishes on their way to the host: read one step later, so that no step waits for the device."""
+
+import math
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cls.runtime.exit import NonFiniteError
+
+
+class Finished(NamedTuple):
+    step: int  # optimizer steps done
+    loss: float
+    lr: float
+    seconds: float  # since the step before finished
+
+
+class LossMonitor:
+    """A queue of one: ``put`` starts the copy of this step's loss and gives the step before, whose copy has ended.
+
+    ``stop`` and ``save``: what any rank wished at the step last read. They come with the loss, so all ranks read the
+    same at the same step.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.stop = self.save = False
+        self._waiting: tuple[int, Tensor, float, float, torch.cuda.Event | None] | None = None
+        self._last = time.perf_counter()
+
+    def put(self, step: int, result: Tensor, lr: float) -> list[Finished]:
+        """``result``: loss, ranks that want to stop, ranks that want a checkpoint."""
+        host = torch.empty(3, pin_memory=result.is_cuda)
+        host.copy_(result, non_blocking=True)
+        event = torch.cuda.Event() if result.is_cuda else None  # type: ignore[no-untyped-call]  # torch's
+        if event:
+            event.record()
+        done = self.drain()
+        now = time.perf_counter()
+        self._waiting, self._last = (step, host, lr, now - self._last, event), now
+        return done
+
+    def drain(self) -> list[Finished]:
+        """The step still on its way, if any, with its wishes.
+
+        NonFiniteError names the draws of a step whose loss is not a number.
+        """
+        self.save = False
+        if self._waiting is None:
+            return []
+        step, host, lr, seconds, event = self._waiting
+        self._waiting = None
+        if event:
+            event.synchronize()
+        value, stop, save = host.tolist()
+        self.stop, self.save = self.stop or stop > 0, save > 0
+        if not math.isfinite(value):
+            first = (step - 1) * self.batch
+            raise NonFiniteError(
+                f"the loss of step {step} is {value} (draws {first} to {first + self.batch - 1}); that step may "
+                "have been applied: the last checkpoint is the state to continue from. Try a lower --optim.lr or "
+                "--optim.clip 1"
+            )
+        return [Finished(step, value, lr, seconds)]
+
+    def restart(self) -> None:
+        """Forget the time that passed outside the loop (validation, saving)."""
+        self._last = time.perf_counter()

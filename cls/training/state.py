@@ -1,0 +1,71 @@
+"""All that changes while a run goes on, built from its configuration."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from cls.config import Run
+from cls.distributed.world import World
+from cls.models.build import build_model, fresh_parameters
+from cls.models.freeze import train_mode
+from cls.models.sharding import shard, sharding_units
+from cls.training.history import History
+from cls.training.optim import Schedule, build_optimizer, moving_average, parameter_groups
+from cls.training.steps import Steps
+
+
+@dataclass
+class State:
+    model: nn.Module  # unwrapped: its keys are torchvision's or timm's own
+    optimizer: Optimizer
+    schedule: Schedule
+    average: AveragedModel | None
+    history: History
+    frozen: tuple[str, ...] = ()
+    """Parts that stay in eval mode."""
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that are validated, kept as best and used for prediction."""
+        if self.average is None:
+            return self.model
+        module: nn.Module = self.average.module
+        return module
+
+    def train_mode(self) -> None:
+        train_mode(self.model, self.frozen)
+
+    def update(self, clip: float) -> float:
+        """One step of optimizer, moving average and schedule from the batch's gradients; gives the rate it had.
+
+        clip 0 does not clip.
+        """
+        lr = self.schedule.lr
+        if clip:
+            nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], clip)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.schedule.step()
+        return lr
+
+
+def build_state(run: Run, classes: int, steps: Steps, world: World) -> State:
+    """Model, optimizer, schedule and moving average at step 0, the same on every rank; sharded if FSDP is asked for."""
+    model = build_model(run.model, classes, run.seed).to(world.device)
+    if run.train.channels_last and not world.fsdp:  # sharding needs row-major parameters
+        model = model.to(memory_format=torch.channels_last)
+    average = moving_average(model, run.optim.ema)
+    if world.fsdp:
+        for network in (model, *([average.module] if average else [])):
+            shard(network, sharding_units(network, run.model), world.mesh())
+    lr = run.optim.learning_rate(run.train.batch)
+    groups = parameter_groups(model, run.optim, fresh_parameters(model, run.model), lr)
+    optimizer = build_optimizer(groups, run.optim)
+    schedule = Schedule(optimizer, run.optim, run.train.epochs, steps.whole, lr)
+    state = State(model, optimizer, schedule, average, History(), run.model.freeze)
+    state.train_mode()
+    return state

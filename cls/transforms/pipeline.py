@@ -1,0 +1,64 @@
+"""One image from its bytes to the pixels that a worker sends, by the fused path or by the reference."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cls.transforms import fused, reference
+from cls.transforms.decode import CorruptImageError, decode
+from cls.transforms.geometry import Plan, arrange
+from cls.transforms.jpeg import Decoder, Jpeg, Pixels
+from cls.transforms.ops import Op
+from cls.transforms.params import draw
+
+Area = tuple[int, int, int, int]
+"""The box to erase: top, left, height, width; zeros for none."""
+
+
+class Planned(NamedTuple):
+    """A JPEG that is not decoded yet, and all that will be done with it."""
+
+    image: Jpeg
+    plan: Plan
+
+
+class Rendered(NamedTuple):
+    pixels: Pixels
+    """uint8 [h, w, 3]."""
+    area: Area
+
+
+class Renderer:
+    """Carries operations out on one image after the other; the decoder's memory is used again and again."""
+
+    def __init__(self, ops: tuple[Op, ...], exact_order: bool) -> None:
+        self.ops, self.exact_order, self._decoder = ops, exact_order, Decoder()
+
+    def plan(
+        self, data: bytes | memoryview | CorruptImageError, rng: np.random.Generator
+    ) -> Planned | Rendered | CorruptImageError:
+        """Header and random numbers, for a whole batch before its first pixel: between decodings, which throw Python
+        out of the caches, the same takes twice as long. Only a JPEG can wait like this: its pixels take no memory yet.
+        """
+        try:
+            if isinstance(data, CorruptImageError):
+                return data
+            if self.exact_order:
+                whole = decode(bytes(data))
+                pixels, area = reference.apply(whole, draw(self.ops, *whole.size, rng))
+                return Rendered(pixels.permute(1, 2, 0).numpy(), area)
+            image = self._decoder.open(data)
+            plan = arrange(draw(self.ops, image.width, image.height, rng), image.width, image.height)
+            if isinstance(image, Jpeg):
+                return Planned(image, plan)
+            return Rendered(np.array(fused.carry_out(image, plan, self._decoder)), plan.box)
+        except CorruptImageError as error:
+            return error
+
+    def render(self, planned: Planned | Rendered | CorruptImageError) -> Rendered:
+        """The pixels, to be copied before the next image; BadImage if it is none."""
+        if isinstance(planned, CorruptImageError):
+            raise planned
+        if isinstance(planned, Rendered):
+            return planned
+        return Rendered(fused.carry_out(planned.image, planned.plan, self._decoder), planned.plan.box)

@@ -1,0 +1,524 @@
+"""Sharded training (FSDP 2) on real gloo processes: DDP's numbers, half its memory, the same files, and resuming."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from conftest import ROOT, SMALL, environment
+from forked import Ended
+from safetensors.torch import load_file, save_file
+from sharded_train import Recorded, Tensors, gathered, records, sha
+from tests.runs.test_survival import images
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck, ResNet
+
+from cls.training.checkpoint import checkpoints, verify
+from cls.config import Model
+from cls.commands.audit import audit
+from cls.tracking.events import read_events
+from cls.models.build import build_shapes
+from cls.models.sharding import sharding_units
+
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what accelerate_configs/fsdp.yaml makes of the launcher
+METHOD = """
+--train.reduce fast --optim.clip 0.5 --optim.ema 0.9 --optim.label-smoothing 0.1 --augment.mixup 0.4 --optim.head-lr 5
+--optim.lr 1e-3 --train.keep 1 --track.ledger True
+"""
+COMMON = [*SMALL, *METHOD.split()]  # 100 images, 4 micro-batches of 8
+NORMED = [*COMMON, "--model.backbone", "timm/test_efficientnet_gn", "--train.channels-last", "False"]
+STEPS = 20
+WHOLE = [*NORMED, "--train.max-steps", str(STEPS)]
+RESNEXT = "resnext14_8x8d"
+FROZEN = ("stem", "layer1", "layer2", "layer3")
+
+
+@dataclass(frozen=True)
+class Life:
+    """One command's run, and what its ranks held."""
+
+    ended: Ended
+    ranks: list[dict[str, Any]]
+    start: Tensors
+    last: Tensors
+    ema: Tensors
+
+    @property
+    def out(self) -> Path:
+        return self.ended.out
+
+    def figures(self, key: str) -> list[float]:
+        return [row[key] for row in self.ended.rows if key in row]
+
+    def part(self, name: str) -> Tensors:
+        return {k.removeprefix(f"{name}."): v for k, v in self.last.items() if k.startswith(f"{name}.")}
+
+
+Go = Callable[..., Life]
+
+
+@pytest.fixture(scope="module")
+def runs() -> Iterator[Recorded]:
+    found = Recorded(environment())
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fsdp")
+
+
+@pytest.fixture(scope="module")
+def go(runs: Recorded, folder: Path) -> Go:
+    """A run on (mostly) two ranks that must end well, or as ``blow`` asks; every rank says how it holds the model."""
+
+    def on_ranks(name: str, args: list[str], fsdp: bool, blow: str = "", world: int = 2) -> Life:
+        ended = runs.run(folder / name, args, world, blow, **(FSDP if fsdp else {}))
+        assert ended.codes == [85 if blow else 0] * world, ended.output
+        assert "Traceback" not in ended.output
+        ranks = records(ended)
+        assert [(r["rank"], r["world"], r["fsdp"]) for r in ranks] == [(rank, world, fsdp) for rank in range(world)]
+        assert len({r["pid"] for r in ranks}) == world
+        for rank in ranks:
+            assert len(rank["networks"]) == 2  # the model and its average
+            for network in rank["networks"]:
+                assert network["groups"] > 1 if fsdp else network["groups"] == 0
+                assert network["sharded"] == (network["parameters"] if fsdp else 0) and network["parameters"] > 10
+        start = read_events(ended.out)
+        assert [(e["processes"], e["sharded"]) for e in start if e["event"] == "start"][-1] == (world, fsdp)
+        return Life(ended, ranks, *(gathered(ended, when) for when in ("start", "last", "ema")))
+
+    return on_ranks
+
+
+def equal(ours: Tensors, theirs: Tensors) -> bool:
+    assert sorted(ours) == sorted(theirs)
+    return all(ours[k].dtype == theirs[k].dtype and ours[k].equal(theirs[k]) for k in ours)
+
+
+def newest(out: Path) -> Path:
+    path = checkpoints(out / "checkpoints")[-1]
+    assert verify(path) == ""
+    return path
+
+
+def same_figures(ours: Life, theirs: Life, rel: float) -> None:
+    for key in ("train/loss", "val/loss"):
+        assert ours.figures(key) == pytest.approx(theirs.figures(key), rel=rel)
+    assert ours.figures("train/lr") == theirs.figures("train/lr")
+    steps = [[row["step"] for row in life.ended.rows] for life in (ours, theirs)]
+    assert steps[0] == steps[1]
+
+
+# --- the same training ---
+
+
+@pytest.fixture(scope="module")
+def ddp(go: Go) -> Life:
+    """GroupNorm, so that nothing but the order of sums tells DDP from FSDP."""
+    return go("ddp", WHOLE, False)
+
+
+@pytest.fixture(scope="module")
+def fsdp(go: Go) -> Life:
+    return go("fsdp", WHOLE, True)
+
+
+@pytest.fixture(scope="module")
+def weights(folder: Path) -> Path:
+    """A network of timm's own making whose statistics are not those of a fresh one."""
+    generator = torch.Generator().manual_seed(3)
+    network = timm.create_model("test_resnet", num_classes=10)
+    state = network.state_dict()
+    for name, value in state.items():
+        if name.endswith("num_batches_tracked"):
+            value.fill_(7)
+        elif not name.endswith("running_var"):
+            value.copy_(torch.randn(value.shape, generator=generator) * value.std().clamp(min=0.01))
+    save_file(state, folder / "weights.safetensors")
+    return folder / "weights.safetensors"
+
+
+@pytest.fixture(scope="module")
+def frozen(go: Go, weights: Path) -> dict[bool, Life]:
+    """Four stages at their pretrained values, and BatchNorm that learns in the last one; by sharded or not."""
+    args = [*COMMON, "--model.backbone", "timm/test_resnet", "--model.weights", str(weights), "--train.max-steps", "8"]
+    return {sharded: go(f"frozen-{sharded}", [*args, "--model.freeze", *FROZEN], sharded) for sharded in (False, True)}
+
+
+def test_twenty_steps_have_the_losses_of_ddp(ddp: Life, fsdp: Life) -> None:
+    """Clipping, moving average, label smoothing, mixup and the head's own rate included."""
+    assert len(fsdp.figures("train/loss")) == STEPS and len(fsdp.figures("val/loss")) == 7
+    same_figures(fsdp, ddp, 1e-5)
+    assert images(fsdp.out) == images(ddp.out) and len(images(fsdp.out)) == STEPS * 32
+    assert ddp.figures("train/loss")[-1] < 0.8 * ddp.figures("train/loss")[0]  # they have moved
+    for name, value in fsdp.part("model").items():
+        assert torch.allclose(value, ddp.part("model")[name], rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.soak
+def test_a_frozen_network_has_the_losses_of_ddp(frozen: dict[bool, Life]) -> None:
+    assert len(frozen[True].figures("train/loss")) == 8
+    same_figures(frozen[True], frozen[False], 1e-5)
+
+
+@pytest.mark.soak
+def test_bf16_has_the_first_losses_of_ddp(go: Go, ddp: Life) -> None:
+    args = [*NORMED, "--train.precision", "bf16", "--train.max-steps", "3"]
+    ours, theirs = go("bf16-fsdp", args, True), go("bf16-ddp", args, False)
+    assert len(ours.figures("train/loss")) == 3
+    same_figures(ours, theirs, 2e-2)
+    for life in (ours, theirs):  # it is another arithmetic than fp32
+        assert life.figures("train/loss") != ddp.figures("train/loss")[:3]
+        assert all(v.dtype == torch.float32 for k, v in life.last.items() if v.is_floating_point())
+
+
+# --- memory ---
+
+
+@pytest.fixture(scope="module")
+def large(go: Go) -> dict[bool, Life]:
+    """The ResNeXt of the digits recipe, 5.3 million parameters."""
+    args = [*COMMON, "--train.max-steps", "2"]
+    return {sharded: go(f"large-{sharded}", args, sharded) for sharded in (False, True)}
+
+
+def test_a_rank_holds_half_of_everything(large: dict[bool, Life]) -> None:
+    weights = sum(p.numel() * 4 for p in architecture(RESNEXT).parameters())
+    for sharded, life in large.items():
+        for rank in life.ranks:
+            held = rank["bytes"]
+            if not sharded:
+                assert held == {"parameters": weights, "gradients": weights, "moments": 2 * weights}
+            for name, whole in large[False].ranks[0]["bytes"].items():
+                assert not sharded or held[name] <= 0.52 * whole, name
+    for rank in large[True].ranks:  # all tensors that Python can see between two steps, the moving average included
+        assert 2.5 * weights <= rank["alive"] <= 0.52 * large[False].ranks[0]["alive"]
+    both = [sum(rank["bytes"][name] for rank in large[True].ranks) for name in ("parameters", "gradients", "moments")]
+    assert all(have >= need for have, need in zip(both, (weights, weights, 2 * weights), strict=True))
+
+
+@pytest.mark.parametrize("which", ["fsdp", "large", pytest.param("frozen", marks=pytest.mark.soak)])
+def test_two_groups_at_most_are_whole_at_once(which: str, request: pytest.FixtureRequest) -> None:
+    """The root's own and one block's; after a step, an evaluation and the last prediction none."""
+    found = request.getfixturevalue(which)
+    life = found if which == "fsdp" else found[True]
+    for rank in life.ranks:
+        assert rank["most_gathered"] == {"train": 2, "eval": 2, "backward": 2}
+        assert rank["networks"][0]["groups"] == rank["networks"][1]["groups"] >= 6
+        assert rank["layers_seen"] > 100
+        assert rank["left_gathered"] == 0
+        assert rank["looks"] == rank["steps"] + len(life.figures("val/loss")) + 1
+        assert rank["steps"] == len(life.figures("train/loss")) > 1
+
+
+# --- resuming ---
+
+
+@pytest.fixture(scope="module")
+def chain(go: Go) -> list[Life]:
+    """DDP, FSDP, DDP, each of the first two stopped inside an epoch by a signal to one rank."""
+    return [
+        go("chain", WHOLE, False, "SIGTERM@1:step:5"),
+        go("chain", WHOLE, True, "SIGUSR1@0:step:5"),
+        go("chain", WHOLE, False),
+    ]
+
+
+@pytest.fixture(scope="module")
+def halves(go: Go) -> list[Life]:
+    """FSDP twice; a copy of the run directory between the two is kept as ``halfway``."""
+    first = go("halves", WHOLE, True, "SIGTERM@0:step:8")
+    shutil.copytree(first.out, first.out.with_name("halfway"))
+    return [first, go("halves", WHOLE, True)]
+
+
+def test_a_run_goes_on_from_ddp_to_fsdp_and_back(chain: list[Life], ddp: Life) -> None:
+    starts = [event for event in read_events(chain[-1].out) if event["event"] == "start"]
+    assert [(e["step"], e["processes"], e["sharded"]) for e in starts] == [(0, 2, False), (6, 2, True), (12, 2, False)]
+    assert [life.ranks[0]["steps"] for life in chain] == [6, 6, 8]
+    same_figures(chain[-1], ddp, 1e-5)
+    assert images(chain[-1].out) == images(ddp.out)
+    found = audit(chain[-1].out, 100, 32, balanced=False)
+    assert found["problems"] == [] and found["ledger"] and len(found["lives"]) == 3
+
+
+def test_everything_is_restored_bit_for_bit(chain: list[Life], halves: list[Life]) -> None:
+    """Weights, buffers, moving average, moments: what a life starts with is what the one before ended with."""
+    for before, after in (chain[:2], chain[1:], halves):
+        assert equal(after.start, before.last)
+        kinds = {name.split(".")[0] for name in after.start}
+        assert kinds == {"model", "average", "optimizer"}
+        moments = [v for k, v in after.start.items() if k.endswith((".exp_avg", ".exp_avg_sq"))]
+        assert len(moments) == 2 * before.ranks[0]["networks"][0]["parameters"] and all(m.any() for m in moments)
+        assert not equal(after.last, after.start)
+
+
+def test_fsdp_after_fsdp_is_the_uninterrupted_run_bit_for_bit(halves: list[Life], fsdp: Life) -> None:
+    assert [life.ranks[0]["steps"] for life in halves] == [9, 11]
+    assert equal(halves[-1].last, fsdp.last)
+    same_figures(halves[-1], fsdp, 0)
+    assert [rank["weights"] for rank in halves[-1].ranks] == [rank["weights"] for rank in fsdp.ranks]
+    ours, theirs = newest(halves[-1].out), newest(fsdp.out)
+    for name in ("model.safetensors", "average.safetensors", "optimizer.safetensors"):
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+
+
+@pytest.mark.soak
+def test_control_without_the_moments_the_losses_are_others(go: Go, halves: list[Life], fsdp: Life) -> None:
+    path = newest(halves[0].out.with_name("halfway"))
+    (path / "optimizer.safetensors").unlink()
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["sha256"]["optimizer.safetensors"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    life = go("halfway", [*NORMED, "--train.max-steps", "12"], True)
+    ours, theirs = life.figures("train/loss")[:12], fsdp.figures("train/loss")[:12]
+    assert ours[:10] == theirs[:10]  # the weights were there
+    assert all(abs(a / b - 1) > 1e-4 for a, b in zip(ours[10:], theirs[10:], strict=True))
+
+
+@pytest.mark.soak
+def test_uneven_and_empty_pieces_go_on_in_others(go: Go) -> None:
+    """CBAM's last convolution has one row, the output layer ten: four ranks hold 1 0 0 0 and 3 3 3 1, then two do."""
+    args = [*COMMON, "--model.backbone", "timm/test_resnet", "--model.cbam", "4", "--model.freeze", *FROZEN]
+    args += ["--model.weights", "none", "--train.max-steps", "6"]
+    first = go("uneven", args, True, "SIGTERM@3:step:2", world=4)
+    assert [rank["networks"][0]["empty"] > 0 for rank in first.ranks] == [False, True, True, True]
+    assert first.last["model.layer4.1.spatial.weight"].shape == (1, 2, 7, 7)
+    second, whole = go("uneven", args, True), go("even", args, False)
+    assert equal(second.start, first.last) and first.ranks[0]["steps"] == 3
+    same_figures(second, whole, 1e-5)
+    assert images(second.out) == images(whole.out)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("moment", ["micro:13", "update:11", "evaluation:3", "between files:5", "after rename:2"])
+def test_a_sharded_run_killed_anywhere_is_the_uninterrupted_one(
+    go: Go, runs: Recorded, folder: Path, fsdp: Life, moment: str
+) -> None:
+    name = f"killed-{moment.replace(' ', '-').replace(':', '-')}"
+    killed = runs.run(folder / name, WHOLE, 2, f"SIGKILL@0:{moment}", **FSDP)
+    assert killed.codes == [-9, -9] and killed.struck == [moment.split(":")[0]], killed.output
+    life = go(name, WHOLE, True)
+    assert equal(life.last, fsdp.last)
+    same_figures(life, fsdp, 0)
+    assert audit(life.out, 100, 32, balanced=False)["problems"] == []
+
+
+# --- what is written ---
+
+
+def architecture(backbone: str) -> nn.Module:
+    """Without this package."""
+    if backbone.startswith("timm/"):
+        return timm.create_model(backbone.removeprefix("timm/"), num_classes=10)
+    assert backbone == RESNEXT
+    return ResNet(Bottleneck, [1, 1, 1, 1], groups=8, width_per_group=8, num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("which", "backbone"),
+    [("fsdp", "timm/test_efficientnet_gn"), ("large", RESNEXT), ("frozen", "timm/test_resnet")],
+)
+def test_what_is_saved_is_a_plain_network(which: str, backbone: str, request: pytest.FixtureRequest) -> None:
+    found = request.getfixturevalue(which)
+    life = found if which == "fsdp" else found[True]
+    last = newest(life.out)
+    for file, part in ((last / "model.safetensors", "model"), (last / "average.safetensors", "average"),
+                       (life.out / "best" / "model.safetensors", "average")):  # fmt: skip
+        saved = load_file(file)
+        assert architecture(backbone).load_state_dict(saved, strict=True).missing_keys == []
+        if file.parent.name == "best" and which != "large":
+            continue  # an earlier epoch's may be the best; the large one has none but the last
+        assert equal(saved, life.part(part))
+    assert equal(load_file(last / "optimizer.safetensors"), life.part("optimizer"))
+
+
+def test_frozen_stages_keep_their_bytes(frozen: dict[bool, Life], weights: Path) -> None:
+    before = load_file(weights)
+    for life in frozen.values():
+        assert equal(life.start, {f"{part}.{k}": v for part in ("model", "average") for k, v in before.items()})
+        for part in ("model", "average"):
+            after = life.part(part)
+            assert sorted(after) == sorted(before)
+            for name, value in after.items():
+                learns = name.startswith(("layer4.", "fc."))
+                assert value.equal(before[name]) != learns, (part, name)
+                assert value.numpy().tobytes() == before[name].numpy().tobytes() or learns
+        saved = load_file(newest(life.out) / "optimizer.safetensors")
+        assert saved and all(name.startswith(("layer4.", "fc.")) for name in saved)
+        for rank in life.ranks:
+            assert "layer4.0.bn1" in rank["training"]
+            assert not [
+                name for name in rank["training"] if name.startswith(("conv1", "bn1", *(f"{f}." for f in FROZEN)))
+            ]
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_batchnorm_statistics_are_the_same_on_both_ranks(
+    sharded: bool, large: dict[bool, Life], frozen: dict[bool, Life]
+) -> None:
+    for life, backbone in ((large[sharded], RESNEXT), (frozen[sharded], "timm/test_resnet")):
+        first, second = (rank["buffers"] for rank in life.ranks)
+        assert first == second and len(set(first)) == len(first) == life.ranks[0]["steps"]
+        names = [name for name, _ in architecture(backbone).named_buffers()]
+        saved = load_file(newest(life.out) / "model.safetensors")
+        assert sha({name: saved[name] for name in names}) == first[-1]
+        assert [rank["weights"] for rank in life.ranks].count(life.ranks[0]["weights"]) == (1 if sharded else 2)
+
+
+def test_the_moving_average_is_that_of_the_whole_weights(
+    fsdp: Life, chain: list[Life], large: dict[bool, Life], frozen: dict[bool, Life]
+) -> None:
+    """Recomputed from the weights after each step in float64: 0.9 of the average and 0.1 of the weights."""
+    for life in (fsdp, chain[1], large[True], frozen[True]):
+        average = life.part("average")
+        assert sorted(average) == sorted(life.ema)
+        for name, value in average.items():
+            assert torch.allclose(value.double(), life.ema[name], rtol=1e-6, atol=1e-6), name
+        moved = [n for n, value in average.items() if not value.equal(life.part("model")[n])]
+        assert moved  # it is not the weights themselves
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ("world", "args", "env", "parts"),
+    [
+        (
+            3,
+            [],
+            {},
+            ["4 micro-batches", "train.batch 32", "on 3 processes", "each must carry as many", "DDP"],
+        ),
+        (2, [], {"FSDP_VERSION": "1"}, ["FSDP version 1", "loses the optimizer's state", "fsdp.yaml"]),
+        (2, ["--train.reduce", "exact"], {}, ["train.reduce is exact", "--train.reduce fast", "ddp.yaml"]),
+        (1, [], {}, ["there is one process", "--num_processes 2", "one_gpu.yaml"]),
+        (2, ["--train.compile", "True"], {}, ["train.compile is not tested with FSDP", "ddp.yaml"]),
+    ],
+    ids=["uneven", "version", "exact", "alone", "compile"],
+)
+def test_what_cannot_be_sharded_is_refused(
+    runs: Recorded, tmp_path: Path, world: int, args: list[str], env: dict[str, str], parts: list[str]
+) -> None:
+    ended = runs.run(tmp_path / "run", [*NORMED, *args], world, **(FSDP | env))
+    assert ended.codes == [2] * world, ended.output
+    assert "Traceback" not in ended.output and ended.output.count("user error: ") == 1
+    assert ended.exit["outcome"] == "user_error"
+    for part in parts:
+        assert part in ended.exit["reason"] and part in ended.output
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+# --- what is gathered together ---
+
+
+def blocks_of(network: nn.Module, kinds: tuple[str, ...]) -> list[nn.Module]:
+    return [module for module in network.modules() if type(module).__name__ in kinds]
+
+
+def meta(backbone: str, **more: Any) -> tuple[nn.Module, list[nn.Module]]:
+    config = Model(backbone=backbone, weights="none", **more)
+    network = build_shapes(config, 100)
+    return network, sharding_units(network, config)
+
+
+def size(parameters: Iterator[Tensor]) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "more", "kinds", "blocks", "head"),
+    [
+        ("resnet18", {}, ("BasicBlock",), 8, "fc"),
+        ("resnet50", {"head": "512 bn silu dropout:0.5"}, ("Bottleneck",), 16, "fc"),
+        ("resnext101_32x8d", {}, ("Bottleneck",), 33, "fc"),
+        ("resnext101_32x8d", {"cbam": (4,), "dropout3": 0.2}, ("Bottleneck", "CBAM"), 34, "fc"),
+        ("resnet50", {"cbam": (1, 2, 3, 4), "cbam_chained": True}, ("Bottleneck", "CBAM"), 20, "fc"),
+        ("resnext101_64x4d", {"gate": 500, "head": "bn 512 relu dropout:0.5"}, ("Bottleneck",), 33, "fc"),
+        ("resnext14_8x8d", {}, ("Bottleneck",), 4, "fc"),
+        ("timm/seresnext101d_32x8d.ah_in1k", {"head": "dropout:0.5"}, ("Bottleneck",), 33, "fc"),
+        ("timm/seresnextaa101d_32x8d", {}, ("Bottleneck",), 33, "fc"),
+        ("timm/vit_base_patch16_224", {}, ("Block",), 12, "head"),
+    ],
+)
+def test_each_block_and_the_head_are_gathered_alone(
+    backbone: str, more: dict[str, Any], kinds: tuple[str, ...], blocks: int, head: str
+) -> None:
+    network, units = meta(backbone, **more)
+    expected = [*blocks_of(network, kinds), network.get_submodule(head)]
+    assert len(expected) == blocks + 1
+    assert sorted(map(id, units)) == sorted(map(id, expected))
+    parameters = [id(p) for unit in units for p in unit.parameters()]
+    assert len(parameters) == len(set(parameters))
+    assert size(network.parameters()) - sum(size(unit.parameters()) for unit in units) < 0.02 * size(
+        network.parameters()
+    )
+
+
+@pytest.mark.parametrize(
+    ("backbone", "kind", "blocks", "left"),
+    [
+        ("timm/test_convnext", "ConvNeXtBlock", 9, 0.2),
+        ("timm/test_vit", "Block", 6, 0.2),
+        ("timm/convnext_tiny", "ConvNeXtBlock", 18, 0.1),
+        ("timm/regnety_016", "Bottleneck", 27, 0.01),  # its stages are no sequences
+    ],
+)
+def test_networks_of_other_kinds(backbone: str, kind: str, blocks: int, left: float) -> None:
+    """No block is cut or counted twice; a tiny transformer's patch embedding is a large part of it."""
+    network, units = meta(backbone)
+    found = blocks_of(network, (kind,))
+    assert len(found) == blocks
+    for block in found:
+        assert sum(any(block is module for module in unit.modules()) for unit in units) == 1
+    parameters = [id(p) for unit in units for p in unit.parameters()]
+    assert len(parameters) == len(set(parameters))
+    root = size(network.parameters()) - sum(size(unit.parameters()) for unit in units)
+    assert root < left * size(network.parameters())
+
+
+def test_a_network_without_blocks_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"model\.backbone: \d\d% of timm/efficientvit_b0's parameters.*use DDP"):
+        meta("timm/efficientvit_b0")
+
+
+# --- the command ---
+
+
+def test_the_real_command(tmp_path: Path) -> None:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--main_process_port", str(port)]
+    command = [*launcher, "--config_file", str(ROOT / "accelerate_configs" / "fsdp.yaml"), str(ROOT / "train.py")]
+    args = [*SMALL, "--train.reduce", "fast", "--train.max-steps", "2", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [*command, *args], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ended = Ended([0, 0], done.stdout + done.stderr, tmp_path / "run", 0)
+    assert ended.exit["outcome"] == "done" and ended.exit["step"] == 2
+    (start,) = [event for event in read_events(ended.out) if event["event"] == "start"]
+    assert (start["processes"], start["sharded"]) == (2, True)
+    assert load_file(ended.out / "best" / "model.safetensors")["fc.weight"].shape[0] == 10
+
+
+@pytest.mark.parametrize(("name", "processes", "machines"), [("fsdp", 2, 1), ("fsdp_2node", 8, 2)])
+def test_the_launcher_files_ask_for_version_two(name: str, processes: int, machines: int) -> None:
+    found = yaml.safe_load((ROOT / "accelerate_configs" / f"{name}.yaml").read_text())
+    assert found["distributed_type"] == "FSDP"
+    assert found["fsdp_config"] == {"fsdp_version": 2, "fsdp_cpu_ram_efficient_loading": False}
+    assert (found["num_processes"], found["num_machines"]) == (processes, machines)
+    assert "mixed_precision" not in found

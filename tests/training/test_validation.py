@@ -1,0 +1,76 @@
+"""What a validation changes: which figure goes where, and which weights it is about."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from cls.config import Run, change
+from cls.distributed.world import World
+from cls.runtime.exit import NonFiniteError
+from cls.training.state import State, build_state
+from cls.training.steps import Steps
+from cls.training.validation import record_validation
+
+FIGURES = {"accuracy": 0.75, "loss": 0.5}
+
+
+class Noted:
+    """A logger that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.epochs: list[tuple[int, dict[str, float]]] = []
+
+    def epoch(self, step: int, figures: dict[str, float], history: Any) -> None:
+        self.epochs.append((step, figures))
+
+
+def built(**optim: Any) -> tuple[Steps, State]:
+    run = change(
+        Run(), model={"backbone": "timm/test_resnet", "weights": "none"}, train={"epochs": 4, "batch": 16}, optim=optim
+    )
+    steps = Steps(64, run.train)
+    world = World(accelerator=Accelerator(cpu=True), rank=0, size=1, local_size=1, device=torch.device("cpu"))
+    return steps, build_state(run, 3, steps, world)
+
+
+def test_the_schedule_is_given_the_loss_as_loss_and_the_accuracy_as_accuracy() -> None:
+    steps, state = built()
+    given: list[tuple[float, float]] = []
+    state.schedule = SimpleNamespace(epoch=lambda loss, accuracy: given.append((loss, accuracy)))  # type: ignore[assignment]
+    logger = Noted()
+    record_validation(4, steps, state, FIGURES, logger)  # type: ignore[arg-type]  # all that it asks for
+    assert given == [(0.5, 0.75)] and logger.epochs == [(4, FIGURES)]
+    assert (state.history.best_loss, state.history.best_accuracy) == (0.5, 0.75)
+    assert (state.history.best_loss_step, state.history.validated) == (4, 4)
+
+
+def test_inside_an_epoch_neither_schedule_nor_best_change() -> None:
+    steps, state = built()
+    state.schedule = SimpleNamespace(epoch=lambda *_: pytest.fail("no epoch has ended"))  # type: ignore[assignment]
+    record_validation(3, steps, state, FIGURES, Noted())  # type: ignore[arg-type]
+    assert state.history.best_accuracy_step == -1 and state.history.validated == 3
+
+
+def test_the_model_is_in_train_mode_afterwards_but_for_its_frozen_parts() -> None:
+    steps, state = built()
+    state.model.eval()
+    record_validation(4, steps, state, FIGURES, Noted())  # type: ignore[arg-type]
+    assert all(module.training for module in state.model.modules())
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_noted(loss: float) -> None:
+    steps, state = built()
+    with pytest.raises(NonFiniteError, match="after step 4"):
+        record_validation(4, steps, state, {"accuracy": 0.5, "loss": loss}, Noted())  # type: ignore[arg-type]
+    assert state.history.validated == 0
+
+
+def test_with_a_moving_average_its_weights_are_the_evaluated_ones() -> None:
+    _, state = built(ema=0.9)
+    assert state.average is not None and state.evaluated is state.average.module is not state.model
+    _, plain = built()
+    assert plain.average is None and plain.evaluated is plain.model
