@@ -18,7 +18,7 @@ from cls.models.sharding import sharding_units
     ],
 )
 def test_each_residual_block_is_a_unit_of_its_own(backbone: str, blocks: int) -> None:
-    """Also in stages of two blocks that are classes of their own (timm's RegNet, ConvNeXt): one unit of a whole stage would gather twice as much at once."""
+    """RegNet's and ConvNeXt's stages of two blocks too: a unit of a whole stage would gather twice as much at once."""
     config = Model(backbone=backbone, weights="none")
     units = sharding_units(build_model(config, 5, 0), config)
     assert len(units) == blocks + 1  # and the head

@@ -16,32 +16,32 @@ import yaml
 from conftest import launch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from tests.tracking.test_run_dir import CLUSTER
 
+from cls.commands.audit import audit_run
+from cls.commands.sweep.folder import sweep_table
+from cls.config import Run, change
+from cls.data.corrupt_images import CorruptImages
+from cls.data.readers import images_of
+from cls.data.sources import Splits, load
+from cls.evaluation.compare import compare
+from cls.evaluation.model_file import read_header
+from cls.evaluation.predictions import read_parquet
 from cls.evaluation.report.build import write_page
 from cls.evaluation.report.run_record import read_record
 from cls.evaluation.report.thumbnails import Pictures
-from cls.tracking import goodput
-from cls.evaluation.model_file import read_header
-from cls.training.resume import keep_data
-from cls.training.checkpoint import restore
-from cls.evaluation.compare import compare
-from cls.config import Run, change
-from cls.data.readers import images_of
-from cls.data.corrupt_images import CorruptImages
-from cls.data.sources import Splits, load
-from cls.tracking.run_dir import open_run_dir
-from cls.runtime.lock import in_use
-from cls.tracking.run_status import state_of
+from cls.evaluation.trained_model import network
 from cls.runtime.exit import DataError, raised_by_us
-from cls.commands.audit import audit_run
-from cls.commands.sweep.folder import sweep_table
-from cls.evaluation.predictions import read_parquet
+from cls.runtime.lock import in_use
+from cls.tracking import goodput
+from cls.tracking.metrics_log import read_rows, rewind
+from cls.tracking.run_dir import open_run_dir
+from cls.tracking.run_files import read_run
+from cls.tracking.run_status import state_of
+from cls.training.checkpoint import restore
+from cls.training.resume import keep_data
 from cls.training.state import State, build_state
 from cls.training.steps import Steps
-from cls.tracking.run_files import read_run
-from cls.tracking.metrics_log import read_rows, rewind
-from cls.evaluation.trained_model import network
+from tests.tracking.test_run_dir import CLUSTER
 
 # --- a real run, and what reads it ---
 

@@ -15,19 +15,19 @@ from conftest import environment, timeless
 from forked import Bench, Ended, bench
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tests.training.test_checkpoint import ALONE, advance, build
-from tests.training.test_checkpoint import bits as state_bits
-from tests.runs.test_stopping import TINY, saved
-from tests.runs.test_survival import bits
 
-from cls.training import checkpoint, checkpoint_writer
-from cls.training.checkpoint import checkpoints, restore, verify
 from cls.config import Run, change
 from cls.runtime.files import Lines
-from cls.tracking.run_dir import RunDir
 from cls.tracking.events import EventLog, read_events
+from cls.tracking.run_dir import RunDir
+from cls.training import checkpoint, checkpoint_writer
+from cls.training.checkpoint import checkpoints, restore, verify
 from cls.training.checkpoint_writer import CheckpointWriter, best_step, mend_best
 from cls.training.state import State
+from tests.runs.test_stopping import TINY, saved
+from tests.runs.test_survival import bits
+from tests.training.test_checkpoint import ALONE, advance, build
+from tests.training.test_checkpoint import bits as state_bits
 
 SOON = '{"cls.checkpoint_writer.RETRY_SECONDS": 0.0}'
 KEEP1 = [*TINY, "--train.keep", "1"]
@@ -361,7 +361,7 @@ def test_best_weights_that_no_checkpoint_has_are_said_to_be_lost(
 
 def test_a_failed_save_keeps_the_best_weights_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file in the way of the checkpoints makes each save fail; the best epoch is over by the time it is gone."""
-    monkeypatch.setattr(saver, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoint_writer, "RETRY_SECONDS", 0.0)
     state, folder, lives = build(), place_of(tmp_path), EventLog(tmp_path, 0)
     shutil.rmtree(folder.path / "checkpoints")
     (folder.path / "checkpoints").write_text("in the way")

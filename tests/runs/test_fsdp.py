@@ -18,16 +18,16 @@ from conftest import ROOT, SMALL, environment
 from forked import Ended
 from safetensors.torch import load_file, save_file
 from sharded_train import Recorded, Tensors, gathered, records, sha
-from tests.runs.test_survival import images
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from cls.training.checkpoint import checkpoints, verify
-from cls.config import Model
 from cls.commands.audit import audit
-from cls.tracking.events import read_events
+from cls.config import Model
 from cls.models.build import build_shapes
 from cls.models.sharding import sharding_units
+from cls.tracking.events import read_events
+from cls.training.checkpoint import checkpoints, verify
+from tests.runs.test_survival import images
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what accelerate_configs/fsdp.yaml makes of the launcher
 METHOD = """

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment
 from forked import Bench, Ended, bench
-from tests.runs.test_survival import bits
 
-from cls.training.checkpoint import checkpoints, verify
+from cls.commands.audit import audit
 from cls.config import Data
 from cls.data.readers import images_of
-from cls.commands.audit import audit
 from cls.data.sources import load
 from cls.tracking.events import read_events
+from cls.training.checkpoint import checkpoints, verify
+from tests.runs.test_survival import bits
 
 # 8 steps; the epochs end after steps 3, 5 and 8, the first two of them inside a batch; 3 slices a validation
 TINY = [

@@ -12,9 +12,9 @@ import pytest
 from conftest import SMALL, environment, timeless
 from forked import Bench, Ended, bench
 
-from cls.training.checkpoint import checkpoints, verify
 from cls.commands.audit import audit
 from cls.tracking.events import read_events
+from cls.training.checkpoint import checkpoints, verify
 
 METHOD = """
 --model.backbone timm/test_resnet --augment.mixup 0.4 --augment.mix-probability 0.5 --augment.erase 0.3 --optim.ema 0.9

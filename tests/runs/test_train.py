@@ -26,14 +26,14 @@ from torch.nn import functional as F
 
 import train
 from cls.commands.main import parse_run, refuse_early
+from cls.data.dataset import made_here, train_dataset
 from cls.data.readers import images_of
-from cls.data.dataset import draws_of, made_here
 from cls.data.sources import load
-from cls.transforms.params import draw
-from cls.transforms.ops import view_ops
-from cls.transforms.reference import apply
 from cls.models.build import build_model
 from cls.runtime.signals import SIGNALS
+from cls.transforms.ops import view_ops
+from cls.transforms.params import draw
+from cls.transforms.reference import apply
 
 TINY = [
     "digits", "--model.backbone", "timm/test_resnet", "--data.size", "32", "--data.workers", "0", "--train.batch", "16",
@@ -176,7 +176,7 @@ def test_epoch_one_matches_a_plain_loop(tmp_path: Path, name: str, lr: float) ->
     run = parse_run(args)
     splits = load(run.data, run.seed)
     torch.set_num_threads(1)
-    draws = draws_of(images_of(splits.train), run)
+    draws = train_dataset(images_of(splits.train), run)
     model = build_model(run.model, 10, run.seed)
     kind = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}[name]
     optimizer = kind(model.parameters(), lr=lr, weight_decay=run.optim.weight_decay)
