@@ -86,7 +86,7 @@ def test_no_cycles() -> None:
 
 OWNERS = {
     "wandb": ("cls/tracking/wandb_run.py",),
-    "datasets": ("cls/data/",),
+    "datasets": ("cls/data/", "cls/tracking/run_data.py", "cls/commands/pack.py", "cls/commands/bench/decoded.py"),
     "accelerate": ("cls/distributed/",),
     "tyro": ("cls/commands/main.py", "cls/commands/arguments.py"),
     "jinja2": ("cls/evaluation/report/build.py",),

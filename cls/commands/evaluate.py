@@ -44,16 +44,23 @@ def evaluate_images(
     found = trained.predictor.predict(EvalDataset(rows, tta, trained.run))
     if not trained.world.main:
         return None
-    figures, classes = summary(found), per_class(found)
-    document: dict[str, Any] = dict(figures)
+    classes = per_class(found)
+    document: dict[str, Any] = dict(summary(found))
     document["classes"] = {
         name: {"images": int(n), "recall": float(r), "precision": float(p), "f1": float(f)}
         for name, n, r, p, f in zip(
             trained.classes, classes.support, classes.recall, classes.precision, classes.f1, strict=True
         )
     }
-    for name, value in figures.items():
-        print(f"{name:<10} {value:.4f}".rstrip("0").rstrip("."), file=sys.stderr)
+    _print(document)
+    return document
+
+
+def _print(document: dict[str, Any]) -> None:
+    """The figures and the ten classes of the lowest recall, on standard error."""
+    for name, value in document.items():
+        if name != "classes":
+            print(f"{name:<10} {value:.4f}".rstrip("0").rstrip("."), file=sys.stderr)
     table = Table("class", "images", "recall", "precision", "f1", box=None)
     ranked = sorted(document["classes"].items(), key=lambda item: (item[1]["recall"], item[0]))
     for name, figure in [item for item in ranked if item[1]["images"]][:10]:
@@ -64,4 +71,3 @@ def evaluate_images(
         )
     console.print("worst classes:")
     console.print(table)
-    return document
