@@ -17,8 +17,8 @@ T = TypeVar("T")
 PATHS = {
     "Run": ("out",), "Data": ("path", "copy"), "Model": ("weights",),
     "Show": ("to",), "Predict": ("run", "path", "out"), "Evaluate": ("run", "path"), "Report": ("run", "to"),
-    "Audit": ("run",), "Sweep": ("name",), "Wish": ("slurm", "wandb"), "Compare": ("runs", "baseline", "to"),
-    "Request": ("script",), "Pack": ("path", "to"), "Export": ("run", "to"), "Options": ("images",),
+    "Audit": ("run",), "Sweep": ("name",), "SweepOptions": ("slurm", "wandb"), "Compare": ("runs", "baseline", "to"),
+    "PlanOptions": ("script",), "Pack": ("path", "to"), "Export": ("run", "to"), "ExportOptions": ("images",),
     "Check": ("path", "run", "to"), "Doctor": ("out", "data"),
 }  # fmt: skip
 """The fields that hold a path, by the class of the options: in them ``~`` and ``~user`` are a home directory."""

@@ -137,7 +137,7 @@ def test_the_shares_of_several_ranks_are_disjoint_and_together_all(rows: Dataset
     nobody = cast(Accelerator, None)
     for world_size in (2, 3, 5):
         ranks = [
-            Part(accelerator=nobody, rank=r, world_size=world_size, local_size=world_size, device=CPU)
+            Part(accelerator=nobody, rank=r, size=world_size, local_size=world_size, device=CPU)
             for r in range(world_size)
         ]
         parts = torch.stack([logits(rank) for rank in ranks])

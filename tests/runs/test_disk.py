@@ -29,7 +29,7 @@ from tests.runs.test_survival import bits
 from tests.training.test_checkpoint import ALONE, advance, build
 from tests.training.test_checkpoint import bits as state_bits
 
-SOON = '{"cls.checkpoint_writer.RETRY_SECONDS": 0.0}'
+SOON = '{"cls.training.checkpoint_writer.RETRY_SECONDS": 0.0}'
 KEEP1 = [*TINY, "--train.keep", "1"]
 
 

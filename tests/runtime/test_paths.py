@@ -26,9 +26,9 @@ HOME = os.path.expanduser("~")
 
 WORDS = {  # texts that are no paths
     "Run.recipe", "Recipes.name", "Data.image_column", "Data.label_column", "Model.backbone", "Model.head",
-    "Track.project", "Track.name", "Wish.launch", "Request.gpu", "Request.time", "Packing.image_column",
-    "Packing.label_column", "Check.image_column", "Check.label_column", "Options.gpu", "Sweep.words", "Predict.device",
-    "Evaluate.device", "Report.device", "Check.device",
+    "Track.project", "Track.name", "SweepOptions.launch", "PlanOptions.gpu", "PlanOptions.time",
+    "PackOptions.image_column", "PackOptions.label_column", "Check.image_column", "Check.label_column",
+    "BenchOptions.gpu", "Sweep.words", "Predict.device", "Evaluate.device", "Report.device", "Check.device",
 }  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def test_every_text_of_every_command_is_a_path_or_a_word() -> None:
     known = {f"{kind}.{name}" for kind, names in PATHS.items() for name in names}
     words = WORDS | {"Model.freeze", "Export.format"}
     # label files, which may stand behind a split (val=~/val.csv), are expanded where they are looked for
-    words |= {f"{kind}.{name}" for kind in ("Data", "Packing", "Check", "Evaluate")
+    words |= {f"{kind}.{name}" for kind in ("Data", "PackOptions", "Check", "Evaluate")
               for name in ("labels", "id_column", "label_column", "label_pattern")}  # fmt: skip
     assert found - words == known
 

@@ -39,8 +39,10 @@ CLUSTER = World(
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_in(out: Path, **sections: Any) -> Run:
-    return change(dataclasses.replace(Run(), out=str(out)), **sections)
+def run_in(out: Path | str, **sections: Any) -> Run:
+    """A configuration of a small network whose weights need no file."""
+    model = {"backbone": "timm/test_resnet", "weights": "none"}
+    return change(dataclasses.replace(Run(), out=str(out)), **{"model": model} | sections)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -280,7 +282,7 @@ def test_a_new_directory_gets_the_resolved_configuration(tmp_path: Path) -> None
 
 def test_without_out_the_name_is_recipe_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with open_run_dir(Run(recipe="digits"), CLUSTER) as folder:
+    with open_run_dir(change(run_in(""), recipe="digits"), CLUSTER) as folder:
         assert folder.path.parent == Path("runs") and folder.run.out == str(folder.path)
         made = time.mktime(time.strptime(folder.path.name, "digits-%Y%m%d-%H%M%S"))
         assert abs(time.time() - made) < 5
@@ -425,7 +427,7 @@ def test_starts_of_the_same_second_take_the_next_free_name(tmp_path: Path, monke
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "digits-20261128-231144-3").write_text("a file")
     with ThreadPoolExecutor(6) as pool:
-        folders = list(pool.map(lambda seed: open_run_dir(change(Run(), seed=seed), CLUSTER), range(6)))
+        folders = list(pool.map(lambda seed: open_run_dir(change(run_in(""), seed=seed), CLUSTER), range(6)))
     first = "runs/digits-20261128-231144"
     assert sorted(str(folder.path) for folder in folders) == [first, *(f"{first}-{n}" for n in (2, 4, 5, 6, 7))]
     assert all(folder.unnamed and not folder.finished and folder.life == 0 for folder in folders)
@@ -441,7 +443,7 @@ def test_what_fails_while_it_is_opened_leaves_no_directory_of_its_own(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("cls.tracking.run_dir.resolve_precision", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        open_run_dir(Run(), CLUSTER)
+        open_run_dir(run_in(""), CLUSTER)
     assert list((tmp_path / "runs").iterdir()) == []
     with pytest.raises(ZeroDivisionError):
         open_run_dir(run_in(tmp_path / "named"), CLUSTER)

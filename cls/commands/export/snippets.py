@@ -35,7 +35,7 @@ def loading(model: Model, net: nn.Module, classes: int, folder: Path) -> str:
     """Imports and then at most three lines, after which ``model`` is the network in eval mode."""
     weights = repr(str(folder / "model.safetensors"))
     if library(model) == "cls":
-        return f"from cls.evaluation.predictor import network\nmodel = network({weights})"
+        return f"from cls.evaluation.trained_model import network\nmodel = network({weights})"
     if plain(model) and library(model) == "timm":
         return f"import timm\nmodel = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True).eval()"
     imported, built = _built(model.backbone, "" if model.head else f"num_classes={classes}")
