@@ -64,14 +64,24 @@ def launch(out: Path, args: list[str], processes: int = 1, script: str = "train.
     return Result(done.returncode, done.stdout + done.stderr, out)
 
 
+# tests of real processes, without what `pytest` alone runs and without the soak tests of the same files
+INTEGRATION = "integration and not promise and not soak"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == "integration":
+        config.option.markexpr = INTEGRATION
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start real runs first, the longest ones foremost: the workers then end at about the same time.
 
     xdist gives each of its three workers two files at once, so three short ones stand behind the three longest.
     """
-    long = ("test_slurm", "test_train", "test_exact", "test_seed", "test_steps", "test_cli", "test_fsdp",
-            "test_signals", "test_survival", "test_disk", "test_page", "test_any_run", "test_memory", "test_plan",
-            "test_plan_memory", "test_doctor", "test_fetch", "test_offline", "test_zoo")  # fmt: skip
+    long = ("test_slurm", "test_scripts", "test_train", "test_fsdp", "test_any_run", "test_exact", "test_rng",
+            "test_steps", "test_main", "test_stopping", "test_survival", "test_disk", "test_report_page", "test_damage",
+            "test_memory_probe", "test_plan", "test_plan_memory", "test_doctor", "test_fetch", "test_offline",
+            "test_zoo")  # fmt: skip
     order = {f"{name}.py": place for place, name in enumerate(long)}
     items.sort(key=lambda item: order.get(item.path.name, len(long)))
 

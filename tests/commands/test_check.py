@@ -250,6 +250,7 @@ def test_processes_do_not_change_the_findings(found: dict[str, Any], planted: Pa
     assert again == {key: value for key, value in found.items() if key != "sheet"}
 
 
+@pytest.mark.integration
 def test_the_verb_prints_its_document_and_exits_with_the_data_code(commands: dict[str, Any]) -> None:
     told = commands["check"]
     assert told["code"] == 3 and "Traceback" not in told["err"]
@@ -325,6 +326,7 @@ def hues(root: Path, seed: int, wrong: dict[str, str]) -> None:
                 save(root / place, encoded(image.resize((40, 40), Image.Resampling.BICUBIC), format="PNG"))
 
 
+@pytest.mark.integration
 def test_a_run_s_model_finds_the_wrong_labels(
     commands: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,6 +76,7 @@ def ranks() -> dict[int, int]:
     return found
 
 
+@pytest.mark.integration
 def test_the_doctor_examines_this_machine(
     tmp_path: Path, photos: Path, server: str, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
@@ -110,12 +111,14 @@ def test_the_doctor_examines_this_machine(
     assert os.listdir(tmp_path) == []  # what was measured is gone, and nothing was made that nobody asked for
 
 
+@pytest.mark.integration
 def test_two_gloo_processes_add_and_are_gone() -> None:
     found = trial("gloo", 2, 0.3, {})
     assert (found.problem, found.world_size, found.total) == ("", 2, 1.0 + 2.0)
     assert found.rate > 0 and ranks() == {}
 
 
+@pytest.mark.integration
 def test_a_transport_that_hangs_is_told_in_time_and_leaves_no_process() -> None:
     results: list[Trial] = []
     thread = threading.Thread(target=lambda: results.append(trial("gloo", 2, 0.5, {}, start_seconds=2.0)))
@@ -131,6 +134,7 @@ def test_a_transport_that_hangs_is_told_in_time_and_leaves_no_process() -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in running.values())
 
 
+@pytest.mark.integration
 def test_a_broken_setting_is_told_and_the_one_that_mends_it_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

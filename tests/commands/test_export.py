@@ -94,6 +94,7 @@ def test_cls_predicts_with_an_exported_file(tmp_path: Path, clothing: Path) -> N
     assert np.array_equal(*found) and found[0].std() > 0
 
 
+@pytest.mark.integration
 def test_what_a_killed_export_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     """Whether the place was there or not; a living export's folder, and other people's, stay."""
     program = (

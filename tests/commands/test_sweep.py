@@ -294,6 +294,7 @@ NEW = {
 SOME = {"cbam-mixup/mixup": 2, "cbam-mixup/random-mixup": 1, "mlp-head/weights": 3, "se-resnext/backbone": 3}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("new", [SOME, pytest.param(NEW, marks=pytest.mark.soak)], ids=["some", "all"])
 def test_every_table_end_to_end(new: dict[str, int], server: Server, place: Path, tmp_path: Path) -> None:
     """In one folder, in which a run that stands in several tables is there once; a table is whole when all are done."""

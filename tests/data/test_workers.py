@@ -218,6 +218,7 @@ def forks(record: Path) -> list[list[str]]:
     return [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_at_each_fork_of_a_run_the_only_thread_is_the_main_one(tmp_path: Path, images: Path, world_size: int) -> None:
     """Three epochs with W&B, checkpoints, a heartbeat, validations, a test split and test-time views: one set of loader
@@ -241,6 +242,7 @@ def test_at_each_fork_of_a_run_the_only_thread_is_the_main_one(tmp_path: Path, i
             assert forks(record) and forks(record) == [["MainThread"]] * len(forks(record)), words
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("kind", ["no key", "a key", "parquet", pytest.param("compiled", marks=pytest.mark.soak)])
 def test_other_libraries_threads_are_not_there_at_a_fork(tmp_path: Path, images: Path, kind: str) -> None:
     """W&B answers whether a key is known by its service; datasets and downloads leave tqdm's monitor."""
@@ -279,6 +281,7 @@ def rows(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_signal_to_the_whole_group_saves_and_resumes_bit_for_bit(tmp_path: Path, images: Path, name: str) -> None:
     """As ``timeout 100 python train.py`` and many schedulers send it: to the loader's processes and W&B's too."""
@@ -310,6 +313,7 @@ def test_a_signal_to_the_whole_group_saves_and_resumes_bit_for_bit(tmp_path: Pat
         ]
 
 
+@pytest.mark.integration
 def test_ctrl_c_while_the_libraries_load_is_calm(tmp_path: Path) -> None:
     process = started([sys.executable, str(ROOT / "train.py"), "digits", "--out", "run"], tmp_path)
     end = time.monotonic() + 60

@@ -52,6 +52,7 @@ def whole(runs: Bench, folder: Path) -> Ended:
     return ended
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("world_size", "megabytes"),
     [pytest.param(2, 440, marks=pytest.mark.soak), pytest.param(1, 540, marks=pytest.mark.soak)],
@@ -90,6 +91,7 @@ def test_a_piece_that_does_not_fit_on_one_rank_is_cut_on_all(
     assert saved(out) == [(1, 0)]
 
 
+@pytest.mark.integration
 def test_memory_that_is_short_later_on_costs_no_checkpoint(runs: Bench, folder: Path, whole: Ended) -> None:
     """Rank 1 fails in the first of its two micro-batches of step 5; rank 0 loses its partner."""
     out = folder / "later"

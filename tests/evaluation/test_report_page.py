@@ -179,6 +179,7 @@ def shown(browser: Any, run: Path) -> Iterator[Shown]:
         assert not found.outside and not found.complaints
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1100])
 def test_it_opens_without_network_complaint_or_sideways_scrolling(
@@ -193,6 +194,7 @@ def test_it_opens_without_network_complaint_or_sideways_scrolling(
         assert (sum(map(int, re.findall(r"\d+", paper))) < 200) == (scheme == "dark")
 
 
+@pytest.mark.integration
 def test_hostile_names_stay_text(shown: Shown, run: Path) -> None:
     tab = shown.tab
     names = tab.locator("#class-table tbody th").all_text_contents()
@@ -211,6 +213,7 @@ def test_hostile_names_stay_text(shown: Shown, run: Path) -> None:
     assert "--track.name='<u>'" in tab.locator("#setup pre").first.text_content()
 
 
+@pytest.mark.integration
 def test_markup_that_got_in_could_fetch_and_run_nothing(browser: Any, run: Path, tmp_path: Path) -> None:
     """The second wall: with the escaping defeated on purpose."""
     text = (run / "report.html").read_text()
@@ -222,6 +225,7 @@ def test_markup_that_got_in_could_fetch_and_run_nothing(browser: Any, run: Path,
         assert sum("Content Security Policy" in text for text in found.complaints) == 2
 
 
+@pytest.mark.integration
 def test_the_value_under_the_cursor(shown: Shown, run: Path) -> None:
     tab = shown.tab
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -246,6 +250,7 @@ def told_of(p: Predictions, row: int, column: int) -> str:
     return f"{total} image{'' if total == 1 else 's'}, {100 * total / support:.1f}% of {support}"
 
 
+@pytest.mark.integration
 def test_the_matrix_zooms_moves_and_lists_images(shown: Shown, run: Path) -> None:
     tab, p = shown.tab, read_record(run).val
     assert p is not None
@@ -295,6 +300,7 @@ def test_the_matrix_zooms_moves_and_lists_images(shown: Shown, run: Path) -> Non
     assert moved["cell"] == f"{i},{j}"  # a drag is no click
 
 
+@pytest.mark.integration
 def test_the_matrix_by_keyboard(shown: Shown, run: Path) -> None:
     tab, p = shown.tab, read_record(run).val
     assert p is not None
@@ -312,6 +318,7 @@ def test_the_matrix_by_keyboard(shown: Shown, run: Path) -> None:
     assert "recognised" in tab.locator("#cell h3").text_content()
 
 
+@pytest.mark.integration
 def test_the_matrix_by_touch(browser: Any, run: Path) -> None:
     options = {"viewport": {"width": 360, "height": 700}, "has_touch": True, "is_mobile": True}
     with Shown(browser, run / "report.html", **options) as found:
@@ -334,6 +341,7 @@ def test_the_matrix_by_touch(browser: Any, run: Path) -> None:
         assert not found.complaints
 
 
+@pytest.mark.integration
 def test_classes_are_sorted_and_searched(shown: Shown, run: Path) -> None:
     tab, p = shown.tab, read_record(run).val
     assert p is not None
@@ -355,6 +363,7 @@ def test_classes_are_sorted_and_searched(shown: Shown, run: Path) -> None:
     assert tab.locator("#class-table tbody tr:visible").count() == 5
 
 
+@pytest.mark.integration
 def test_summary_and_tables_need_no_script(browser: Any, run: Path) -> None:
     p = read_record(run).val
     assert p is not None
@@ -443,6 +452,7 @@ def test_a_thousand_classes_and_thirty_thousand_images_open_in_three_seconds(bro
     assert size < 15e6 and busy < 3
 
 
+@pytest.mark.integration
 def test_a_run_that_goes_on_has_a_report(browser: Any, tmp_path: Path) -> None:
     begin(tmp_path / "new")
     assert "has not ended" in written(tmp_path / "new")

@@ -101,6 +101,7 @@ def failures(out: Path) -> list[dict[str, Any]]:
 # --- the disk fills up ---
 
 
+@pytest.mark.integration
 def test_a_disk_that_is_too_small_is_refused_before_training(runs: Bench, disk: Mount) -> None:
     """376,186 parameters: model, average and two moments are 6.0 MB, best weights 1.5 MB."""
     ended = runs.run(disk(5) / "run", KEEP1)
@@ -110,6 +111,7 @@ def test_a_disk_that_is_too_small_is_refused_before_training(runs: Bench, disk: 
     assert ended.rows == [] and saved(ended.out) == [] and "Traceback" not in ended.output
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("begin", "end", "reason", "world"),
     [
@@ -134,6 +136,7 @@ def test_a_disk_in_trouble_for_a_while_does_not_end_the_run(
     assert saved(ended.out)[-1] == (8, 8)
 
 
+@pytest.mark.integration
 def test_rows_of_the_record_wait_for_the_disk(runs: Bench, disk: Mount) -> None:
     """A disk gives 4096 bytes at a time, which is some twenty rows: thirty steps need more."""
     args = [*KEEP1, "--train.batch", "4", "--track.ledger", "False"]
@@ -147,6 +150,7 @@ def test_rows_of_the_record_wait_for_the_disk(runs: Bench, disk: Mount) -> None:
     assert saved(ended.out)[-1] == saved(plain.out)[-1] == (30, 30) and failures(ended.out)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("begin", "end"), [("FILL", "FREE"), pytest.param("LOCK", "UNLOCK", marks=pytest.mark.soak)])
 def test_a_disk_in_trouble_to_the_end_is_one_clear_message(
     runs: Bench, disk: Mount, whole: Ended, begin: str, end: str
@@ -163,6 +167,7 @@ def test_a_disk_in_trouble_to_the_end_is_one_clear_message(
     check_done(again, whole)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_a_disk_that_is_full_at_the_first_save_ends_the_run(runs: Bench, disk: Mount, whole: Ended, world: int) -> None:
     """There is nothing yet that the run could go on from, so each further step would be lost time."""
@@ -175,6 +180,7 @@ def test_a_disk_that_is_full_at_the_first_save_ends_the_run(runs: Bench, disk: M
     check_done(runs.run(ended.out, KEEP1, world), whole, world)
 
 
+@pytest.mark.integration
 def test_a_read_only_place_is_refused_by_name(runs: Bench, disk: Mount) -> None:
     place = disk(20)
     (place / "run").mkdir()
@@ -198,6 +204,7 @@ def test_slow_renames_and_late_names_cost_time_only(runs: Bench, tmp_path: Path,
     check_done(runs.run(stopped.out, KEEP1, 2, **late), whole, 2)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("what", ["the checkpoint", "the best weights"])
 def test_a_name_that_never_shows_up_is_an_error_on_all_ranks(
     runs: Bench, tmp_path: Path, whole: Ended, what: str
@@ -224,6 +231,7 @@ def images(photos: Path, tmp_path: Path) -> tuple[Path, list[str]]:
     return tmp_path / "photos", [*KEEP1, "--data.limit", "0", "--data.path", str(tmp_path / "photos")]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_images_that_vanish_end_the_run_on_all_ranks(
     runs: Bench, tmp_path: Path, images: tuple[Path, list[str]], world: int
@@ -238,6 +246,7 @@ def test_images_that_vanish_end_the_run_on_all_ranks(
     assert again.codes == [0] * world and "step 3 of 9 ->" in again.output, again.output
 
 
+@pytest.mark.integration
 def test_one_image_that_vanishes_is_replaced(runs: Bench, tmp_path: Path, images: tuple[Path, list[str]]) -> None:
     folder, args = images
     ended = runs.run(tmp_path / "run", args, 1, "$GONE@0:probe:1", GONE=f"rm {folder}/train/7/7-2.jpg")
@@ -454,6 +463,7 @@ def test_lines_that_are_never_written_are_counted(disk: Mount, caplog: pytest.Lo
 # --- the run directory is deleted or renamed ---
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("blow", "moment", "world"),
     [

@@ -15,6 +15,8 @@ import pytest
 from conftest import ROOT, SMALL, Result, environment, launch, timeless
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.integration
+
 METHOD = """
 --model.backbone timm/test_resnet --model.head=64_bn_relu_dropout:0.5 --augment.mixup 0.4 --augment.mix-probability 0.5
 --augment.erase 0.3 --augment.hflip 0.5 --optim.ema 0.9 --optim.clip 1.0 --optim.label-smoothing 0.1
@@ -59,6 +61,7 @@ def one(folder: Path) -> Result:
     return run(folder, "one", 1)
 
 
+@pytest.mark.promise
 def test_control_training_changes_the_weights(one: Result) -> None:
     rows = [row for row in one.rows if "train/loss" in row]
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
@@ -70,6 +73,7 @@ def test_control_training_changes_the_weights(one: Result) -> None:
     assert all(not before[name].equal(after[name]) for name in before)  # parameters and BatchNorm statistics
 
 
+@pytest.mark.promise
 def test_control_every_image_once_per_epoch(one: Result) -> None:
     seen = [row for micro_batch in traces(one, 1) for row in micro_batch["rows"]]
     for epoch in range(7):
@@ -77,7 +81,10 @@ def test_control_every_image_once_per_epoch(one: Result) -> None:
     assert len(seen) == STEPS * 32
 
 
-@pytest.mark.parametrize("processes", [*(pytest.param(n, marks=pytest.mark.soak) for n in (2, 3)), 4])
+@pytest.mark.parametrize(
+    "processes",
+    [*(pytest.param(n, marks=pytest.mark.soak) for n in (2, 3)), pytest.param(4, marks=pytest.mark.promise)],
+)
 def test_same_bits_on_any_number_of_processes(folder: Path, one: Result, processes: int) -> None:
     result = run(folder, f"of{processes}", processes)
     assert traces(result, processes) == traces(one, 1)

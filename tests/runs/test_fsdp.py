@@ -156,6 +156,7 @@ def frozen(go: Go, weights: Path) -> dict[bool, Life]:
     return {sharded: go(f"frozen-{sharded}", [*args, "--model.freeze", *FROZEN], sharded) for sharded in (False, True)}
 
 
+@pytest.mark.integration
 def test_twenty_steps_have_the_losses_of_ddp(ddp: Life, fsdp: Life) -> None:
     """Clipping, moving average, label smoothing, mixup and the head's own rate included."""
     assert len(fsdp.figures("train/loss")) == STEPS and len(fsdp.figures("val/loss")) == 7
@@ -193,6 +194,7 @@ def large(go: Go) -> dict[bool, Life]:
     return {sharded: go(f"large-{sharded}", args, sharded) for sharded in (False, True)}
 
 
+@pytest.mark.integration
 def test_a_rank_holds_half_of_everything(large: dict[bool, Life]) -> None:
     weights = sum(p.numel() * 4 for p in architecture(RESNEXT).parameters())
     for sharded, life in large.items():
@@ -208,6 +210,7 @@ def test_a_rank_holds_half_of_everything(large: dict[bool, Life]) -> None:
     assert all(have >= need for have, need in zip(both, (weights, weights, 2 * weights), strict=True))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("which", ["fsdp", "large", pytest.param("frozen", marks=pytest.mark.soak)])
 def test_two_groups_at_most_are_whole_at_once(which: str, request: pytest.FixtureRequest) -> None:
     """The root's own and one block's; after a step, an evaluation and the last prediction none."""
@@ -243,6 +246,7 @@ def halves(go: Go) -> list[Life]:
     return [first, go("halves", WHOLE, True)]
 
 
+@pytest.mark.integration
 def test_a_run_goes_on_from_ddp_to_fsdp_and_back(chain: list[Life], ddp: Life) -> None:
     starts = [event for event in read_events(chain[-1].out) if event["event"] == "start"]
     assert [(e["step"], e["processes"], e["sharded"]) for e in starts] == [(0, 2, False), (6, 2, True), (12, 2, False)]
@@ -253,6 +257,7 @@ def test_a_run_goes_on_from_ddp_to_fsdp_and_back(chain: list[Life], ddp: Life) -
     assert found["problems"] == [] and found["ledger"] and len(found["lives"]) == 3
 
 
+@pytest.mark.integration
 def test_everything_is_restored_bit_for_bit(chain: list[Life], halves: list[Life]) -> None:
     """Weights, buffers, moving average, moments: what a life starts with is what the one before ended with."""
     for before, after in (chain[:2], chain[1:], halves):
@@ -264,6 +269,8 @@ def test_everything_is_restored_bit_for_bit(chain: list[Life], halves: list[Life
         assert not equal(after.last, after.start)
 
 
+@pytest.mark.promise
+@pytest.mark.integration
 def test_fsdp_after_fsdp_is_the_uninterrupted_run_bit_for_bit(halves: list[Life], fsdp: Life) -> None:
     assert [life.ranks[0]["steps"] for life in halves] == [9, 11]
     assert equal(halves[-1].last, fsdp.last)
@@ -326,6 +333,7 @@ def architecture(backbone: str) -> nn.Module:
     return ResNet(Bottleneck, [1, 1, 1, 1], groups=8, width_per_group=8, num_classes=10)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("which", "backbone"),
     [("fsdp", "timm/test_efficientnet_gn"), ("large", RESNEXT), ("frozen", "timm/test_resnet")],
@@ -344,6 +352,7 @@ def test_what_is_saved_is_a_plain_network(which: str, backbone: str, request: py
     assert equal(load_file(last / "optimizer.safetensors"), life.part("optimizer"))
 
 
+@pytest.mark.integration
 def test_frozen_stages_keep_their_bytes(frozen: dict[bool, Life], weights: Path) -> None:
     before = load_file(weights)
     for life in frozen.values():
@@ -364,6 +373,7 @@ def test_frozen_stages_keep_their_bytes(frozen: dict[bool, Life], weights: Path)
             ]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("sharded", [False, True])
 def test_batchnorm_statistics_are_the_same_on_both_ranks(
     sharded: bool, large: dict[bool, Life], frozen: dict[bool, Life]
@@ -377,6 +387,7 @@ def test_batchnorm_statistics_are_the_same_on_both_ranks(
         assert [rank["weights"] for rank in life.ranks].count(life.ranks[0]["weights"]) == (1 if sharded else 2)
 
 
+@pytest.mark.integration
 def test_the_moving_average_is_that_of_the_whole_weights(
     fsdp: Life, chain: list[Life], large: dict[bool, Life], frozen: dict[bool, Life]
 ) -> None:
@@ -393,6 +404,7 @@ def test_the_moving_average_is_that_of_the_whole_weights(
 # --- refusals ---
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("world", "args", "env", "parts"),
     [
@@ -497,6 +509,7 @@ def test_a_network_without_blocks_is_refused_by_name() -> None:
 # --- the command ---
 
 
+@pytest.mark.integration
 def test_the_real_command(tmp_path: Path) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

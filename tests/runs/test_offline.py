@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SHARED, environment
 
+pytestmark = pytest.mark.integration
+
 # Loopback is up on every machine, however cut off, but down in a new namespace. 0x8914 is SIOCSIFFLAGS, 0x41 up.
 LOOPBACK = (
     "import fcntl, os, socket, struct, sys\n"

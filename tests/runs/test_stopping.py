@@ -24,6 +24,8 @@ from cls.tracking.events import read_events
 from cls.training.checkpoint import checkpoints, verify
 from tests.runs.test_survival import bits
 
+pytestmark = pytest.mark.integration
+
 # 8 steps; the epochs end after steps 3, 5 and 8, the first two of them inside a batch; 3 slices a validation
 TINY = [
     "digits", "--data.limit", "40", "--data.workers", "0", "--train.batch", "16", "--train.micro-batch", "4",
@@ -102,7 +104,7 @@ def stop_and_go_on(runs: Bench, folder: Path, whole: Ended, moment: str, name: s
     check_continued(runs, stopped, whole, 2)
 
 
-@pytest.mark.parametrize("moment", REPRESENTATIVES)
+@pytest.mark.parametrize("moment", [pytest.param(REPRESENTATIVES[0], marks=pytest.mark.promise), *REPRESENTATIVES[1:]])
 def test_a_signal_to_one_rank_stops_all(runs: Bench, folder: Path, whole: Ended, moment: str) -> None:
     stop_and_go_on(runs, folder, whole, moment, "SIGTERM")
 

@@ -16,6 +16,8 @@ from cls.commands.audit import audit
 from cls.tracking.events import read_events
 from cls.training.checkpoint import checkpoints, verify
 
+pytestmark = pytest.mark.integration
+
 METHOD = """
 --model.backbone timm/test_resnet --augment.mixup 0.4 --augment.mix-probability 0.5 --augment.erase 0.3 --optim.ema 0.9
 --optim.clip 1.0 --optim.schedule plateau --optim.plateau-on accuracy --optim.patience 0 --track.ledger True
@@ -102,7 +104,7 @@ def survive(runs: Bench, folder: Path, whole: Ended, world: int, moment: str) ->
     check_survived(again, whole, 2 if before or "build" not in moment else 1)
 
 
-@pytest.mark.parametrize(("world", "moment"), SLICE)
+@pytest.mark.parametrize(("world", "moment"), [pytest.param(*SLICE[0], marks=pytest.mark.promise), *SLICE[1:]])
 def test_a_run_killed_at_one_point(runs: Bench, folder: Path, whole: Ended, world: int, moment: str) -> None:
     survive(runs, folder, whole, world, moment)
 

@@ -60,6 +60,8 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Result:
     return Result(done.returncode, done.stdout, out)
 
 
+@pytest.mark.promise
+@pytest.mark.integration
 def test_the_readme_command_reaches_97_percent(digits: Result) -> None:
     assert digits.exit["outcome"] == "done" and digits.exit["step"] == len(
         [r for r in digits.rows if "train/loss" in r]
@@ -79,6 +81,8 @@ def test_the_readme_command_reaches_97_percent(digits: Result) -> None:
     assert not (digits.out / "lock").exists()
 
 
+@pytest.mark.promise
+@pytest.mark.integration
 def test_the_report_of_a_run_tells_its_result(digits: Result) -> None:
     page = (digits.out / "report.html").read_text()
     best = max(row.get("val/accuracy", 0) for row in digits.rows)
@@ -89,6 +93,7 @@ def test_the_report_of_a_run_tells_its_result(digits: Result) -> None:
     assert page.count('src="data:image/jpeg') == 359 - round(best * 359)  # a picture of each mistake
 
 
+@pytest.mark.integration
 def test_evaluate_agrees_with_training(digits: Result) -> None:
     figures, text = cls("evaluate", str(digits.out))
     best = max(row.get("val/accuracy", 0) for row in digits.rows)
@@ -96,6 +101,7 @@ def test_evaluate_agrees_with_training(digits: Result) -> None:
     assert set(figures["classes"]) == set("0123456789") and "worst classes" in text
 
 
+@pytest.mark.integration
 def test_a_finished_run_says_so_and_a_changed_one_is_refused(digits: Result) -> None:
     def again(*more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "train.py"), "digits", "--out", str(digits.out), *more]
@@ -121,6 +127,7 @@ def run12(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Result:
     return result
 
 
+@pytest.mark.integration
 def test_class_names_survive_training_checkpoint_and_prediction(run12: Result, photos: Path, tmp_path: Path) -> None:
     names = [str(i) for i in range(12)]
     assert (run12.out / "classes.txt").read_text().split() == names
@@ -144,6 +151,7 @@ def test_class_names_survive_training_checkpoint_and_prediction(run12: Result, p
     assert {row["pred_label"] for row in rows} <= set(names)
 
 
+@pytest.mark.integration
 def test_two_ranks_make_one_wandb_run(run12: Result) -> None:
     files = list((run12.out / "wandb").glob("*run-*/*.wandb"))
     assert len(files) == 1
@@ -159,6 +167,7 @@ def test_two_ranks_make_one_wandb_run(run12: Result) -> None:
     assert "test_resnet" in "".join(line for line in lines if "config" in line)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("name", "lr"), [("adamw", 1e-4), pytest.param("sgd", 3e-4, marks=pytest.mark.soak)])
 def test_epoch_one_matches_a_plain_loop(tmp_path: Path, name: str, lr: float) -> None:
     """The same weights and batches in a loop of ten lines: losses and validation to 1e-5.
@@ -203,6 +212,7 @@ def test_epoch_one_matches_a_plain_loop(tmp_path: Path, name: str, lr: float) ->
     assert epoch["val/accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item(), abs=1e-9)
 
 
+@pytest.mark.integration
 def test_broken_images_are_replaced_counted_and_named_up_to_the_quota(photos: Path, tmp_path: Path) -> None:
     data = tmp_path / "photos"
     shutil.copytree(photos, data)
@@ -345,6 +355,7 @@ def test_misspelt_words_name_the_nearest(
     assert json.loads((tmp_path / "out" / "exit.json").read_text())["outcome"] == "user_error"
 
 
+@pytest.mark.integration
 def test_no_write_permission_and_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     result = launch(tmp_path / "file", TINY)
@@ -352,6 +363,7 @@ def test_no_write_permission_and_a_file_in_the_way(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.integration
 def test_more_ranks_than_micro_batches(tmp_path: Path) -> None:
     result = launch(tmp_path / "out", [*TINY, "--data.limit", "40"], processes=3)
     assert result.exit["outcome"] == "user_error"
@@ -359,6 +371,7 @@ def test_more_ranks_than_micro_batches(tmp_path: Path) -> None:
     assert result.output.count("user error: ") == 1  # not once per rank
 
 
+@pytest.mark.integration
 def test_a_visible_but_broken_gpu_is_not_a_silent_cpu_run(tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU that works")
@@ -368,12 +381,14 @@ def test_a_visible_but_broken_gpu_is_not_a_silent_cpu_run(tmp_path: Path) -> Non
     assert "Driver: " in result.output and "pip install torch" in result.output.replace("pip \ninstall", "pip install")
 
 
+@pytest.mark.integration
 def test_launcher_settings_that_change_the_method_are_refused_by_name(tmp_path: Path) -> None:
     for variable, name in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_FSDP", "FSDP")):
         result = launch(tmp_path / name, TINY, **{variable: "true"})
         assert result.exit["outcome"] == "user_error" and f"asks for {name}" in result.output
 
 
+@pytest.mark.integration
 def test_a_diverging_run_names_the_draws(tmp_path: Path) -> None:
     args = [*TINY, "--data.limit", "40", "--optim.lr", "1e30", "--optim.name", "sgd", "--optim.schedule", "fixed"]
     result = launch(tmp_path / "out", args)
@@ -381,6 +396,7 @@ def test_a_diverging_run_names_the_draws(tmp_path: Path) -> None:
     assert "draws " in result.output and "Traceback" not in result.output
 
 
+@pytest.mark.integration
 def test_a_long_average_of_a_short_run_is_about_as_good_as_its_weights(tmp_path: Path) -> None:
     """64 steps at optim.ema 0.9999; without a warm-up its accuracy was that of chance, 0.1, at every epoch."""
     small = ["digits", "--data.limit", "256", "--data.workers", "0", "--train.epochs", "8", "--train.batch", "32",
@@ -393,6 +409,7 @@ def test_a_long_average_of_a_short_run_is_about_as_good_as_its_weights(tmp_path:
     assert found["0"] > 0.9 and abs(found["0.9999"] - found["0"]) < 0.03
 
 
+@pytest.mark.integration
 def test_weights_that_stop_being_finite_in_the_last_step_are_not_saved(tmp_path: Path) -> None:
     args = [*TINY, "--data.limit", "40", "--optim.lr", "1e25", "--optim.name", "sgd", "--optim.schedule", "fixed"]
     result = launch(tmp_path / "out", [*args, "--train.max-steps", "1"])
@@ -401,6 +418,7 @@ def test_weights_that_stop_being_finite_in_the_last_step_are_not_saved(tmp_path:
     assert not (tmp_path / "out" / "checkpoints").exists() and not (tmp_path / "out" / "best").exists()
 
 
+@pytest.mark.integration
 def test_configuration_is_stored_with_its_resolved_precision(run12: Result) -> None:
     stored = yaml.safe_load((run12.out / "config.yaml").read_text())
     assert stored["train"]["precision"] == "fp32" and stored["out"] == str(run12.out)

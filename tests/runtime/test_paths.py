@@ -199,6 +199,7 @@ def as_other(nobody: list[str], mine: Path, env: dict[str, str], words: list[str
     return subprocess.run(command, cwd=mine, env=env, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.integration
 def test_another_users_run_is_predicted_with_the_command_that_the_message_names(
     nobody: list[str], other: tuple[Path, Path, dict[str, str]], photos: Path
 ) -> None:
@@ -216,6 +217,7 @@ def test_another_users_run_is_predicted_with_the_command_that_the_message_names(
     assert (mine / "predict-pictures" / "prediction.csv").read_text().count("\n") == 7
 
 
+@pytest.mark.integration
 def test_another_users_folder_is_no_place_for_a_table(
     nobody: list[str], other: tuple[Path, Path, dict[str, str]]
 ) -> None:

@@ -16,7 +16,7 @@ import sandbox
 from conftest import ROOT, environment
 from sandbox import Job, Slurm
 
-pytestmark = pytest.mark.skipif(bool(sandbox.reason()), reason=sandbox.reason())
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(bool(sandbox.reason()), reason=sandbox.reason())]
 
 ONE = ("--gpus-per-node=1", "--cpus-per-task=1")
 SCRIPTS = ("train", "a6000", "rtx3090", "predict", "sweep")

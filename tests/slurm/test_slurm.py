@@ -22,7 +22,7 @@ from cls.commands.plan.run import command
 from cls.config import from_yaml
 from cls.tracking.goodput import lives
 
-pytestmark = pytest.mark.skipif(bool(sandbox.reason()), reason=sandbox.reason())
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(bool(sandbox.reason()), reason=sandbox.reason())]
 
 # Long enough to be hit in the middle, with checkpoints inside epochs.
 METHOD = """
@@ -78,7 +78,7 @@ def masters(job: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("nodes", [pytest.param(1, marks=pytest.mark.soak), 2])
+@pytest.mark.parametrize("nodes", [pytest.param(1, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.promise)])
 def test_a_job_has_the_bits_of_a_run_on_this_machine(world: Slurm, place: Path, whole: Result, nodes: int) -> None:
     job = world.sbatch(place, f"--nodes={nodes}", *TWO, "slurm/train.sh", *RUN)
     out = place / "runs" / f"digits-{job.id}"

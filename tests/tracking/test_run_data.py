@@ -588,6 +588,7 @@ def clean(text: str) -> bool:
     return all(line.isprintable() for line in text.split("\n"))
 
 
+@pytest.mark.integration
 def test_a_real_run_with_such_classes_goes_on_and_notices_other_images(
     runs: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,8 @@ from forked import Bench, bench
 
 from cls.tracking.goodput import PARTS, lives, total
 
+pytestmark = pytest.mark.integration
+
 KEY = "0123456789abcdef" * 2 + "fedcba98"  # shaped like a W&B key
 OFFLINE = [*SMALL, "--track.wandb", "offline", "--train.save-minutes", "0.002"]
 STEPS = 22
