@@ -1,27 +1,27 @@
 # shellcheck shell=bash
-# What a job needs around it: sourced by the scripts of this folder on every node, and by you on the login node
-# (`. slurm/env.sh`), so that `cls fetch` fills the caches that the jobs read. Whatever is set already stays.
+# Environment of a job. The scripts of this directory source it on every node; source it on the login node too
+# (`. slurm/env.sh`): then `cls fetch` fills the caches that the jobs read. Variables that are already set are kept.
 #
 #   CLS_MODULES   modules to load, e.g. "python/3.12 cuda"
-#   CLS_VENV      virtual environment; else .venv beside this folder, else the python that is there
-#   CLS_CACHE     the one folder for all caches; else $SCRATCH/cls, else ~/.cache/cls
-#   CLS_OFFLINE   1: no network on the nodes, 0: there is; else it is tried
-#   CLS_STAGE     1: copy the data to each node's own disk, CLS_SCRATCH ($TMPDIR, else /tmp), and read it there
+#   CLS_VENV      virtual environment. Default: .venv beside this directory; without one, the python in PATH
+#   CLS_CACHE     directory of all caches. Default: $SCRATCH/cls; without SCRATCH, ~/.cache/cls
+#   CLS_OFFLINE   1: the nodes have no network; 0: they have. Default: the first node tries
+#   CLS_STAGE     1: copy the data to each node's own disk (CLS_SCRATCH; default $TMPDIR, else /tmp) and read it there
 
 if [ -n "${CLS_MODULES:-}" ]; then
     for _name in $CLS_MODULES; do module load "$_name"; done
 fi
 _venv=${CLS_VENV:-$(dirname "${BASH_SOURCE[0]}")/../.venv}
 if [ -f "$_venv/bin/activate" ]; then
-    # shellcheck disable=SC1091  # whatever that environment brought
+    # shellcheck disable=SC1091  # the user's own environment
     . "$_venv/bin/activate"
 elif [ -n "${CLS_VENV:-}" ]; then
-    echo "slurm/env.sh: CLS_VENV is $_venv, which is no virtual environment: python3 -m venv $_venv" >&2
+    echo "slurm/env.sh: CLS_VENV is $_venv, which is not a virtual environment. Create it: python3 -m venv $_venv" >&2
     return 2
 fi
 unset _venv _name
 
-# Home directories of clusters are small, and one forgotten cache fills them.
+# Home directories of clusters are small; one cache can fill them.
 export CLS_CACHE=${CLS_CACHE:-${SCRATCH:-$HOME/.cache}/cls}
 export HF_HOME=${HF_HOME:-$CLS_CACHE/huggingface}
 export TORCH_HOME=${TORCH_HOME:-$CLS_CACHE/torch}
@@ -31,10 +31,10 @@ export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$CLS_CACHE/inductor}
 export MPLCONFIGDIR=${MPLCONFIGDIR:-$CLS_CACHE/matplotlib}
 mkdir -p "$CLS_CACHE" "$MPLCONFIGDIR"
 
-# Without a network each library would try for minutes while the other processes wait. A proxy or a mirror is a network.
-# On the nodes only: inside salloc the shell is elsewhere.
+# Without a network each library would retry for minutes while the other processes wait. A proxy or a mirror counts as
+# a network. Tried on nodes only: inside salloc the shell runs on another machine.
 if [ -z "${CLS_OFFLINE:-}" ] && [ -n "${SLURMD_NODENAME:-}" ]; then
-    export CLS_OFFLINE=0 # of the first node, for all of them
+    export CLS_OFFLINE=0 # the first node decides for all
     if [ -z "${https_proxy:-}${HTTPS_PROXY:-}${HF_ENDPOINT:-}" ] &&
         ! timeout 5 bash -c '</dev/tcp/huggingface.co/443' 2>/dev/null; then
         CLS_OFFLINE=1
@@ -44,12 +44,12 @@ if [ "${CLS_OFFLINE:-0}" = 1 ]; then
     export CLS_OFFLINE HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=${WANDB_MODE:-offline}
 fi
 
-# What `cls doctor --save True` measured on this node, e.g. NCCL_P2P_DISABLE=1: nothing about NCCL is assumed. It is about
-# the links inside a node; those between nodes are others.
+# Variables that `cls doctor --save True` found necessary on this node, e.g. NCCL_P2P_DISABLE=1. They describe the links
+# inside a node. With several nodes only those that cannot affect the links between nodes are set.
 _measured=$CLS_CACHE/nccl-$(hostname).sh
 if [ -n "${SLURMD_NODENAME:-}" ] && [ -f "$_measured" ]; then
     if [ "${SLURM_NNODES:-1}" = 1 ]; then
-        # shellcheck disable=SC1090  # its name has the host's in it
+        # shellcheck disable=SC1090  # its name contains the host name
         . "$_measured"
     else
         # shellcheck disable=SC1090  # as above
@@ -61,7 +61,7 @@ unset _measured
 # The smallest number of a SLURM list such as 16(x2),8.
 _least() { tr , '\n' <<<"$1" | sed 's/(.*//' | sort -n | sed -n 1p; }
 
-# whole NAME: end the script unless that variable is a whole number, or not set.
+# whole NAME: exit unless that variable is a whole number or unset.
 whole() {
     case ${!1:-0} in *[!0-9]* | 0?*)
         echo "slurm/env.sh: $1 is '${!1}': it must be a whole number, 0 or more" >&2
@@ -70,7 +70,7 @@ whole() {
     esac
 }
 
-# expanded PATH: print it without ~, as Python's os.path.expanduser does.
+# expanded PATH: print it with ~ expanded, as Python's os.path.expanduser does.
 expanded() {
     local user home
     user=${1%%/*} user=${user#\~}
@@ -85,35 +85,35 @@ expanded() {
     printf '%s\n' "${home:-/}"
 }
 
-# machines ROOT ARGUMENTS…: set launch, the arguments of accelerate launch for the nodes and GPUs of this job, and
-# per_node, config, first and port, of which they are made; ARGUMENTS, the program's own, may ask for the CPU. Set step,
-# too: srun with one task on every node, however many tasks the job has: the launcher starts the processes of its node.
+# machines ROOT ARGUMENTS…: set launch (the arguments of accelerate launch for the nodes and GPUs of this job), the
+# values in it (per_node, config, first, port), and step (srun with one task on every node, however many tasks the job
+# has: the launcher starts the processes of its node). ARGUMENTS are the program's own; they may select the CPU.
 machines() {
     local total each cores root=$1
     shift
     whole CLS_PROCESSES
-    # inside salloc neither may be set: then all that was allocated
+    # inside salloc both may be unset: then use all that was allocated
     each=1 cores=${SLURM_CPUS_PER_TASK:-}
     [ -z "${SLURM_NTASKS:-}" ] || each=$(_least "${SLURM_TASKS_PER_NODE:-1}")
     if [ -n "$cores" ]; then cores=$((cores * each)); else cores=$(_least "${SLURM_JOB_CPUS_PER_NODE:-1}"); fi
     if [ "$each" -gt 1 ]; then
-        echo "slurm/env.sh: $each tasks on a node: one is started, with the $cores CPUs of all of them, and in it a" \
-            "process for each GPU (CLS_PROCESSES)" >&2
+        echo "slurm/env.sh: $each tasks on a node: one is started, with the $cores CPUs of all tasks. It starts one" \
+            "process per GPU (CLS_PROCESSES)" >&2
     fi
     unset SLURM_NTASKS SLURM_NPROCS SLURM_NTASKS_PER_NODE SLURM_NTASKS_PER_GPU SLURM_NTASKS_PER_SOCKET \
         SLURM_NTASKS_PER_CORE SLURM_GPUS_PER_TASK SLURM_TRES_PER_TASK
-    # srun inherits neither the CPUs per task nor, with --export=NONE, any variable
+    # srun inherits neither --cpus-per-task nor, with --export=NONE, any variable
     step=(
         srun --nodes="$SLURM_NNODES" --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --cpus-per-task="$cores" --export=ALL
     )
-    if [ -z "${SLURMD_NODENAME:-}" ]; then # inside salloc only a step knows
+    if [ -z "${SLURMD_NODENAME:-}" ]; then # inside salloc only a job step knows it
         SLURM_GPUS_ON_NODE=$(srun --nodes=1 --ntasks=1 printenv SLURM_GPUS_ON_NODE) || SLURM_GPUS_ON_NODE=0
     elif [ "${SLURM_GPUS_ON_NODE:-0}" -gt 0 ]; then
-        # else a step gets what was asked for: with --exclusive less than the job has, with --gpus-per-task one task's
+        # without it a step may get fewer GPUs than the job has (--exclusive), or those of one task (--gpus-per-task)
         step+=(--gpus-per-node="$SLURM_GPUS_ON_NODE")
     fi
     first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
-    port=$((20000 + SLURM_JOB_ID % 10000)) # below the ports that systems hand out
+    port=$((20000 + SLURM_JOB_ID % 10000)) # below the ephemeral ports
     while (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; do port=$((port + 1)); done
     per_node=${CLS_PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}
     [ "$per_node" -gt 0 ] || per_node=1
@@ -132,12 +132,12 @@ machines() {
     )
 }
 
-# A stream of names, contents and modes, whatever the order and age of the files; links are followed.
+# A tar stream of names, contents and modes that does not depend on the order and age of the files; follows links.
 _packed() { tar -C "$1" -h --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner -cf - -- "$2"; }
 
-# stage SOURCE: copy a file or a folder to this node's disk, once for all jobs of this node, and print where it is.
-# Any file that is added, replaced or changed makes another copy. The source is read once; the copy is read again and
-# must have the same checksum before it gets its name.
+# stage SOURCE: copy a file or a directory to this node's disk, once for all jobs of this node, and print its path.
+# If a file was added, replaced or changed, a new copy is made. The source is read once; the copy is read again and must
+# have the same checksum before it gets its final name.
 stage() {
     local source place name copy made found key
     source=$(realpath "$1") && name=$(basename "$source")
@@ -154,7 +154,7 @@ stage() {
         made=$(_packed "$(dirname "$source")" "$name" | tee >(tar -C "$place/new" -xf -) | sha256sum) || exit
         found=$(_packed "$place/new" "$name" | sha256sum) || exit
         if [ "$made" != "$found" ]; then
-            echo "slurm/env.sh: $(hostname): the copy of $source in $place is not what was read: a full disk?" >&2
+            echo "slurm/env.sh: $(hostname): the copy of $source in $place differs from the source (disk full?)" >&2
             exit 1
         fi
         mv "$place/new/$name" "$copy"

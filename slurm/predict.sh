@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Predict on a SLURM cluster; whatever follows goes to `cls predict`:
+# Predict on a SLURM cluster. Arguments after the script go to `cls predict`:
 #
 #   sbatch slurm/predict.sh runs/mlp-head-42 photos/test
 #   sbatch -p PARTITION --gpus-per-node=4 --cpus-per-task=16 slurm/predict.sh runs/mlp-head-42 photos/test
 #
-# One process per GPU, on all nodes of the job; CLS_PROCESSES, CLS_HOME and the settings of slurm/env.sh are as for
-# slurm/train.sh. A job that is preempted or whose node fails is queued again and starts anew.
+# One process per GPU on all nodes of the job. CLS_PROCESSES, CLS_HOME and the variables of slurm/env.sh work as in
+# slurm/train.sh. If the job is preempted or a node fails, it is queued again and starts from the beginning.
 #SBATCH --job-name=cls-predict
 #SBATCH --output=%x-%j.out
 #SBATCH --open-mode=append
@@ -16,9 +16,9 @@
 #SBATCH --requeue
 set -euo pipefail
 
-# --- the checkout: the same lines in every script of this folder, so that a copy works under any name and anywhere ---
-# SLURM runs a copy called slurm_script; Command= of the job is the original's path and the arguments, both with spaces.
-# An array's member goes by its own name: the number alone may mean the whole array.
+# --- the checkout: the same lines in every script, so that a copy works under any name and in any directory ---
+# SLURM runs a copy called slurm_script. The job's Command= is the original path and the arguments; both may contain
+# spaces. A member of an array is addressed as ARRAY_INDEX: the number alone may mean the whole array.
 job=${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:?is not set: submit this script with sbatch, or run it inside salloc}}
 job+=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 for _ in {1..6}; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
@@ -40,7 +40,7 @@ done
 if [ ! -f "$root/train.py" ] || [ ! -f "$root/slurm/env.sh" ]; then
     at="or above ${script:-$0} or ${SLURM_SUBMIT_DIR:-$PWD}"
     echo "slurm: no checkout of cls (train.py, slurm/env.sh) in ${CLS_HOME:+CLS_HOME=}${CLS_HOME:-$at}:" \
-        "export CLS_HOME=FOLDER, the one with train.py, and submit again" >&2
+        "export CLS_HOME=DIRECTORY, the one with train.py, and submit again" >&2
     exit 2
 fi
 # ---
@@ -48,7 +48,7 @@ fi
 # shellcheck source=slurm/env.sh
 . "$root/slurm/env.sh"
 machines "$root" "$@"
-export CLS_DATA='' # node.sh stages what a run trains on
-# the checkout's own package, as train.py has it, whichever is installed
+export CLS_DATA='' # node.sh copies only training data
+# use this checkout's package, as train.py does, not an installed one
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 "${step[@]}" bash "$root/slurm/node.sh" "${launch[@]}" -m cls predict "$@"

@@ -3,9 +3,8 @@
 #
 #   sbatch slurm/rtx3090.sh mlp-head --data.path photos
 #
-# Only resources stand here, for a partition named rtx3090 of nodes with 4 GPUs and 16 cores. Change them to your
-# cluster's, here or in a copy (cp slurm/rtx3090.sh slurm/v100.sh), or overrule them on sbatch's command line, before
-# the script.
+# This script only requests resources: a partition named rtx3090 whose nodes have 4 GPUs and 16 cores. Change them here
+# or in a copy (cp slurm/rtx3090.sh slurm/v100.sh), or override them with options of sbatch before the script's name.
 #SBATCH --job-name=cls
 #SBATCH --output=%x-%j.out
 #SBATCH --open-mode=append
@@ -18,9 +17,9 @@
 #SBATCH --signal=B:USR1@120
 set -euo pipefail
 
-# --- the checkout: the same lines in every script of this folder, so that a copy works under any name and anywhere ---
-# SLURM runs a copy called slurm_script; Command= of the job is the original's path and the arguments, both with spaces.
-# An array's member goes by its own name: the number alone may mean the whole array.
+# --- the checkout: the same lines in every script, so that a copy works under any name and in any directory ---
+# SLURM runs a copy called slurm_script. The job's Command= is the original path and the arguments; both may contain
+# spaces. A member of an array is addressed as ARRAY_INDEX: the number alone may mean the whole array.
 job=${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:?is not set: submit this script with sbatch, or run it inside salloc}}
 job+=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 for _ in {1..6}; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
@@ -42,11 +41,11 @@ done
 if [ ! -f "$root/train.py" ] || [ ! -f "$root/slurm/env.sh" ]; then
     at="or above ${script:-$0} or ${SLURM_SUBMIT_DIR:-$PWD}"
     echo "slurm: no checkout of cls (train.py, slurm/env.sh) in ${CLS_HOME:+CLS_HOME=}${CLS_HOME:-$at}:" \
-        "export CLS_HOME=FOLDER, the one with train.py, and submit again" >&2
+        "export CLS_HOME=DIRECTORY, the one with train.py, and submit again" >&2
     exit 2
 fi
 # ---
 
 export CLS_SCRIPT=$script
-# exec: the signal before the time limit goes to this process, and train.sh waits for it
+# exec: SLURM signals this process before the time limit, and train.sh handles the signal
 exec bash "$root/slurm/train.sh" "$@"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A job array with one run for each line of a file; a line is what follows train.py (recipe and fields, quoted as in a
-# shell; # starts a comment, also after the fields), and what follows the file goes to all of them:
+# A job array with one run per line of a file. A line holds arguments of train.py (recipe and fields, quoted as in a
+# shell; # starts a comment). Arguments after the file go to all runs:
 #
 #   sbatch --array=1-4 slurm/sweep.sh variants.txt --data.path photos
 #
-# The runs are FOLDER/001, FOLDER/002, …, FOLDER being runs/sweep-JOBID below the directory of the sbatch, or CLS_SWEEP:
-# name the old one there and lines that are done are not run again. A line that names its own --out keeps it
-# (`cls sweep NAME --slurm FILE` writes such lines). Each end of a run rewrites FOLDER/table.md and .csv
-# (`cls sweep FOLDER`). All else is slurm/train.sh's: each member is requeued on its own.
+# The run directories are FOLDER/001, FOLDER/002, …. FOLDER is CLS_SWEEP; default: runs/sweep-JOBID in the directory
+# where you ran sbatch. Set CLS_SWEEP to an earlier FOLDER to skip its finished runs. A line with its own --out keeps it
+# (`cls sweep NAME --slurm FILE` writes such lines). Each run that ends updates FOLDER/table.md and table.csv
+# (`cls sweep FOLDER`). Everything else is as in slurm/train.sh; each run is queued again separately.
 #SBATCH --job-name=cls
 #SBATCH --output=%x-%A_%a.out
 #SBATCH --open-mode=append
@@ -21,9 +21,9 @@ set -euo pipefail
 
 number=${SLURM_ARRAY_TASK_ID:?is not set: submit with sbatch --array=1-LINES slurm/sweep.sh FILE}
 
-# --- the checkout: the same lines in every script of this folder, so that a copy works under any name and anywhere ---
-# SLURM runs a copy called slurm_script; Command= of the job is the original's path and the arguments, both with spaces.
-# An array's member goes by its own name: the number alone may mean the whole array.
+# --- the checkout: the same lines in every script, so that a copy works under any name and in any directory ---
+# SLURM runs a copy called slurm_script. The job's Command= is the original path and the arguments; both may contain
+# spaces. A member of an array is addressed as ARRAY_INDEX: the number alone may mean the whole array.
 job=${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:?is not set: submit this script with sbatch, or run it inside salloc}}
 job+=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 for _ in {1..6}; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
@@ -45,18 +45,18 @@ done
 if [ ! -f "$root/train.py" ] || [ ! -f "$root/slurm/env.sh" ]; then
     at="or above ${script:-$0} or ${SLURM_SUBMIT_DIR:-$PWD}"
     echo "slurm: no checkout of cls (train.py, slurm/env.sh) in ${CLS_HOME:+CLS_HOME=}${CLS_HOME:-$at}:" \
-        "export CLS_HOME=FOLDER, the one with train.py, and submit again" >&2
+        "export CLS_HOME=DIRECTORY, the one with train.py, and submit again" >&2
     exit 2
 fi
 # ---
 
-file=${1:?name the file with one variant per line}
+file=${1:?give the file with one variant per line}
 shift
 fail() {
     echo "slurm/sweep.sh: $file$1" >&2
     exit 2
 }
-# words_of LINE: set words, as a shell splits the line, but nothing is executed; status 1 for an open quotation or a
+# words_of LINE: set words, split as in a shell, without executing anything; status 1 for an unclosed quote or a
 # backslash at the end.
 words_of() {
     local line=$1 word='' quote='' begun='' at c
@@ -70,7 +70,7 @@ words_of() {
             at=$((at + 1))
             if [ "$at" -ge "${#line}" ]; then return 1; fi
             c=${line:at:1} begun=yes
-            # inside quotation marks a backslash is one, but for these
+            # inside double quotes a backslash escapes only these
             case $quote$c in '"'[!\"\\\$\`]) word+=\\ ;; esac
             word+=$c
             ;;
@@ -91,19 +91,19 @@ words_of() {
 }
 is_out() { case $1 in --out | --out=*) true ;; *) false ;; esac; }
 
-if [ ! -f "$file" ] || [ ! -r "$file" ]; then fail " is no file that can be read in $PWD"; fi
+if [ ! -f "$file" ] || [ ! -r "$file" ]; then fail " is not a readable file in $PWD"; fi
 if ! cmp -s "$file" <(tr -d '\0' <"$file"); then
-    fail " holds zero bytes (UTF-16, as some programs of Windows write it?): save it as UTF-8"
+    fail " contains zero bytes (UTF-16, as some Windows programs write?): save it as UTF-8"
 fi
-# programs of Windows put three bytes before the first line, and CR at the end of each
+# Windows programs write three bytes before the first line (BOM) and CR at the end of each line
 variants=$(LC_ALL=C sed '1s/^\xef\xbb\xbf//; s/\r$//' "$file" | LC_ALL=C grep -av '^[[:space:]]*\(#\|$\)') || true
 line=$(sed -n "${number}p" <<<"$variants")
-[ -n "$line" ] || fail " has $(grep -c . <<<"$variants") variants, none with number $number"
-words_of "$line" || fail ": variant $number has a quotation that is open, or ends in a backslash: $line"
+[ -n "$line" ] || fail " has $(grep -c . <<<"$variants") variants; there is no number $number"
+words_of "$line" || fail ": variant $number has an unclosed quote or ends in a backslash: $line"
 own=''
 for word in "${words[@]}"; do if is_out "$word"; then own=yes; fi; done
 for word in "$@"; do
-    if is_out "$word"; then fail ": --out for all variants would be one run directory for all: set CLS_SWEEP=FOLDER"; fi
+    if is_out "$word"; then fail ": --out would give all variants the same run directory: set CLS_SWEEP=FOLDER"; fi
 done
 export CLS_SWEEP=${CLS_SWEEP:-runs/sweep-$SLURM_ARRAY_JOB_ID} CLS_SCRIPT=$root/slurm/train.sh
 [ -n "$own" ] || set -- "$@" --out "$CLS_SWEEP/$(printf %03d "$number")"

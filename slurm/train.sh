@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Train on a SLURM cluster; whatever follows goes to train.py:
+# Train on a SLURM cluster. Arguments after the script go to train.py:
 #
 #   sbatch slurm/train.sh mlp-head --data.path photos
 #   sbatch -p PARTITION --nodes=2 --gpus-per-node=4 --cpus-per-task=16 slurm/train.sh mlp-head --data.path photos
 #
-# The run directory is --out, or runs/RECIPE-JOBID below the directory of the sbatch. Before the time limit, and when it
-# is preempted, the run saves, leaves, is queued again and goes on; after any other end (done, an error, scancel) it is
-# not. Every #SBATCH line may be overruled on sbatch's command line or by SBATCH_… variables. Inside salloc
-# `bash slurm/train.sh` trains on what was allocated; Ctrl-C saves. Settings (environment):
-#   CLS_HOME         the folder with train.py; else found from this script, also by a copy or a link of it
-#   CLS_PROCESSES    processes per node; else one per GPU, and one where there is none
-#   CLS_ACCELERATE   accelerate_configs/NAME.yaml: ddp, fsdp, …; else what fits the processes
-#   CLS_RESTARTS     how often the job may be queued again (100)
-#   and those of slurm/env.sh: caches, virtual environment, offline, staging of data
+# The run directory is --out. Default: runs/RECIPE-JOBID in the directory where you ran sbatch. Before the time limit
+# and when it is preempted, the run saves and exits; the job is then queued again and the run resumes. After any other
+# end (done, an error, scancel) it is not queued again. Options of sbatch and SBATCH_… variables override the #SBATCH
+# lines. Inside salloc, `bash slurm/train.sh` trains on the allocated resources; Ctrl-C saves. Environment variables:
+#   CLS_HOME         directory of train.py. Default: found from the path of this script, or of the file it links to
+#   CLS_PROCESSES    processes per node. Default: one per GPU; one on a node without GPUs
+#   CLS_ACCELERATE   name of a file in accelerate_configs (ddp, fsdp, …). Default: chosen by the number of processes
+#   CLS_RESTARTS     how often the job may be queued again. Default: 100
+#   and those of slurm/env.sh: caches, virtual environment, offline mode, copying of data to the node
 #SBATCH --job-name=cls
 #SBATCH --output=%x-%j.out
 #SBATCH --open-mode=append
@@ -25,16 +25,16 @@
 set -euo pipefail
 unset SLURM_TIME_FORMAT # scontrol would print times that date cannot read
 
-# USR1 comes before the time limit and at a preemption, INT from a terminal, TERM with scancel and, if saving takes too
-# long, at the limit.
+# Signals: USR1 before the time limit and at preemption; INT from a terminal; TERM from scancel, and at the time limit
+# if saving takes too long.
 asked=''
 trap 'asked=${asked:-USR1}' USR1
 trap 'asked=${asked:-INT}' INT
 trap 'asked=TERM' TERM
 
-# --- the checkout: the same lines in every script of this folder, so that a copy works under any name and anywhere ---
-# SLURM runs a copy called slurm_script; Command= of the job is the original's path and the arguments, both with spaces.
-# An array's member goes by its own name: the number alone may mean the whole array.
+# --- the checkout: the same lines in every script, so that a copy works under any name and in any directory ---
+# SLURM runs a copy called slurm_script. The job's Command= is the original path and the arguments; both may contain
+# spaces. A member of an array is addressed as ARRAY_INDEX: the number alone may mean the whole array.
 job=${SLURM_ARRAY_JOB_ID:-${SLURM_JOB_ID:?is not set: submit this script with sbatch, or run it inside salloc}}
 job+=${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 for _ in {1..6}; do if shown=$(scontrol show job "$job"); then break; else sleep 10; fi; done # a busy controller
@@ -56,16 +56,16 @@ done
 if [ ! -f "$root/train.py" ] || [ ! -f "$root/slurm/env.sh" ]; then
     at="or above ${script:-$0} or ${SLURM_SUBMIT_DIR:-$PWD}"
     echo "slurm: no checkout of cls (train.py, slurm/env.sh) in ${CLS_HOME:+CLS_HOME=}${CLS_HOME:-$at}:" \
-        "export CLS_HOME=FOLDER, the one with train.py, and submit again" >&2
+        "export CLS_HOME=DIRECTORY, the one with train.py, and submit again" >&2
     exit 2
 fi
 # ---
 
-[ "${0##*/}" = slurm_script ] || script=${CLS_SCRIPT:-$script} # the one that was submitted started this one
+[ "${0##*/}" = slurm_script ] || script=${CLS_SCRIPT:-$script} # started by the submitted script, not by SLURM
 # shellcheck source=slurm/env.sh
 . "$root/slurm/env.sh"
 whole CLS_RESTARTS
-lives=${SLURM_RESTART_COUNT:-0} most=${CLS_RESTARTS:-100}
+restarts=${SLURM_RESTART_COUNT:-0} limit=${CLS_RESTARTS:-100}
 recipe=digits out='' data=''
 case ${1:-} in -* | "") ;; *) recipe=$1 ;; esac
 arguments=("$@")
@@ -90,27 +90,27 @@ fi
 
 outcome() { sed -n 's/.*"outcome": "\([a-z_]*\)".*/\1/p' "$out/exit.json" 2>/dev/null || true; }
 written() { stat -c '%i %Y' "$out/exit.json" 2>/dev/null || true; }
-goes_on() {
+resume_with() { # resume_with WHY: print the command that resumes this run
     local here=()
     [ "$PWD" -ef "${SLURM_SUBMIT_DIR:-$PWD}" ] || here=(--chdir "$PWD") # paths are relative to it
     here+=("${script:-$root/slurm/train.sh}")
-    echo "slurm/train.sh: $1. The same run goes on with: sbatch ${here[*]@Q} ${arguments[*]@Q}" >&2
+    echo "slurm/train.sh: $1. Resume this run with: sbatch ${here[*]@Q} ${arguments[*]@Q}" >&2
 }
 again() { # again WHY: put the job back into the queue
-    if [ "$lives" -ge "$most" ]; then
-        goes_on "$1, queued again $lives times, and CLS_RESTARTS is $most"
+    if [ "$restarts" -ge "$limit" ]; then
+        resume_with "$1, queued again $restarts times, and CLS_RESTARTS is $limit"
     elif scontrol requeue "$job"; then
         sleep 60 & # SLURM ends this script
         wait $! || true
     else
-        goes_on "$1, and this job cannot be queued again"
+        resume_with "$1, and this job cannot be queued again"
     fi
 }
-ended() { # TERM: why, and what follows, at once, because there are KillWait seconds left
+on_term() { # after TERM: find out why, and act at once: SLURM kills this script after KillWait seconds
     local state
     state=$(scontrol show job -o "$job") || state=''
     case $state in
-    '' | *' JobState=RUNNING '*' Reason=None '*) # a busy controller: the signal may be here before the reason is
+    '' | *' JobState=RUNNING '*' Reason=None '*) # a busy controller: the signal may arrive before the reason
         sleep 1
         state=$(scontrol show job -o "$job") || state=''
         ;;
@@ -118,37 +118,37 @@ ended() { # TERM: why, and what follows, at once, because there are KillWait sec
     case $state in
     *' Reason=TimeLimit '* | *' JobState=TIMEOUT '*)
         asked=LIMIT
-        goes_on "the time limit came before the run had left (sbatch --signal=B:USR1@600 asks it earlier)"
+        resume_with "the time limit was reached before the run had saved (sbatch --signal=B:USR1@600 gives more notice)"
         again "out of time"
         ;;
-    *) goes_on "asked to end (scancel, or SLURM itself starts it again)" ;;
+    *) resume_with "terminated (scancel, or SLURM itself starts it again)" ;;
     esac
 }
 
-if [ "$lives" -gt 0 ] && [ "$(outcome)" = 'done' ]; then
+if [ "$restarts" -gt 0 ] && [ "$(outcome)" = 'done' ]; then
     echo "slurm/train.sh: $out is finished" # some versions of SLURM start a finished job again
     exit 0
 fi
-if [ "$lives" -gt "$most" ]; then
-    goes_on "queued again $lives times, and CLS_RESTARTS is $most"
+if [ "$restarts" -gt "$limit" ]; then
+    resume_with "queued again $restarts times, and CLS_RESTARTS is $limit"
     exit 1
 fi
 
 # --- the machines ---
 
 machines "$root" "$@"
-moment() { # moment Start: unix time of StartTime; nothing where it is not known
+job_time() { # job_time Start: StartTime of the job as unix time; empty if unknown
     local text
     text=$(sed -n "s/.*\b$1Time=\([0-9][^ ]*\).*/\1/p" <<<"$shown" | sed -n 1p)
     [ -z "$text" ] || date -d "$text" +%s
 }
-SLURM_JOB_END_TIME=$(moment End) SLURM_JOB_START_TIME=$(moment Start)
-CLS_SUBMIT_TIME=$(if [ "$lives" -gt 0 ]; then moment Submit; else moment Eligible; fi) # a requeue submits again
+SLURM_JOB_END_TIME=$(job_time End) SLURM_JOB_START_TIME=$(job_time Start)
+CLS_SUBMIT_TIME=$(if [ "$restarts" -gt 0 ]; then job_time Submit; else job_time Eligible; fi) # a requeue submits again
 export SLURM_JOB_END_TIME SLURM_JOB_START_TIME CLS_SUBMIT_TIME
-# The launcher kills what has not left 30 s after the first process did: a checkpoint may take longer.
+# By default the launcher kills processes that have not exited 30 s after the first one; a checkpoint may take longer.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=600
-printf 'slurm/train.sh: job %s, life %s, %s: %s node(s) x %s process(es), %s.yaml, first node %s:%s -> %s\n' \
-    "$job" "$lives" "$SLURM_JOB_NODELIST" "$SLURM_NNODES" "$per_node" "$config" "$first" "$port" "$out"
+printf 'slurm/train.sh: job %s, attempt %s, %s: %s node(s) x %s process(es), %s.yaml, first node %s:%s -> %s\n' \
+    "$job" "$restarts" "$SLURM_JOB_NODELIST" "$SLURM_NNODES" "$per_node" "$config" "$first" "$port" "$out"
 
 # --- the run, and its end ---
 
@@ -157,45 +157,45 @@ CLS_DATA=$(expanded "$data")
 export CLS_DATA
 "${step[@]}" --wait=600 --kill-on-bad-exit=0 \
     bash "$root/slurm/node.sh" "${launch[@]}" "$root/train.py" "${arguments[@]}" &
-child=$! told=''
+child=$! reported=''
 while kill -0 "$child" 2>/dev/null; do
     case $asked in
-    USR1 | INT) # again and again: at its start the run clears the request of an earlier life away
+    USR1 | INT) # every second: at its start the run deletes the stop request of an earlier attempt
         if [ -f "$out/config.yaml" ]; then touch "$out/stop"; fi
         ;;
     TERM)
-        [ -n "$told" ] || ended
-        told=yes
+        [ -n "$reported" ] || on_term
+        reported=yes
         ;;
     esac
     sleep 1 &
-    wait $! || true # a trap ends it early
+    wait $! || true # a trap interrupts it
 done
 status=0
 wait "$child" || status=$?
 
-finish() { # finish CODE: the end of this job, not of a life that is followed by another one
+finish() { # finish CODE: end this job; not called for an attempt that is followed by another one
     if [ -n "${CLS_SWEEP:-}" ]; then timeout 120 cls sweep "${CLS_SWEEP%/}/" || true; fi
     exit "$1"
 }
 [ "$status" -ne 0 ] || finish 0
-now=$(written) said=''
-if [ -n "$now" ] && [ "$now" != "$before" ]; then said=$(outcome); fi # '': it came to an end before it could say how
+now=$(written) result=''
+if [ -n "$now" ] && [ "$now" != "$before" ]; then result=$(outcome); fi # empty: killed before it could write exit.json
 code=$(sed -n 's/.*"code": \([0-9]*\).*/\1/p' "$out/exit.json" 2>/dev/null) || true
-[ -n "$said" ] && [ -n "$code" ] || code=$status
-if [ -n "$said" ] && [ "$said" != stopped ]; then
+[ -n "$result" ] && [ -n "$code" ] || code=$status
+if [ -n "$result" ] && [ "$result" != stopped ]; then
     finish "$code"
 fi
-# Preempted where the site sends no signal to the batch script: the processes got SIGTERM, this shell nothing.
+# At preemption some sites send SIGTERM to the processes and no signal to the batch script.
 preempted=$(scontrol show job -o "$job" | grep -c 'PreemptTime=[0-9]') || true
 case $asked in
-TERM | LIMIT) ;; # scancel is final, SLURM itself queues a preempted job again, and ended did it at the limit
-USR1) again "asked to leave" ;;
+TERM | LIMIT) ;; # scancel is final; SLURM itself queues a preempted job again; at the limit on_term has done it
+USR1) again "stop request" ;;
 *)
-    if [ "${preempted:-0}" -gt 0 ] || { [ -n "$said" ] && grep -q 'the job ends in' "$out/exit.json"; }; then
-        again "asked to leave"
-    elif [ -n "$said" ]; then
-        goes_on "stopped"
+    if [ "${preempted:-0}" -gt 0 ] || { [ -n "$result" ] && grep -q 'the job ends in' "$out/exit.json"; }; then
+        again "stop request"
+    elif [ -n "$result" ]; then
+        resume_with "stopped"
     fi
     ;;
 esac

@@ -71,7 +71,7 @@ def option(start: dict[str, Any], name: str) -> str:
 
 
 def onward(text: str) -> str:
-    found = re.search(r"goes on with: (sbatch .*)", text)
+    found = re.search(r"Resume this run with: (sbatch .*)", text)
     assert found, text
     return found[1]
 
@@ -150,7 +150,7 @@ def test_without_a_checkout_the_message_says_what_to_set_and_that_works(fake: Fa
     job = fake.sbatch(*ONE, "far.sh", "digits", **env)
     assert job.wait() == "FAILED 2:0"
     text = fake.output(job)
-    assert "export CLS_HOME=FOLDER, the one with train.py" in text and "pipe" not in text
+    assert "export CLS_HOME=DIRECTORY, the one with train.py" in text and "pipe" not in text
     assert (f"in CLS_HOME={home}:" in text) if home else (str(fake.here) in text)
     again = fake.sbatch(*ONE, "far.sh", "digits", CLS_HOME=str(fake.world.checkout))
     assert again.wait() == "COMPLETED 0:0", fake.output(again)
@@ -279,7 +279,7 @@ def test_a_save_that_outlasts_the_time_limit_is_queued_again_and_the_command_is_
             assert job.wait().startswith("TIMEOUT") and job.field("Restarts") == "0"
             assert (fake.here / name / "stop").exists()
         text = fake.output(job)
-        assert "the time limit came before the run had left" in text and cases[name][2] in text
+        assert "the time limit was reached before the run had saved" in text and cases[name][2] in text
         assert shlex.split(onward(text)) == ["sbatch", str(fake.script), "digits", "--out", name]
 
 
@@ -361,11 +361,11 @@ def test_the_lines_of_a_sweep_may_come_from_windows_and_have_comments(fake: Fake
     script = fake.world.checkout / "slurm" / "sweep.sh"
     job = fake.sbatch("--array=1-4", *ONE, script, "lines.txt", "--data.path", "the photos")
     bad = {
-        "holds zero bytes (UTF-16": fake.sbatch("--array=1", *ONE, script, "utf16.txt"),
-        "variant 1 has a quotation that is open": fake.sbatch("--array=1", *ONE, script, "open.txt"),
+        "contains zero bytes (UTF-16": fake.sbatch("--array=1", *ONE, script, "utf16.txt"),
+        "variant 1 has an unclosed quote": fake.sbatch("--array=1", *ONE, script, "open.txt"),
         "set CLS_SWEEP=FOLDER": fake.sbatch("--array=1", *ONE, script, "lines.txt", "--out", "one"),
-        "none.txt is no file": fake.sbatch("--array=1", *ONE, script, "none.txt"),
-        "name the file with one variant per line": fake.sbatch("--array=1", *ONE, script),
+        "none.txt is not a readable file": fake.sbatch("--array=1", *ONE, script, "none.txt"),
+        "give the file with one variant per line": fake.sbatch("--array=1", *ONE, script),
     }
     for one in (job, *bad.values()):
         one.until(lambda one=one: not fake.world.squeue(one.id, "%T"))
@@ -376,7 +376,7 @@ def test_the_lines_of_a_sweep_may_come_from_windows_and_have_comments(fake: Fake
     assert ("--seed", "1", *common, f"{folder}/001") in words
     assert ("--model.head", "16 relu", *common, f"{folder}/002") in words
     assert any(start[-5:] == ("digits", *common, f"{folder}/003") for start in words)
-    assert "lines.txt has 3 variants, none with number 4" in fake.output(job)
+    assert "lines.txt has 3 variants; there is no number 4" in fake.output(job)
     for part, one in bad.items():
         assert part in fake.output(one)
 

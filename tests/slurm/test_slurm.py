@@ -168,7 +168,7 @@ def test_a_cancelled_job_is_over_and_its_run_goes_on_elsewhere(world: Slurm, pla
     world.call("scancel", job.id)
     assert job.wait().startswith("CANCELLED") and job.field("Restarts") == "0"
     assert job.result("moved").exit["outcome"] == "stopped" and "SIGTERM" in job.result("moved").exit["reason"]
-    assert "itself starts it again). The same run goes on with: sbatch" in job.output()
+    assert "itself starts it again). Resume this run with: sbatch" in job.output()
     other = world.sbatch(place, *TWO, "slurm/rtx3090.sh", *RUN, "--out", "moved")
     assert other.wait() == "COMPLETED 0:0", other.output()
     assert [(life["processes"], life["host"], life["outcome"]) for life in lives(out)] == [
@@ -192,11 +192,11 @@ def test_the_time_limit_is_not_noticed_and_a_job_that_comes_back_again_and_again
     assert job.wait() == "FAILED 85:0", job.output()
     assert job.field("Restarts") == "1" and "CLS_RESTARTS is 1" in job.output() and "TIMEOUT" not in job.output()
     assert [life["outcome"] for life in lives(out)] == ["stopped", "stopped"]
-    onward = re.search(r"goes on with: (sbatch .*)", job.output())
+    onward = re.search(r"Resume this run with: (sbatch .*)", job.output())
     assert onward and onward[1].startswith(f"sbatch '{world.checkout}/slurm/train.sh' 'digits'")
     assert world.call("scontrol", "requeue", job.id).returncode == 0  # a node that fails does the same
     assert job.wait() == "FAILED 1:0"
-    assert len(lives(out)) == 2  # the third life never began
+    assert len(lives(out)) == 2  # the third attempt never began
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_an_array_of_variants_makes_a_run_each_and_one_table(world: Slurm, place
     assert [row[head.index("lives")] for row in rows] == ["1", "1", "1", "2"]
     again = world.sbatch(place, "--array=9", *ONE, "slurm/sweep.sh", "variants.txt")
     again.until(lambda: not world.squeue(again.id, "%T"))
-    assert "variants.txt has 4 variants, none with number 9" in again.output()
+    assert "variants.txt has 4 variants, there is no number 9" in again.output()
 
 
 @pytest.mark.soak
