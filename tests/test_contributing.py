@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md and README.md say of the code is so: layers, files, names, commands, pictures."""
+"""The pages are true: layers, files, names, commands, links, pictures, counts."""
 
 import re
 import shlex
@@ -13,24 +13,28 @@ from cls.commands.main import _command, parse_run
 from cls.recipes.tables import SWEEPS, chosen
 from tests.test_layers import LAYERS, modules, unit
 
-GUIDE = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
-README = (ROOT / "README.md").read_text()
-SLURM = (ROOT / "slurm" / "README.md").read_text()
+README, GUIDE = ROOT / "README.md", ROOT / ".github" / "CONTRIBUTING.md"
+SUBJECTS = ("accelerate_configs", "cls/commands", "cls/data", "cls/recipes", "cls/tracking", "slurm", "tests")
+PAGES = [README, GUIDE, *(ROOT / subject / "README.md" for subject in SUBJECTS)]
+TEXT = {path: path.read_text() for path in PAGES}
+ALL = "\n".join(TEXT.values())
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
 def drawn() -> dict[str, int]:
-    """The layer picture: lines such as ``L2  effects: data parallel …`` and their continuations."""
-    picture = re.search(r"```text\n(L3.*?)```", GUIDE, re.S)
+    """The layer picture: lines such as ``L5  training loop: training evaluation``."""
+    picture = re.search(r"```text\n(L\d.*?)```", TEXT[GUIDE], re.S)
     assert picture
     layers: dict[str, int] = {}
-    layer = -1
     for line in picture[1].splitlines():
-        begin = re.match(r"L(\d)  [^:]*:", line)
-        if begin:
-            layer = int(begin[1])
-        for name in re.findall(r"[\w]+", line[begin.end() if begin else 0 :]):
-            assert name not in layers, f"{name} stands twice in the picture"
-            layers[name] = layer
+        found = re.fullmatch(r"L(\d)  [^:]*: ([\w ]+?)(?:  +\(.*\))?", line)
+        assert found, line
+        for name in found[2].split():
+            assert name not in layers, f"{name} is twice in the picture"
+            layers[name] = int(found[1])
     return layers
 
 
@@ -38,30 +42,50 @@ def test_the_layer_picture_is_the_table_that_is_enforced() -> None:
     assert drawn() == LAYERS
 
 
-@pytest.mark.parametrize("text", [GUIDE, README, SLURM], ids=["CONTRIBUTING.md", "README.md", "slurm/README.md"])
-def test_every_file_that_is_named_exists(text: str) -> None:
-    named = set(re.findall(r"\b(?:cls|tests|slurm|accelerate_configs)/[\w/.-]*\w\.(?:py|sh|yaml|css|js|html)\b", text))
-    assert len(named) >= 2
-    assert {name for name in named if not (ROOT / name).is_file()} == set()
+def test_the_readme_leads_to_every_other_page() -> None:
+    for page in PAGES[1:]:
+        assert f"({named(page)}" in TEXT[README], page
 
 
-def test_every_link_leads_to_a_file_and_every_picture_is_shown() -> None:
-    places = [(ROOT, README), (ROOT / "slurm", SLURM), (ROOT / ".github", GUIDE)]
-    targets = {
-        (folder / target).resolve()
-        for folder, text in places
-        for target in re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r'src="([^":]+)"', text)
-    }
-    assert {str(file) for file in targets if not file.exists()} == set()
+@pytest.mark.parametrize("page", [*PAGES, *sorted(ROOT.glob("accelerate_configs/*.yaml"))], ids=named)
+def test_every_file_that_is_named_exists(page: Path) -> None:
+    pattern = r"\b(?:cls|tests|slurm|accelerate_configs)/[\w/.-]*\w\.(?:py|sh|yaml|css|js|html)\b"
+    files = set(re.findall(pattern, page.read_text()))
+    assert {name for name in files if not (ROOT / name).is_file()} == set()
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", TEXT[page], re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_link_leads_somewhere_and_every_picture_is_shown() -> None:
+    targets = set()
+    for page, text in TEXT.items():
+        for target in re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src="([^"]+)"', text):
+            if not target.startswith("https://"):
+                file, _, anchor = target.partition("#")
+                path = (page.parent / file).resolve() if file else page
+                assert path.exists(), f"{named(page)}: {target}"
+                assert not anchor or anchor in anchors(path), f"{named(page)}: {target}"
+                targets.add(path)
     pictures = set((ROOT / ".github" / "pictures").glob("*.png"))
     assert pictures and pictures <= targets
     sizes = [file.stat().st_size for file in pictures]
     assert max(sizes) < 150_000 and sum(sizes) < 500_000
 
 
+def test_the_repositories_of_the_published_systems_are_on_one_page() -> None:
+    """They are somebody's homework: named where they are needed, and nowhere else."""
+    links = {named(page): re.findall(r"https://github\.com/[\w.-]+/[\w.-]+", text) for page, text in TEXT.items()}
+    assert {page for page, found in links.items() if found} == {"cls/recipes/README.md"}
+    assert len(set(links["cls/recipes/README.md"])) == 5
+
+
 def test_every_function_that_is_named_exists() -> None:
     """``cls.module.name`` in running text, and ``file.py: name`` nowhere else."""
-    for name in set(re.findall(r"`(cls(?:\.\w+)+)", GUIDE + README)):
+    for name in set(re.findall(r"`(cls(?:\.\w+)+)", ALL)):
         module = max((m for m in modules() if name == m or name.startswith(f"{m}.")), key=len)
         rest = name.removeprefix(module).lstrip(".")
         assert not rest or re.search(rf"\b{rest}\b", modules()[module].read_text()), name
@@ -81,7 +105,7 @@ def printed(text: str) -> list[str]:
 
 def words_after(program: str) -> list[list[str]]:
     found = []
-    for line in [*printed(README), *printed(SLURM)]:
+    for line in (line for text in TEXT.values() for line in printed(text)):
         for part in re.split(r" && ", line):
             words = shlex.split(re.sub(r"[…\[\]]", "", part))
             if program in words:
@@ -89,17 +113,17 @@ def words_after(program: str) -> list[list[str]]:
     return found
 
 
-def test_every_cls_command_of_the_readme_is_understood() -> None:
+def test_every_cls_command_of_the_pages_is_understood() -> None:
     """Parsed as the program parses it; nothing is run."""
     commands = [words for words in words_after("cls") if words]
     assert len(commands) >= 20
     for words in commands:
         assert words[0] in VERBS, words
-        _command(words[0], [word for word in words[1:] if word != "--json"])
-    assert {words[0] for words in commands} | set(re.findall(r"`cls (\w+)`", README)) == set(VERBS)
+        _command(words[0], ["digits" if word == "RECIPE" else word for word in words[1:] if word != "--json"])
+    assert {words[0] for words in commands} | set(re.findall(r"`cls (\w+)`", ALL)) == set(VERBS)
 
 
-def test_every_training_command_of_the_readme_is_understood(tmp_path: Path) -> None:
+def test_every_training_command_of_the_pages_is_understood() -> None:
     commands = words_after("train.py")
     assert len(commands) >= 8
     for words in commands:
@@ -111,9 +135,15 @@ def test_every_training_command_of_the_readme_is_understood(tmp_path: Path) -> N
             parse_run(words)
 
 
-def test_the_readme_counts_recipes_and_tables_right_and_names_each_system() -> None:
-    assert f"{len(recipes.RECIPES)} recipes" in README and f"{len(SWEEPS)} tables" in README
+def test_the_pages_count_recipes_and_tables_right_and_name_each_system() -> None:
+    for what, count in (("recipes", len(recipes.RECIPES)), ("tables", len(SWEEPS))):
+        counts = set(re.findall(rf"\b(\d+)\s+{what}\b", ALL))
+        assert counts == {str(count)}, (what, counts)
     for name, (report, _) in recipes.describe().items():
         if report.startswith("report ") and chosen(name):
-            assert f"| `{name}` |" in README, name
-    assert len(README.splitlines()) <= 300
+            assert f"| `{name}` |" in TEXT[ROOT / "cls/recipes/README.md"], name
+
+
+def test_the_readme_is_a_front_door() -> None:
+    lines = TEXT[README].splitlines()
+    assert len(lines) <= 130 and max(map(len, lines)) <= 150
