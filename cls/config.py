@@ -62,8 +62,8 @@ class Data:
     """Smoke run: at most this many training and validation images each (seeded, stratified); 0: all. Test is whole."""
     balanced: bool = False
     """Draw every class equally often instead of every image exactly once per epoch."""
-    max_bad: float = 0.01
-    """Stop when more than this share of the training images (and more than one) turn out to be broken."""
+    max_corrupt: float = 0.01
+    """Stop when more than this share of the training images (and more than one) are corrupt."""
     streaming: bool = False
     """Read a folder, parquet, tar or hub set block by block in a computed order, when it is too large to index."""
     exact_order: bool = False
@@ -291,9 +291,21 @@ class Run:
     track: Track = field(default_factory=Track)
 
 
+RENAMED = {"data.max_bad": "data.max_corrupt"}
+"""Fields with another name in the config.yaml of earlier versions, and what they are called now."""
+
+
+def reject_renamed(argv: Sequence[str]) -> None:
+    """ValueError for an option that has another name now."""
+    for word in argv:
+        option = word.partition("=")[0]
+        if new := RENAMED.get(option.removeprefix("--").replace("-", "_")):
+            raise ValueError(f"{option} is now --{new.replace('_', '-')}")
+
+
 # Fields of the moment: a continued run may have other values without being another run.
 RUNTIME_FIELDS = (
-    "out", "data.copy", "data.workers", "data.max_bad", "train.device", "train.keep", "train.save_minutes",
+    "out", "data.copy", "data.workers", "data.max_corrupt", "train.device", "train.keep", "train.save_minutes",
     "train.max_steps", "track.",
 )  # fmt: skip
 
@@ -353,6 +365,7 @@ def from_yaml(text: str) -> Run:
 
 def _build(kind: type, values: dict[Any, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(kind)
+    values = {RENAMED.get(f"{prefix}{key}", "").removeprefix(prefix) or key: value for key, value in values.items()}
     for key in values:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, 1)

@@ -13,7 +13,7 @@ NOT_NEGATIVE = ("seed", "data.limit", "data.eval_size", "augment.rotate", "augme
                 "model.gate", "optim.weight_decay", "optim.clip", "optim.class_weight", "optim.t_max", "optim.min_lr",
                 "optim.patience", "optim.warmup", "train.max_steps", "train.early_stop",
                 "train.save_minutes")  # fmt: skip
-SHARES = ("data.max_bad", "augment.hflip", "augment.vflip", "augment.translate", "augment.erase",
+SHARES = ("data.max_corrupt", "augment.hflip", "augment.vflip", "augment.translate", "augment.erase",
           "augment.mix_probability", "optim.label_smoothing")  # fmt: skip
 BELOW_ONE = ("model.dropout3", "optim.ema", "optim.factor")
 

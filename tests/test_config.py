@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cls import recipes, validate
 from cls.commands.main import _command, out_of, parse_run
-from cls.config import RUNTIME_FIELDS, Run, change, diff, flat, from_yaml, to_yaml
+from cls.config import RENAMED, RUNTIME_FIELDS, Run, change, diff, flat, from_yaml, to_yaml
 from cls.validate import check
 
 SECTIONS = ("data", "augment", "model", "optim", "train", "track")
@@ -105,6 +105,18 @@ def test_bad_text_is_a_value_error_naming_the_field(text: str, parts: list[str])
         assert part in str(caught.value)
 
 
+def test_fields_are_read_by_the_names_of_earlier_versions() -> None:
+    text = to_yaml(change(Run(), data={"max_corrupt": 0.25}))
+    assert from_yaml(text.replace("max_corrupt", "max_bad")) == from_yaml(text)
+    assert {name for name in RENAMED.values() if name not in flat(Run())} == set()
+
+
+@pytest.mark.parametrize("words", [["--data.max-bad", "0.1"], ["--data.max_bad=0.1"]])
+def test_an_option_of_an_earlier_version_is_an_error_with_the_new_name(words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"--data\.max.bad is now --data\.max-corrupt"):
+        parse_run(["digits", *words])
+
+
 # --- diff ---
 
 
@@ -136,7 +148,7 @@ def test_diff_ignores_exactly_the_fields_of_the_moment() -> None:
         else:
             silent.add(name)
     assert silent == {
-        "out", "data.copy", "data.max_bad", "data.workers", "train.device", "train.keep", "train.save_minutes",
+        "out", "data.copy", "data.max_corrupt", "data.workers", "train.device", "train.keep", "train.save_minutes",
         "train.max_steps", "track.wandb", "track.project", "track.name", "track.artifact", "track.tensorboard",
         "track.ledger",
     }  # fmt: skip

@@ -28,7 +28,7 @@ def sha(tensor: torch.Tensor) -> str:
 def traced_batches(self: Loader, source: Any, indices: Any) -> Iterator[Any]:
     for batch in batches(self, source, indices):
         if isinstance(source, TrainDataset):
-            trace.append({"rows": batch.rows, "draws": batch.draws, "pixels": sha(batch.pixels)})
+            trace.append({"rows": batch.rows, "draws": batch.indices, "pixels": sha(batch.pixels)})
         yield batch
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from rich.table import Table
 
+from cls.data.corrupt_images import corrupt_file, read_corrupt
 from cls.runtime.console import console
 from cls.runtime.exit import DataError
 from cls.tracking import goodput
 from cls.tracking.events import read_events
-from cls.tracking.ledger import HEADER, corrupt_ids, id_sum
+from cls.tracking.ledger import HEADER, id_sum
 from cls.tracking.metrics_log import read_rows
 from cls.tracking.run_files import read_data, read_run_directory
 
@@ -39,8 +40,8 @@ def audit_run(path: str) -> dict[str, Any]:
     proof = f"{found['draws']} draws ({epochs:.2f} epochs), each used exactly once, up to the last step of the record"
     if not run.data.balanced:
         proof += "; every whole epoch is a permutation of the same images"
-        if (out / "bad_images.csv").exists():
-            proof += ", but that others replace those of bad_images.csv"
+        if (listed := corrupt_file(out)).exists():
+            proof += f", but that others replace those of {listed.name}"
     for first, end in found["silent"]:
         proof += f"; nothing is known of steps {first} to {end - 1}: there is no ledger of them"
     absent = "no ledger: start the run with --track.ledger True for the proof of exactly-once"
@@ -92,7 +93,7 @@ def audit(out: Path, images: int, batch: int, balanced: bool, ids: str = "") -> 
     problems = _recorded(out, metrics, last)
     if any(rows):
         problems += _repeats(rows, batch) + _gaps(kept, batch, silent, last)
-        problems += [] if balanced else _epochs(image_of, images, corrupt_ids(out), ids)
+        problems += [] if balanced else _epochs(image_of, images, set(read_corrupt(out)), ids)
     return {"lives": lives, "draws": len(kept), "ledger": any(rows), "silent": silent, "problems": problems}
 
 

@@ -23,7 +23,7 @@ from cls.commands.fetch import require_offline
 from cls.commands.plan.options import PlanOptions
 from cls.commands.sweep.options import SweepOptions
 from cls.commands.sweep.overrides import field_words
-from cls.config import Run, to_yaml
+from cls.config import Run, reject_renamed, to_yaml
 from cls.runtime.exit import CODES, ExitHandler
 from cls.runtime.paths import expanded
 from cls.validate import check
@@ -139,6 +139,7 @@ def _need_folder(run: Run, argv: list[str]) -> None:
 
 def _tyro(kind: type[T], default: T | None, argv: list[str], prog: str, text: str) -> T:
     """The options of a command line, with ``~`` in all paths expanded."""
+    reject_renamed(argv)
     markers = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)  # --field True, as sweeps write it
     heard = os.environ.get("RANK", "0") == "0"  # every rank finds the same mistake; one tells of it
     with _reader_may_leave():

@@ -9,8 +9,9 @@ import torch
 from cls.commands.contact_sheet import Tile, write_sheet
 from cls.config import Run
 from cls.data.dataset import train_dataset
-from cls.data.loader import MicroBatchSampler, batches, preprocess, worker_count
+from cls.data.loader import batches, preprocess, worker_count
 from cls.data.readers import images_of
+from cls.data.sampler import MicroBatchSampler
 from cls.data.sources import load
 from cls.models.build import input_statistics
 from cls.runtime.paths import writing
@@ -34,7 +35,7 @@ def contact_sheet(run: Run, to: Path, count: int, step: int) -> dict[str, Any]:
         mixing, partner = draw_mixing(run.augment, run.seed, at), partners(size, run.seed, at, index)
         images, targets = mix(prepare(batch), soft_targets(batch.labels, len(splits.classes), 0.0), mixing, partner)
         pixels = ((images * prepare.std + prepare.mean).clamp(0, 1) * 255).round().byte()
-        for image, target, draw, row in zip(pixels, targets, batch.draws, batch.rows, strict=True):
+        for image, target, draw, row in zip(pixels, targets, batch.indices, batch.rows, strict=True):
             shares = {splits.classes[c]: float(target[c]) for c in target.nonzero().flatten().tolist()}
             tiles.append(Tile(image, shares, draw, images_by_row.name(row)))
         if len(tiles) >= count:

@@ -1,4 +1,4 @@
-"""Training images that could not be read: replaced where they are drawn, counted and named here."""
+"""Corrupt training images: replaced in training, counted and listed in the run directory."""
 
 import contextlib
 import csv
@@ -6,18 +6,41 @@ import io
 import logging
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cls.data.readers import Images
-from cls.distributed.world import World
 from cls.runtime.exit import DataError
 from cls.runtime.files import write_whole
 from cls.transforms.decode import CorruptImageError, decode
 
+if TYPE_CHECKING:  # `cls audit` reads the list without loading torch and datasets
+    from cls.data.readers import Images
+    from cls.distributed.world import World
+
 log = logging.getLogger("cls")
 
+NAME, OLD_NAME = "corrupt_images.csv", "bad_images.csv"
 
-def still_corrupt(images: Images, names: Collection[str]) -> Iterator[str]:
-    """Those of these images that have not been mended since."""
+
+def corrupt_file(run_dir: Path) -> Path:
+    """The list of a run directory, or the path it will have; runs of earlier versions have bad_images.csv."""
+    new, old = run_dir / NAME, run_dir / OLD_NAME
+    return old if old.exists() and not new.exists() else new
+
+
+def read_corrupt(run_dir: Path) -> dict[str, str]:
+    """Id and reason of each training image that could not be read, now or earlier; ValueError for a damaged file."""
+    path = corrupt_file(run_dir)
+    if not path.exists():
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:  # a spreadsheet may have changed it
+            return {row["id"]: row.get("reason") or "" for row in csv.DictReader(file) if row.get("id")}
+    except (OSError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged ({error}): restore it from a backup or delete it") from None
+
+
+def still_corrupt(images: "Images", names: Collection[str]) -> Iterator[str]:
+    """Those of these images that have not been repaired since."""
     for row in range(len(images)) if names else ():
         if (name := images.name(row)) in names:
             (data,) = images.read([row])
@@ -30,52 +53,46 @@ def still_corrupt(images: Images, names: Collection[str]) -> Iterator[str]:
 
 
 class CorruptImages:
-    """Distinct broken training images over all lives and ranks, named in bad_images.csv."""
+    """Distinct corrupt training images over all attempts and ranks, listed in corrupt_images.csv."""
 
-    def __init__(self, path: Path, images: Images, max_bad: float, world: World) -> None:
-        self.path, self.images, self.world = path, images, world
-        self.quota = max(1.0, max_bad * len(images))
-        self.reasons: dict[str, str] = {}
-        self._mended: dict[str, str] = {}  # they stay named: `cls audit` asks why others stood in for them
+    def __init__(self, run_dir: Path, images: "Images", max_corrupt: float, world: "World") -> None:
+        self._run_dir, self.images, self.world = run_dir, images, world
+        self.quota = max(1.0, max_corrupt * len(images))
+        known = read_corrupt(run_dir)
+        self.reasons = {name: known[name] for name in still_corrupt(images, known)}
+        # repaired ones stay listed: `cls audit` needs them to explain replacements
+        self._repaired = {name: reason for name, reason in known.items() if name not in self.reasons}
         self._new: dict[str, str] = {}
-        if path.exists():
-            try:
-                # a spreadsheet may have made something else of it
-                with path.open(newline="", encoding="utf-8", errors="replace") as file:
-                    rows = list(csv.DictReader(file))
-            except (OSError, csv.Error) as error:
-                raise ValueError(f"{path} is damaged ({error}): delete it or copy it from where it is whole") from None
-            known = {row["id"]: row["reason"] for row in rows if row.get("id") and row.get("reason")}
-            self.reasons = {name: known[name] for name in still_corrupt(images, known)}
-            self._mended = {name: reason for name, reason in known.items() if name not in self.reasons}
 
-    def note(self, broken: list[tuple[int, str]]) -> None:
+    def note(self, corrupt: list[tuple[int, str]]) -> None:
+        """Add the (row, reason) pairs of a batch."""
         known = self.reasons | self._new
-        found = {self.images.name(row): reason for row, reason in broken}
-        if found.keys() - known.keys():  # written now: a kill may come first, and the next life begins behind them
+        found = {self.images.name(row): reason for row, reason in corrupt}
+        if found.keys() - known.keys():  # written now: after a kill, the next attempt starts behind these images
             self._write(known | found)
         self._new |= found
 
     def agree(self) -> None:
         """Exchange what the ranks found; DataError on all of them when there are too many."""
         known = len(self.reasons)
-        # all that each rank knows: a slow network file system may have shown them different files at the start
+        # everything each rank knows: a slow network file system may have shown them different files at the start
         for found in self.world.gather(self.reasons | self._new):
             self.reasons |= found
         self._new = {}
+        path = corrupt_file(self._run_dir)
         if len(self.reasons) > known and self.world.main:
             self._write(self.reasons)
-            log.warning("%d broken training images so far, replaced; see %s", len(self.reasons), self.path)
+            log.warning("%d corrupt training images so far, replaced; see %s", len(self.reasons), path)
         if len(self.reasons) > self.quota:
             raise DataError(
-                f"{len(self.reasons)} of {len(self.images)} training images are broken, more than data.max_bad allows "
-                f"({self.quota:.0f}); they are named in {self.path}: mend them or raise --data.max-bad and run the same"
-                " command again; without them it is another data set, which needs another --out"
+                f"{len(self.reasons)} of {len(self.images)} training images are corrupt, more than data.max_corrupt "
+                f"allows ({self.quota:.0f}); they are listed in {path}: repair them or raise --data.max-corrupt and "
+                "run the same command again; without them it is another data set, which needs another --out"
             )
 
     def _write(self, reasons: dict[str, str]) -> None:
         if self.world.main:
             text = io.StringIO()
-            csv.writer(text).writerows([("id", "reason"), *sorted((self._mended | reasons).items())])
-            with contextlib.suppress(OSError):  # a full disk: the list is whole again with the next one found
-                write_whole(self.path, text.getvalue().encode())
+            csv.writer(text).writerows([("id", "reason"), *sorted((self._repaired | reasons).items())])
+            with contextlib.suppress(OSError):  # a full disk: the next corrupt image writes the whole list again
+                write_whole(self._run_dir / NAME, text.getvalue().encode())

@@ -1,4 +1,4 @@
-"""Training images by integer: which image, in which order, augmented how, is a function of (seed, draw)."""
+"""Training and evaluation images by sample index: image, order and augmentation are functions of (seed, index)."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
 from datasets import Dataset
-from torch import Tensor
 
 from cls.config import Run, View
 from cls.data.readers import Encoded, Images, images_of
@@ -20,56 +18,36 @@ from cls.transforms.jpeg import Pixels
 from cls.transforms.ops import CenterCrop, HFlip, Op, ResizeShort, Squash, training_ops, view_ops
 from cls.transforms.pipeline import Area, Planned, Rendered, Renderer
 
-# Broken images in a row after which one draw looks in all classes; after as many more the data has gone away.
+# Corrupt images in a row after which replacements may be of any class; after twice as many the run stops.
 MAX_TRIES = 50
 PLAIN: tuple[View, ...] = ("identity",)
 
 
-class Found(NamedTuple):
-    """All of a batch but its pixels: little enough to be sent from process to process; b images."""
+class BatchInfo(NamedTuple):
+    """A batch of b images without its pixels, small enough to cross a socket."""
 
     labels: list[int]
-    areas: list[Area]
-    draws: list[int]
-    rows: list[int]
-    broken: list[tuple[int, str]]  # (row, reason) of images that could not be read on the way here
-
-
-class Batch(NamedTuple):
-    """Images in draw order; b of them."""
-
-    pixels: Tensor  # b 3 h w, uint8, channels last in memory
-    labels: Tensor  # b, int64
     areas: list[Area]  # to be erased
-    draws: list[int]
+    indices: list[int]
     rows: list[int]
-    broken: list[tuple[int, str]]
+    corrupt: list[tuple[int, str]]  # (row, reason) of images that could not be read; replaced in training
 
 
-def batch_of(pixels: Tensor, found: Found) -> Batch:
-    """``pixels``: b h w 3."""
-    return Batch(pixels.permute(0, 3, 1, 2), torch.tensor(found.labels), *found[1:])
-
-
-class Source(Protocol):
-    """Draws or Views: pixels and facts by integer."""
+class BatchDataset(Protocol):
+    """A dataset that is read in batches: pixels and BatchInfo by sample index."""
 
     size: int
+    """Side of its images, pixels."""
 
     def describe(self, indices: Sequence[int], /) -> str:
-        """What these integers are, for an error message."""
+        """What these indices are, for an error message."""
 
-    def fill(self, indices: Sequence[int], out: Pixels, /) -> Found: ...
-
-
-def made_here(source: Source, indices: Sequence[int]) -> Batch:
-    """A batch made in this process."""
-    room = torch.empty(len(indices), source.size, source.size, 3, dtype=torch.uint8)
-    return batch_of(room, source.fill(indices, room.numpy()))
+    def fill(self, indices: Sequence[int], out: Pixels, /) -> BatchInfo:
+        """Write the pixels of these indices into ``out``, uint8 [at least b, size, size, 3]."""
 
 
 class TrainDataset:
-    """All draws of a run."""
+    """The augmented training images of a run. A corrupt image is replaced and named in ``corrupt``."""
 
     def __init__(
         self,
@@ -81,60 +59,58 @@ class TrainDataset:
         exact_order: bool = False,
     ) -> None:
         self.images, self.size, self.seed = images, size, seed
-        self.labels, self.order = images.labels, images.order(seed, balanced)
+        self.labels, self.sampler = images.labels, images.sampler(seed, balanced)
         self._renderer, self._rng = Renderer(ops, exact_order), generator(seed)
 
-    def describe(self, draws: Sequence[int]) -> str:
-        return f"draws {draws[0]} to {draws[-1]}"
+    def describe(self, indices: Sequence[int]) -> str:
+        return f"sample indices {indices[0]} to {indices[-1]}"
 
-    def fill(self, draws: Sequence[int], out: Pixels) -> Found:
-        """Put the pixels of these draws into ``out``, uint8 [at least b, size, size, 3]."""
-        rows = [self.order.row(draw) for draw in draws]
+    def fill(self, indices: Sequence[int], out: Pixels) -> BatchInfo:
+        rows = [self.sampler.row(index) for index in indices]
         areas: list[Area] = []
-        broken: list[tuple[int, str]] = []
-        for at, (draw, planned) in enumerate(zip(draws, self._plan(draws, rows), strict=True)):
+        corrupt: list[tuple[int, str]] = []
+        for place, (index, planned) in enumerate(zip(indices, self._plan(indices, rows), strict=True)):
             tried: list[tuple[int, str]] = []
             while True:
                 try:
-                    out[at], area = self._renderer.render(planned)
+                    out[place], area = self._renderer.render(planned)
                     break
                 except CorruptImageError as error:
-                    tried.append((rows[at], str(error)))
-                    rows[at] = self._replacement(draw, tried)
-                    (planned,) = self._plan([draw], [rows[at]])
+                    tried.append((rows[place], str(error)))
+                    rows[place] = self._replacement(index, tried)
+                    (planned,) = self._plan([index], [rows[place]])
             areas.append(area)
-            broken += tried
-        return Found([int(self.labels[row]) for row in rows], areas, list(draws), rows, broken)
+            corrupt += tried
+        return BatchInfo([int(self.labels[row]) for row in rows], areas, list(indices), rows, corrupt)
 
-    def _plan(self, draws: Sequence[int], rows: Sequence[int]) -> list[Planned | Rendered | CorruptImageError]:
-        contents = zip(draws, self.images.read(rows), strict=True)
-        return [self._renderer.plan(one, rewind(self._rng, self.seed, "augment", draw)) for draw, one in contents]
+    def _plan(self, indices: Sequence[int], rows: Sequence[int]) -> list[Planned | Rendered | CorruptImageError]:
+        contents = zip(indices, self.images.read(rows), strict=True)
+        return [self._renderer.plan(data, rewind(self._rng, self.seed, "augment", index)) for index, data in contents]
 
-    def _replacement(self, draw: int, tried: list[tuple[int, str]]) -> int:
-        """Another image of the first one's class, the same wherever it is decoded; of any class after MAX_TRIES."""
-        broken = [row for row, _ in tried]
-        if len(broken) == min(len(self.labels), 2 * MAX_TRIES):
+    def _replacement(self, index: int, tried: list[tuple[int, str]]) -> int:
+        """Another row of the first one's class, the same in every process; of any class after MAX_TRIES."""
+        corrupt = [row for row, _ in tried]
+        if len(corrupt) == min(len(self.labels), 2 * MAX_TRIES):
             raise DataError(
-                f"{len(broken)} images in a row could not be read, at last {self.images.name(broken[-1])} "
-                f"({tried[-1][1]}): has data.path gone away?"
+                f"{len(corrupt)} images in a row could not be read, the last one {self.images.name(corrupt[-1])} "
+                f"({tried[-1][1]}): is data.path still available?"
             )
-        others = np.setdiff1d(np.flatnonzero(self.labels == self.labels[broken[0]]), broken)
-        if not len(others) or len(broken) >= MAX_TRIES:
-            others = np.setdiff1d(np.arange(len(self.labels)), broken)
-        return int(generator(self.seed, "replace", draw, len(broken)).choice(others))
+        others = np.setdiff1d(np.flatnonzero(self.labels == self.labels[corrupt[0]]), corrupt)
+        if not len(others) or len(corrupt) >= MAX_TRIES:
+            others = np.setdiff1d(np.arange(len(self.labels)), corrupt)
+        return int(generator(self.seed, "replace", index, len(corrupt)).choice(others))
 
 
 def train_dataset(images: Images, run: Run) -> TrainDataset:
-    """The training draws of a run."""
     ops = training_ops(run.augment, run.data, input_statistics(run)[0])
     return TrainDataset(images, ops, run.data.size, run.seed, run.data.balanced, run.data.exact_order)
 
 
-class Views:
-    """One view of every row of an evaluation split. A broken image is black and named in ``broken``.
+class ViewDataset:
+    """One view of every row of an evaluation split. A corrupt image is black and named in ``corrupt``.
 
-    The angle or the box of a random view follows from (seed, view, bytes of the image file), so it is the same for the
-    image alone, in a folder, in a list in any order and in packed shards that keep the bytes.
+    The angle or box of a random view follows from (seed, view, bytes of the image file): the same for the image alone,
+    in a folder, in a list of any order and in packed shards that keep the bytes.
     """
 
     def __init__(
@@ -147,23 +123,22 @@ class Views:
     def describe(self, rows: Sequence[int]) -> str:
         return f"images {self.images.name(rows[0])} to {self.images.name(rows[-1])}"
 
-    def fill(self, rows: Sequence[int], out: Pixels) -> Found:
-        """Put the pixels of these rows into ``out``, uint8 [at least b, size, size, 3]."""
+    def fill(self, rows: Sequence[int], out: Pixels) -> BatchInfo:
         areas: list[Area] = []
-        broken: list[tuple[int, str]] = []
-        planned = [self._renderer.plan(one, self._numbers(one)) for one in self.images.read(rows)]
-        for at, row in enumerate(rows):
+        corrupt: list[tuple[int, str]] = []
+        planned = [self._renderer.plan(data, self._rng_of(data)) for data in self.images.read(rows)]
+        for place, row in enumerate(rows):
             area: Area = (0, 0, 0, 0)
             try:
-                out[at], area = self._renderer.render(planned[at])
+                out[place], area = self._renderer.render(planned[place])
             except CorruptImageError as error:
-                out[at] = 0
-                broken.append((row, str(error)))
+                out[place] = 0
+                corrupt.append((row, str(error)))
             areas.append(area)
-        return Found([int(self.images.labels[row]) for row in rows], areas, list(rows), list(rows), broken)
+        return BatchInfo([int(self.images.labels[row]) for row in rows], areas, list(rows), list(rows), corrupt)
 
-    def _numbers(self, data: Encoded) -> np.random.Generator:
-        """The generator for an image. Of views without randomness it decides nothing: hashing costs 1 ms per MB."""
+    def _rng_of(self, data: Encoded) -> np.random.Generator:
+        """The image's generator; views without randomness skip the hash, which costs 1 ms per MB."""
         if self._fixed or isinstance(data, CorruptImageError):
             return self._rng
         return rewind(self._rng, self.seed, "view", self.view, hashlib.blake2b(data, digest_size=16).hexdigest())
@@ -172,22 +147,23 @@ class Views:
 class EvalDataset:
     """All rows of a split in some views: index v * rows + row is view v of that row; a batch is of one view.
 
-    An image is read again for its next view while its file is still in the page cache.
+    The next view of an image is read while its file is still in the page cache.
     """
 
     def __init__(self, rows: Dataset, views: Sequence[View], run: Run) -> None:
-        """``views``: none is the plain image."""
+        """``views``: empty is the plain image."""
         self.rows, self.views = rows, tuple(views) or PLAIN
-        frame, images = run.data.evaluated, images_of(rows)
-        self.size = frame.size
+        data, images = run.data.evaluated, images_of(rows)
+        self.size = data.size
         self._views = [
-            Views(images, view_ops(view, frame), frame.size, run.seed, view, frame.exact_order) for view in self.views
+            ViewDataset(images, view_ops(view, data), data.size, run.seed, view, data.exact_order)
+            for view in self.views
         ]
 
     def describe(self, indices: Sequence[int]) -> str:
         return self._views[0].describe([index % len(self.rows) for index in indices])
 
-    def fill(self, indices: Sequence[int], out: Pixels) -> Found:
+    def fill(self, indices: Sequence[int], out: Pixels) -> BatchInfo:
         view = self._views[indices[0] // len(self.rows)]
         return view.fill([index % len(self.rows) for index in indices], out)
 

@@ -56,8 +56,8 @@ class Images(Protocol):
     def read(self, rows: Sequence[int]) -> list[Encoded]:
         """The encoded images of these rows, in this order."""
 
-    def order(self, seed: int, balanced: bool) -> Sampler | BlockSampler:
-        """Which row each training draw is."""
+    def sampler(self, seed: int, balanced: bool) -> Sampler | BlockSampler:
+        """The row of each training sample index."""
 
 
 class Blocks(Protocol):
@@ -101,7 +101,7 @@ class Indexed:
             found.append(encoded(self._chunks[chunk], place - int(self._starts[chunk])))
         return found
 
-    def order(self, seed: int, balanced: bool) -> Sampler:
+    def sampler(self, seed: int, balanced: bool) -> Sampler:
         return Sampler(self.labels, seed, balanced)
 
     def _place(self, row: int) -> int:
@@ -119,7 +119,7 @@ class Stream:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def order(self, seed: int, balanced: bool) -> BlockSampler:
+    def sampler(self, seed: int, balanced: bool) -> BlockSampler:
         assert not balanced  # cls.validate: it would need all blocks at once
         return BlockSampler(self.blocks.counts, seed)
 

@@ -1,15 +1,33 @@
-"""Which image each draw is: arithmetic on (seed, draw), without state."""
+"""Sample index -> image: arithmetic on (seed, sample index), without state."""
+
+from collections.abc import Iterator
 
 import numpy as np
 
 from cls.runtime.rng import generator
 
 
-class Sampler:
-    """The image of each draw.
+class MicroBatchSampler:
+    """Sample indices of this rank's micro-batches from step ``start`` on; step s owns [s·B, (s+1)·B)."""
 
-    ``epoch, k = divmod(draw, n)`` and the image is the k-th of that epoch's permutation. Balanced: classes take turns
-    in a seeded order (every block of c draws has each class once) and each runs through its own permutations.
+    def __init__(self, start: int, stop: int, batch: int, micro_batch: int, share: range) -> None:
+        self.start, self.stop, self.batch, self.micro_batch, self.share = start, stop, batch, micro_batch, share
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.stop):
+            for micro_batch in self.share:
+                first = step * self.batch + micro_batch * self.micro_batch
+                yield list(range(first, first + self.micro_batch))
+
+    def __len__(self) -> int:
+        return (self.stop - self.start) * len(self.share)
+
+
+class Sampler:
+    """The row of each sample index.
+
+    ``epoch, k = divmod(index, n)`` and the row is the k-th of that epoch's permutation. Balanced: classes take turns
+    in a seeded order (c sample indices in a row have each class once), each through permutations of its own.
     """
 
     def __init__(self, labels: np.ndarray, seed: int, balanced: bool) -> None:
@@ -18,11 +36,11 @@ class Sampler:
         self.of_class = [np.flatnonzero(labels == c) for c in classes]
         self._cache: dict[tuple[str | int, ...], np.ndarray] = {}
 
-    def row(self, draw: int) -> int:
+    def row(self, index: int) -> int:
         if not self.of_class:
-            epoch, k = divmod(draw, self.rows)
+            epoch, k = divmod(index, self.rows)
             return int(self._permutation(self.rows, "order", epoch)[k])
-        turn, k = divmod(draw, len(self.of_class))
+        turn, k = divmod(index, len(self.of_class))
         chosen = int(self._permutation(len(self.of_class), "turn", turn)[k])
         rows = self.of_class[chosen]
         epoch, k = divmod(turn, len(rows))
@@ -37,15 +55,15 @@ class Sampler:
 
 
 WINDOW = 16
-"""Blocks whose rows are mixed with each other. Of a class-sorted folder's blocks, 16 random ones hold about 16 classes;
-16 row groups of 4 MB are 64 MB for each process that reads them."""
+"""Blocks whose rows are shuffled together. 16 random blocks of a class-sorted folder hold about 16 classes; 16 row
+groups of 4 MB are 64 MB for each process that reads them."""
 
 BLOCK = 128
-"""Rows of a block where the storage has none of its own: about 4 MB of small photos, too."""
+"""Rows of a block where the storage has no blocks: about 4 MB of small photos."""
 
 
 class BlockSampler:
-    """The row of each draw where rows lie in blocks: every row once per epoch, few blocks at a time.
+    """The row of each sample index for rows in blocks: every row once per epoch, few blocks at a time.
 
     In each epoch a permutation of the blocks is cut into windows of ``WINDOW``; within a window, rows are permuted.
     """
@@ -56,14 +74,14 @@ class BlockSampler:
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._windows: dict[tuple[int, int], np.ndarray] = {}
 
-    def row(self, draw: int) -> int:
-        epoch, k = divmod(draw, self.rows)
+    def row(self, index: int) -> int:
+        epoch, k = divmod(index, self.rows)
         blocks, starts = self._epoch(epoch)
         window = int(np.searchsorted(starts, k, "right")) - 1
         return int(self._window(epoch, window, blocks)[k - starts[window]])
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """This epoch's blocks in order, and at which place of the epoch each window starts."""
+        """This epoch's blocks in order, and the position in the epoch at which each window starts."""
         if epoch not in self._epochs:
             if len(self._epochs) > 1:
                 self._epochs.clear()
@@ -83,5 +101,5 @@ class BlockSampler:
 
 
 def block_counts(rows: int) -> np.ndarray:
-    """Rows of each block where rows lie one after the other and could be cut anywhere."""
+    """Rows of each block, for storage that can be cut anywhere."""
     return np.diff([*range(0, rows, BLOCK), rows])

@@ -111,7 +111,7 @@ class Predictor:
                     output = self.model(self.prepare(batch))
                 if index * world.size + world.rank < -(-total // size):  # not the first slice once more
                     found[view, batch.rows[0] - start : batch.rows[-1] + 1 - start] = output.float()
-                    corrupt.update(batch.broken)
+                    corrupt.update(batch.corrupt)
                 if view == views - 1 and (index + 1 == len(slices) or (index + 1) % exchanged == 0):
                     for others in world.gather(corrupt):
                         corrupt |= others

@@ -1,6 +1,5 @@
 """Which image each draw was, on which rank, with which pixels: the proof of exactly-once, and the audit of it."""
 
-import csv
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 from cls.runtime.files import Lines
 
 if TYPE_CHECKING:  # `cls audit` would load torch and datasets for two words
-    from cls.data.dataset import Batch
+    from cls.data.loader import Batch
     from cls.data.readers import Images
 
 HEADER = ("step", "draw", "id", "pixels")
@@ -25,23 +24,11 @@ class Ledger:
 
     def note(self, batch: "Batch") -> None:
         rows = []
-        for draw, row, pixels in zip(batch.draws, batch.rows, batch.pixels, strict=True):
+        for index, row, pixels in zip(batch.indices, batch.rows, batch.pixels, strict=True):
             name = self._images.name(row).replace('"', '""')
             digest = hashlib.blake2b(pixels.permute(1, 2, 0).numpy(), digest_size=16).hexdigest()
-            rows.append(f'{draw // self._batch},{draw},"{name}",{digest}\n')
+            rows.append(f'{index // self._batch},{index},"{name}",{digest}\n')
         self._lines.add("".join(rows).encode())
-
-
-def corrupt_ids(out: Path) -> set[str]:
-    """Training images that could not be read, now or earlier, from bad_images.csv."""
-    path = out / "bad_images.csv"
-    if not path.exists():
-        return set()
-    try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:  # a spreadsheet may have changed it
-            return {row.get("id") or "" for row in csv.DictReader(file)}
-    except (OSError, csv.Error) as error:
-        raise ValueError(f"{path} is damaged ({error}): copy it from where it is whole") from None
 
 
 def id_sum(names: Iterable[str]) -> str:

@@ -21,13 +21,14 @@ import numpy as np
 from datasets import Dataset, Value
 
 from cls.config import Data, Run
+from cls.data.corrupt_images import read_corrupt
 from cls.data.footers import footers
 from cls.data.labels.options import evaluate_options
 from cls.data.readers import Stream, column, fingerprint, image_sizes, images_of
 from cls.data.sources import Splits, labels_of, load
 from cls.data.split_words import splits_in
 from cls.runtime.files import write_whole
-from cls.tracking.ledger import corrupt_ids, id_sum
+from cls.tracking.ledger import id_sum
 from cls.tracking.run_files import read_data
 
 log = logging.getLogger("cls")
@@ -94,8 +95,8 @@ def complete(out: Path, seen: Seen) -> None:
 def drift(out: Path, seen: Seen, classes: Sequence[str]) -> str:
     """How the images differ from those of data.json, in words; '' where they are the same.
 
-    ``classes``: those that the labels of data.json are numbered by. Training images in bad_images.csv may have other
-    contents: replacing a corrupt file by a whole one is what the run asks for.
+    ``classes``: those that the labels of data.json are numbered by. Training images in corrupt_images.csv may have
+    other contents: replacing a corrupt file by a whole one is what the run asks for.
     """
     known = read_data(out)
     if classes != seen.splits.classes:
@@ -142,7 +143,7 @@ def _other_contents(out: Path, then: dict[str, Any], now: dict[str, Any], seen: 
     sizes = _stored_sizes(out, split, len(rows))
     if sizes is None:
         return f"{len(rows):,} {WORDS[split]} images as then, but of other sizes in bytes"
-    images, exempt = images_of(rows), corrupt_ids(out) if split == "train" else set()
+    images, exempt = images_of(rows), read_corrupt(out) if split == "train" else {}
     changed = [row for row in np.flatnonzero(sizes != seen.sizes[split]).tolist() if images.name(row) not in exempt]
     if not changed:
         return ""

@@ -25,7 +25,7 @@ from cls.tracking.tracker import check_tracking
 
 FILES = (
     "config.yaml", "data.json", "sizes.npz", "classes.txt", "metrics.jsonl", "metrics.lost.jsonl", "lives.jsonl",
-    "bad_images.csv", "exit.json", "lock", "stop",
+    "corrupt_images.csv", "bad_images.csv", "exit.json", "lock", "stop",
 )  # fmt: skip
 FOLDERS = ("checkpoints", "best", "predictions", "ledger")
 

@@ -6,8 +6,9 @@ from torch import Tensor
 
 from cls.data.corrupt_images import CorruptImages
 from cls.data.dataset import eval_sets, train_dataset
-from cls.data.loader import AHEAD, PREFETCH, Group, Loader, MicroBatchSampler, preprocess, worker_count
+from cls.data.loader import AHEAD, PREFETCH, Group, Loader, preprocess, worker_count
 from cls.data.readers import images_of
+from cls.data.sampler import MicroBatchSampler
 from cls.data.sources import Splits
 from cls.distributed.world import World
 from cls.models.build import input_statistics
@@ -27,19 +28,19 @@ class TrainLoader:
         run, self.device, self.timer = folder.run, world.device, world.timer
         images = images_of(splits.train)
         self.prepare = preprocess(input_statistics(run), run.seed, run.train.channels_last, self.device)
-        self.draws = train_dataset(images, run)
+        self.dataset = train_dataset(images, run)
         self.evaluated = eval_sets(splits.val, splits.test, run)
         groups = [
-            Group([self.draws], run.train.micro_batch, PREFETCH),
+            Group([self.dataset], run.train.micro_batch, PREFETCH),
             Group(list(self.evaluated.named().values()), run.train.eval_batch, AHEAD),
         ]
         with folder.without_threads():
             self.shared = Loader(groups, worker_count(run.data.workers, world.local_size), world.device)
-        indices = MicroBatchSampler(steps.start, steps.stop, run.train.batch, run.train.micro_batch, share)
-        self.batches = self.shared.batches(self.draws, indices)
-        self.corrupt = CorruptImages(folder.path / "bad_images.csv", images, run.data.max_bad, world)
+        sampler = MicroBatchSampler(steps.start, steps.stop, run.train.batch, run.train.micro_batch, share)
+        self.batches = self.shared.batches(self.dataset, sampler)
+        self.corrupt = CorruptImages(folder.path, images, run.data.max_corrupt, world)
         self.classes, self.smoothing = len(splits.classes), run.optim.label_smoothing
-        self.weights = class_weights(self.draws.labels, self.classes, run.optim.class_weight, world.device)
+        self.weights = class_weights(self.dataset.labels, self.classes, run.optim.class_weight, world.device)
         path = folder.path / "ledger" / f"{folder.life:04d}-{world.rank:04d}.csv"
         self.ledger = Ledger(path, images, run.train.batch) if run.track.ledger else None
 
@@ -54,7 +55,7 @@ class TrainLoader:
         with self.timer.on("data"):
             batch = next(self.batches)
         self.timer.loop()
-        self.corrupt.note(batch.broken)
+        self.corrupt.note(batch.corrupt)
         if self.ledger:
             self.ledger.note(batch)
         labels = batch.labels.to(self.device, non_blocking=True)

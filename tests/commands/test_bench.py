@@ -28,7 +28,8 @@ from cls.commands.main import _command
 from cls.commands.plan.options import PlanOptions
 from cls.commands.plan.run import plan
 from cls.config import Run, change
-from cls.data.dataset import made_here, train_dataset
+from cls.data.dataset import train_dataset
+from cls.data.loader import load_batch
 from cls.data.readers import images_of
 from cls.data.sampler import Sampler
 from cls.data.sources import load
@@ -166,7 +167,7 @@ def test_all_contestants_load_the_same_images(photos: Path) -> None:
     assert broken == 0 and [one.draw for one in chosen] == list(range(8))
     operations = training_ops(run.augment, run.data, statistics[0])
     rows, positions = [one.row for one in chosen], Lists([list(range(8))])
-    ours = made_here(train_dataset(images, run), list(range(8)))
+    ours = load_batch(train_dataset(images, run), list(range(8)))
     assert ours.rows == rows
     theirs, labels = next(baselines.timm_style(images, rows, baselines.frame_first(operations), 0)(positions))
     assert labels.equal(ours.labels) and (theirs.float() - ours.pixels.float()).abs().mean() < 1
@@ -207,7 +208,7 @@ def jpeg(value: int, mode: str = "RGB", kind: str = "JPEG", side: int = 40) -> b
 def test_broken_images_are_left_out_and_counted() -> None:
     images = Kept([jpeg(0), b"", jpeg(9)[:300], CorruptImageError("gone"), jpeg(7, "L"), jpeg(3, kind="PNG")])
     chosen, broken = choose(images, 0, False, 6)
-    assert broken == sum(images.order(0, False).row(draw) in (1, 2, 3) for draw in range(chosen[-1].draw))
+    assert broken == sum(images.sampler(0, False).row(draw) in (1, 2, 3) for draw in range(chosen[-1].draw))
     assert {one.row for one in chosen} == {0, 4, 5} and len({one.draw for one in chosen}) == 6
     facts = about(chosen, broken)
     assert facts["used"] == 6 and facts["different"] == 3 and facts["short_side"]["median"] == 40

@@ -23,7 +23,8 @@ from cls.commands.export.run import LIMIT, export
 from cls.commands.export.snippets import expressible, plain
 from cls.commands.export.timm_config import preprocessing
 from cls.config import Data, Model
-from cls.data.dataset import EvalDataset, Views, made_here
+from cls.data.dataset import EvalDataset, ViewDataset
+from cls.data.loader import load_batch
 from cls.data.readers import images_of
 from cls.data.sources import load_images
 from cls.evaluation.trained_model import load_trained_model
@@ -165,7 +166,9 @@ def test_timm_frames_the_photos_as_the_run_does(clothing: Path, data: dict[str, 
     transform = timm.data.create_transform(**known, normalize=False)
     assert transform.transforms[0].size in (resized, (resized, resized))
     rows = load_images(str(clothing / "test"), config).select(range(12))
-    ours = made_here(Views(images_of(rows), view_ops("identity", config), config.size, 0, "identity", True), range(12))
+    ours = load_batch(
+        ViewDataset(images_of(rows), view_ops("identity", config), config.size, 0, "identity", True), range(12)
+    )
     files = [clothing / "test" / name for name in rows["id"]]
     theirs = torch.stack([transform(ImageOps.exif_transpose(Image.open(file)).convert("RGB")) for file in files])
     assert (ours.pixels.int() - theirs.int()).abs().max() <= 1

@@ -441,7 +441,7 @@ def test_packed_folders_are_read_faster(clothing: Path, tmp_path: Path) -> None:
             ("folder", clothing, False), ("packed", packed, False), ("packed, streamed", packed, True),
         ):  # fmt: skip
             images = images_of(load(config.Data(path=str(path), streaming=streaming), 0).train)
-            order = images.order(0, False)
+            order = images.sampler(0, False)
             begun, size = time.process_time(), 0
             for first in range(0, 2048, 64):
                 size += sum(len(data) for data in images.read([order.row(first + i) for i in range(64)]))

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,11 +18,11 @@ from PIL import Image
 from scipy import stats
 
 from cls import config
-from cls.data.corrupt_images import CorruptImages
-from cls.data.dataset import MAX_TRIES, Batch, Source, TrainDataset, Views, made_here
-from cls.data.loader import MicroBatchSampler, batches, preprocess
+from cls.data.corrupt_images import CorruptImages, read_corrupt
+from cls.data.dataset import MAX_TRIES, BatchDataset, TrainDataset, ViewDataset
+from cls.data.loader import Batch, batches, load_batch, preprocess
 from cls.data.readers import Images, images_of
-from cls.data.sampler import Sampler
+from cls.data.sampler import MicroBatchSampler, Sampler
 from cls.data.sources import load
 from cls.data.split import COLUMNS
 from cls.distributed.tree_reduce import shares
@@ -67,13 +68,13 @@ class Sample(NamedTuple):
     draw: int
     row: int
     area: tuple[int, int, int, int]
-    broken: tuple[tuple[int, str], ...]
+    corrupt: tuple[tuple[int, str], ...]
 
 
-def samples_of(source: Source, indices: Iterable[int]) -> list[Sample]:
+def samples_of(dataset: BatchDataset, indices: Iterable[int]) -> list[Sample]:
     """Each index as a batch of its own."""
-    found = (made_here(source, [index]) for index in indices)
-    return [Sample(b.pixels[0], int(b.labels[0]), b.draws[0], b.rows[0], b.areas[0], tuple(b.broken)) for b in found]
+    found = (load_batch(dataset, [index]) for index in indices)
+    return [Sample(b.pixels[0], int(b.labels[0]), b.indices[0], b.rows[0], b.areas[0], tuple(b.corrupt)) for b in found]
 
 
 def draws_of(rows: Dataset, ops: tuple[Op, ...] = OPS, seed: int = 0, exact_order: bool = False) -> TrainDataset:
@@ -158,7 +159,7 @@ def test_workers_do_not_matter(rows: Dataset) -> None:
     for workers in (0, 1, 3):
         indices = MicroBatchSampler(2, 6, 6, 3, range(2))
         found[workers] = [
-            (b.draws, b.rows, b.labels.tolist(), sha(b)) for b in batches(draws_of(rows), indices, workers, 3)
+            (b.indices, b.rows, b.labels.tolist(), sha(b)) for b in batches(draws_of(rows), indices, workers, 3)
         ]
     assert len(found[0]) == 8 and found[0] == found[1] == found[3]
     assert [draw for draws, *_ in found[0] for draw in draws] == list(range(12, 36))
@@ -184,7 +185,7 @@ def test_augmentation_depends_on_the_draw_only(rows: Dataset) -> None:
     for d, sample in enumerate(forward):
         again = shuffled[d]
         assert sample.pixels.equal(again.pixels) and sample[1:] == again[1:]
-        assert sample.draw == d and sample.row == draws.order.row(d) and sample.label == rows[sample.row]["label"]
+        assert sample.draw == d and sample.row == draws.sampler.row(d) and sample.label == rows[sample.row]["label"]
         assert sample.pixels.shape == (3, SIZE, SIZE) and sample.pixels.dtype == torch.uint8
     of_one_image = [sample.pixels.numpy().tobytes() for sample in forward if sample.row == 4]
     assert len(of_one_image) == len(set(of_one_image)) == 3  # another augmentation in every epoch
@@ -213,30 +214,30 @@ def test_broken_images_are_replaced_by_others_of_their_class(tmp_path: Path) -> 
     bad = {1, 6, 7}
     draws = draws_of(rows)
     samples = samples_of(draws, range(12 * 20))
-    replaced = [s for s in samples if s.broken]
+    replaced = [s for s in samples if s.corrupt]
     for sample in samples:
-        asked = draws.order.row(sample.draw)
+        asked = draws.sampler.row(sample.draw)
         assert sample.label == rows[sample.row]["label"] == rows[asked]["label"]
         assert sample.row not in bad
         if asked in bad:
-            assert sample.broken[0][0] == asked and {row for row, _ in sample.broken} <= bad
+            assert sample.corrupt[0][0] == asked and {row for row, _ in sample.corrupt} <= bad
         else:
-            assert sample.broken == () and sample.row == asked
+            assert sample.corrupt == () and sample.row == asked
         (again,) = samples_of(draws_of(rows), [sample.draw])  # the same in any process
         assert again.pixels.equal(sample.pixels) and again[1:] == sample[1:]
     assert len(replaced) == 20 * 3
     assert {s.row for s in replaced if s.label == 0} == {0, 2, 3}  # not always the same one
-    reasons = {row: reason for s in replaced for row, reason in s.broken}
+    reasons = {row: reason for s in replaced for row, reason in s.corrupt}
     assert reasons.keys() == bad and "empty file" in reasons[1] and "not an image" in reasons[7]
     assert "truncated" in reasons[6].lower()
 
 
 def test_of_a_class_without_a_readable_image_another_class_has_its_own_label(tmp_path: Path) -> None:
     rows = write(tmp_path, (2, 3, 3), {(0, 0): b"", (0, 1): HALF})
-    samples = [s for s in samples_of(draws_of(rows), range(80)) if s.broken]
+    samples = [s for s in samples_of(draws_of(rows), range(80)) if s.corrupt]
     assert len(samples) == 20
     assert all(s.label == rows[s.row]["label"] and s.label in (1, 2) for s in samples)
-    assert all({row for row, _ in s.broken} == {0, 1} for s in samples)
+    assert all({row for row, _ in s.corrupt} == {0, 1} for s in samples)
     assert {s.label for s in samples} == {1, 2}
 
 
@@ -244,7 +245,7 @@ def test_a_class_with_many_broken_images_never_yields_blank_squares(tmp_path: Pa
     """60 of 70 images of a class in 6,000 are within max_bad: nothing may be trained on but real images."""
     rows = write(tmp_path, (MAX_TRIES + 10, 4), {(0, n): b"" for n in range(MAX_TRIES + 10)})
     for sample in samples_of(draws_of(rows), range(5)):
-        assert sample.row not in {row for row, _ in sample.broken}
+        assert sample.row not in {row for row, _ in sample.corrupt}
 
 
 def test_when_no_image_can_be_read_it_is_a_data_error(tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_when_no_image_can_be_read_it_is_a_data_error(tmp_path: Path) -> None:
 def test_a_missing_file_is_a_broken_image(tmp_path: Path) -> None:
     rows = write(tmp_path, (3, 3))
     (tmp_path / "train" / "0" / "01.jpg").unlink()
-    found = {row: reason for sample in samples_of(draws_of(rows), range(6)) for row, reason in sample.broken}
+    found = {row: reason for sample in samples_of(draws_of(rows), range(6)) for row, reason in sample.corrupt}
     assert found == {1: "cannot be read: No such file or directory"}
 
 
@@ -267,10 +268,10 @@ def named(ids: list[str]) -> Images:
     return images_of(Dataset.from_dict(table, features=Features(COLUMNS | {"label": Value("int64")})))
 
 
-def test_the_quota_counts_distinct_images_over_all_lives(tmp_path: Path) -> None:
-    path, ids = tmp_path / "bad_images.csv", [f"a/{i}, x.jpg" for i in range(200)]
+def test_the_quota_counts_distinct_images_over_all_attempts(tmp_path: Path) -> None:
+    path, ids = tmp_path / "corrupt_images.csv", [f"a/{i}, x.jpg" for i in range(200)]
     images = named(ids)
-    first = CorruptImages(path, images, 0.01, ALONE)
+    first = CorruptImages(tmp_path, images, 0.01, ALONE)
     first.agree()
     assert not path.exists()
     for _ in range(3):
@@ -280,40 +281,61 @@ def test_the_quota_counts_distinct_images_over_all_lives(tmp_path: Path) -> None
     with path.open(newline="") as file:
         assert list(csv.reader(file)) == [["id", "reason"], [ids[3], 'odd, "quoted"\nreason'], [ids[7], "empty file"]]
 
-    second = CorruptImages(path, images, 0.01, ALONE)  # a restart
+    second = CorruptImages(tmp_path, images, 0.01, ALONE)  # a restart
     second.note([(7, "empty file")])
     second.agree()
     second.note([(9, "gone")])
     with pytest.raises(DataError) as caught:
         second.agree()
-    for part in ("3 of 200", "data.max_bad", str(path)):
+    for part in ("3 of 200", "data.max_corrupt", str(path)):
         assert part in str(caught.value)
-    assert len(path.read_text().splitlines()) == 5  # the third one is named there too
+    assert len(path.read_text().splitlines()) == 5  # the third one is listed, too
+    assert read_corrupt(tmp_path) == {ids[3]: 'odd, "quoted"\nreason', ids[7]: "empty file", ids[9]: "gone"}
     with pytest.raises(DataError):
-        CorruptImages(path, images, 0.01, ALONE).agree()  # once more is refused again
-    CorruptImages(path, images, 0.02, ALONE).agree()
+        CorruptImages(tmp_path, images, 0.01, ALONE).agree()  # and so does the next attempt
+    CorruptImages(tmp_path, images, 0.02, ALONE).agree()
 
 
-def test_one_broken_image_is_always_tolerated(tmp_path: Path) -> None:
-    broken = CorruptImages(tmp_path / "bad.csv", named(["a", "b"]), 0.0, ALONE)
-    broken.note([(0, "x")])
-    broken.agree()
-    broken.note([(1, "x")])
+def test_the_list_of_an_earlier_version_is_read_and_continued(tmp_path: Path) -> None:
+    old, images = tmp_path / "bad_images.csv", named(["a", "b", "c"])
+    old.write_text("id,reason\na,cut off\nb,cut off\n")
+    assert read_corrupt(tmp_path) == {"a": "cut off", "b": "cut off"}
+    with pytest.raises(DataError, match=re.escape(str(old))):
+        CorruptImages(tmp_path, images, 0.0, ALONE).agree()
+    resumed = CorruptImages(tmp_path, images, 1.0, ALONE)
+    resumed.note([(2, "empty file")])
+    resumed.agree()
+    assert read_corrupt(tmp_path) == {"a": "cut off", "b": "cut off", "c": "empty file"}
+    assert old.read_text() == "id,reason\na,cut off\nb,cut off\n"
+
+
+def test_a_list_changed_by_a_spreadsheet_is_read(tmp_path: Path) -> None:
+    (tmp_path / "corrupt_images.csv").write_bytes(b"\xef\xbb\xbfnote,id\n,a\nx,\ny,b\xff,1,2\n")
+    assert read_corrupt(tmp_path) == {"a": "", "b\ufffd": ""}
+    (tmp_path / "corrupt_images.csv").write_text("no,columns\n1,2\n")
+    assert read_corrupt(tmp_path) == {}
+
+
+def test_one_corrupt_image_is_always_tolerated(tmp_path: Path) -> None:
+    corrupt = CorruptImages(tmp_path, named(["a", "b"]), 0.0, ALONE)
+    corrupt.note([(0, "x")])
+    corrupt.agree()
+    corrupt.note([(1, "x")])
     with pytest.raises(DataError, match="2 of 2"):
-        broken.agree()
+        corrupt.agree()
 
 
 def test_a_broken_evaluation_image_is_black_and_named(tmp_path: Path) -> None:
     rows = write(tmp_path, (2, 2), {(0, 1): b""})
-    batch = made_here(Views(images_of(rows), view_ops("identity", DATA), SIZE, 0, "identity"), range(4))
+    batch = load_batch(ViewDataset(images_of(rows), view_ops("identity", DATA), SIZE, 0, "identity"), range(4))
     assert batch.rows == [0, 1, 2, 3] and batch.labels.tolist() == [0, 0, 1, 1]
-    assert batch.broken == [(1, "empty file (0 bytes)")]
+    assert batch.corrupt == [(1, "empty file (0 bytes)")]
     assert [bool(image.any()) for image in batch.pixels] == [True, False, True, True]
 
 
 def test_random_views_depend_on_seed_view_and_image_only(rows: Dataset) -> None:
     def hashes(seed: int, view: config.View) -> list[bytes]:
-        views = Views(images_of(rows), view_ops(view, DATA), SIZE, seed, view)
+        views = ViewDataset(images_of(rows), view_ops(view, DATA), SIZE, seed, view)
         return [sample.pixels.numpy().tobytes() for sample in samples_of(views, range(17))]
 
     assert hashes(0, "rotate") == hashes(0, "rotate") != hashes(1, "rotate")
@@ -323,7 +345,7 @@ def test_random_views_depend_on_seed_view_and_image_only(rows: Dataset) -> None:
 @pytest.mark.parametrize("view", ["identity", "hflip", "rotate", "crop"])
 def test_a_view_of_an_image_is_the_same_alone_and_in_any_list(rows: Dataset, view: config.View) -> None:
     def seen(some: Dataset) -> dict[str, bytes]:
-        views = Views(images_of(some), view_ops(view, DATA), SIZE, 0, view)
+        views = ViewDataset(images_of(some), view_ops(view, DATA), SIZE, 0, view)
         samples = samples_of(views, range(len(some)))
         return {name: sample.pixels.numpy().tobytes() for name, sample in zip(some["id"], samples, strict=True)}
 

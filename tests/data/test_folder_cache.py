@@ -323,7 +323,7 @@ def start(root):
     splits = load(config.Data(path=root), 0)
     marks = look(splits).facts
     images = images_of(splits.train)
-    order = images.order(0, False)
+    order = images.sampler(0, False)
     images.read([order.row(draw) for draw in range(32)])
     return splits, images, order, marks
 
@@ -406,7 +406,7 @@ def first_batch(root: Path) -> None:
     splits = start(root)
     assert look(splits).facts
     images = images_of(splits.train)
-    order = images.order(0, False)
+    order = images.sampler(0, False)
     assert len(images.read([order.row(draw) for draw in range(64)])) == 64
 
 

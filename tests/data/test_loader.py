@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from cls.data import loader
-from cls.data.dataset import Found, made_here
-from cls.data.loader import PREFETCH, Group, Loader, batches, cores, worker_count
+from cls.data.dataset import BatchInfo
+from cls.data.loader import PREFETCH, Group, Loader, batches, cores, load_batch, worker_count
 from cls.runtime.exit import DataError
 from cls.runtime.system import memory_bytes
 from cls.transforms.jpeg import Pixels
@@ -28,9 +28,9 @@ class Numbers:
         self.slow, self.last = set(slow), last
 
     def describe(self, indices: Sequence[int]) -> str:
-        return f"draws {indices[0]} to {indices[-1]}"
+        return f"sample indices {indices[0]} to {indices[-1]}"
 
-    def fill(self, indices: Sequence[int], out: Pixels) -> Found:
+    def fill(self, indices: Sequence[int], out: Pixels) -> BatchInfo:
         for at, index in enumerate(indices):
             if index in self.slow:
                 time.sleep(0.05)
@@ -39,7 +39,7 @@ class Numbers:
             out[at] = index % 251
             out[at, 0, 0] = index // 251
         none = [(0, 0, 0, 0)] * len(indices)
-        return Found([index % 7 for index in indices], none, list(indices), list(indices), [])
+        return BatchInfo([index % 7 for index in indices], none, list(indices), list(indices), [])
 
 
 def of(batch: loader.Batch) -> list[int]:
@@ -58,7 +58,7 @@ def test_no_slot_is_written_to_while_it_is_read(workers: int) -> None:
     rng = np.random.default_rng(workers)
     slow = rng.choice(800, 20, replace=False).tolist()
     for expected, batch in zip(LISTS, batches(Numbers(slow), LISTS, workers, 4), strict=True):
-        assert of(batch) == expected == batch.draws and batch.labels.tolist() == [i % 7 for i in expected]
+        assert of(batch) == expected == batch.indices and batch.labels.tolist() == [i % 7 for i in expected]
         if rng.random() < 0.1:
             time.sleep(0.03)
         assert of(batch) == expected
@@ -76,7 +76,7 @@ def test_slots_are_used_again_and_a_batch_ends_with_the_next_one() -> None:
 
 
 def test_without_workers_it_is_the_same() -> None:
-    here = [made_here(Numbers(), some) for some in LISTS]
+    here = [load_batch(Numbers(), some) for some in LISTS]
     for one, batch in zip(here, batches(Numbers(), LISTS, 0, 4), strict=True):
         assert batch.pixels.equal(one.pixels) and batch[2:] == one[2:] and batch.labels.equal(one.labels)
         assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
@@ -86,8 +86,8 @@ def test_a_dead_worker_is_an_error_that_names_its_draws() -> None:
     seen = 0
     with pytest.raises(DataError) as caught:
         for batch in batches(Numbers(last=102), LISTS, 2, 4):
-            seen += len(batch.draws)
-    for part in ("at draws 100 to 103", "data.workers", "cls show"):
+            seen += len(batch.indices)
+    for part in ("at sample indices 100 to 103", "data.workers", "cls show"):
         assert part in str(caught.value)
     assert seen <= 100
 
@@ -99,7 +99,7 @@ def test_a_worker_that_dies_meanwhile_is_told_by_its_own_loader_alone() -> None:
     end = time.monotonic() + 2
     while time.monotonic() < end:  # as a step: the worker is dead long before its end
         torch.ones(64, 64) @ torch.ones(64, 64)
-    assert sum(len(batch.draws) for batch in batches(Numbers(), LISTS, 1, 4)) == 802
+    assert sum(len(batch.indices) for batch in batches(Numbers(), LISTS, 1, 4)) == 802
     with pytest.raises(DataError, match="at draws 8 to 11"):
         for _ in training:
             pass
@@ -107,7 +107,7 @@ def test_a_worker_that_dies_meanwhile_is_told_by_its_own_loader_alone() -> None:
 
 def test_what_a_worker_refuses_is_its_message_alone() -> None:
     class Refusing(Numbers):
-        def fill(self, indices: Sequence[int], out: Pixels) -> Found:
+        def fill(self, indices: Sequence[int], out: Pixels) -> BatchInfo:
             raise DataError("20 images in a row are broken: cat.jpg")
 
     for workers in (0, 1):
@@ -118,7 +118,7 @@ def test_what_a_worker_refuses_is_its_message_alone() -> None:
 
 def test_a_fault_in_a_worker_is_told_as_it_is() -> None:
     class Faulty(Numbers):
-        def fill(self, indices: Sequence[int], out: Pixels) -> Found:
+        def fill(self, indices: Sequence[int], out: Pixels) -> BatchInfo:
             raise RuntimeError("tensors of another kind")
 
     with pytest.raises(RuntimeError, match="tensors of another kind") as caught:

@@ -35,9 +35,8 @@ from cls.commands.pack import pack
 from cls.commands.pack_options import PackOptions
 from cls.config import Run, change
 from cls.data import streaming as streams
-from cls.data.loader import MicroBatchSampler
 from cls.data.readers import Images, Stream, fingerprint, images_of
-from cls.data.sampler import WINDOW, BlockSampler, block_counts
+from cls.data.sampler import WINDOW, BlockSampler, MicroBatchSampler, block_counts
 from cls.data.sources import Splits, load
 from cls.distributed.tree_reduce import shares
 from cls.tracking.run_data import look
@@ -240,7 +239,7 @@ def test_every_source_streams_the_same_images(tmp_path: Path, kind: str) -> None
     mixed = np.random.default_rng(0).permutation(77).tolist()
     assert content(train, CLASSES, mixed) == [content(train, CLASSES)[row] for row in mixed]
     assert len({train.name(row) for row in range(77)}) == 77
-    order = train.order(0, False)
+    order = train.sampler(0, False)
     assert sorted(content(train, CLASSES, [order.row(draw) for draw in range(77, 154)])) == expected
     plain = load(config.Data(path=str(root)), 0)  # map-style: the same validation images, the same training images
     assert splits.val["id"][:] == plain.val["id"][:] and splits.val["label"][:] == plain.val["label"][:]
@@ -333,7 +332,7 @@ def test_each_row_group_is_decoded_once_per_epoch_and_few_are_held(tmp_path: Pat
     blocks, decoded, held = train.blocks, Counter[int](), 0
     decode = blocks._decoded
     blocks._decoded = lambda block: [decoded.update([block]), decode(block)][1]  # type: ignore[method-assign]  # counts
-    order = train.order(0, False)
+    order = train.sampler(0, False)
     for draw in range(300):
         row = order.row(draw)
         assert train.read([row]) == [b"%d" % row]
@@ -534,7 +533,8 @@ def digits(root: Path) -> Path:
 
 def run_args(root: Path) -> list[str]:
     return [
-        "digits", "--data.path", str(root), "--data.streaming", "True", "--data.workers", "0", "--data.max-bad", "0.05",
+        "digits", "--data.path", str(root), "--data.streaming", "True", "--data.workers", "0",
+        "--data.max-corrupt", "0.05",
         "--train.batch", "32", "--train.micro-batch", "8", "--train.epochs", "2", "--train.eval-batch", "16",
         "--track.wandb", "disabled", "--track.ledger", "True",
     ]  # fmt: skip
@@ -552,7 +552,7 @@ def used(out: Path) -> dict[int, tuple[str, str]]:
 
 def replaced(root: Path, out: Path, draws: int) -> set[int]:
     """Draws of which the ledger names another image than the order does."""
-    order = images_of(streamed(root).train).order(0, False)
+    order = images_of(streamed(root).train).sampler(0, False)
     rows = [order.row(draw) for draw in range(draws)]
     names = [f"train-0.parquet:{row}" if row < 13 else f"train-1.parquet:{row - 13}" for row in rows]
     found = used(out)
@@ -563,7 +563,7 @@ def replaced(root: Path, out: Path, draws: int) -> set[int]:
 
 
 def check_broken(out: Path) -> None:
-    with (out / "bad_images.csv").open(newline="") as file:
+    with (out / "corrupt_images.csv").open(newline="") as file:
         assert {row["id"] for row in csv.DictReader(file)} == {"train-1.parquet:18", "train-1.parquet:64"}
 
 

@@ -23,8 +23,8 @@ from cls import recipes
 from cls.commands.evaluate import evaluate_images
 from cls.commands.report import report_run
 from cls.config import change, to_yaml
-from cls.data.dataset import Views, made_here
-from cls.data.loader import preprocess
+from cls.data.dataset import ViewDataset
+from cls.data.loader import load_batch, preprocess
 from cls.data.readers import images_of
 from cls.data.sources import load
 from cls.evaluation.metrics import confusion, per_class, wrong
@@ -557,9 +557,9 @@ def test_the_nearest_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
     model.fc = model.fc[:-1]
     whole = {}
     for name, images in (("train", train), ("val", val)):
-        plain = Views(images, view_ops("identity", run.data), run.data.size, 0, "identity")
+        plain = ViewDataset(images, view_ops("identity", run.data), run.data.size, 0, "identity")
         with torch.no_grad():
-            whole[name] = model(made_here(plain, range(len(images))).pixels / 255 * 2 - 1).numpy()
+            whole[name] = model(load_batch(plain, range(len(images))).pixels / 255 * 2 - 1).numpy()
     row = next(iter(found))
     own = whole["val"][row]
     cosine = whole["train"] @ own / np.linalg.norm(whole["train"], axis=1) / np.linalg.norm(own)

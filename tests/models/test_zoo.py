@@ -23,9 +23,10 @@ from datasets import Dataset
 from PIL import Image
 
 from cls import config
-from cls.data.dataset import TrainDataset, Views, made_here
-from cls.data.loader import MicroBatchSampler, batches
+from cls.data.dataset import TrainDataset, ViewDataset
+from cls.data.loader import batches, load_batch
 from cls.data.readers import images_of
+from cls.data.sampler import MicroBatchSampler
 from cls.data.sources import load
 from cls.transforms.decode import MAX_PIXELS, CorruptImageError, decode
 from cls.transforms.ops import RandAugment, training_ops, view_ops
@@ -515,17 +516,17 @@ def bad(rows: Dataset, answers: dict[str, tuple[str, int]]) -> dict[int, str]:
 def test_an_epoch_of_the_zoo(rows: Dataset, bad: dict[int, str], augment: config.Augment) -> None:
     for exact_order in (False, True):  # both paths call the same images broken, for the same reasons
         draws = TrainDataset(images_of(rows), training_ops(augment, DATA, MEAN), SIZE, 0, exact_order=exact_order)
-        samples = [made_here(draws, [draw]) for draw in range(len(rows))]
-        assert {row for sample in samples for row, _ in sample.broken} == bad.keys()
+        samples = [load_batch(draws, [draw]) for draw in range(len(rows))]
+        assert {row for sample in samples for row, _ in sample.corrupt} == bad.keys()
         for draw, sample in enumerate(samples):
-            asked = draws.order.row(draw)
+            asked = draws.sampler.row(draw)
             assert sample.pixels.shape == (1, 3, SIZE, SIZE) and sample.rows[0] not in bad
             assert sample.labels.tolist() == [rows[asked]["label"]] == [rows[sample.rows[0]]["label"]]
-            assert all(bad[row] == reason for row, reason in sample.broken)
-            assert (sample.broken[0][0] if sample.broken else sample.rows[0]) == asked
+            assert all(bad[row] == reason for row, reason in sample.corrupt)
+            assert (sample.corrupt[0][0] if sample.corrupt else sample.rows[0]) == asked
         for draw in range(len(rows) - 1, 0, -7):  # the same from another object, in another order
             other = TrainDataset(images_of(rows), training_ops(augment, DATA, MEAN), SIZE, 0, exact_order=exact_order)
-            again = made_here(other, [draw])
+            again = load_batch(other, [draw])
             assert again.pixels.equal(samples[draw].pixels) and again[2:] == samples[draw][2:]
 
 
@@ -536,7 +537,7 @@ def test_a_loader_process_sends_the_same(rows: Dataset, bad: dict[int, str]) -> 
     count = 0
     for one, other in zip(*(batches(draws, steps, workers, 8) for workers in (0, 1)), strict=True):
         assert one.pixels.equal(other.pixels) and one.labels.equal(other.labels) and one[2:] == other[2:]
-        broken |= dict(other.broken)
+        broken |= dict(other.corrupt)
         count += 1
     assert count == len(steps) and broken == bad
 
@@ -547,9 +548,9 @@ def test_broken_evaluation_images_are_black_and_named(
     rows: Dataset, bad: dict[int, str], view: config.View, frame: str
 ) -> None:
     data = config.Data(path="unused", size=SIZE, eval_frame=frame)  # type: ignore[arg-type]  # one of its two values
-    batch = made_here(Views(images_of(rows), view_ops(view, data), SIZE, 0, view), range(len(rows)))
+    batch = load_batch(ViewDataset(images_of(rows), view_ops(view, data), SIZE, 0, view), range(len(rows)))
     assert batch.rows == list(range(len(rows))) and batch.labels.tolist() == rows["label"][:]
-    assert batch.pixels.shape[1:] == (3, SIZE, SIZE) and batch.broken == sorted(bad.items())
+    assert batch.pixels.shape[1:] == (3, SIZE, SIZE) and batch.corrupt == sorted(bad.items())
     assert not batch.pixels[sorted(bad)].any()
 
 

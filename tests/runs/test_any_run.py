@@ -140,7 +140,7 @@ FIELDS: dict[str, st.SearchStrategy[Any] | None] = {
     "data.val_fraction": among(0.1, 0.25, 0.01),
     "data.limit": None,
     "data.balanced": SWITCH,
-    "data.max_bad": among(0.0, 0.01, 1.0),
+    "data.max_corrupt": among(0.0, 0.01, 1.0),
     "data.streaming": among(False),  # wants a validation split and other sources: test_stream
     "data.exact_order": SWITCH,
     "data.workers": among(0),  # as cheap as it gets; other numbers: test_exact
@@ -338,7 +338,7 @@ NOT_NEGATIVE = ("seed", "data.limit", "data.eval_size", "augment.mixup", "augmen
                 "optim.weight_decay",
                 "optim.clip", "optim.class_weight", "optim.t_max", "optim.min_lr", "optim.patience", "optim.warmup",
                 "train.max_steps", "train.early_stop", "train.save_minutes")  # fmt: skip
-SHARES = ("data.max_bad", "augment.hflip", "augment.vflip", "augment.translate", "augment.erase",
+SHARES = ("data.max_corrupt", "augment.hflip", "augment.vflip", "augment.translate", "augment.erase",
           "augment.mix_probability", "optim.label_smoothing")  # fmt: skip
 FLOATS = fields("", float)
 UNKNOWN = ("timm/test_resnets", "resnext14", "test_vit", "", "timm/")

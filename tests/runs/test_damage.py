@@ -67,7 +67,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Whole:
     shutil.copytree(photos, data)
     (data / "train" / "0" / "broken.jpg").write_bytes(b"no image")
     (data.parent / "runs").mkdir()
-    words = ["digits", "--data.path", str(data), "--data.size", "32", "--data.workers", "0", "--data.max-bad", "1",
+    words = ["digits", "--data.path", str(data), "--data.size", "32", "--data.workers", "0", "--data.max-corrupt", "1",
              "--model.backbone", "timm/test_resnet", "--train.batch", "16", "--train.micro-batch", "8",
              "--train.epochs", "2", "--track.wandb", "disabled", "--track.ledger", "True"]  # fmt: skip
     ended = launch(data.parent / "runs" / "whole", words)
@@ -87,7 +87,7 @@ def resume(whole: Whole, out: Path) -> None:
         first = restore(out / "checkpoints", whole.state, CLUSTER)
         goodput.lost(read_rows(out), rewind(out, first))
         goodput.so_far(out)
-        CorruptImages(out / "bad_images.csv", images_of(whole.splits.train), 1.0, CLUSTER)
+        CorruptImages(out, images_of(whole.splits.train), 1.0, CLUSTER)
 
 
 def report(whole: Whole, out: Path) -> None:

@@ -188,18 +188,18 @@ def test_broken_images_are_counted_over_a_stop(
     shutil.copytree(photos, data)
     words = [*TINY, "--data.limit", "0", "--data.path", str(data), "--data.size", "32", "--train.epochs", "1"]
     images = images_of(load(Data(path=str(data)), 0).train)
-    order = images.order(0, False)
+    order = images.sampler(0, False)
     for draw in (1, 46):  # of 48: in the first step, by rank 0, and in the last
         (data / images.name(order.row(draw))).write_bytes(b"broken")
     stopped = runs.run(tmp_path / "run", words, world, blow, FORKED_SET='{"cls.runtime.signals.ECHO_SECONDS": 0.0}')
     check_stopped(stopped, world, blow.partition("@")[0], 2, 0)
     ended = runs.run(tmp_path / "run", words, world)
-    assert ended.codes == [3] * world and "2 of 48 training images are broken" in ended.output
+    assert ended.codes == [3] * world and "2 of 48 training images are corrupt" in ended.output
     mended = data / images.name(order.row(1))
     mended.write_bytes(next(path for path in mended.parent.iterdir() if path != mended).read_bytes())
     ended = runs.run(tmp_path / "run", words, world)  # the same command, as the message says
     assert ended.codes == [0] * world, ended.output
-    assert len((tmp_path / "run" / "bad_images.csv").read_text().splitlines()) == 3
+    assert len((tmp_path / "run" / "corrupt_images.csv").read_text().splitlines()) == 3
     assert audit(tmp_path / "run", 48, 16, balanced=False)["problems"] == []
 
 

@@ -156,9 +156,9 @@ def test_the_ledger_finds_what_is_planted(whole: Ended, tmp_path: Path) -> None:
     changed = ",".join([*first[:2], second[2], first[3]])
     target.write_text("".join([*lines[:3], changed, *lines[4:]]))
     assert "epoch 1: 1 images more than once" in audit(tmp_path, IMAGES, BATCH, balanced=False)["problems"][0]
-    (tmp_path / "bad_images.csv").write_text("id,reason\n" + first[2].strip('"') + ",broken\n")
+    (tmp_path / "corrupt_images.csv").write_text("id,reason\n" + first[2].strip('"') + ",broken\n")
     assert audit(tmp_path, IMAGES, BATCH, balanced=False)["problems"] == []  # the other one stood in for it
-    (tmp_path / "bad_images.csv").write_text("id,reason\n" + second[2].strip('"') + ",broken\n")
+    (tmp_path / "corrupt_images.csv").write_text("id,reason\n" + second[2].strip('"') + ",broken\n")
     assert "epoch 1: 1 images more than once" in audit(tmp_path, IMAGES, BATCH, balanced=False)["problems"][0]
     start = json.loads((tmp_path / "lives.jsonl").read_text().splitlines()[0])
     with (tmp_path / "lives.jsonl").open("a") as file:

@@ -26,7 +26,8 @@ from torch.nn import functional as F
 
 import train
 from cls.commands.main import parse_run, refuse_early
-from cls.data.dataset import made_here, train_dataset
+from cls.data.dataset import train_dataset
+from cls.data.loader import load_batch
 from cls.data.readers import images_of
 from cls.data.sources import load
 from cls.models.build import build_model
@@ -191,7 +192,7 @@ def test_epoch_one_matches_a_plain_loop(tmp_path: Path, name: str, lr: float) ->
     optimizer = kind(model.parameters(), lr=lr, weight_decay=run.optim.weight_decay)
     losses = []
     for start in range(0, 100, 20):
-        batch = made_here(draws, range(start, start + 20))
+        batch = load_batch(draws, range(start, start + 20))
         loss = F.cross_entropy(model((batch.pixels.contiguous() / 255 - 0.5) / 0.5), batch.labels)
         optimizer.zero_grad()
         loss.backward()
@@ -221,7 +222,7 @@ def test_broken_images_are_replaced_counted_and_named_up_to_the_quota(photos: Pa
     (data / "val" / "2" / "2-0.jpg").write_bytes(whole[: len(whole) // 2])
     result = launch(tmp_path / "one", [*TINY, "--data.path", str(data)])
     assert result.code == 0, result.output
-    named = list(csv.DictReader((tmp_path / "one" / "bad_images.csv").read_text().splitlines()))
+    named = list(csv.DictReader((tmp_path / "one" / "corrupt_images.csv").read_text().splitlines()))
     assert [row["id"] for row in named] == ["train/3/3-1.jpg"]
     val = pq.read_table(tmp_path / "one" / "predictions" / "val.parquet").to_pydict()
     assert [name for name, error in zip(val["id"], val["error"], strict=True) if error] == ["val/2/2-0.jpg"]
@@ -231,7 +232,7 @@ def test_broken_images_are_replaced_counted_and_named_up_to_the_quota(photos: Pa
         (data / "train" / str(label) / f"{label}-0.jpg").write_bytes(b"not an image")
     result = launch(tmp_path / "three", [*TINY, "--data.path", str(data)])
     assert result.exit["outcome"] == "data" and result.code == 3 and "Traceback" not in result.output
-    assert "3 of 48 training images are broken" in result.output
+    assert "3 of 48 training images are corrupt" in result.output
 
 
 @pytest.mark.soak

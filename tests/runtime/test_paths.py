@@ -127,8 +127,8 @@ def test_the_command_of_a_message_has_the_option_once(monkeypatch: pytest.Monkey
         assert command_line({"to": elsewhere("/x/a b.md")}) == "cls compare 'r 1' --split test --to 'a b.md'"
     (tmp_path / "a b.md").write_text("mine")
     assert elsewhere("/x/a b.md") == "a b-2.md"  # a file that is there is not offered
-    monkeypatch.setattr(sys, "argv", ["train.py", "digits", "--data.max_bad", "1", "--data.max-bad=2"])
-    assert command_line({"data.max_bad": "3"}) == "python train.py digits --data.max_bad 3"
+    monkeypatch.setattr(sys, "argv", ["train.py", "digits", "--data.max_corrupt", "1", "--data.max-corrupt=2"])
+    assert command_line({"data.max_corrupt": "3"}) == "python train.py digits --data.max_corrupt 3"
     monkeypatch.setattr(sys, "argv", ["/lib/cls/__main__.py", "predict", "r"])
     assert command_line({}) == "cls predict r"
     assert command_line({}, ("accelerate", "launch")) == "accelerate launch -m cls predict r"

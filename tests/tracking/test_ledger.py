@@ -158,7 +158,8 @@ def test_a_killed_attempt_may_have_begun_a_step_and_the_next_repeats_it(tmp_path
     assert "draw 29 was" in problems(record(tmp_path / "other", other, STEPS, 1, 7))[0]
 
 
-def test_broken_images_may_be_replaced_by_others_of_the_epoch_and_no_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["corrupt_images.csv", "bad_images.csv"])  # the second of earlier versions
+def test_corrupt_images_may_be_replaced_by_others_of_the_epoch_and_no_more(tmp_path: Path, name: str) -> None:
     rows = rows_of(0, STEPS)
     bad = rows[3][2]
     for row in rows:
@@ -166,7 +167,7 @@ def test_broken_images_may_be_replaced_by_others_of_the_epoch_and_no_more(tmp_pa
             row[2] = next(name for name in NAMES if name != bad)
     out = record(tmp_path / "run", rows)
     assert problems(out)
-    (out / "bad_images.csv").write_text(f"id,reason\n{bad},broken\n")
+    (out / name).write_text(f"id,reason\n{bad},broken\n")
     assert problems(out) == []
     with (out / "ledger" / "0000-0000.csv").open("w", newline="") as file:
         csv.writer(file).writerows(changed(12, 2, rows[13][2])(rows))

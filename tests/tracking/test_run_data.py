@@ -407,14 +407,14 @@ def test_the_message_counts_and_names_what_was_replaced(tmp_path: Path) -> None:
 
 
 def test_a_corrupt_training_image_may_be_replaced_by_a_whole_one(tmp_path: Path) -> None:
-    """bad_images.csv asks for it. A corrupt validation image has counted as wrong in every figure."""
+    """corrupt_images.csv asks for it. A corrupt validation image has counted as wrong in every figure."""
     root, out = photos(tmp_path / "photos"), tmp_path / "run"
     out.mkdir()
     bad, other = root / "train/bee/0.jpg", root / "val/bee/0.jpg"
     for path in (bad, other):
         path.write_bytes(b"broken")
     start(out, load(Data(path=str(root)), 0))
-    (out / "bad_images.csv").write_text("id,reason\ntrain/bee/0.jpg,cannot be decoded\n")
+    (out / "corrupt_images.csv").write_text("id,reason\ntrain/bee/0.jpg,cannot be decoded\n")
     bad.write_bytes(picture(1))
     start(out, load(Data(path=str(root)), 0))
     (root / "train/bee/1.jpg").write_bytes(picture(70))

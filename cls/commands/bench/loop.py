@@ -11,8 +11,8 @@ from torch import Tensor
 from cls.commands.bench.cpu_time import Lists
 from cls.commands.bench.sample import spread
 from cls.config import Run, change
-from cls.data.dataset import Batch, train_dataset
-from cls.data.loader import Preprocess, batches, preprocess, worker_count
+from cls.data.dataset import train_dataset
+from cls.data.loader import Batch, Preprocess, batches, preprocess, worker_count
 from cls.data.readers import images_of
 from cls.data.sources import Splits
 from cls.distributed.launch import resolve_precision

@@ -28,7 +28,7 @@ class Sample(NamedTuple):
 
 def choose(images: Images, seed: int, balanced: bool, count: int) -> tuple[list[Sample], int]:
     """The first training draws whose image can be decoded, and how many could not; DataError where most cannot."""
-    order, found, broken = images.order(seed, balanced), list[Sample](), 0
+    order, found, broken = images.sampler(seed, balanced), list[Sample](), 0
     for draw in range(2 * count + TRIES):
         row = order.row(draw)
         try:

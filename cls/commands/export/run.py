@@ -20,7 +20,7 @@ from cls.commands.export.onnx import require_packages, write_graph
 from cls.commands.export.options import ExportOptions
 from cls.commands.export.snippets import framing, input_name, library, loading, running
 from cls.commands.export.timm_config import config_json
-from cls.data.dataset import Views
+from cls.data.dataset import ViewDataset
 from cls.data.loader import batches, worker_count
 from cls.data.readers import images_of
 from cls.data.sources import Rows, load_images
@@ -104,11 +104,11 @@ def photos(trained: TrainedModel, rows: Rows, count: int) -> tuple[Tensor, Tenso
     data, size = trained.run.data.evaluated, trained.run.train.eval_batch
     some = rows.select(np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)))
     ops = view_ops("identity", data)
-    views = Views(images_of(some), ops, data.size, trained.run.seed, "identity", data.exact_order)
+    views = ViewDataset(images_of(some), ops, data.size, trained.run.seed, "identity", data.exact_order)
     slices = [list(range(start, min(start + size, len(some)))) for start in range(0, len(some), size)]
     images, pixels = [], []
     for batch in batches(views, slices, worker_count(data.workers, 1), size):
-        broken = {row for row, _ in batch.broken}
+        broken = {row for row, _ in batch.corrupt}
         whole = [place for place, row in enumerate(batch.rows) if row not in broken]
         images.append(trained.predictor.prepare(batch)[whole])
         pixels.append(batch.pixels.permute(0, 2, 3, 1)[whole].contiguous())

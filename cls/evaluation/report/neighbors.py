@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from cls.config import Run
-from cls.data.dataset import Views
+from cls.data.dataset import ViewDataset
 from cls.data.loader import Preprocess, batches, worker_count
 from cls.data.readers import Images
 from cls.evaluation.metrics import wrong
@@ -40,7 +40,7 @@ def features(model: nn.Module, run: Run, prepare: Preprocess) -> Features:
 
     def look(images: Images, rows: Sequence[int], what: str) -> tuple[Tensor, list[int]]:
         frame = run.data.evaluated
-        data = Views(images, view_ops("identity", frame), frame.size, run.seed, "identity", frame.exact_order)
+        data = ViewDataset(images, view_ops("identity", frame), frame.size, run.seed, "identity", frame.exact_order)
         size, kept, good = run.train.eval_batch, list[Tensor](), list[int]()
         slices = [list(rows[start : start + size]) for start in range(0, len(rows), size)]
         hook = output_layer(model, run.model).register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
@@ -51,7 +51,7 @@ def features(model: nn.Module, run: Run, prepare: Preprocess) -> Features:
                 for batch in batches(data, slices, worker_count(run.data.workers, 1), size, device):
                     with torch.autocast(device.type, torch.bfloat16, enabled=run.train.precision == "bf16"):
                         model(prepare(batch))
-                    broken = {row for row, _ in batch.broken}
+                    broken = {row for row, _ in batch.corrupt}
                     whole = [at for at, row in enumerate(batch.rows) if row not in broken]
                     found.append(nn.functional.normalize(kept.pop().float().flatten(1)[whole]).cpu())
                     good += [batch.rows[at] for at in whole]
