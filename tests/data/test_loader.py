@@ -82,7 +82,7 @@ def test_without_workers_it_is_the_same() -> None:
         assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_dead_worker_is_an_error_that_names_its_draws() -> None:
+def test_a_dead_worker_is_an_error_that_names_its_sample_indices() -> None:
     seen = 0
     with pytest.raises(DataError) as caught:
         for batch in batches(Numbers(last=102), LISTS, 2, 4):
@@ -93,14 +93,14 @@ def test_a_dead_worker_is_an_error_that_names_its_draws() -> None:
 
 
 def test_a_worker_that_dies_meanwhile_is_told_by_its_own_loader_alone() -> None:
-    """Not by a signal in the midst of a step, nor by the loader of a validation: they could not name its draws."""
+    """Not by a signal in the middle of a step, nor by the loader of a validation: they could not name its images."""
     training = batches(Numbers(slow=(8, 9), last=10), LISTS, 1, 4)  # what is before them has arrived
     assert of(next(training)) == [0, 1, 2, 3]
     end = time.monotonic() + 2
     while time.monotonic() < end:  # as a step: the worker is dead long before its end
         torch.ones(64, 64) @ torch.ones(64, 64)
     assert sum(len(batch.indices) for batch in batches(Numbers(), LISTS, 1, 4)) == 802
-    with pytest.raises(DataError, match="at draws 8 to 11"):
+    with pytest.raises(DataError, match="at sample indices 8 to 11"):
         for _ in training:
             pass
 
@@ -129,7 +129,7 @@ def test_a_fault_in_a_worker_is_told_as_it_is() -> None:
 def test_no_shared_memory_file_and_no_descriptor_is_left() -> None:
     """Anonymous memory: containers keep /dev/shm small, and a killed process would leave its files there."""
     shared = Path("/dev/shm")
-    gc.collect()  # what torch's loaders leave lies in circles, and other tests' may go in the midst of this one
+    gc.collect()  # what torch's loaders leave lies in circles, and other tests' may go in the middle of this one
     before, open_before = {path.name for path in shared.iterdir()}, len(os.listdir("/proc/self/fd"))
     for turn in range(3):
         for at, _ in enumerate(batches(Numbers(), LISTS, 1, 4)):
