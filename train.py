@@ -66,7 +66,7 @@ def train(run_dir: RunDir, world: World, handler: ExitHandler) -> str:
         loader,
         GarbageCollection() as garbage,
         RunLogger(run_dir, world, steps, first, state.model) as logger,
-        CheckpointWriter(run_dir, world, state, best_header(run, splits), logger.lives) as writer,
+        CheckpointWriter(run_dir, world, state, best_header(run, splits), logger.events) as writer,
     ):
         try:
             for step in range(first, max(first, steps.total) + 1):

@@ -20,7 +20,7 @@ def note(folder: Path, argv: list[str]) -> None:
     """One short line is appended whole, also by several nodes at once."""
     own = {"argv": argv, "cwd": os.getcwd(), "node": os.environ["SLURMD_NODENAME"]}
     own |= {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""), "cpus": os.environ.get("SLURM_CPUS_PER_TASK", "")}
-    own |= {"life": os.environ.get("SLURM_RESTART_COUNT", "0"), "data": os.environ.get("CLS_DATA", "")}
+    own |= {"attempt": os.environ.get("SLURM_RESTART_COUNT", "0"), "data": os.environ.get("CLS_DATA", "")}
     with open(folder / f"{os.environ['SLURM_JOB_ID']}.jsonl", "a") as file:
         file.write(json.dumps(own) + "\n")
 

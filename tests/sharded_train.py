@@ -1,8 +1,8 @@
 """train.py in the processes of tests/forked.py, with a record of how each rank holds and gathers its tensors.
 
 As a script this file is the server of a :class:`forked.Bench`. Each rank of a run leaves ``<out>.rank<r>.json``; rank 0
-also ``<out>.<when>.safetensors``, the whole tensors at the start of a life and after its last step, put together from
-the ranks' pieces without DTensor's help, and ``<out>.ema.safetensors``, the moving average recomputed in float64.
+also ``<out>.<when>.safetensors``, the whole tensors at the start of an attempt and after its last step, put together
+from the ranks' pieces without DTensor's help, and ``<out>.ema.safetensors``, the moving average recomputed in float64.
 """
 
 import contextlib
@@ -90,7 +90,7 @@ def pieces_together(tensors: Tensors) -> Tensors:
 
 
 class Record:
-    """What is seen on one rank in one life."""
+    """What is seen on one rank in one attempt."""
 
     def __init__(self) -> None:
         self.facts: dict[str, Any] = {

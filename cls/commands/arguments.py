@@ -151,7 +151,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """Show a run's lives and lost steps; prove from its ledger that no image was lost or repeated."""
+    """Show a run's attempts and lost steps; prove from its ledger that no image was lost or repeated."""
 
     run: tyro.conf.Positional[str]
     """Run directory."""

@@ -23,15 +23,15 @@ Row = tuple[int, int, str, str]
 
 
 def audit_run(path: str) -> dict[str, Any]:
-    """Whether each image was used exactly once per epoch over all lives; DataError if not."""
+    """Whether each image was used exactly once per epoch over all attempts; DataError if not."""
     out = Path(path)
     run, data = read_run_directory(out), read_data(out)
     if not data:
         raise ValueError(f"{out} ended before its images were read: it has no {out / 'data.json'} to audit")
     found = audit(out, data["train"]["images"], run.train.batch, run.data.balanced, data["train"].get("ids", ""))
-    found |= {"lives": goodput.lives(out)}
-    found |= {"total": goodput.total(found["lives"])}
-    print_lives(found["lives"], found["total"])
+    found |= {"attempts": goodput.attempts(read_events(out))}
+    found |= {"total": goodput.total(found["attempts"])}
+    print_attempts(found["attempts"], found["total"])
     if not (out / "metrics.jsonl").exists() and found["total"]["steps"]:
         found["problems"].append(f"metrics.jsonl is missing, and {found['total']['steps']} steps were done")
     if found["problems"]:
@@ -49,15 +49,15 @@ def audit_run(path: str) -> dict[str, Any]:
     return found
 
 
-def print_lives(lives: Sequence[dict[str, Any]], total: dict[str, Any]) -> None:
-    """Each life of a run and all of them: where it was and how it ended, and where its seconds went."""
-    facts = Table("life", "from step", "steps", "lost", "processes", "device", "nodes", "job", "outcome", box=None)
-    spent = Table("life", *(f"{part} s" for part in goodput.PARTS), "goodput", "slowest rank", box=None)
-    for life in lives:
-        row = [life[key] for key in ("life", "step", "steps", "lost_steps", "processes", "device")]
-        facts.add_row(*map(str, [*row, life["nodes"] or life["host"], life["job"], life["outcome"]]))
-        seconds = [f"{value:.1f}" for value in life["seconds"].values()]
-        spent.add_row(str(life["life"]), *seconds, f"{life['goodput']:.2f}", str(life["slowest_rank"]))
+def print_attempts(attempts: Sequence[dict[str, Any]], total: dict[str, Any]) -> None:
+    """Each attempt of a run and all of them: where it was and how it ended, and where its seconds went."""
+    facts = Table("attempt", "from step", "steps", "lost", "processes", "device", "nodes", "job", "outcome", box=None)
+    spent = Table("attempt", *(f"{part} s" for part in goodput.PARTS), "goodput", "slowest rank", box=None)
+    for attempt in attempts:
+        row = [attempt[key] for key in ("attempt", "step", "steps", "lost_steps", "processes", "device")]
+        facts.add_row(*map(str, [*row, attempt["nodes"] or attempt["host"], attempt["job"], attempt["outcome"]]))
+        seconds = [f"{value:.1f}" for value in attempt["seconds"].values()]
+        spent.add_row(str(attempt["attempt"]), *seconds, f"{attempt['goodput']:.2f}", str(attempt["slowest_rank"]))
     spent.add_row("all", *(f"{value:.1f}" for value in total["seconds"].values()), f"{total['goodput']:.2f}", "")
     console.print(facts, "", spent)
 
@@ -66,7 +66,7 @@ def audit(out: Path, images: int, batch: int, balanced: bool, ids: str = "") -> 
     """Attempts, lost steps and, where there is a ledger, what it proves; ``problems`` is empty when all is right.
 
     An attempt's rows count up to the step from which the next one went on; the later ones were lost with it and done
-    again. Those of the last one must come to the last step that lives.jsonl or metrics.jsonl knows, and metrics.jsonl
+    again. Those of the last one must come to the last step that events.jsonl or metrics.jsonl knows, and metrics.jsonl
     must have each step once. ``images``: of the training set; ``batch``: the global one; ``ids``: :func:`id_sum` of the
     training set, '' where it is not known. Unless balanced, each whole epoch must be one permutation of the same
     images, but for corrupt ones, which others replace; a draw that was done again must have had the same image and
@@ -75,15 +75,15 @@ def audit(out: Path, images: int, batch: int, balanced: bool, ids: str = "") -> 
     events = read_events(out)
     starts = [event for event in events if event["event"] == "start"]
     if not starts:
-        raise ValueError(f"{out / 'lives.jsonl'} does not exist or is empty: name a run directory")
+        raise ValueError(f"{out / 'events.jsonl'} does not exist or is empty: name a run directory")
     metrics = read_rows(out)  # before the ledger: a run that goes on writes the ledger first
-    last = _last_step([event for event in events if event["life"] == starts[-1]["life"]], metrics)
-    rows = [_rows(out, start["life"]) for start in starts]
+    last = _last_step([event for event in events if event["attempt"] == starts[-1]["attempt"]], metrics)
+    rows = [_rows(out, start["attempt"]) for start in starts]
     ends = [*(start["step"] for start in starts[1:]), _come_to(rows[-1], batch, last)]
-    lives, kept, image_of = [], Counter[int](), dict[int, str]()
+    attempts, kept, image_of = [], Counter[int](), dict[int, str]()
     for start, found, end in zip(starts, rows, ends, strict=True):
         done = _whole_steps(found, batch, start["step"])
-        lives.append({"life": start["life"], "step": start["step"], "lost": max(0, done - end)})
+        attempts.append({"attempt": start["attempt"], "step": start["step"], "lost": max(0, done - end)})
         for step, draw, name, _ in found:
             if start["step"] <= step < end:
                 kept[draw] += 1
@@ -94,12 +94,12 @@ def audit(out: Path, images: int, batch: int, balanced: bool, ids: str = "") -> 
     if any(rows):
         problems += _repeats(rows, batch) + _gaps(kept, batch, silent, last)
         problems += [] if balanced else _epochs(image_of, images, set(read_corrupt(out)), ids)
-    return {"lives": lives, "draws": len(kept), "ledger": any(rows), "silent": silent, "problems": problems}
+    return {"attempts": attempts, "draws": len(kept), "ledger": any(rows), "silent": silent, "problems": problems}
 
 
-def _rows(out: Path, life: int) -> list[Row]:
+def _rows(out: Path, attempt: int) -> list[Row]:
     found: list[Row] = []
-    for path in sorted((out / "ledger").glob(f"{life:04d}-*.csv")):
+    for path in sorted((out / "ledger").glob(f"{attempt:04d}-*.csv")):
         try:
             with path.open(newline="", encoding="utf-8") as file:
                 for number, row in enumerate(csv.reader(file), 1):

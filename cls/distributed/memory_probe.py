@@ -35,7 +35,7 @@ def probe(micro: MicroBatches, optimizer: Optimizer, run: Run) -> MicroBatches:
     if micro.world.main:
         print(f"fast: {most} micro-batch{'es' * (most > 1)} per forward", file=sys.stderr, flush=True)
     if micro.world.size > 1 and not micro.world.fsdp:
-        # DDP rebuilds its buckets after its first backward; a resumed run must add in the order of the first life
+        # DDP rebuilds its buckets after its first backward; a resumed run must add in the order of the first attempt
         for _ in range(2):
             _forward_backward(micro, run, size, micro.pieces[-1])
     return micro

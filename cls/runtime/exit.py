@@ -160,7 +160,7 @@ class ExitHandler:
                 print(f"{path} could not be written: {problem}", file=sys.stderr)
 
     def _told(self) -> bool:
-        """True if a rank that failed first has said so in exit.json, in this life."""
+        """True if a rank that failed first has said so in exit.json, in this attempt."""
         path = self.out / "exit.json" if self.out else None
         return path is not None and path.exists() and path.stat().st_mtime >= self._since
 

@@ -74,7 +74,7 @@ class Lines:
         self.path = path
         if path.exists():
             content = path.read_bytes()
-            os.truncate(path, content.rfind(b"\n") + 1)  # half a line of a life that was cut off
+            os.truncate(path, content.rfind(b"\n") + 1)  # half a line of an attempt that was cut off
         self._file = path.open("ab", buffering=0)
         self._waiting = b""
         self._lock = threading.Lock()  # a background save notes its end, too

@@ -127,7 +127,7 @@ def _alive(owner: dict[str, str | int], lock: Path) -> bool:
     if owner["host"] == socket.gethostname():
         return _birth(int(owner["pid"])) == owner["birth"]
     if owner["job"] and owner["job"] == os.environ.get("SLURM_JOB_ID") and "SLURM_RESTART_COUNT" in os.environ:
-        return False  # the same job, requeued: its earlier life is over
+        return False  # the same job, requeued: its earlier attempt is over
     return lock.exists() and time.time() - lock.stat().st_mtime < DEAD_AFTER_SECONDS
 
 

@@ -54,7 +54,7 @@ class StopSignal:
     def watch(self, out: Path) -> None:
         """Also look for a stop-file and at the job's end; for one rank, the others hear of it from that one."""
         self._file = out / "stop"
-        self._file.unlink(missing_ok=True)  # an earlier life's request has been met
+        self._file.unlink(missing_ok=True)  # an earlier attempt's request has been met
         self._end = float(os.environ.get("SLURM_JOB_END_TIME") or 0)
 
     @contextmanager

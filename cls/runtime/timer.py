@@ -53,7 +53,7 @@ class Timer:
 
 
 def began() -> float:
-    """Unix time at which this life began: the job's start where slurm/train.sh tells it, else this process's."""
+    """Unix time at which this attempt began: the job's start where slurm/train.sh tells it, else this process's."""
     if "CLS_SUBMIT_TIME" in os.environ and os.environ.get("SLURM_JOB_START_TIME"):
         return float(os.environ["SLURM_JOB_START_TIME"])
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # since boot

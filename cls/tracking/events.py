@@ -1,4 +1,4 @@
-"""The lives of a run, one line per event in lives.jsonl: when each began, on what, and what it saved."""
+"""events.jsonl: one line per event of a run's attempts (starts): when and on what each began, and what it saved."""
 
 import json
 import time
@@ -10,21 +10,21 @@ from cls.runtime.timer import KINDS
 
 
 class EventLog:
-    """Adds events of one life; used on rank 0 only."""
+    """Adds events of one attempt; used on rank 0 only."""
 
-    def __init__(self, folder: Path, life: int) -> None:
-        self.life = life
-        self._lines = Lines(folder / "lives.jsonl")
+    def __init__(self, folder: Path, attempt: int) -> None:
+        self.attempt = attempt
+        self._lines = Lines(folder / "events.jsonl")
 
     def add(self, event: str, **facts: Any) -> None:
-        row = {"life": self.life, "event": event, "time": round(time.time(), 3), **facts}
+        row = {"attempt": self.attempt, "event": event, "time": round(time.time(), 3), **facts}
         self._lines.add(json.dumps(row).encode() + b"\n")
 
     def close(self) -> None:
         self._lines.close()
 
 
-COMMON: dict[str, type] = {"life": int, "event": str, "time": float}
+COMMON: dict[str, type] = {"attempt": int, "event": str, "time": float}
 FIELDS: dict[str, dict[str, type]] = {
     "start": {"step": int, "processes": int, "device": str, "host": str},
     "epoch": {"step": int, "slowest": int, "clock": dict},
@@ -35,18 +35,23 @@ FIELDS: dict[str, dict[str, type]] = {
 }
 """What each kind of event has."""
 LATER: dict[str, type] = {
-    "began": float, "queue": float, "lost": int, "heard": float, "job": str, "nodes": str, "command": str,
+    "began": float, "queue": float, "lost": int, "previous_end": float, "job": str, "nodes": str, "command": str,
     "versions": dict, "step": int,
 }  # fmt: skip
 """What events of early versions lack."""
+EARLY_NAMES = {"life": "attempt", "heard": "previous_end"}
+"""Fields of lives.jsonl, which earlier versions wrote in place of events.jsonl."""
 
 
-def read_events(folder: Path, whole: bool = False) -> list[dict[str, Any]]:
+def read_events(folder: Path) -> list[dict[str, Any]]:
     """All events, oldest first; a last line cut short by a crash is left out. ValueError for any other damaged line.
 
-    ``whole``: with all fields that the times of a run are made of.
+    A run that an earlier version began has its first events in lives.jsonl.
     """
-    path = folder / "lives.jsonl"
+    return _read(folder / "lives.jsonl", EARLY_NAMES) + _read(folder / "events.jsonl", {})
+
+
+def _read(path: Path, names: dict[str, str]) -> list[dict[str, Any]]:
     try:
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     except OSError as error:
@@ -58,19 +63,21 @@ def read_events(folder: Path, whole: bool = False) -> list[dict[str, Any]]:
         except (ValueError, RecursionError) as error:
             why = f"line {number} ({error}); remove that line"
             raise ValueError(f"{path} holds a line that is not JSON, {why}") from None
-        if problem := _problem(event, whole):
+        if isinstance(event, dict):
+            event = {names.get(name, name): value for name, value in event.items()}
+        if problem := _problem(event):
             raise ValueError(f"{path} holds a line that is no event, line {number} ({problem}); remove that line")
         found.append(event)
     return found
 
 
-def _problem(event: Any, whole: bool) -> str:
+def _problem(event: Any) -> str:
     """What is wrong with a line; '' for an event. One of a kind that is not known needs the common fields only."""
     if not isinstance(event, dict):
         return f"it is {type(event).__name__}, not an object"
     kind = event.get("event")
     known = FIELDS.get(kind, {}) if isinstance(kind, str) else {}
-    needed = {name: kinds for name, kinds in (known | LATER).items() if (whole and name in known) or name in event}
+    needed = {name: kinds for name, kinds in (known | LATER).items() if name in known or name in event}
     needed |= COMMON | ({"step": int} if kind == "start" else {})
     wrong = [name for name, kinds in needed.items() if not _is(event.get(name), kinds)]
     if "clock" in event and not wrong and not all(_is(event["clock"].get(kind), float) for kind in KINDS):

@@ -15,11 +15,11 @@ HEADER = ("step", "draw", "id", "pixels")
 
 
 class Ledger:
-    """One rank's rows of one life, in ``<out>/ledger/<life>-<rank>.csv``: step, draw, image, hash of its pixels."""
+    """One rank's rows of one attempt: step, draw, image, hash of its pixels; <out>/ledger/<attempt>-<rank>.csv."""
 
     def __init__(self, path: Path, images: "Images", batch: int) -> None:
         path.parent.mkdir(exist_ok=True)
-        path.unlink(missing_ok=True)  # of a start that failed before its life began
+        path.unlink(missing_ok=True)  # of a start that failed before its attempt began
         self._lines, self._images, self._batch = Lines(path), images, batch
 
     def note(self, batch: "Batch") -> None:

@@ -1,4 +1,4 @@
-"""The run directory: one writer at a time, one configuration for life."""
+"""The run directory: one writer at a time, one configuration for all attempts."""
 
 import dataclasses
 import os
@@ -24,8 +24,8 @@ from cls.tracking.run_status import _said_done
 from cls.tracking.tracker import check_tracking
 
 FILES = (
-    "config.yaml", "data.json", "sizes.npz", "classes.txt", "metrics.jsonl", "metrics.lost.jsonl", "lives.jsonl",
-    "corrupt_images.csv", "bad_images.csv", "exit.json", "lock", "stop",
+    "config.yaml", "data.json", "sizes.npz", "classes.txt", "metrics.jsonl", "metrics.lost.jsonl", "events.jsonl",
+    "lives.jsonl", "corrupt_images.csv", "bad_images.csv", "exit.json", "lock", "stop",
 )  # fmt: skip
 FOLDERS = ("checkpoints", "best", "predictions", "ledger")
 
@@ -38,8 +38,8 @@ class RunDir:
     run: Run  # precision resolved, out filled in
     finished: str
     """What the finished run said at its end; '' for a run that goes on."""
-    life: int
-    """How many lives the run has had before this one."""
+    attempt: int
+    """How many attempts came before this one."""
     unnamed: bool = False
     """Made by this start, without --out."""
     _heartbeat: Heartbeat | None = None
@@ -157,8 +157,8 @@ def _agree(path: Path, run: Run, world: World) -> RunDir:
             drop_asides(folder)
         write_whole(path / "config.yaml", to_yaml(run).encode())
     world.stop.watch(path)
-    lives = [event["life"] for event in read_events(path) if event["event"] == "start"]
-    return RunDir(path, run, finished, max(lives, default=-1) + 1, unnamed)
+    starts = [event["attempt"] for event in read_events(path) if event["event"] == "start"]
+    return RunDir(path, run, finished, max(starts, default=-1) + 1, unnamed)
 
 
 def _failed_at_start(path: Path) -> bool:

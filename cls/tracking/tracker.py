@@ -50,7 +50,7 @@ class Results:
 class Tracker:
     """The log of one run; used on rank 0 only.
 
-    ``info`` are facts for the W&B config besides the run's own (parameters, processes, lives, versions, device).
+    ``info`` are facts for the W&B config besides the run's own (parameters, processes, attempts, versions, device).
     """
 
     def __init__(self, run: Run, folder: Path, info: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The W&B page of a run: one run, whatever the number of processes and lives that carried it."""
+"""The W&B page of a run: one run, whatever the number of processes and attempts that carried it."""
 
 import dataclasses
 import io
@@ -24,7 +24,7 @@ LOG = logging.getLogger("cls")
 INIT_SECONDS = 60  # a cluster node without internet waits this long at every start, then logs offline
 MISTAKES = 64  # wrong images that the page shows
 FINISH_SECONDS = 120  # upload at the end; what is left stays on disk for `wandb sync`
-LEAVE_SECONDS = 10  # the same when a run is stopped: its next life sends what is left
+LEAVE_SECONDS = 10  # the same when a run is stopped: its next attempt sends what is left
 
 
 def wandb_mode(track: Track) -> Mode:

@@ -233,7 +233,7 @@ def prune(folder: Path, keep: int, history: History) -> None:
 
 
 def _clean(folder: Path) -> None:
-    """Half-written ones of a life that was cut off take room."""
+    """Half-written ones of an attempt that was cut off take room."""
     for path in folder.glob(".step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -26,19 +26,19 @@ log = logging.getLogger("cls")
 
 
 class CheckpointWriter:
-    """Checkpoints and best/model.safetensors of one life.
+    """Checkpoints and best/model.safetensors of one attempt.
 
     A step waits for the copy to host memory only. The order on disk is checkpoint, best weights, pruning: each kill
     leaves all that was there before, and :func:`mend_best` restores the best weights from the checkpoint that knows
-    them. A failed save is told of, noted in lives.jsonl and tried again with a newer state; only where there is no
+    them. A failed save is told of, noted in events.jsonl and tried again with a newer state; only where there is no
     checkpoint at all yet it ends the run.
     """
 
     def __init__(
-        self, folder: RunDir, world: World, state: State, header: dict[str, str], lives: EventLog | None
+        self, folder: RunDir, world: World, state: State, header: dict[str, str], events: EventLog | None
     ) -> None:
-        """``lives`` of rank 0; the others have none."""
-        self.folder, self.world, self.state, self.header, self.lives = folder, world, state, header, lives
+        """``events`` of rank 0; the others have none."""
+        self.folder, self.world, self.state, self.header, self.events = folder, world, state, header, events
         self.checkpoints = folder.path / "checkpoints"
         self.copies = HostCopies()
         self.saved = (-1, -1)  # (step, last validation) of the newest one asked for
@@ -149,7 +149,7 @@ class CheckpointWriter:
         self, snapshot: Snapshot, best: tuple[int, Tensors] | None, waited: float, clock: dict[str, float]
     ) -> None:
         since, history = time.monotonic(), History.of(snapshot.progress["history"])
-        assert self.lives is not None
+        assert self.events is not None
         try:
             if best and best[0] != snapshot.step:
                 self._write_best(*best)  # of an earlier save that failed: no checkpoint holds these weights
@@ -164,7 +164,7 @@ class CheckpointWriter:
             return
         seconds = time.monotonic() - since
         self.world.stop.leave_seconds = self._slowest = max(self._slowest, waited + seconds)
-        self.lives.add(
+        self.events.add(
             "save", step=snapshot.step, waited=round(waited, 4), seconds=round(seconds, 4), bytes=size, clock=clock
         )
 
@@ -181,9 +181,9 @@ class CheckpointWriter:
             self.copies.let_go()
         good = checkpoint.checkpoints(self.checkpoints)
         last = f"the last one is {good[-1].name}" if good else "there is none yet"
-        assert self.lives is not None
+        assert self.events is not None
         log.warning("checkpoint of step %d could not be written (%s); %s", step, self._problem, last)
-        self.lives.add("save_failed", step=step, reason=self._problem)
+        self.events.add("save_failed", step=step, reason=self._problem)
 
 
 def check_room(out: Path, state: State) -> None:

@@ -1,12 +1,14 @@
 """What rank 0 writes and shows while a run goes on; the other ranks' journals do nothing."""
 
 import contextlib
+import logging
 import os
 import platform
 import shlex
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,7 +21,7 @@ from cls.runtime.exit import classify
 from cls.runtime.signals import LOOK_SECONDS
 from cls.runtime.timer import began, queued
 from cls.tracking import goodput
-from cls.tracking.events import EventLog
+from cls.tracking.events import EventLog, read_events
 from cls.tracking.metrics_log import read_rows, rewind
 from cls.tracking.progress_bar import ProgressBar
 from cls.tracking.run_dir import RunDir
@@ -29,28 +31,29 @@ from cls.training.history import History
 from cls.training.loss_monitor import Finished
 from cls.training.steps import Steps
 
+log = logging.getLogger("cls")
 # the libraries whose versions decide a result
 DECIDE = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "opencv-python-headless", "simplejpeg")
 
 
 class RunLogger:
-    """metrics.jsonl with its mirrors, lives.jsonl, and the progress display."""
+    """metrics.jsonl with its mirrors, events.jsonl, and the progress display."""
 
     def __init__(self, folder: RunDir, world: World, steps: Steps, first: int, model: nn.Module) -> None:
         self.folder, self.count = folder, steps
         self.tracker: Tracker | None = None
         self.figures: dict[str, float] = {}
         self.validated: dict[str, float] = {}
-        self.lives: EventLog | None = None
+        self.events: EventLog | None = None
         self.step, self.world, self._looked = first, world, time.monotonic()
         if world.main:
             gone = goodput.lost(read_rows(folder.path), rewind(folder.path, first))
-            before = goodput.so_far(folder.path)["lost_steps"]
-            info = describe(world, model) | {"lives": folder.life + 1, "lost_steps": before + gone["lost"]}
+            before = spent_so_far(folder.path)["lost_steps"]
+            info = describe(world, model) | {"attempts": folder.attempt + 1, "lost_steps": before + gone["lost"]}
             self.tracker = Tracker(folder.run, folder.path, info)
             self.progress = ProgressBar(steps.total, first, epochs=folder.run.train.epochs)
-            self.lives = EventLog(folder.path, folder.life)
-            self.lives.add(
+            self.events = EventLog(folder.path, folder.attempt)
+            self.events.add(
                 "start", step=first, processes=world.size, sharded=world.fsdp,
                 **{key: info[key] for key in ("device", "host", "job", "nodes", "command", "versions")},
                 began=round(began(), 3), queue=round(queued(), 3), **gone,
@@ -67,13 +70,13 @@ class RunLogger:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self.tracker:
-            assert self.lives is not None
-            self.lives.add("end", step=self.step, outcome=classify(error), clock=self.world.timer.read())
-            self.lives.close()
+            assert self.events is not None
+            self.events.add("end", step=self.step, outcome=classify(error), clock=self.world.timer.read())
+            self.events.close()
             self.progress.close()
-            spent = goodput.so_far(self.folder.path)
+            spent = spent_so_far(self.folder.path)
             self.figures |= {f"time/{part}": seconds for part, seconds in spent["seconds"].items()}
-            self.figures |= {key: spent[key] for key in ("goodput", "lives", "lost_steps")}
+            self.figures |= {key: spent[key] for key in ("goodput", "attempts", "lost_steps")}
             hint = self._finish_tracker(stopped=kind is not None)
             if hint and kind is None:
                 print(hint, flush=True)
@@ -128,10 +131,10 @@ class RunLogger:
         )
 
     def spent(self, step: int, clocks: list[dict[str, float]]) -> dict[str, float]:
-        """Where this life's seconds have gone so far, on rank 0, and the rank that the others waited for."""
-        assert self.lives is not None
+        """Where this attempt's seconds have gone so far, on rank 0, and the rank that the others waited for."""
+        assert self.events is not None
         rank, longer = goodput.slowest(clocks)
-        self.lives.add("epoch", step=step, slowest=rank, clock=clocks[0])
+        self.events.add("epoch", step=step, slowest=rank, clock=clocks[0])
         seconds = {f"time/{kind}": value for kind, value in clocks[0].items()} | {"time/queue": round(queued(), 3)}
         return seconds | {
             "time/goodput": round(goodput.share(clocks[0], queued()), 4),
@@ -150,12 +153,21 @@ class RunLogger:
 
     def predicted(self) -> None:
         """The predictions are written: where the time has gone until here, for the report."""
-        if self.lives:
-            self.lives.add("results", step=self.step, clock=self.world.timer.read())
+        if self.events:
+            self.events.add("results", step=self.step, clock=self.world.timer.read())
+
+
+def spent_so_far(folder: Path) -> dict[str, Any]:
+    """:func:`goodput.total` of a run in progress: damaged events are a warning, they must not end the run."""
+    try:
+        return goodput.total(goodput.attempts(read_events(folder)))
+    except Exception as error:  # a record only: training does not depend on it
+        log.warning("goodput is not known: %s", error)
+        return goodput.total([])
 
 
 def describe(world: World, model: nn.Module) -> dict[str, Any]:
-    """Facts of this life of the run that its configuration does not hold."""
+    """Facts of this attempt of the run that its configuration does not hold."""
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
     return {
         "parameters": sum(p.numel() for p in model.parameters()),

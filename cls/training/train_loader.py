@@ -41,7 +41,7 @@ class TrainLoader:
         self.corrupt = CorruptImages(folder.path, images, run.data.max_corrupt, world)
         self.classes, self.smoothing = len(splits.classes), run.optim.label_smoothing
         self.weights = class_weights(self.dataset.labels, self.classes, run.optim.class_weight, world.device)
-        path = folder.path / "ledger" / f"{folder.life:04d}-{world.rank:04d}.csv"
+        path = folder.path / "ledger" / f"{folder.attempt:04d}-{world.rank:04d}.csv"
         self.ledger = Ledger(path, images, run.train.batch) if run.track.ledger else None
 
     def __enter__(self) -> Self:

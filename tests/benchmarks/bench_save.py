@@ -71,9 +71,9 @@ def main(backbone: str, size: int) -> None:
         fresh, state, micro = first_step(run, world, out, images)
         run = dataclasses.replace(run, out=str(out / "run"))
         with open_run_dir(run, world) as folder:
-            lives = EventLog(folder.path, 0)
+            events = EventLog(folder.path, 0)
             plain, waits, beside = [], [], []
-            with CheckpointWriter(folder, world, state, {}, lives) as saver:
+            with CheckpointWriter(folder, world, state, {}, events) as saver:
                 for pair in range(PAIRS + 1):
                     plain.append(one_step(2 * pair, micro, state, images))
                     since = time.perf_counter()
@@ -81,7 +81,7 @@ def main(backbone: str, size: int) -> None:
                     waits.append(time.perf_counter() - since)
                     beside.append(one_step(2 * pair + 1, micro, state, images))
                     saver.finish()
-            lives.close()
+            events.close()
             saves = read_events(folder.path)[1:]
             resumes = [first_step(run, world, folder.path, images)[0] for _ in range(3)]
         asks = []

@@ -34,7 +34,7 @@ from cls.models.backbones import plain
 from cls.recipes.tables import SWEEPS, chosen, figure
 from cls.runtime.signals import StopSignal
 from cls.tracking.events import read_events
-from cls.tracking.goodput import lives
+from cls.tracking.goodput import attempts
 from cls.training.checkpoint import checkpoints, verify
 
 LENT = ROOT / "tests" / "lent.py"
@@ -364,10 +364,10 @@ class Local:
     def member(self, row: str, seed: int) -> Path:
         return self.folder / f"mlp-head-x50-dropout{row}-seed{seed}"
 
-    def when_saved(self, out: Path, life: int) -> int:
-        """The process id of a member that is in this life, once it has written a checkpoint in it."""
+    def when_saved(self, out: Path, attempt: int) -> int:
+        """The process id of a member that is in this attempt, once it has written a checkpoint in it."""
         until = time.monotonic() + 200
-        while not any(event["event"] == "save" and event["life"] == life for event in read_events(out)):
+        while not any(event["event"] == "save" and event["attempt"] == attempt for event in read_events(out)):
             assert time.monotonic() < until
             time.sleep(0.005)
         return int(json.loads((out / "lock").read_text())["pid"])
@@ -421,8 +421,8 @@ def test_members_are_run_skipped_continued_and_reported(server: Server, place: P
     assert process.returncode == 0, errors
     document = json.loads(output)
     assert {m["state"] for m in document["members"]} == {"done"} and document["failed"] == {}
-    assert [life["outcome"] for life in lives(killed)] == ["killed", "stopped", "killed", "done"]
-    assert lives(killed)[2]["step"] == end["step"]
+    assert [attempt["outcome"] for attempt in attempts(read_events(killed))] == ["killed", "stopped", "killed", "done"]
+    assert attempts(read_events(killed))[2]["step"] == end["step"]
     for row, part in zip(document["sweeps"][0]["rows"], ("25", "50"), strict=True):
         scores = [score(str(local.member(part, seed)), "val", 6) for seed in (0, 1)]
         assert (row["validation"], row["validation_sd"]) == (statistics.mean(scores), statistics.stdev(scores))
@@ -444,7 +444,10 @@ def test_members_under_the_real_launcher(place: Path, tmp_path: Path) -> None:
     assert "stopped: SIGINT" in process.communicate(timeout=300)[1] and process.returncode == 85
     assert json.loads((out / "exit.json").read_text())["outcome"] == "stopped"
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=ROOT)
-    assert ended.returncode == 0 and [life["outcome"] for life in lives(out)] == ["stopped", "done"], ended.stderr
+    assert ended.returncode == 0 and [attempt["outcome"] for attempt in attempts(read_events(out))] == [
+        "stopped",
+        "done",
+    ], ended.stderr
 
 
 # --- what is in a folder ---

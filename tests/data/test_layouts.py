@@ -619,7 +619,7 @@ def test_folders_of_systems_are_no_data(tmp_path: Path) -> None:
 
 
 def test_runs_inside_the_data_are_no_data(tmp_path: Path) -> None:
-    build(tmp_path, "{cat,dog}/{0..1}.jpg", "runs/{a,b}/{config.yaml,lives.jsonl,confusion.png}",
+    build(tmp_path, "{cat,dog}/{0..1}.jpg", "runs/{a,b}/{config.yaml,events.jsonl,confusion.png}",
           "runs/b/report/{0..3}.jpg", "runs/sweep/c/{config.yaml,val.parquet}",
           "runs/sweep/c/checkpoints/last/x.jpg", "runs/now/{config.yaml,lock}")  # fmt: skip
     splits = load(config.Data(path=str(tmp_path)), 0)

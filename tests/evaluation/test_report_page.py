@@ -78,14 +78,14 @@ def record(out: Path, steps: int) -> list[dict[str, float]]:
 
 
 def begin(out: Path, **fields: Any) -> None:
-    """The first files of a run directory, and a life that was killed."""
+    """The first files of a run directory, and an attempt that was killed."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(to_yaml(change(recipes.get("digits"), **fields)))
-    lives = EventLog(out, 0)
-    lives.add("start", step=0, processes=2, sharded=False, device="CPU", host="<i>node</i>", job="", nodes="",
+    events = EventLog(out, 0)
+    events.add("start", step=0, processes=2, sharded=False, device="CPU", host="<i>node</i>", job="", nodes="",
               command="train.py digits --track.name='<u>'", versions={"torch": "9.9"}, began=1e9, queue=3.0, lost=0,
               heard=0.0)  # fmt: skip
-    lives.close()
+    events.close()
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from cls.commands.audit import audit_run
-from cls.commands.sweep.folder import sweep_table
+from cls.commands.sweep.folder import sweep, sweep_table
 from cls.config import Run, change
 from cls.data.corrupt_images import CorruptImages
 from cls.data.readers import images_of
@@ -33,6 +34,7 @@ from cls.evaluation.trained_model import network
 from cls.runtime.exit import DataError, raised_by_us
 from cls.runtime.lock import in_use
 from cls.tracking import goodput
+from cls.tracking.events import EventLog, read_events
 from cls.tracking.metrics_log import read_rows, rewind
 from cls.tracking.run_dir import open_run_dir
 from cls.tracking.run_files import read_run
@@ -86,7 +88,7 @@ def resume(whole: Whole, out: Path) -> None:
         keep_data(folder, whole.splits, CLUSTER)
         first = restore(out / "checkpoints", whole.state, CLUSTER)
         goodput.lost(read_rows(out), rewind(out, first))
-        goodput.so_far(out)
+        read_events(out)
         CorruptImages(out, images_of(whole.splits.train), 1.0, CLUSTER)
 
 
@@ -317,12 +319,38 @@ def test_data_json_of_another_form_is_named(whole: Whole, out: Path, text: bytes
         rejected(lambda reader=reader: READERS[reader](whole, out), out / "data.json")
 
 
+def test_a_run_of_an_earlier_version_is_read_and_resumed(whole: Whole, out: Path) -> None:
+    """It wrote lives.jsonl, in which an attempt was called a life, in place of events.jsonl."""
+    events, audited = read_events(out), audit_run(str(out))
+    report(whole, out)
+    page = (out / "report.html").read_text()
+    early = {"attempt": "life", "previous_end": "heard"}
+    lines = [json.dumps({early.get(name, name): value for name, value in event.items()}) + "\n" for event in events]
+    (out / "events.jsonl").unlink()
+    (out / "lives.jsonl").write_text("".join(lines) + '{"life": 1, "ev')  # a kill inside a line
+    assert read_events(out) == events and "previous_end" in events[0] and audit_run(str(out)) == audited
+    report(whole, out)
+    written = r"Written [^<]*"
+    assert re.sub(written, "", (out / "report.html").read_text()) == re.sub(written, "", page)
+    assert sweep(out.parent)[0]["attempts"] == 1
+    resume(whole, out)
+    log = EventLog(out, 1)
+    log.add("start", **{name: events[0][name] for name in ("step", "processes", "device", "host")})
+    log.close()
+    assert read_events(out)[:-1] == events and read_events(out)[-1]["attempt"] == 1
+    assert [row["attempt"] for row in goodput.attempts(read_events(out))] == [0, 1]
+    with open_run_dir(dataclasses.replace(whole.run, out=str(out)), CLUSTER) as folder:
+        assert folder.attempt == 2
+    (out / "lives.jsonl").write_text("{}\n" + "".join(lines))
+    rejected(lambda: report(whole, out), out / "lives.jsonl", "line 1")
+
+
 @pytest.mark.parametrize(
     "change_of",
     [
-        lambda event: {"life": None} | {k: v for k, v in event.items() if k != "life"},
-        lambda event: event | {"life": "0"},
-        lambda event: {key: event[key] for key in ("life", "event", "time")},
+        lambda event: {"attempt": None} | {k: v for k, v in event.items() if k != "attempt"},
+        lambda event: event | {"attempt": "0"},
+        lambda event: {key: event[key] for key in ("attempt", "event", "time")},
         lambda event: event | {"step": None},
         lambda event: event | {"time": "now"},
         lambda event: event | {"event": 3},
@@ -331,11 +359,11 @@ def test_data_json_of_another_form_is_named(whole: Whole, out: Path, text: bytes
     ],
 )
 def test_events_without_their_fields_are_named(whole: Whole, out: Path, change_of: Callable[[Any], Any]) -> None:
-    lines = [json.loads(line) for line in (out / "lives.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
     for number in range(len(lines)):
         changed = [change_of(event) if i == number else event for i, event in enumerate(lines)]
-        (out / "lives.jsonl").write_text("".join(json.dumps(event) + "\n" for event in changed))
-        rejected(lambda: report(whole, out), out / "lives.jsonl", f"line {number + 1}")
+        (out / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in changed))
+        rejected(lambda: report(whole, out), out / "events.jsonl", f"line {number + 1}")
 
 
 def test_a_configuration_that_is_not_utf_8_is_named(whole: Whole, out: Path) -> None:

@@ -265,14 +265,14 @@ def place_of(path: Path, keep: int = 1) -> RunDir:
 
 def run_epochs(path: Path, state: State, first: int, last: int) -> None:
     """Each step is an epoch, saved as a run saves it."""
-    lives = EventLog(path, 0)
-    with CheckpointWriter(place_of(path), ALONE, state, {"note": "kept"}, lives) as found:
+    events = EventLog(path, 0)
+    with CheckpointWriter(place_of(path), ALONE, state, {"note": "kept"}, events) as found:
         for step in range(first, last):
             advance(state, step, step + 1)
             state.history.validated = step + 1
             found.save(step + 1)
         found.finish()
-    lives.close()
+    events.close()
 
 
 def weights_of(path: Path) -> dict[str, bytes]:
@@ -358,23 +358,23 @@ def test_best_weights_that_no_checkpoint_has_are_said_to_be_lost(
     assert restore(tmp_path / "checkpoints", again, ALONE) == 3 and state_bits(again) == state_bits(state)
     mend_best(tmp_path, again, {})
     assert "the best weights (step 1) are lost" in caplog.text and best_step(tmp_path) == -1
-    lives = EventLog(tmp_path, 1)
-    with CheckpointWriter(place_of(tmp_path), ALONE, again, {}, lives) as found:
+    events = EventLog(tmp_path, 1)
+    with CheckpointWriter(place_of(tmp_path), ALONE, again, {}, events) as found:
         advance(again, 3, 4)
         again.history.validated = 4
         found.save(4)
         found.finish()
-    lives.close()
+    events.close()
     assert best_step(tmp_path) == again.history.best_accuracy_step == 4
 
 
 def test_a_failed_save_keeps_the_best_weights_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file in the way of the checkpoints makes each save fail; the best epoch is over by the time it is gone."""
     monkeypatch.setattr(checkpoint_writer, "RETRY_SECONDS", 0.0)
-    state, folder, lives = build(), place_of(tmp_path), EventLog(tmp_path, 0)
+    state, folder, events = build(), place_of(tmp_path), EventLog(tmp_path, 0)
     shutil.rmtree(folder.path / "checkpoints")
     (folder.path / "checkpoints").write_text("in the way")
-    with CheckpointWriter(folder, ALONE, state, {}, lives) as found:
+    with CheckpointWriter(folder, ALONE, state, {}, events) as found:
         advance(state, 0, 1)
         state.history.validated = 1
         found.save(1)
@@ -390,7 +390,7 @@ def test_a_failed_save_keeps_the_best_weights_for_the_next(tmp_path: Path, monke
         state.history.validated = 3
         found.save(3)
         found.finish()
-    lives.close()
+    events.close()
     assert [checkpoint.step_of(path) for path in checkpoints(tmp_path / "checkpoints")] == [(3, 1)]
     assert best_step(tmp_path) == 1 and weights_of(tmp_path / "best" / "model.safetensors") == expected
     assert [(event["event"], event["step"]) for event in read_events(tmp_path)] == [

@@ -43,7 +43,7 @@ FROZEN = ("stem", "layer1", "layer2", "layer3")
 
 
 @dataclass(frozen=True)
-class Life:
+class Attempt:
     """One command's run, and what its ranks held."""
 
     ended: Ended
@@ -63,7 +63,7 @@ class Life:
         return {k.removeprefix(f"{name}."): v for k, v in self.last.items() if k.startswith(f"{name}.")}
 
 
-Go = Callable[..., Life]
+Go = Callable[..., Attempt]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def go(runs: Recorded, folder: Path) -> Go:
     """A run on (mostly) two ranks that must end well, or as ``blow`` asks; every rank says how it holds the model."""
 
-    def on_ranks(name: str, args: list[str], fsdp: bool, blow: str = "", world: int = 2) -> Life:
+    def on_ranks(name: str, args: list[str], fsdp: bool, blow: str = "", world: int = 2) -> Attempt:
         ended = runs.run(folder / name, args, world, blow, **(FSDP if fsdp else {}))
         assert ended.codes == [85 if blow else 0] * world, ended.output
         assert "Traceback" not in ended.output
@@ -96,7 +96,7 @@ def go(runs: Recorded, folder: Path) -> Go:
                 assert network["sharded"] == (network["parameters"] if fsdp else 0) and network["parameters"] > 10
         start = read_events(ended.out)
         assert [(e["processes"], e["sharded"]) for e in start if e["event"] == "start"][-1] == (world, fsdp)
-        return Life(ended, ranks, *(gathered(ended, when) for when in ("start", "last", "ema")))
+        return Attempt(ended, ranks, *(gathered(ended, when) for when in ("start", "last", "ema")))
 
     return on_ranks
 
@@ -112,11 +112,11 @@ def newest(out: Path) -> Path:
     return path
 
 
-def same_figures(ours: Life, theirs: Life, rel: float) -> None:
+def same_figures(ours: Attempt, theirs: Attempt, rel: float) -> None:
     for key in ("train/loss", "val/loss"):
         assert ours.figures(key) == pytest.approx(theirs.figures(key), rel=rel)
     assert ours.figures("train/lr") == theirs.figures("train/lr")
-    steps = [[row["step"] for row in life.ended.rows] for life in (ours, theirs)]
+    steps = [[row["step"] for row in attempt.ended.rows] for attempt in (ours, theirs)]
     assert steps[0] == steps[1]
 
 
@@ -124,13 +124,13 @@ def same_figures(ours: Life, theirs: Life, rel: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def ddp(go: Go) -> Life:
+def ddp(go: Go) -> Attempt:
     """GroupNorm, so that nothing but the order of sums tells DDP from FSDP."""
     return go("ddp", WHOLE, False)
 
 
 @pytest.fixture(scope="module")
-def fsdp(go: Go) -> Life:
+def fsdp(go: Go) -> Attempt:
     return go("fsdp", WHOLE, True)
 
 
@@ -150,14 +150,14 @@ def weights(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def frozen(go: Go, weights: Path) -> dict[bool, Life]:
+def frozen(go: Go, weights: Path) -> dict[bool, Attempt]:
     """Four stages at their pretrained values, and BatchNorm that learns in the last one; by sharded or not."""
     args = [*COMMON, "--model.backbone", "timm/test_resnet", "--model.weights", str(weights), "--train.max-steps", "8"]
     return {sharded: go(f"frozen-{sharded}", [*args, "--model.freeze", *FROZEN], sharded) for sharded in (False, True)}
 
 
 @pytest.mark.integration
-def test_twenty_steps_have_the_losses_of_ddp(ddp: Life, fsdp: Life) -> None:
+def test_twenty_steps_have_the_losses_of_ddp(ddp: Attempt, fsdp: Attempt) -> None:
     """Clipping, moving average, label smoothing, mixup and the head's own rate included."""
     assert len(fsdp.figures("train/loss")) == STEPS and len(fsdp.figures("val/loss")) == 7
     same_figures(fsdp, ddp, 1e-5)
@@ -168,37 +168,37 @@ def test_twenty_steps_have_the_losses_of_ddp(ddp: Life, fsdp: Life) -> None:
 
 
 @pytest.mark.soak
-def test_a_frozen_network_has_the_losses_of_ddp(frozen: dict[bool, Life]) -> None:
+def test_a_frozen_network_has_the_losses_of_ddp(frozen: dict[bool, Attempt]) -> None:
     assert len(frozen[True].figures("train/loss")) == 8
     same_figures(frozen[True], frozen[False], 1e-5)
 
 
 @pytest.mark.soak
-def test_bf16_has_the_first_losses_of_ddp(go: Go, ddp: Life) -> None:
+def test_bf16_has_the_first_losses_of_ddp(go: Go, ddp: Attempt) -> None:
     args = [*NORMED, "--train.precision", "bf16", "--train.max-steps", "3"]
     ours, theirs = go("bf16-fsdp", args, True), go("bf16-ddp", args, False)
     assert len(ours.figures("train/loss")) == 3
     same_figures(ours, theirs, 2e-2)
-    for life in (ours, theirs):  # it is another arithmetic than fp32
-        assert life.figures("train/loss") != ddp.figures("train/loss")[:3]
-        assert all(v.dtype == torch.float32 for k, v in life.last.items() if v.is_floating_point())
+    for attempt in (ours, theirs):  # it is another arithmetic than fp32
+        assert attempt.figures("train/loss") != ddp.figures("train/loss")[:3]
+        assert all(v.dtype == torch.float32 for k, v in attempt.last.items() if v.is_floating_point())
 
 
 # --- memory ---
 
 
 @pytest.fixture(scope="module")
-def large(go: Go) -> dict[bool, Life]:
+def large(go: Go) -> dict[bool, Attempt]:
     """The ResNeXt of the digits recipe, 5.3 million parameters."""
     args = [*COMMON, "--train.max-steps", "2"]
     return {sharded: go(f"large-{sharded}", args, sharded) for sharded in (False, True)}
 
 
 @pytest.mark.integration
-def test_a_rank_holds_half_of_everything(large: dict[bool, Life]) -> None:
+def test_a_rank_holds_half_of_everything(large: dict[bool, Attempt]) -> None:
     weights = sum(p.numel() * 4 for p in architecture(RESNEXT).parameters())
-    for sharded, life in large.items():
-        for rank in life.ranks:
+    for sharded, attempt in large.items():
+        for rank in attempt.ranks:
             held = rank["bytes"]
             if not sharded:
                 assert held == {"parameters": weights, "gradients": weights, "moments": 2 * weights}
@@ -215,21 +215,21 @@ def test_a_rank_holds_half_of_everything(large: dict[bool, Life]) -> None:
 def test_two_groups_at_most_are_whole_at_once(which: str, request: pytest.FixtureRequest) -> None:
     """The root's own and one block's; after a step, an evaluation and the last prediction none."""
     found = request.getfixturevalue(which)
-    life = found if which == "fsdp" else found[True]
-    for rank in life.ranks:
+    attempt = found if which == "fsdp" else found[True]
+    for rank in attempt.ranks:
         assert rank["most_gathered"] == {"train": 2, "eval": 2, "backward": 2}
         assert rank["networks"][0]["groups"] == rank["networks"][1]["groups"] >= 6
         assert rank["layers_seen"] > 100
         assert rank["left_gathered"] == 0
-        assert rank["looks"] == rank["steps"] + len(life.figures("val/loss")) + 1
-        assert rank["steps"] == len(life.figures("train/loss")) > 1
+        assert rank["looks"] == rank["steps"] + len(attempt.figures("val/loss")) + 1
+        assert rank["steps"] == len(attempt.figures("train/loss")) > 1
 
 
 # --- resuming ---
 
 
 @pytest.fixture(scope="module")
-def chain(go: Go) -> list[Life]:
+def chain(go: Go) -> list[Attempt]:
     """DDP, FSDP, DDP, each of the first two stopped inside an epoch by a signal to one rank."""
     return [
         go("chain", WHOLE, False, "SIGTERM@1:step:5"),
@@ -239,7 +239,7 @@ def chain(go: Go) -> list[Life]:
 
 
 @pytest.fixture(scope="module")
-def halves(go: Go) -> list[Life]:
+def halves(go: Go) -> list[Attempt]:
     """FSDP twice; a copy of the run directory between the two is kept as ``halfway``."""
     first = go("halves", WHOLE, True, "SIGTERM@0:step:8")
     shutil.copytree(first.out, first.out.with_name("halfway"))
@@ -247,19 +247,19 @@ def halves(go: Go) -> list[Life]:
 
 
 @pytest.mark.integration
-def test_a_run_goes_on_from_ddp_to_fsdp_and_back(chain: list[Life], ddp: Life) -> None:
+def test_a_run_goes_on_from_ddp_to_fsdp_and_back(chain: list[Attempt], ddp: Attempt) -> None:
     starts = [event for event in read_events(chain[-1].out) if event["event"] == "start"]
     assert [(e["step"], e["processes"], e["sharded"]) for e in starts] == [(0, 2, False), (6, 2, True), (12, 2, False)]
-    assert [life.ranks[0]["steps"] for life in chain] == [6, 6, 8]
+    assert [attempt.ranks[0]["steps"] for attempt in chain] == [6, 6, 8]
     same_figures(chain[-1], ddp, 1e-5)
     assert images(chain[-1].out) == images(ddp.out)
     found = audit(chain[-1].out, 100, 32, balanced=False)
-    assert found["problems"] == [] and found["ledger"] and len(found["lives"]) == 3
+    assert found["problems"] == [] and found["ledger"] and len(found["attempts"]) == 3
 
 
 @pytest.mark.integration
-def test_everything_is_restored_bit_for_bit(chain: list[Life], halves: list[Life]) -> None:
-    """Weights, buffers, moving average, moments: what a life starts with is what the one before ended with."""
+def test_everything_is_restored_bit_for_bit(chain: list[Attempt], halves: list[Attempt]) -> None:
+    """Weights, buffers, moving average, moments: what an attempt starts with is what the one before ended with."""
     for before, after in (chain[:2], chain[1:], halves):
         assert equal(after.start, before.last)
         kinds = {name.split(".")[0] for name in after.start}
@@ -271,8 +271,8 @@ def test_everything_is_restored_bit_for_bit(chain: list[Life], halves: list[Life
 
 @pytest.mark.promise
 @pytest.mark.integration
-def test_fsdp_after_fsdp_is_the_uninterrupted_run_bit_for_bit(halves: list[Life], fsdp: Life) -> None:
-    assert [life.ranks[0]["steps"] for life in halves] == [9, 11]
+def test_fsdp_after_fsdp_is_the_uninterrupted_run_bit_for_bit(halves: list[Attempt], fsdp: Attempt) -> None:
+    assert [attempt.ranks[0]["steps"] for attempt in halves] == [9, 11]
     assert equal(halves[-1].last, fsdp.last)
     same_figures(halves[-1], fsdp, 0)
     assert [rank["weights"] for rank in halves[-1].ranks] == [rank["weights"] for rank in fsdp.ranks]
@@ -282,14 +282,14 @@ def test_fsdp_after_fsdp_is_the_uninterrupted_run_bit_for_bit(halves: list[Life]
 
 
 @pytest.mark.soak
-def test_control_without_the_moments_the_losses_are_others(go: Go, halves: list[Life], fsdp: Life) -> None:
+def test_control_without_the_moments_the_losses_are_others(go: Go, halves: list[Attempt], fsdp: Attempt) -> None:
     path = newest(halves[0].out.with_name("halfway"))
     (path / "optimizer.safetensors").unlink()
     manifest = json.loads((path / "manifest.json").read_text())
     del manifest["sha256"]["optimizer.safetensors"]
     (path / "manifest.json").write_text(json.dumps(manifest))
-    life = go("halfway", [*NORMED, "--train.max-steps", "12"], True)
-    ours, theirs = life.figures("train/loss")[:12], fsdp.figures("train/loss")[:12]
+    attempt = go("halfway", [*NORMED, "--train.max-steps", "12"], True)
+    ours, theirs = attempt.figures("train/loss")[:12], fsdp.figures("train/loss")[:12]
     assert ours[:10] == theirs[:10]  # the weights were there
     assert all(abs(a / b - 1) > 1e-4 for a, b in zip(ours[10:], theirs[10:], strict=True))
 
@@ -311,15 +311,15 @@ def test_uneven_and_empty_pieces_go_on_in_others(go: Go) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("moment", ["micro:13", "update:11", "evaluation:3", "between files:5", "after rename:2"])
 def test_a_sharded_run_killed_anywhere_is_the_uninterrupted_one(
-    go: Go, runs: Recorded, folder: Path, fsdp: Life, moment: str
+    go: Go, runs: Recorded, folder: Path, fsdp: Attempt, moment: str
 ) -> None:
     name = f"killed-{moment.replace(' ', '-').replace(':', '-')}"
     killed = runs.run(folder / name, WHOLE, 2, f"SIGKILL@0:{moment}", **FSDP)
     assert killed.codes == [-9, -9] and killed.struck == [moment.split(":")[0]], killed.output
-    life = go(name, WHOLE, True)
-    assert equal(life.last, fsdp.last)
-    same_figures(life, fsdp, 0)
-    assert audit(life.out, 100, 32, balanced=False)["problems"] == []
+    attempt = go(name, WHOLE, True)
+    assert equal(attempt.last, fsdp.last)
+    same_figures(attempt, fsdp, 0)
+    assert audit(attempt.out, 100, 32, balanced=False)["problems"] == []
 
 
 # --- what is written ---
@@ -340,33 +340,33 @@ def architecture(backbone: str) -> nn.Module:
 )
 def test_what_is_saved_is_a_plain_network(which: str, backbone: str, request: pytest.FixtureRequest) -> None:
     found = request.getfixturevalue(which)
-    life = found if which == "fsdp" else found[True]
-    last = newest(life.out)
+    attempt = found if which == "fsdp" else found[True]
+    last = newest(attempt.out)
     for file, part in ((last / "model.safetensors", "model"), (last / "average.safetensors", "average"),
-                       (life.out / "best" / "model.safetensors", "average")):  # fmt: skip
+                       (attempt.out / "best" / "model.safetensors", "average")):  # fmt: skip
         saved = load_file(file)
         assert architecture(backbone).load_state_dict(saved, strict=True).missing_keys == []
         if file.parent.name == "best" and which != "large":
             continue  # an earlier epoch's may be the best; the large one has none but the last
-        assert equal(saved, life.part(part))
-    assert equal(load_file(last / "optimizer.safetensors"), life.part("optimizer"))
+        assert equal(saved, attempt.part(part))
+    assert equal(load_file(last / "optimizer.safetensors"), attempt.part("optimizer"))
 
 
 @pytest.mark.integration
-def test_frozen_stages_keep_their_bytes(frozen: dict[bool, Life], weights: Path) -> None:
+def test_frozen_stages_keep_their_bytes(frozen: dict[bool, Attempt], weights: Path) -> None:
     before = load_file(weights)
-    for life in frozen.values():
-        assert equal(life.start, {f"{part}.{k}": v for part in ("model", "average") for k, v in before.items()})
+    for attempt in frozen.values():
+        assert equal(attempt.start, {f"{part}.{k}": v for part in ("model", "average") for k, v in before.items()})
         for part in ("model", "average"):
-            after = life.part(part)
+            after = attempt.part(part)
             assert sorted(after) == sorted(before)
             for name, value in after.items():
                 learns = name.startswith(("layer4.", "fc."))
                 assert value.equal(before[name]) != learns, (part, name)
                 assert value.numpy().tobytes() == before[name].numpy().tobytes() or learns
-        saved = load_file(newest(life.out) / "optimizer.safetensors")
+        saved = load_file(newest(attempt.out) / "optimizer.safetensors")
         assert saved and all(name.startswith(("layer4.", "fc.")) for name in saved)
-        for rank in life.ranks:
+        for rank in attempt.ranks:
             assert "layer4.0.bn1" in rank["training"]
             assert not [
                 name for name in rank["training"] if name.startswith(("conv1", "bn1", *(f"{f}." for f in FROZEN)))
@@ -376,28 +376,28 @@ def test_frozen_stages_keep_their_bytes(frozen: dict[bool, Life], weights: Path)
 @pytest.mark.integration
 @pytest.mark.parametrize("sharded", [False, True])
 def test_batchnorm_statistics_are_the_same_on_both_ranks(
-    sharded: bool, large: dict[bool, Life], frozen: dict[bool, Life]
+    sharded: bool, large: dict[bool, Attempt], frozen: dict[bool, Attempt]
 ) -> None:
-    for life, backbone in ((large[sharded], RESNEXT), (frozen[sharded], "timm/test_resnet")):
-        first, second = (rank["buffers"] for rank in life.ranks)
-        assert first == second and len(set(first)) == len(first) == life.ranks[0]["steps"]
+    for attempt, backbone in ((large[sharded], RESNEXT), (frozen[sharded], "timm/test_resnet")):
+        first, second = (rank["buffers"] for rank in attempt.ranks)
+        assert first == second and len(set(first)) == len(first) == attempt.ranks[0]["steps"]
         names = [name for name, _ in architecture(backbone).named_buffers()]
-        saved = load_file(newest(life.out) / "model.safetensors")
+        saved = load_file(newest(attempt.out) / "model.safetensors")
         assert sha({name: saved[name] for name in names}) == first[-1]
-        assert [rank["weights"] for rank in life.ranks].count(life.ranks[0]["weights"]) == (1 if sharded else 2)
+        assert [rank["weights"] for rank in attempt.ranks].count(attempt.ranks[0]["weights"]) == (1 if sharded else 2)
 
 
 @pytest.mark.integration
 def test_the_moving_average_is_that_of_the_whole_weights(
-    fsdp: Life, chain: list[Life], large: dict[bool, Life], frozen: dict[bool, Life]
+    fsdp: Attempt, chain: list[Attempt], large: dict[bool, Attempt], frozen: dict[bool, Attempt]
 ) -> None:
     """Recomputed from the weights after each step in float64: 0.9 of the average and 0.1 of the weights."""
-    for life in (fsdp, chain[1], large[True], frozen[True]):
-        average = life.part("average")
-        assert sorted(average) == sorted(life.ema)
+    for attempt in (fsdp, chain[1], large[True], frozen[True]):
+        average = attempt.part("average")
+        assert sorted(average) == sorted(attempt.ema)
         for name, value in average.items():
-            assert torch.allclose(value.double(), life.ema[name], rtol=1e-6, atol=1e-6), name
-        moved = [n for n, value in average.items() if not value.equal(life.part("model")[n])]
+            assert torch.allclose(value.double(), attempt.ema[name], rtol=1e-6, atol=1e-6), name
+        moved = [n for n, value in average.items() if not value.equal(attempt.part("model")[n])]
         assert moved  # it is not the weights themselves
 
 

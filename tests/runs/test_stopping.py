@@ -117,7 +117,7 @@ def test_each_signal_at_each_moment(runs: Bench, folder: Path, whole: Ended, mom
         stop_and_go_on(runs, folder, whole, moment, name)
 
 
-def test_a_stop_among_the_results_of_a_later_life_saves_no_best_weights(
+def test_a_stop_among_the_results_of_a_later_attempt_saves_no_best_weights(
     runs: Bench, folder: Path, whole: Ended
 ) -> None:
     """The network then has the best weights, with which the last step's optimizer must not be saved."""
@@ -183,7 +183,7 @@ def test_a_second_ctrl_c_on_one_rank_of_two_leaves_no_process(runs: Bench, folde
 def test_broken_images_are_counted_over_a_stop(
     runs: Bench, tmp_path: Path, photos: Path, blow: str, world: int
 ) -> None:
-    """The next life begins behind the draws that found the first one, and draws it no more: of two, one is allowed."""
+    """The next attempt begins after the draws that found the first one, and skips it: of two, one is allowed."""
     data = tmp_path / "photos"
     shutil.copytree(photos, data)
     words = [*TINY, "--data.limit", "0", "--data.path", str(data), "--data.size", "32", "--train.epochs", "1"]

@@ -66,12 +66,12 @@ def images(out: Path) -> dict[int, tuple[str, str]]:
     return found
 
 
-def check_survived(ended: Ended, whole: Ended, lives: int) -> None:
+def check_survived(ended: Ended, whole: Ended, attempts: int) -> None:
     assert bits(ended) == bits(whole)
     assert sorted(images(ended.out)) == list(range(STEPS * BATCH))
     found = audit(ended.out, IMAGES, BATCH, balanced=False)
     assert found["problems"] == [] and found["ledger"] and found["draws"] == STEPS * BATCH
-    assert len(found["lives"]) == lives
+    assert len(found["attempts"]) == attempts
     assert not list((ended.out / "checkpoints").glob("damaged*")) and not list(ended.out.rglob(".*.tmp"))
 
 
@@ -135,15 +135,15 @@ def test_a_chain_of_four_two_three_and_one_processes(runs: Bench, folder: Path, 
     check_survived(ended, whole, 4)
     starts = [event for event in read_events(out) if event["event"] == "start"]
     assert [event["processes"] for event in starts] == [4, 2, 3, 1]
-    # The signal comes in the k-th step of a life, the flag travels with that step and is read after the next one;
-    # at steps 10 and 16 an epoch ends: there it is read at once, and its validation is left to the next life.
+    # The signal comes in the k-th step of an attempt, the flag travels with that step and is read after the next one;
+    # at steps 10 and 16 an epoch ends: there it is read at once, and its validation is left to the next attempt.
     assert [event["step"] for event in starts] == [0, 6, 10, 16]
 
 
 def test_the_ledger_finds_what_is_planted(whole: Ended, tmp_path: Path) -> None:
     """A control of the proof: a row too many, one too few, another image, other pixels."""
     (tmp_path / "ledger").mkdir()
-    (tmp_path / "lives.jsonl").write_bytes((whole.out / "lives.jsonl").read_bytes())
+    (tmp_path / "events.jsonl").write_bytes((whole.out / "events.jsonl").read_bytes())
     lines = (whole.out / "ledger" / "0000-0000.csv").read_text().splitlines(keepends=True)
     target = tmp_path / "ledger" / "0000-0000.csv"
     target.write_text("".join(lines))
@@ -160,9 +160,9 @@ def test_the_ledger_finds_what_is_planted(whole: Ended, tmp_path: Path) -> None:
     assert audit(tmp_path, IMAGES, BATCH, balanced=False)["problems"] == []  # the other one stood in for it
     (tmp_path / "corrupt_images.csv").write_text("id,reason\n" + second[2].strip('"') + ",broken\n")
     assert "epoch 1: 1 images more than once" in audit(tmp_path, IMAGES, BATCH, balanced=False)["problems"][0]
-    start = json.loads((tmp_path / "lives.jsonl").read_text().splitlines()[0])
-    with (tmp_path / "lives.jsonl").open("a") as file:
-        file.write(json.dumps(start | {"life": 1, "step": STEPS - 1}) + "\n")
+    start = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[0])
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write(json.dumps(start | {"attempt": 1, "step": STEPS - 1}) + "\n")
     target.write_text("".join(lines))
     tail = [line.replace(line[-34:-1], "," + "0" * 32) for line in lines[-BATCH:]]
     (tmp_path / "ledger" / "0001-0000.csv").write_text("".join(tail))

@@ -237,7 +237,7 @@ def test_other_ranks_leave_agreed_ends_to_rank_0(out: Path) -> None:
 def test_another_ranks_failure_is_kept_when_rank_0_is_stopped_or_loses_its_connection(out: Path) -> None:
     """The rank that ran out of memory knows why the run ended; the others only see it vanish."""
     (out / "exit.json").write_text('{"outcome": "done"}')
-    os.utime(out / "exit.json", (1, 1))  # of an earlier life
+    os.utime(out / "exit.json", (1, 1))  # of an earlier attempt
 
     def after_rank_1(last: Callable[[ExitHandler], object]) -> Callable[[ExitHandler], object]:
         def work(found: ExitHandler) -> None:

@@ -54,9 +54,9 @@ class Fake:
         file = self.notes / f"{job.id}.jsonl"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
-    def life(self, job: Job, number: int, out: Path | None = None) -> None:
-        """Wait until the launcher of that life has been started, and is a run in ``out``."""
-        job.until(lambda: any(start["life"] == str(number) for start in self.starts(job)))
+    def attempt(self, job: Job, number: int, out: Path | None = None) -> None:
+        """Wait until the launcher of that attempt has been started, and is a run in ``out``."""
+        job.until(lambda: any(start["attempt"] == str(number) for start in self.starts(job)))
         if out:
             job.until(lambda: (out / "running").exists() and not (out / "exit.json").exists())
 
@@ -209,7 +209,7 @@ def test_the_printed_command_works_where_the_job_was_submitted(fake: Fake) -> No
     shutil.copy(fake.world.checkout / "slurm" / "a6000.sh", copy)
     job = fake.sbatch("--no-requeue", *ONE, "--chdir", "else where", copy, "digits", "--out", "a run", FAKE_RUN="100")
     out = fake.here / "else where" / "a run"
-    fake.life(job, 0, out)
+    fake.attempt(job, 0, out)
     fake.world.call("scancel", "--batch", "--signal=USR1", job.id)
     assert job.wait() == "FAILED 85:0"
     line = onward(fake.output(job))
@@ -246,7 +246,7 @@ def test_a_stop_reaches_a_run_whose_out_has_a_tilde(fake: Fake, words: list[str]
     out = fake.folder / "home" / "a run"
     env = {"HOME": str(fake.folder / "home"), "FAKE_RUN": "100"}
     job = fake.sbatch("--no-requeue", *ONE, fake.script, "digits", *words, "--data.path=~/photos", **env)
-    fake.life(job, 0, out)
+    fake.attempt(job, 0, out)
     fake.world.call("scancel", "--batch", "--signal=USR1", job.id)
     assert job.wait() == "FAILED 85:0", fake.output(job)
     assert str(out) in onward(fake.output(job)) and not (fake.here / "~").exists()
@@ -267,7 +267,7 @@ def test_a_save_that_outlasts_the_time_limit_is_queued_again_and_the_command_is_
     jobs = {name: fake.sbatch(*options, *ONE, fake.script, "digits", "--out", name, **slow | env)
             for name, (options, env, _) in cases.items()}  # fmt: skip
     for name, job in jobs.items():
-        fake.life(job, 0, fake.here / name)
+        fake.attempt(job, 0, fake.here / name)
         assert fake.world.call("scontrol", "update", f"JobId={job.id}", "EndTime=now+2").returncode == 0
         if name != "again":  # there the limit is the first that the script learns
             fake.world.call("scancel", "--batch", "--signal=USR1", job.id)
@@ -395,16 +395,16 @@ def test_a_job_that_is_preempted_twice_in_a_row_comes_back_and_the_job_after_it_
             for node, script in where.items()}  # fmt: skip
     after = fake.sbatch("-p", "rtx3090", "-w", "rtx3090-2", f"--dependency=afterok:{jobs['a6000-2'].id}", *ONE,
                         fake.script, "digits", "--out", "after")  # fmt: skip
-    for life in (0, 1):
+    for attempt in (0, 1):
         for node, job in jobs.items():
-            fake.life(job, life, None if life else fake.here / node)
+            fake.attempt(job, attempt, None if attempt else fake.here / node)
         urgent = [fake.world.sbatch(fake.here, "-p", "urgent", "-w", node, "--exclusive", "--wrap", "true")
                   for node in where]  # fmt: skip
         for one in urgent:
             assert one.wait() == "COMPLETED 0:0"
     for node, job in jobs.items():
         assert job.wait() == "COMPLETED 0:0", f"{node}: {fake.output(job)}"
-        assert int(job.field("Restarts")) >= 2 and {start["life"] for start in fake.starts(job)} >= {"0", "1", "2"}
+        assert int(job.field("Restarts")) >= 2 and {start["attempt"] for start in fake.starts(job)} >= {"0", "1", "2"}
         assert json.loads((fake.here / node / "exit.json").read_text())["outcome"] == "done"
     assert after.wait() == "COMPLETED 0:0"
     assert (fake.here / "after" / "exit.json").stat().st_mtime > (fake.here / "a6000-2" / "exit.json").stat().st_mtime
@@ -414,7 +414,7 @@ def test_without_restarts_a_job_ends_at_the_first_request_and_nothing_follows(fa
     """An unfinished run is no success to the job that waits for it."""
     job = fake.sbatch(*ONE, fake.script, "digits", "--out", "run", FAKE_RUN="100", CLS_RESTARTS="0")
     after = fake.sbatch(*ONE, f"--dependency=afterok:{job.id}", fake.script, "digits", "--out", "after")
-    fake.life(job, 0, fake.here / "run")
+    fake.attempt(job, 0, fake.here / "run")
     fake.world.call("scancel", "--batch", "--signal=USR1", job.id)
     assert job.wait() == "FAILED 85:0" and job.field("Restarts") == "0"
     assert "CLS_RESTARTS is 0" in fake.output(job)

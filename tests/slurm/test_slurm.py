@@ -20,7 +20,8 @@ from cls import recipes
 from cls.commands.plan.options import PlanOptions
 from cls.commands.plan.run import command
 from cls.config import from_yaml
-from cls.tracking.goodput import lives
+from cls.tracking.events import read_events
+from cls.tracking.goodput import attempts
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(bool(sandbox.reason()), reason=sandbox.reason())]
 
@@ -90,10 +91,10 @@ def test_a_job_has_the_bits_of_a_run_on_this_machine(world: Slurm, place: Path, 
     first = "a6000-1" if nodes == 2 else "127.0.0.1"  # accelerate's own choice where there is no other node
     assert met == {(f"a6000-{1 + rank // 2}", str(rank), first) for rank in range(2 * nodes)}
     assert f"{nodes} node(s) x 2 process(es), cpu.yaml, first node a6000-1:{20000 + int(job.id)}" in result.output
-    (life,) = lives(out)
-    assert life["processes"] == 2 * nodes and life["job"] == job.id and life["host"] == "a6000-1"
-    assert life["nodes"] == ("a6000-1" if nodes == 1 else "a6000-[1-2]")
-    assert life["seconds"]["startup"] > 1 and life["seconds"]["compute"] > 0 and 0 < life["goodput"] < 1
+    (attempt,) = attempts(read_events(out))
+    assert attempt["processes"] == 2 * nodes and attempt["job"] == job.id and attempt["host"] == "a6000-1"
+    assert attempt["nodes"] == ("a6000-1" if nodes == 1 else "a6000-[1-2]")
+    assert attempt["seconds"]["startup"] > 1 and attempt["seconds"]["compute"] > 0 and 0 < attempt["goodput"] < 1
     assert bits(result) == bits(whole)
 
 
@@ -109,7 +110,7 @@ def test_a_request_in_the_middle_of_an_epoch_changes_no_bit_and_a_finished_job_e
     job.steps(out, 5)
     world.call("scancel", "--batch", "--signal=USR1", job.id)
     assert job.wait() == "COMPLETED 0:0", job.output()
-    first, second = lives(out)
+    first, second = attempts(read_events(out))
     assert first["outcome"] == "stopped" and first["lost_steps"] == 0 and 5 <= first["steps"] < STEPS
     assert first["step"] + first["steps"] == second["step"] and second["outcome"] == "done"
     assert first["job"] == second["job"] == job.id and job.field("Restarts") == "1"
@@ -119,7 +120,7 @@ def test_a_request_in_the_middle_of_an_epoch_changes_no_bit_and_a_finished_job_e
     assert world.call("scontrol", "requeue", job.id).returncode == 0  # as some versions do of their own accord
     assert job.wait() == "COMPLETED 0:0"
     assert "my run is finished" in job.output() and (out / "metrics.jsonl").read_bytes() == record
-    assert len(lives(out)) == 2
+    assert len(attempts(read_events(out))) == 2
 
 
 @pytest.mark.parametrize("partition", ["a6000", pytest.param("rtx3090", marks=pytest.mark.soak)])
@@ -132,7 +133,7 @@ def test_a_preempted_job_goes_on(world: Slurm, place: Path, whole: Result, parti
     urgent = world.sbatch(place, "-p", "urgent", "-w", node, "--exclusive", "--wrap", "sleep 1")
     assert urgent.wait() == "COMPLETED 0:0"
     assert job.wait() == "COMPLETED 0:0", job.output()
-    table = lives(out)
+    table = attempts(read_events(out))
     assert len(table) == 2 and table[1]["outcome"] == "done" and int(job.field("Restarts")) >= 1
     assert 8 <= table[0]["steps"] + table[0]["lost_steps"] < STEPS
     if partition == "a6000":
@@ -144,18 +145,18 @@ def test_a_preempted_job_goes_on(world: Slurm, place: Path, whole: Result, parti
 def test_a_job_that_is_preempted_twice_in_a_row_changes_no_bit_and_the_job_after_it_waits(
     world: Slurm, place: Path, whole: Result
 ) -> None:
-    """The second time while the libraries of the second life are loaded: the run is asked after its first step."""
+    """The second time while the libraries of the second attempt are loaded: the run is asked after its first step."""
     job = world.sbatch(place, "-w", "a6000-1", *ONE, "slurm/train.sh", *RUN)
     out = place / "runs" / f"digits-{job.id}"
     after = world.sbatch(place, f"--dependency=afterok:{job.id}", "-w", "a6000-2", *ONE, "slurm/train.sh", *TINY)
     job.steps(out, 8)
-    for life in (1, 2):
+    for attempt in (1, 2):
         urgent = world.sbatch(place, "-p", "urgent", "-w", "a6000-1", "--exclusive", "--wrap", "sleep 1")
         assert urgent.wait() == "COMPLETED 0:0"
-        job.until(lambda life=life: job.field("Restarts") == str(life) and job.field("JobState") == "RUNNING")
+        job.until(lambda attempt=attempt: job.field("Restarts") == str(attempt) and job.field("JobState") == "RUNNING")
         assert after.field("Reason") == "Dependency"
     assert job.wait() == "COMPLETED 0:0", job.output()
-    assert lives(out)[-1]["outcome"] == "done" and bits(job.result(f"runs/{out.name}")) == bits(whole)
+    assert attempts(read_events(out))[-1]["outcome"] == "done" and bits(job.result(f"runs/{out.name}")) == bits(whole)
     assert after.wait() == "COMPLETED 0:0", after.output()
     assert after.result(f"runs/digits-{after.id}").exit["outcome"] == "done"
 
@@ -171,7 +172,7 @@ def test_a_cancelled_job_is_over_and_its_run_goes_on_elsewhere(world: Slurm, pla
     assert "itself starts it again). Resume this run with: sbatch" in job.output()
     other = world.sbatch(place, *TWO, "slurm/rtx3090.sh", *RUN, "--out", "moved")
     assert other.wait() == "COMPLETED 0:0", other.output()
-    assert [(life["processes"], life["host"], life["outcome"]) for life in lives(out)] == [
+    assert [(attempt["processes"], attempt["host"], attempt["outcome"]) for attempt in attempts(read_events(out))] == [
         (1, "a6000-1", "stopped"), (2, "rtx3090-1", "done"),
     ]  # fmt: skip
     assert bits(other.result("moved")) == bits(whole)
@@ -185,18 +186,18 @@ def test_the_time_limit_is_not_noticed_and_a_job_that_comes_back_again_and_again
     job = world.sbatch(place, "-t", "1", "--signal=B:USR1@30", *ONE, "slurm/train.sh", *run, CLS_RESTARTS="1")
     out = place / "runs" / f"digits-{job.id}"
     job.until(lambda: job.field("Restarts") == "1")
-    (first,) = lives(out)
+    (first,) = attempts(read_events(out))
     assert first["outcome"] == "stopped" and first["lost_steps"] == 0 and first["steps"] > 0
     job.steps(out, first["steps"] + 1)
     world.call("scancel", "--batch", "--signal=USR1", job.id)
     assert job.wait() == "FAILED 85:0", job.output()
     assert job.field("Restarts") == "1" and "CLS_RESTARTS is 1" in job.output() and "TIMEOUT" not in job.output()
-    assert [life["outcome"] for life in lives(out)] == ["stopped", "stopped"]
+    assert [attempt["outcome"] for attempt in attempts(read_events(out))] == ["stopped", "stopped"]
     onward = re.search(r"Resume this run with: (sbatch .*)", job.output())
     assert onward and onward[1].startswith(f"sbatch '{world.checkout}/slurm/train.sh' 'digits'")
     assert world.call("scontrol", "requeue", job.id).returncode == 0  # a node that fails does the same
     assert job.wait() == "FAILED 1:0"
-    assert len(lives(out)) == 2  # the third attempt never began
+    assert len(attempts(read_events(out))) == 2  # the third attempt never began
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,7 @@ def test_an_array_of_variants_makes_a_run_each_and_one_table(world: Slurm, place
     folder = place / "runs" / f"sweep-{job.id}"
     last = Job(world, f"{job.id}_4", place)
     last.steps(folder / "004", 3)
-    assert (folder / "004" / "lives.jsonl").read_text().count(f'"job": "{job.id}"') == 1
+    assert (folder / "004" / "events.jsonl").read_text().count(f'"job": "{job.id}"') == 1
     world.call("scancel", "--batch", "--signal=USR1", last.id)
     job.until(lambda: not world.squeue(job.id, "%T"))
     assert [Job(world, f"{job.id}_{n}", place).field("Restarts") for n in range(1, 5)] == ["0", "0", "0", "1"]
@@ -238,7 +239,7 @@ def test_an_array_of_variants_makes_a_run_each_and_one_table(world: Slurm, place
         ["001", "1", "", "4", "done"], ["002", "2", "", "4", "done"], ["003", "3", "", "4", "done"],
         ["004", "4", "16 relu", "12", "done"],
     ]  # fmt: skip
-    assert [row[head.index("lives")] for row in rows] == ["1", "1", "1", "2"]
+    assert [row[head.index("attempts")] for row in rows] == ["1", "1", "1", "2"]
     again = world.sbatch(place, "--array=9", *ONE, "slurm/sweep.sh", "variants.txt")
     again.until(lambda: not world.squeue(again.id, "%T"))
     assert "variants.txt has 4 variants, there is no number 9" in again.output()

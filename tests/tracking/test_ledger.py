@@ -28,20 +28,20 @@ def rows_of(first: int, last: int, names: list[str] = NAMES) -> Rows:
     return [[draw // BATCH, draw, names[order.row(draw)], f"{draw:032x}"] for draw in draws]
 
 
-def record(out: Path, rows: Rows, steps: int = STEPS, life: int = 0, first: int = 0, ids: bool = True) -> Path:
+def record(out: Path, rows: Rows, steps: int = STEPS, attempt: int = 0, first: int = 0, ids: bool = True) -> Path:
     """A run directory of one attempt, or one attempt more."""
     (out / "ledger").mkdir(parents=True, exist_ok=True)
     run = change(Run(), train={"batch": BATCH, "micro_batch": BATCH}, track={"ledger": True})
     (out / "config.yaml").write_text(to_yaml(run))
     facts = {"images": IMAGES, "sha256": "x"} | ({"ids": id_sum(reversed(NAMES))} if ids else {})
     (out / "data.json").write_text(json.dumps({"train": facts, "val": {"images": 1, "sha256": "x"}}))
-    with (out / "ledger" / f"{life:04d}-0000.csv").open("w", newline="") as file:
+    with (out / "ledger" / f"{attempt:04d}-0000.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
     clock = dict.fromkeys(KINDS, 1.0)
-    about = {"life": life, "time": 1.0, "host": "h", "processes": 1, "device": "CPU", "job": ""}
-    start = about | {"event": "start", "step": first, "lost": 0, "heard": 0.0, "began": 0.5, "queue": 0.0}
+    about = {"attempt": attempt, "time": 1.0, "host": "h", "processes": 1, "device": "CPU", "job": ""}
+    start = about | {"event": "start", "step": first, "lost": 0, "previous_end": 0.0, "began": 0.5, "queue": 0.0}
     end = about | {"event": "end", "step": steps, "outcome": "done", "clock": clock}
-    with (out / "lives.jsonl").open("a") as file:
+    with (out / "events.jsonl").open("a") as file:
         file.write("".join(json.dumps(event) + "\n" for event in (start, end)))
     write_metrics(out, list(range(1, steps + 1)))
     return out

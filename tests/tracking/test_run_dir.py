@@ -1,4 +1,4 @@
-"""The run directory: one live writer, one configuration for life, nobody else's files touched."""
+"""The run directory: one live writer, one configuration for all attempts, nobody else's files touched."""
 
 import dataclasses
 import hashlib
@@ -157,7 +157,7 @@ def test_a_silent_writer_on_another_host_is_dead(tmp_path: Path) -> None:
 
 
 def test_a_requeued_job_continues_at_once_on_another_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A job has one life at a time: the lock of the same SLURM job on another host is of its earlier life."""
+    """A job has one attempt at a time: the lock of the same SLURM job on another host is of its earlier attempt."""
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     write_lock(tmp_path / "lock", 10, host="node7", job="4712")
@@ -247,27 +247,27 @@ def test_the_lock_beats_while_the_folder_is_open_and_is_given_back(
     assert json.loads(lock.read_text())["host"] == "node7"  # somebody else's: left in place
 
 
-def test_lives_are_counted_from_those_that_began(tmp_path: Path) -> None:
-    for life in range(3):
+def test_attempts_are_counted_from_those_that_began(tmp_path: Path) -> None:
+    for attempt in range(3):
         with open_run_dir(run_in(tmp_path / "run"), CLUSTER) as folder:
-            assert folder.life == life
-            lives = EventLog(folder.path, folder.life)
-            lives.add("start", step=life)
-            lives.close()
-    with (tmp_path / "run" / "lives.jsonl").open("a") as file:
-        file.write('{"life": 7, "ev')  # a kill inside a line
+            assert folder.attempt == attempt
+            events = EventLog(folder.path, folder.attempt)
+            events.add("start", step=attempt, processes=1, device="CPU", host="h")
+            events.close()
+    with (tmp_path / "run" / "events.jsonl").open("a") as file:
+        file.write('{"attempt": 7, "ev')  # a kill inside a line
     with open_run_dir(run_in(tmp_path / "run"), CLUSTER) as folder:
-        assert folder.life == 3
-        lives = EventLog(folder.path, 3)
-        lives.add("start", step=3)
-        lives.close()
-    assert [event["life"] for event in read_events(tmp_path / "run")] == [0, 1, 2, 3]
+        assert folder.attempt == 3
+        events = EventLog(folder.path, 3)
+        events.add("start", step=3, processes=1, device="CPU", host="h")
+        events.close()
+    assert [event["attempt"] for event in read_events(tmp_path / "run")] == [0, 1, 2, 3]
 
 
 # --- the configuration ---
 
 
-def first_life(out: Path, **sections: Any) -> None:
+def first_attempt(out: Path, **sections: Any) -> None:
     with open_run_dir(run_in(out, **sections), CLUSTER):
         pass
 
@@ -289,7 +289,7 @@ def test_without_out_the_name_is_recipe_and_time(tmp_path: Path, monkeypatch: py
 
 
 def test_another_configuration_is_refused_with_what_differs_and_changes_nothing(tmp_path: Path) -> None:
-    first_life(tmp_path)
+    first_attempt(tmp_path)
     (tmp_path / "exit.json").write_text('{"outcome": "stopped"}')
     before = contents(tmp_path)
     with pytest.raises(ValueError) as caught:
@@ -303,7 +303,7 @@ def test_another_configuration_is_refused_with_what_differs_and_changes_nothing(
 @pytest.mark.parametrize("outcome", ["user_error", "data", "out_of_memory", "error"])
 def test_after_a_fault_at_the_start_the_corrected_command_goes_on(tmp_path: Path, outcome: str) -> None:
     """What a message says to add must not be rejected as another configuration."""
-    first_life(tmp_path)
+    first_attempt(tmp_path)
     (tmp_path / "exit.json").write_text(json.dumps({"outcome": outcome, "code": 2, "reason": "", "step": 0}))
     (tmp_path / "data.json").write_text("{}")
     (tmp_path / "ledger").mkdir()
@@ -322,19 +322,19 @@ def test_after_a_fault_at_the_start_the_corrected_command_goes_on(tmp_path: Path
 
 
 def test_a_precision_asked_for_is_not_auto(tmp_path: Path) -> None:
-    first_life(tmp_path)
+    first_attempt(tmp_path)
     with pytest.raises(ValueError, match=r"train\.precision: 'fp32' -> 'bf16'"):
         open_run_dir(run_in(tmp_path, train={"precision": "bf16"}), CLUSTER)
 
 
 def test_the_stored_precision_is_kept(tmp_path: Path) -> None:
-    first_life(tmp_path, train={"precision": "bf16"})
+    first_attempt(tmp_path, train={"precision": "bf16"})
     with open_run_dir(run_in(tmp_path), CLUSTER) as folder:
         assert folder.run.train.precision == "bf16"
 
 
 def test_fields_of_the_moment_may_change_and_are_stored(tmp_path: Path) -> None:
-    first_life(tmp_path)
+    first_attempt(tmp_path)
     moment = {"data": {"workers": 3}, "train": {"keep": 5, "max_steps": 7}, "track": {"wandb": "disabled"}}
     with open_run_dir(run_in(tmp_path, **moment), CLUSTER) as folder:
         assert folder.run == run_in(tmp_path, **moment | {"train": {"keep": 5, "max_steps": 7, "precision": "fp32"}})
@@ -342,7 +342,7 @@ def test_fields_of_the_moment_may_change_and_are_stored(tmp_path: Path) -> None:
 
 
 def test_a_moved_directory_is_the_same_run(tmp_path: Path) -> None:
-    first_life(tmp_path / "a")
+    first_attempt(tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / "b")
     with open_run_dir(run_in(tmp_path / "b"), CLUSTER) as folder:
         assert folder.run.out == str(tmp_path / "b")
@@ -350,7 +350,7 @@ def test_a_moved_directory_is_the_same_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "optim: {magic: 1}", "a: [", "[1]", "optim: 3"])
 def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
-    first_life(tmp_path)
+    first_attempt(tmp_path)
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"config\.yaml"):
         open_run_dir(run_in(tmp_path), CLUSTER)
@@ -358,7 +358,7 @@ def test_a_configuration_that_cannot_be_read_is_named(tmp_path: Path, text: str)
 
 
 def test_a_finished_run_says_so_and_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first_life(tmp_path)
+    first_attempt(tmp_path)
     (tmp_path / "exit.json").write_text(json.dumps({"outcome": "done", "reason": "best 0.9"}))
     before = contents(tmp_path)
     with open_run_dir(run_in(tmp_path, train={"keep": 4}), CLUSTER) as folder:
@@ -371,11 +371,11 @@ def test_a_finished_run_says_so_and_stays_as_it_is(tmp_path: Path, capsys: pytes
 
 @pytest.mark.parametrize("text", ['{"outcome": "stopped", "reason": "x"}', '{"outcome": "error"}', "{", "[]", "3", ""])
 def test_a_run_that_ended_otherwise_goes_on(tmp_path: Path, text: str) -> None:
-    first_life(tmp_path)
+    first_attempt(tmp_path)
     (tmp_path / "exit.json").write_text(text)
     with open_run_dir(run_in(tmp_path), CLUSTER) as folder:
         assert not folder.finished
-        assert not (tmp_path / "exit.json").exists()  # it would be taken for this life's
+        assert not (tmp_path / "exit.json").exists()  # it would be taken for this attempt's
 
 
 # --- places that cannot be used ---
@@ -410,10 +410,10 @@ def test_no_permission_is_a_value_error(tmp_path: Path) -> None:
         open_run_dir(run_in(tmp_path / "run"), CLUSTER)
 
 
-def test_a_line_that_is_no_event_of_a_life_is_named(tmp_path: Path) -> None:
+def test_a_line_that_is_no_event_is_named(tmp_path: Path) -> None:
     for line in ("[]", "{}", "{"):
-        (tmp_path / "lives.jsonl").write_text('{"life": 0, "event": "start", "time": 1.0}\n' + line + "\n")
-        with pytest.raises(ValueError, match=r"lives\.jsonl holds a line that is .*; remove that line"):
+        (tmp_path / "events.jsonl").write_text('{"attempt": 0, "event": "start", "time": 1.0}\n' + line + "\n")
+        with pytest.raises(ValueError, match=r"events\.jsonl holds a line that is .*; remove that line"):
             read_events(tmp_path)
 
 
@@ -430,7 +430,7 @@ def test_starts_of_the_same_second_take_the_next_free_name(tmp_path: Path, monke
         folders = list(pool.map(lambda seed: open_run_dir(change(run_in(""), seed=seed), CLUSTER), range(6)))
     first = "runs/digits-20261128-231144"
     assert sorted(str(folder.path) for folder in folders) == [first, *(f"{first}-{n}" for n in (2, 4, 5, 6, 7))]
-    assert all(folder.unnamed and not folder.finished and folder.life == 0 for folder in folders)
+    assert all(folder.unnamed and not folder.finished and folder.attempt == 0 for folder in folders)
     for folder in folders:
         assert from_yaml((folder.path / "config.yaml").read_text()) == folder.run
         assert folder.run.out == str(folder.path)

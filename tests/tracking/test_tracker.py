@@ -397,7 +397,7 @@ def test_progress_in_plain_lines(capsys, monkeypatch):
     out = capsys.readouterr()
     assert out.err == ""
     assert out.out.splitlines() == [
-        "step 101/1080",  # a sign of life
+        "step 101/1080",  # a heartbeat
         "step 131/1080  epoch 2/15  loss 0.412  lr 9.8e-05  310 img/s  ETA 0:15:49",
         "step 161/1080  epoch 2/15  loss 0.412  lr 9.8e-05  310 img/s  ETA 0:15:19",  # 919 steps at 1 s
         "epoch 2/15  val accuracy 0.9120",

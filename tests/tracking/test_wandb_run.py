@@ -14,7 +14,8 @@ import pytest
 from conftest import ROOT, SMALL, environment, timeless
 from forked import Bench, bench
 
-from cls.tracking.goodput import PARTS, lives, total
+from cls.tracking.events import read_events
+from cls.tracking.goodput import PARTS, attempts, total
 
 pytestmark = pytest.mark.integration
 
@@ -45,11 +46,11 @@ def test_three_kills_leave_one_complete_page(runs: Bench, tmp_path: Path) -> Non
         assert killed.codes == [-9], killed.output
     ended = runs.run(out, OFFLINE, 2)
     assert ended.codes == [0, 0], ended.output
-    attempts = sorted((out / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(attempts) == 4
-    waiting = [file for file in attempts if not file.with_suffix(".wandb.synced").exists()]
+    pages = sorted((out / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(pages) == 4
+    waiting = [file for file in pages if not file.with_suffix(".wandb.synced").exists()]
     assert len(waiting) == 1 and f"wandb sync {waiting[0].parent}" in ended.output  # `wandb sync --sync-all` sends one
-    assert {file.stem for file in attempts} == {f"run-{(out / 'wandb_id').read_text()}"}
+    assert {file.stem for file in pages} == {f"run-{(out / 'wandb_id').read_text()}"}
     records = read(waiting[0])
     shown = [record["history"]["item"] for record in records if record["type"] == "history"]
     steps = [item["global_step"] for item in shown]
@@ -60,11 +61,11 @@ def test_three_kills_leave_one_complete_page(runs: Bench, tmp_path: Path) -> Non
     kept = [{("global_step" if k == "step" else k): v for k, v in row.items() if k != "time"} for row in ended.rows]
     assert sent == kept and [item["global_step"] for item in sent if "train/loss" in item] == list(range(1, STEPS + 1))
     (started,) = [record["run"] for record in records if record["type"] == "run"]
-    table = lives(out)
-    lost = [life["lost_steps"] for life in table]
-    assert started["config"]["update"]["lives"] == 4 and started["config"]["update"]["lost_steps"] == sum(lost)
+    table = attempts(read_events(out))
+    lost = [attempt["lost_steps"] for attempt in table]
+    assert started["config"]["update"]["attempts"] == 4 and started["config"]["update"]["lost_steps"] == sum(lost)
     assert started["config"]["update"]["device"] == "CPU" and started["config"]["update"]["processes"] == 2
-    assert [life["outcome"] for life in table] == ["killed", "killed", "killed", "done"]
+    assert [attempt["outcome"] for attempt in table] == ["killed", "killed", "killed", "done"]
     gone = [json.loads(line) for line in (out / "metrics.lost.jsonl").read_text().splitlines()]
     assert sum(lost) == sum("train/loss" in row for row in gone)
 
@@ -76,13 +77,13 @@ def test_goodput_accounts_for_all_the_time_there_was(runs: Bench, tmp_path: Path
     assert killed.codes == [-9], killed.output
     ended = runs.run(out, rare)
     assert ended.codes == [0], ended.output
-    first, second = lives(out)
+    first, second = attempts(read_events(out))
     assert first["steps"] == second["step"] and first["steps"] in (7, 10)  # 100 images, 32 a step: epochs end there
     assert first["lost_steps"] == 10 - first["steps"] or first["lost_steps"] == 11 - first["steps"]
     assert (first["seconds"]["lost"] > 0) == (first["lost_steps"] > 0)
     assert second["steps"] == STEPS - second["step"] and second["lost_steps"] == 0
-    events = [json.loads(line) for line in (out / "lives.jsonl").read_text().splitlines()]
-    (end,), (start,) = ([e for e in events if e["life"] == 1 and e["event"] == name] for name in ("end", "start"))
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    (end,), (start,) = ([e for e in events if e["attempt"] == 1 and e["event"] == name] for name in ("end", "start"))
     assert sum(second["seconds"].values()) == pytest.approx(end["time"] - start["began"], abs=1.0)
     assert second["seconds"]["other"] < 1.0 and min(second["seconds"][k] for k in ("compute", "evaluation")) > 0
     whole = total([first, second])
@@ -100,7 +101,7 @@ def test_the_slow_rank_is_named(runs: Bench, tmp_path: Path) -> None:
     assert ended.codes == [0, 0], ended.output
     last = [row for row in ended.rows if "val/accuracy" in row][-1]
     assert last["time/slowest_rank"] == 1 and last["time/slowest_longer"] > 0.5
-    assert lives(tmp_path / "run")[0]["slowest_rank"] == 1
+    assert attempts(read_events(tmp_path / "run"))[0]["slowest_rank"] == 1
 
 
 def test_a_server_that_never_answers_holds_nothing_up(runs: Bench, tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def _requeue(script: Script, needs: Needs) -> Found:
         yield 0, "a job that is preempted or out of time does not go on: add #SBATCH --requeue"
     elif script.get("open-mode") not in ("append", "a"):
         line = script.line("open-mode")
-        yield line, "the output of the job's earlier lives is overwritten: add #SBATCH --open-mode=append"
+        yield line, "the output of the job's earlier attempts is overwritten: add #SBATCH --open-mode=append"
 
 
 def _signal(script: Script, needs: Needs) -> Found:

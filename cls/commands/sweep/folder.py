@@ -15,6 +15,7 @@ from cls.config import RUNTIME_FIELDS, flat
 from cls.runtime.console import console
 from cls.runtime.files import write_whole
 from cls.tracking import goodput
+from cls.tracking.events import read_events
 from cls.tracking.metrics_log import read_rows
 from cls.tracking.run_status import state_of
 
@@ -23,7 +24,7 @@ def sweep(folder: Path) -> list[dict[str, Any]]:
     """One row per run directory in ``folder``, by name; :func:`write_tables` writes them there.
 
     Columns are the fields in which the runs differ, then the outcome ("running" while there is none), epochs done,
-    the best validation accuracy with its epoch, lives, lost steps and goodput. ValueError where there is no run.
+    the best validation accuracy with its epoch, attempts, lost steps and goodput. ValueError where there is no run.
     """
     found = sorted(path.parent for path in folder.glob("*/config.yaml"))
     if not found:
@@ -53,13 +54,13 @@ def write_tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _result(path: Path) -> dict[str, Any]:
     validated = [row for row in read_rows(path) if "val/accuracy" in row]
     best = max(validated, key=lambda row: row["val/accuracy"], default=None)
-    spent = goodput.total(goodput.lives(path))
+    spent = goodput.total(goodput.attempts(read_events(path)))
     return {
         "outcome": state_of(path),
         "epochs": validated[-1].get("epoch", 0) if validated else 0,
         "best accuracy": f"{best['val/accuracy']:.4f}" if best else "",
         "at epoch": best.get("epoch", "") if best else "",
-        "lives": spent["lives"],
+        "attempts": spent["attempts"],
         "lost steps": spent["lost_steps"],
         "goodput": f"{spent['goodput']:.2f}",
     }

@@ -7,7 +7,7 @@ SYSTEM = frozenset((
     "system volume information", "lost+found",
 ))  # fmt: skip
 """Names, lower case, of folders that macOS, Windows, network disks and file systems make."""
-MARKS = ("lock", "lives.jsonl", "data.json", "exit.json", "metrics.jsonl", "checkpoints")
+MARKS = ("lock", "events.jsonl", "lives.jsonl", "data.json", "exit.json", "metrics.jsonl", "checkpoints")
 """Files and folders, one of which a run directory has beside its config.yaml."""
 
 

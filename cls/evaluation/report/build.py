@@ -49,7 +49,7 @@ def write_page(material: RunRecord, pictures: Pictures, to: Path) -> dict[str, A
 
 def document(material: RunRecord, pictures: Pictures) -> dict[str, Any]:
     """What the template lays out: only texts, numbers, lists and dictionaries."""
-    val, total = material.val and _printable(material.val), goodput.total(material.lives)
+    val, total = material.val and _printable(material.val), goodput.total(material.attempts)
     about = {
         "summary": _summary(material),
         "starts": material.starts,
@@ -74,7 +74,7 @@ def document(material: RunRecord, pictures: Pictures) -> dict[str, Any]:
         "views": _views(material),
         "time": [(part, total["seconds"][part]) for part in goodput.PARTS],
         "total": total,
-        "lives": material.lives,
+        "attempts": material.attempts,
         "data": _data(val) if val else None,
     }
 

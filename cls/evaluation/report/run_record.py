@@ -20,10 +20,10 @@ class RunRecord:
     run: Run
     rows: list[dict[str, Any]]
     """metrics.jsonl."""
-    lives: list[dict[str, Any]]
-    """:func:`cls.tracking.goodput.lives`."""
+    attempts: list[dict[str, Any]]
+    """:func:`cls.tracking.goodput.attempts`."""
     starts: list[dict[str, Any]]
-    """The start event of each life."""
+    """The start event of each attempt."""
     counts: dict[str, int]
     """Training and validation images by split; empty for runs of early versions."""
     outcome: str
@@ -51,7 +51,7 @@ def read_record(folder: Path) -> RunRecord:
         folder=folder,
         run=run,
         rows=read_rows(folder),
-        lives=goodput.lives(folder),
+        attempts=goodput.attempts(events),
         starts=[early | event for event in events if event["event"] == "start"],
         counts={split: facts["images"] for split, facts in read_data(folder).items()},
         outcome=_outcome(folder, events),
