@@ -27,7 +27,7 @@ from cls.data.dataset import ViewDataset
 from cls.data.loader import load_batch, preprocess
 from cls.data.readers import images_of
 from cls.data.sources import load
-from cls.evaluation.metrics import confusion, per_class, wrong
+from cls.evaluation.metrics import accuracy, confusion, per_class, wrong
 from cls.evaluation.model_file import best_header
 from cls.evaluation.predictions import Predictions, write_parquet
 from cls.evaluation.report import neighbors
@@ -35,6 +35,7 @@ from cls.evaluation.report.build import document, write_page
 from cls.evaluation.report.charts import POINTS, thin
 from cls.evaluation.report.run_record import read_record
 from cls.evaluation.report.thumbnails import SIDE, Pictures, thumbnail, thumbnails
+from cls.evaluation.stats import wilson
 from cls.models.build import build_model
 from cls.runtime.signals import StopSignal
 from cls.tracking.events import EventLog
@@ -518,6 +519,16 @@ def test_what_the_page_says_of_test_time_views(run: Path) -> None:
     assert found["gained"] == pairs.count((False, True)) > 0 and found["lost"] == pairs.count((True, False)) > 0
     assert found["averaged"] - found["plain"] == pytest.approx((found["gained"] - found["lost"]) / 60)
     assert found["names"] == "identity, hflip"
+
+
+def test_images_without_a_label_do_not_count(run: Path) -> None:
+    material = read_record(run)
+    assert material.val is not None
+    labels = np.append(material.val.labels[:-10], np.full(10, -1))
+    val = replace(material.val, labels=labels)
+    low, high = wilson(accuracy(val), 50)
+    found = document(replace(material, val=val), Pictures())["headline"]
+    assert found == {"accuracy": accuracy(val), "low": low, "high": high, "images": 50}
 
 
 def test_long_curves_are_means_of_equal_pieces() -> None:

@@ -165,8 +165,14 @@ def test_the_values_that_change_in_the_ablations():
     assert get("se-resnext-none").optim.schedule == "fixed" and get("se-resnext-none").optim.weight_decay == 0.0
 
 
-# section.field values of the reports, one line per system
+# section.field values of the README's first run and of the reports
 SETTINGS = {
+    "digits": {
+        "data.size": 32, "data.eval_frame": "squash", "augment.frame": "squash", "augment.rotate": 10.0,
+        "augment.translate": 0.08, "augment.hflip": 0.0, "optim.lr": 3e-3, "optim.weight_decay": 0.05,
+        "optim.schedule": "warmup-cosine", "optim.warmup": 0.5, "train.epochs": 4, "train.batch": 128,
+        "model.backbone": "resnext14_8x8d", "model.weights": "none",
+    },
     "attention-gate": {
         "data.size": 256, "data.crop_pct": 1.0, "data.normalize": "half", "augment.frame": "center",
         "augment.order": ("hflip", "frame"), "optim.lr": 1e-4, "optim.weight_decay": 0.01, "train.epochs": 100,
