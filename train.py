@@ -1,12 +1,12 @@
 """Train an image classifier: ``accelerate launch train.py RECIPE --section.field value``; --help explains every field.
-The method is on this page. Step s uses the sample indices [s·B, (s+1)·B), in micro-batches that the ranks share."""
+Step s trains on the sample indices [s·B, (s+1)·B), split into micro-batches, which are distributed over the ranks."""
 
 import sys
 
-from cls.commands.main import out_of, parse_run, refuse_early
+from cls.commands.main import fail_early, out_of, parse_run
 
 if __name__ == "__main__":
-    refuse_early(sys.argv[1:])  # mistakes on the command line and missing files fail before torch is imported
+    fail_early(sys.argv[1:])  # reports command-line mistakes and missing files before torch is imported
 
 from cls.config import Run
 from cls.data.sources import Splits
@@ -38,28 +38,27 @@ def main(argv: list[str]) -> None:
         with handler.stop.interruptible():
             run = parse_run(argv)
             world = start(run.train, handler.stop)
-        with world.on_main(lambda: open_run_dir(run, world)) as run_dir:
+        with world.on_rank_0(lambda: open_run_dir(run, world)) as run_dir:
             handler.claim(run_dir.path, run_dir.unnamed)
             handler.message = run_dir.finished or train(run_dir, world, handler)
         world.close()
 
 
-def begin(run_dir: RunDir, world: World) -> tuple[Splits, Steps, State, MicroBatches, TrainLoader, int]:
-    """The images, the length of the run, its state by a checkpoint or the seed, and the steps already done."""
+def setup(run_dir: RunDir, world: World) -> tuple[Splits, Steps, State, MicroBatches, TrainLoader, int]:
+    """The data, the number of steps, the state (from the last checkpoint or the seed), and the first step to do."""
     splits = load_data(run_dir, world)
     steps = Steps(len(splits.train), run_dir.run.train)
-    state = world.together(lambda: build_state(run_dir.run, len(splits.classes), steps, world))
+    state = world.on_all_ranks(lambda: build_state(run_dir.run, len(splits.classes), steps, world))
     first = checkpoint.restore(run_dir.path / "checkpoints", state, world)
     micro_batches = MicroBatches(world, world.wrap(state.model, run_dir.run.train.compile), run_dir.run)
-    loader = TrainLoader(
-        splits, run_dir, world, micro_batches.share, range(first, steps.total)
-    )  # forks: no threads yet
+    # forks its workers: before the probe starts threads
+    loader = TrainLoader(splits, run_dir, world, micro_batches.share, range(first, steps.total))
     return splits, steps, state, probe(micro_batches, state.optimizer, run_dir.run), loader, first
 
 
 def train(run_dir: RunDir, world: World, handler: ExitHandler) -> str:
     run = run_dir.run
-    splits, steps, state, micro_batches, loader, first = begin(run_dir, world)
+    splits, steps, state, micro_batches, loader, first = setup(run_dir, world)
     predictor = Predictor(state.evaluated, splits.classes, run, world, loader.prepare, loader.shared)
     monitor = LossMonitor(run.train.batch)
     with (
@@ -72,48 +71,48 @@ def train(run_dir: RunDir, world: World, handler: ExitHandler) -> str:
             for step in range(first, max(first, steps.total) + 1):
                 handler.step = step
                 validates = steps.validates(step) and state.history.validated < step
-                if steps.pauses(step) or monitor.save or monitor.stop:
+                if steps.syncs(step) or monitor.save_requested or monitor.stop_requested:
                     loader.corrupt.agree()
                     garbage.collect()
-                if validates or monitor.save or monitor.stop:
-                    logger.steps(monitor.drain())  # nothing is saved before its loss has been checked
+                if validates or monitor.save_requested or monitor.stop_requested:
+                    logger.log_steps(monitor.drain())  # raises on a non-finite loss: such weights are never saved
                     if validates:
                         record_validation(step, steps, state, predictor.figures(loader.evaluated.val), logger)
                     writer.save(step)
-                    monitor.restart()
-                if monitor.stop:
+                    monitor.reset_timer()
+                if monitor.stop_requested:
                     raise Stopped
                 if step >= steps.total or 0 < run.train.early_stop <= state.history.stale:
                     break
                 forward_backward(step, run, micro_batches, loader, world)
-                result = micro_batches.finish(world.stop.ask(), writer.due())
-                logger.steps(monitor.put(step + 1, result, state.update(run.optim.clip)))
+                result = micro_batches.all_reduce(world.stop.requested(), writer.due())
+                logger.log_steps(monitor.put(step + 1, result, state.update(run.optim.clip)))
             writer.finish()
             results = write_results(run_dir.path, splits, loader.evaluated, predictor)
-            logger.predicted()
-            return logger.finish(write_report(run_dir.path, splits, results))
+            logger.log_predicted()
+            return logger.log_results(write_report(run_dir.path, splits, results))
         except Stopped:
-            micro_batches.abandon()
-            logger.steps(monitor.drain())
+            micro_batches.discard_step()
+            logger.log_steps(monitor.drain())
             writer.save_and_wait(handler.step)
-            raise Stopped(world.why_stopped()) from None
+            raise Stopped(world.stop_reason()) from None
 
 
 def forward_backward(step: int, run: Run, micro_batches: MicroBatches, loader: TrainLoader, world: World) -> None:
-    """This rank's micro-batches of a step: their gradients, BatchNorm statistics and losses."""
+    """Forward and backward pass of this rank's micro-batches; sums their losses, gradients and BatchNorm buffers."""
     mixing = draw_mixing(run.augment, run.seed, step)
-    for chunk in micro_batches.begin(step):  # one micro-batch, or several with reduce=fast
+    for chunk in micro_batches.start_step(step):  # a chunk: one micro-batch, or several with reduce=fast
         mixed = []
         for index in chunk:
             images, targets = loader.next()
             mixed.append(mix(images, targets, mixing, partners(run.train.micro_batch, run.seed, step, index)))
         images, targets = join(mixed)
-        with micro_batches.carrying(chunk):
+        with micro_batches.context(chunk):
             with world.autocast(run.train.precision):
                 logits = micro_batches.model(images)
             losses = loss_per_image(logits, targets, run.optim.loss, loader.weights)
             losses.sum().backward()
-        micro_batches.collect(chunk, losses)
+        micro_batches.accumulate(chunk, losses)
 
 
 if __name__ == "__main__":

@@ -204,7 +204,7 @@ def arm(blow: str, rank: int, out: Path) -> None:
     before(train, "loss_per_image", reach, "forward")  # inside the block of a micro-batch
     before(train, "write_results", reach, "results")
     before(train, "forward_backward", reach, "step")  # count k: k - 1 steps of this attempt are done
-    before(micro_batches.MicroBatches, "collect", reach, "micro")
+    before(micro_batches.MicroBatches, "accumulate", reach, "micro")
     before(State, "update", reach, "update")
     before(train_loader.TrainLoader, "next", reach, "feed")
     inside_evaluation(reach, "evaluation")

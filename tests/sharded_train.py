@@ -235,7 +235,7 @@ def record_runs() -> None:
 
         setattr(owner, name, wrapped)
 
-    following(train, "begin", lambda result, folder, world: record.begin(result[2], folder.run, world))
+    following(train, "setup", lambda result, folder, world: record.begin(result[2], folder.run, world))
     following(State, "update", lambda *_: record.updated())
     following(train, "record_validation", lambda *_: record.resharded())
     following(train, "write_results", lambda *_: record.resharded())

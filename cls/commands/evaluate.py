@@ -34,7 +34,7 @@ def evaluate_images(
     trained = load_trained_model(path, device, workers, stop)
     data = dataclasses.replace(trained.run.data, copy="")  # that was on another machine's disk
     other = f"; to evaluate labelled images that lie elsewhere: {shlex.join(['cls', 'evaluate', trained.name])} FOLDER"
-    rows = trained.world.together(
+    rows = trained.world.on_all_ranks(
         lambda: (
             load_labelled(images, trained.classes, data.labelled_as(labels or Data()))
             if images

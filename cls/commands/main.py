@@ -89,7 +89,7 @@ def _need_recipe(run: Run, program: str, argv: list[str]) -> None:
     )
 
 
-def refuse_early(argv: list[str]) -> None:
+def fail_early(argv: list[str]) -> None:
     """Tell what is wrong with the command line of a run, as the run itself would; needs no library that loads long."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _leave_early)

@@ -54,14 +54,14 @@ def predict_images(
         raise ValueError("- stands for a list of files on standard input: give it alone, or name the files")
     trained = load_trained_model(run, device, workers, stop)
     main, views = trained.world.main, tta or trained.run.augment.tta
-    names = trained.world.on_main(read_list) if piped else list(paths)
-    rows = trained.world.together(lambda: load_listed(names) if piped else load_given(names, trained.run.data))
+    names = trained.world.on_rank_0(read_list) if piped else list(paths)
+    rows = trained.world.on_all_ranks(lambda: load_listed(names) if piped else load_given(names, trained.run.data))
     if out == PIPE or (piped and not out):
         broken = _each(trained, rows, views, _to_stdout(top_k, stop) if main else _nothing, stop)
         _say(f"{len(rows)} predictions{_note(trained, broken)}", main)
         return None
     folder = Path(out) if out else trained.folder / f"predict-{_called(paths, piped)}"
-    trained.world.on_main(lambda: _clear(folder))  # before the work: a place that cannot be written
+    trained.world.on_rank_0(lambda: _clear(folder))  # before the work: a place that cannot be written
     found: list[Predictions] = []
     broken = _each(trained, rows, views, _to_csv(folder / "top.csv", top_k, found) if main else _nothing, stop)
     if not main:

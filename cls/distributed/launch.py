@@ -11,7 +11,7 @@ from cls.config import Train
 from cls.runtime.paths import command_line
 
 
-def refuse_launcher(env: os._Environ[str] | dict[str, str]) -> None:
+def check_launcher(env: os._Environ[str] | dict[str, str]) -> None:
     """An inherited accelerate configuration may ask for what this program does not do: say which, and what to do."""
     asked = {
         "DeepSpeed": env.get("ACCELERATE_USE_DEEPSPEED", "false") == "true",

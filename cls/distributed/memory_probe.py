@@ -12,14 +12,14 @@ from cls.runtime.exit import OutOfMemory
 
 
 def probe(micro: MicroBatches, optimizer: Optimizer, run: Run) -> MicroBatches:
-    """Forward and backward of one piece; nothing of it stays. It is warm-up as well. Gives ``micro``, cut into pieces.
+    """Forward and backward of one chunk; nothing of it stays. It is warm-up as well. Gives ``micro``, cut into chunks.
 
     A micro-batch is part of the method and never changes by itself: where it does not fit this raises OutOfMemory, on
-    all ranks, with the largest one that fits on each of them. How many of them make a piece (reduce=fast) is not: the
+    all ranks, with the largest one that fits on each of them. How many of them make a chunk (reduce=fast) is not: the
     whole share of a rank where that fits, else half as many and so on, the same number on all ranks.
     """
     size = run.train.micro_batch
-    most = 1 if micro.exact or not micro.norms.together else -(-micro.count // micro.world.size)
+    most = 1 if micro.exact or not micro.norms.chunkable else -(-micro.count // micro.world.size)
     if micro.world.fsdp:
         most = _sharded(micro, optimizer, run, most)
     while not all(micro.world.gather(fits(micro, optimizer, run, size, most))):
@@ -31,18 +31,18 @@ def probe(micro: MicroBatches, optimizer: Optimizer, run: Run) -> MicroBatches:
         most = -(-most // 2)
     if micro.exact:
         return micro
-    micro.cut(most)
+    micro.set_chunk_size(most)
     if micro.world.main:
         print(f"fast: {most} micro-batch{'es' * (most > 1)} per forward", file=sys.stderr, flush=True)
     if micro.world.size > 1 and not micro.world.fsdp:
         # DDP rebuilds its buckets after its first backward; a resumed run must add in the order of the first attempt
         for _ in range(2):
-            _forward_backward(micro, run, size, micro.pieces[-1])
+            _forward_backward(micro, run, size, micro.chunks[-1])
     return micro
 
 
 def _sharded(micro: MicroBatches, optimizer: Optimizer, run: Run, most: int) -> int:
-    """How many micro-batches make a piece of a sharded model: reckoned, since a rank that fails leaves the others in a
+    """How many micro-batches make a chunk of a sharded model: reckoned, since a rank that fails leaves the others in a
     collective. One is tried; its activations are what was held at the highest moment beyond what was held before.
     """
     fits(micro, optimizer, run, run.train.micro_batch)
@@ -53,10 +53,10 @@ def _sharded(micro: MicroBatches, optimizer: Optimizer, run: Run, most: int) -> 
     fits(micro, optimizer, run, run.train.micro_batch)
     free, _ = torch.cuda.mem_get_info()
     room = free + torch.cuda.memory_reserved() - held
-    return min(micro.world.gather(pieces_in(room, torch.cuda.max_memory_allocated() - held, most)))
+    return min(micro.world.gather(chunks_in(room, torch.cuda.max_memory_allocated() - held, most)))
 
 
-def pieces_in(room: int, one: int, most: int) -> int:
+def chunks_in(room: int, one: int, most: int) -> int:
     """``most``, halved until so many times ``one`` bytes fit into 0.8 of ``room`` (gaps, workspaces); at least 1."""
     while most > 1 and most * one > 0.8 * room:
         most = -(-most // 2)
@@ -87,7 +87,7 @@ def _held(micro: MicroBatches, optimizer: Optimizer, run: Run, count: int) -> li
     # before the forward of micro-batch `stop`; if its left sibling is there, that one's gradients are still in .grad
     before = [range(share.start, stop - stop % 2) for stop in share[1:]]
     sums = max((len(tree_reduce.block_sizes(part)) for part in before), default=0)
-    earlier = sums if micro.exact else int(count < len(share))  # fast: pieces accumulate in .grad
+    earlier = sums if micro.exact else int(count < len(share))  # fast: chunks accumulate in .grad
     moments = 0 if optimizer.state else 2 if isinstance(optimizer, torch.optim.AdamW) else 1
     try:
         return [torch.empty_like(p) for p in micro.parameters for _ in range(earlier + moments)]
@@ -95,15 +95,15 @@ def _held(micro: MicroBatches, optimizer: Optimizer, run: Run, count: int) -> li
         raise OutOfMemory(f"{advice(run, smaller(run))} ({error})") from None
 
 
-def _forward_backward(micro: MicroBatches, run: Run, size: int, piece: range) -> None:
-    micro.begin(0)
+def _forward_backward(micro: MicroBatches, run: Run, size: int, chunk: range) -> None:
+    micro.start_step(0)
     try:
-        with micro.carrying(piece):
-            images = torch.zeros(len(piece) * size, 3, run.data.size, run.data.size, device=micro.world.device)
+        with micro.context(chunk):
+            images = torch.zeros(len(chunk) * size, 3, run.data.size, run.data.size, device=micro.world.device)
             if run.train.channels_last:
                 images = images.contiguous(memory_format=torch.channels_last)
             with micro.world.autocast(run.train.precision):
                 logits = micro.model(images)
             logits.float().square().sum().backward()
     finally:
-        micro.abandon()
+        micro.discard_step()

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cls.config import Run
 from cls.distributed import tree_reduce
-from cls.distributed.batchnorm import Norms
+from cls.distributed.batchnorm import BatchNorms
 from cls.distributed.world import World
 from cls.runtime.exit import OutOfMemory, out_of_memory
 from cls.runtime.rng import torch_seed
@@ -20,19 +20,18 @@ from cls.runtime.signals import Stopped
 
 
 class MicroBatches:
-    """The micro-batches that this rank carries, and the sums over all of them.
+    """This rank's micro-batches of a step, and the sums over all ranks' micro-batches.
 
-    Each micro-batch sees the step's BatchNorm buffers: what it computes does not depend on who carries it or on what
-    was computed before. ``exact`` makes one forward pass of each, with dropout masks seeded by (seed, step,
-    micro-batch), and adds gradients in the fixed tree of :mod:`cls.distributed.tree_reduce`.
+    Each micro-batch starts from the step's BatchNorm buffers, so its result depends neither on the rank that computes
+    it nor on what that rank computed before. ``exact``: one forward pass per micro-batch, dropout masks seeded by
+    (seed, step, micro-batch), gradients added in the fixed tree of :mod:`cls.distributed.tree_reduce`.
 
-    ``fast`` is the same method in other bits. The micro-batches of a *piece* go through the model in one forward pass;
-    BatchNorm statistics, mixing partners and running buffers stay those of each micro-batch; the piece draws its
-    dropout masks from one generator state, seeded by (seed, step, first micro-batch of the piece). Autograd accumulates
-    pieces, and DDP all-reduces while the last one goes back. A piece is one micro-batch until :meth:`cut` is told, by
-    the probe, how many fit. Buffers and losses are a few hundred kilobytes and take the tree in both modes. ``model``
-    is in train mode. Sharded (FSDP), each piece's gradients are summed over ranks at once: kept whole they would fill
-    the memory that sharding is to save.
+    ``fast`` is the same method with other rounding. The micro-batches of a *chunk* share one forward pass; BatchNorm
+    statistics, mixing partners and running buffers stay those of each micro-batch; dropout masks are seeded once per
+    chunk, by (seed, step, its first micro-batch). Autograd accumulates chunks; DDP all-reduces during the last backward
+    pass. A chunk is one micro-batch until the memory probe calls :meth:`set_chunk_size`. Buffers and losses (a few
+    hundred kB) take the tree in both modes. With FSDP each chunk's gradients are summed over ranks at once: whole
+    gradients would fill the memory that sharding saves. ``model`` is in train mode.
     """
 
     def __init__(self, world: World, model: nn.Module, run: Run) -> None:
@@ -48,51 +47,51 @@ class MicroBatches:
             fewer = max((d for d in range(2, world.size) if self.count % d == 0), default=0)
             raise ValueError(
                 f"{self.count} micro-batches (train.batch {run.train.batch} / train.micro_batch "
-                f"{run.train.micro_batch}) on {world.size} processes: with FSDP each must carry as many, so use "
+                f"{run.train.micro_batch}) on {world.size} processes: with FSDP each must have the same number, so use "
                 + (f"--num_processes {fewer}, or " if fewer else "")
                 + "DDP (--config_file accelerate_configs/ddp.yaml)"
             )
-        self.norms = Norms(model)
-        if run.train.micro_batch == 1 and self.norms.learn:
+        self.norms = BatchNorms(model)
+        if run.train.micro_batch == 1 and self.norms.trainable:
             raise ValueError("train.micro_batch is 1: BatchNorm needs the statistics of 2 or more images")
         self.share = tree_reduce.shares(self.count, world.size)[world.rank]
         self.exact = run.train.reduce == "exact"
         self.run, self.batch, self.seed = run, run.train.batch, run.seed
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.cut(1)
-        self.underway = False  # a step is being made
-        self.left: list[Tensor] = []  # the first of two siblings
-        self.rooms: dict[str, Tensor] = {}
+        self.set_chunk_size(1)
+        self.in_step = False
+        self.left: list[Tensor] = []  # values of the first of two siblings
+        self.exchange_buffers: dict[str, Tensor] = {}
         if isinstance(model, DistributedDataParallel) and not self.exact:
             model.register_comm_hook(None, _sum_over_ranks)
         if world.fsdp:
             for module in model.modules():
                 if isinstance(module, FSDPModule):
-                    module.set_gradient_divide_factor(1.0)  # a sum; the batch is divided by once, in finish()
+                    module.set_gradient_divide_factor(1.0)  # a sum; the batch is divided by once, in all_reduce()
                     module.set_force_sum_reduction_for_comms(True)
 
-    def cut(self, most: int) -> None:
-        """From now on at most so many micro-batches go through the model at once; the last piece takes the rest."""
+    def set_chunk_size(self, most: int) -> None:
+        """At most ``most`` micro-batches per forward pass; the last chunk may be smaller."""
         assert most == 1 or not self.exact
         starts = self.share[::most]
-        self.pieces = [range(start, min(start + most, self.share.stop)) for start in starts]
+        self.chunks = [range(start, min(start + most, self.share.stop)) for start in starts]
 
-    def begin(self, step: int) -> list[range]:
-        """Start a step: remember the buffers that every micro-batch starts from. Gives the pieces to carry."""
-        self.norms.remember()
-        self.step, self.underway = step, True
+    def start_step(self, step: int) -> list[range]:
+        """Clear gradients and save the buffers that each micro-batch starts from; returns this rank's chunks."""
+        self.norms.save()
+        self.step, self.in_step = step, True
         self.stack: list[tree_reduce.Block] = []
         for parameter in self.parameters:
             parameter.grad = None
-        return self.pieces
+        return self.chunks
 
     @contextmanager
-    def carrying(self, piece: range) -> Iterator[None]:
-        """Forward and backward of a piece, its micro-batches one behind the other, go inside."""
-        self._seed_dropout(self.step, piece.start)
-        quiet = isinstance(self.model, DistributedDataParallel) and (self.exact or piece.stop != self.share.stop)
-        together = self.norms.apart(len(piece)) if len(piece) > 1 else nullcontext(None)
-        self.norms.recall()
+    def context(self, chunk: range) -> Iterator[None]:
+        """For the forward and backward pass of a chunk, whose micro-batches are concatenated in order."""
+        self._seed_dropout(self.step, chunk.start)
+        quiet = isinstance(self.model, DistributedDataParallel) and (self.exact or chunk.stop != self.share.stop)
+        together = self.norms.chunked(len(chunk)) if len(chunk) > 1 else nullcontext(None)
+        self.norms.restore()
         try:
             with together as self.rows, self.model.no_sync() if quiet else nullcontext():  # type: ignore[operator]  # DDP's
                 yield
@@ -101,27 +100,27 @@ class MicroBatches:
                 raise OutOfMemory(f"{advice(self.run, smaller(self.run))} ({error})") from error
             raise
 
-    def collect(self, piece: range, losses: Tensor) -> None:
-        """Take a piece's losses (one per image), buffers and, in exact mode, gradients.
+    def accumulate(self, chunk: range, losses: Tensor) -> None:
+        """Add a chunk's losses (one per image), buffers and, in exact mode, gradients to the sums.
 
-        Raises Stopped where a stop cannot wait for the end of the step.
+        Raises Stopped on a stop request that cannot wait for the end of the step.
         """
         losses = losses.detach()
         rows = [torch.cat([losses.sum().view(1), losses.new_zeros(2), *self.norms.buffers])]
         if self.rows is not None:
-            sums = losses.view(len(piece), -1).sum(1, keepdim=True)
-            rows = [*torch.cat([sums, losses.new_zeros(len(piece), 2), self.rows], dim=1)]
+            sums = losses.view(len(chunk), -1).sum(1, keepdim=True)
+            rows = [*torch.cat([sums, losses.new_zeros(len(chunk), 2), self.rows], dim=1)]
         if self.exact:
-            self._collect_gradients(piece.start, rows)
+            self._accumulate_gradients(chunk.start, rows)
         else:
-            for index, row in zip(piece, rows, strict=True):
+            for index, row in zip(chunk, rows, strict=True):
                 tree_reduce.push(self.stack, index, [row])
         if self.world.stop.at_once:
             raise Stopped
 
-    def _collect_gradients(self, index: int, values: list[Tensor]) -> None:
-        """Where a rank carries two siblings, the left one's stay in ``.grad`` and autograd adds the right one's, layer
-        by layer: one set of gradients less in memory.
+    def _accumulate_gradients(self, index: int, values: list[Tensor]) -> None:
+        """Of two siblings, the left one's gradients stay in ``.grad`` and autograd adds the right one's layer by layer:
+        one set of gradients less in memory.
         """
         if index % 2 == 0 and index + 1 in self.share:
             self.left = values
@@ -135,38 +134,38 @@ class MicroBatches:
             parameter.grad = None
         tree_reduce.push(self.stack, index + 1 - size, values, size)
 
-    def finish(self, stop: bool = False, save: bool = False) -> Tensor:
-        """Set every ``.grad`` to the gradient of the batch's mean loss, the buffers to their mean.
+    def all_reduce(self, stop: bool = False, save: bool = False) -> Tensor:
+        """Set every ``.grad`` to the gradient of the batch's mean loss, and the buffers to their mean.
 
-        Gives the mean loss and how many ranks wished to stop or to save: wishes travel with the sums.
+        Returns three numbers: the mean loss, how many ranks requested a stop, and how many a checkpoint.
         """
-        for place, wish in ((1, stop), (2, save)):
-            if wish:
+        for place, requested in ((1, stop), (2, save)):
+            if requested:
                 self.stack[0].values[0][place] += 1
         with self.world.timer.on("exchange"):
-            row, *gradients = tree_reduce.total(self.stack, self.count, self.world, self.rooms)
-        self.norms.become(row[3:].div_(self.count))
-        self.norms.count(1)
+            row, *gradients = tree_reduce.total(self.stack, self.count, self.world, self.exchange_buffers)
+        self.norms.load(row[3:].div_(self.count))
+        self.norms.set_count(1)
         if self.exact:
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
                 parameter.grad = gradient
         else:
             gradients = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_div_(gradients, self.batch)
-        result = row[:3].clone()  # the next step writes into the same room
+        result = row[:3].clone()  # the next step writes into the same buffer
         result[0] /= self.batch
-        self.underway = False
+        self.in_step = False
         return result
 
-    def abandon(self) -> None:
-        """Give an unfinished step up, if there is one: buffers as it found them, no gradients."""
-        if not self.underway:
+    def discard_step(self) -> None:
+        """Undo an unfinished step, if there is one: the buffers as before it, no gradients."""
+        if not self.in_step:
             return
-        self.norms.recall()
-        self.norms.count(0)
+        self.norms.restore()
+        self.norms.set_count(0)
         for parameter in self.parameters:
             parameter.grad = None
-        self.underway = False
+        self.in_step = False
 
     def _seed_dropout(self, step: int, index: int) -> None:
         device = self.world.device
@@ -175,7 +174,7 @@ class MicroBatches:
 
 
 def _sum_over_ranks(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]  # no stub
-    """DDP's default hook averages; the batch is divided by once, in :meth:`MicroBatches.finish`."""
+    """DDP's default hook averages; the batch is divided by once, in :meth:`MicroBatches.all_reduce`."""
     work: Any = dist.all_reduce(bucket.buffer(), async_op=True)
     future: torch.futures.Future[Any] = work.get_future()
     return future.then(lambda done: done.value()[0])
@@ -187,7 +186,7 @@ def smaller(run: Run) -> int:
 
 
 def advice(run: Run, size: int) -> str:
-    """What to type where a micro-batch does not fit; ``size``: one that does, or the next to try; 0 for none."""
+    """The message for a micro-batch that does not fit; ``size``: one that fits or the next to try, 0 for none."""
     text = f"a micro-batch of {run.train.micro_batch} images of {run.data.size} pixels does not fit into memory: "
     if not size:
         return text + "use a smaller --data.size or --model.backbone"

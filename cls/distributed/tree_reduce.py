@@ -70,50 +70,52 @@ def block_sizes(share: range) -> list[tuple[int, int]]:
     return sizes
 
 
-def total(stack: list[Block], micro_batches: int, world: World, rooms: dict[str, Tensor] | None = None) -> list[Tensor]:
+def total(
+    stack: list[Block], micro_batches: int, world: World, buffers: dict[str, Tensor] | None = None
+) -> list[Tensor]:
     """The sum over all micro-batches of the run, the same bits on every rank and for every number of ranks.
 
-    With the ``rooms`` of an earlier call the result takes the memory of that call's result.
+    With the ``buffers`` of an earlier call the result takes the memory of that call's result.
     """
     if world.size == 1:
         return _merge_rest(stack)
-    rooms = {} if rooms is None else rooms
+    buffers = {} if buffers is None else buffers
     ranges = shares(micro_batches, world.size)
     assert [(b.start, b.size) for b in stack] == block_sizes(ranges[world.rank])
     like = stack[0].values[0]
     shapes = [(value.shape, value.stride()) for value in stack[0].values]
     sizes = [value.numel() for value in stack[0].values]
-    piece = -(-sum(sizes) // world.size)
-    length = world.size * piece
-    sent = _room(rooms, "sent", like, len(stack) * length)
-    flat = _room(rooms, "flat", like, length) if len(stack) > 1 else sent
+    part = -(-sum(sizes) // world.size)
+    length = world.size * part
+    sent = _buffer(buffers, "sent", like, len(stack) * length)
+    flat = _buffer(buffers, "flat", like, length) if len(stack) > 1 else sent
     for index, block in enumerate(stack):
         flat[sum(sizes) :] = 0
         torch._foreach_copy_(_views(flat, shapes, sizes), block.values)
         if len(stack) > 1:
-            sent.view(world.size, len(stack), piece)[:, index] = flat.view(world.size, piece)
+            sent.view(world.size, len(stack), part)[:, index] = flat.view(world.size, part)
     count = len(stack)
     stack.clear()
     blocks = [block for share in ranges for block in block_sizes(share)]
-    counts = [len(block_sizes(share)) * piece for share in ranges]
-    received = _room(rooms, "received", like, len(blocks) * piece)
-    dist.all_to_all_single(received, sent, counts, [count * piece] * world.size)
+    counts = [len(block_sizes(share)) * part for share in ranges]
+    received = _buffer(buffers, "received", like, len(blocks) * part)
+    dist.all_to_all_single(received, sent, counts, [count * part] * world.size)
     tree: list[Block] = []
-    for (start, size), part in zip(blocks, received.view(-1, piece), strict=True):
-        push(tree, start, [part], size)
+    for (start, size), row in zip(blocks, received.view(-1, part), strict=True):
+        push(tree, start, [row], size)
     whole = sent[:length]  # what was sent is not needed any more
     _gather(whole, _merge_rest(tree)[0], world)
     return _views(whole, shapes, sizes)
 
 
-def _room(rooms: dict[str, Tensor], name: str, like: Tensor, length: int) -> Tensor:
+def _buffer(buffers: dict[str, Tensor], name: str, like: Tensor, length: int) -> Tensor:
     """Memory kept from step to step: fresh pages cost a CPU 1 ms per MB. A GPU's allocator keeps its own."""
-    room = rooms.get(name)
-    if room is None or room.numel() != length:
-        room = like.new_empty(length)
+    buffer = buffers.get(name)
+    if buffer is None or buffer.numel() != length:
+        buffer = like.new_empty(length)
         if not like.is_cuda:
-            rooms[name] = room
-    return room
+            buffers[name] = buffer
+    return buffer
 
 
 def _gather(whole: Tensor, mine: Tensor, world: World) -> None:

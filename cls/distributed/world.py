@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from cls.config import Train
-from cls.distributed.launch import check_fsdp, choose_device, ignore_mpi, refuse_launcher
+from cls.distributed.launch import check_fsdp, check_launcher, choose_device, ignore_mpi
 from cls.runtime.signals import Stopped, StopSignal
 from cls.runtime.timer import Timer
 
@@ -43,11 +43,11 @@ class World:
     def main(self) -> bool:
         return self.rank == 0
 
-    def on_main(self, work: Callable[[], T]) -> T:
+    def on_rank_0(self, work: Callable[[], T]) -> T:
         """Run on rank 0 only and give every rank its result, or its error, or Stopped where any was asked to stop."""
         return self._share(work, [0])
 
-    def together(self, work: Callable[[], T]) -> T:
+    def on_all_ranks(self, work: Callable[[], T]) -> T:
         """Run on every rank; if one fails, all raise that rank's error instead of waiting for it in a collective."""
         return self._share(work, list(range(self.size)))
 
@@ -88,7 +88,7 @@ class World:
         dist.all_gather_object(items, item)
         return items
 
-    def why_stopped(self) -> str:
+    def stop_reason(self) -> str:
         """The reason of the first rank that was asked to stop; alone where this one does not wait for the others."""
         reasons = [self.stop.reason] if self.stop.at_once else self.gather(self.stop.reason)
         return next((reason for reason in reasons if reason), "")
@@ -97,9 +97,9 @@ class World:
         """All ranks in a row, to shard over."""
         return init_device_mesh(self.device.type, (self.size,))
 
-    def agreed(self) -> "Agreed":
-        """A question to all ranks that costs no wait; see :class:`Agreed`."""
-        return Agreed(self)
+    def stop_flag(self) -> "StopFlag":
+        """A question to all ranks that costs no wait; see :class:`StopFlag`."""
+        return StopFlag(self)
 
     def wrap(self, model: nn.Module, compiled: bool) -> nn.Module:
         """The model as training calls it: compiled in place if asked, in DDP when there are several processes.
@@ -126,7 +126,7 @@ class World:
             dist.destroy_process_group()
 
 
-class Agreed:
+class StopFlag:
     """Whether any rank was asked to stop, answered one call later, so that no rank waits for another one.
 
     All ranks call it equally often; they get the same answers.
@@ -138,7 +138,7 @@ class Agreed:
 
     def check(self) -> None:
         """Stopped, on all ranks at the same call, if one of them had been asked before its last call."""
-        asked = self.world.stop.ask()
+        asked = self.world.stop.requested()
         if self.world.stop.at_once or (asked and self.world.size == 1):
             raise Stopped(self.world.stop.reason)
         if self.world.size > 1:
@@ -170,7 +170,7 @@ def start(train: Train, stop: StopSignal) -> World:
     Raises ValueError for a device that is not there, for launcher settings that would change the method, and for
     processes that do not find each other.
     """
-    refuse_launcher(os.environ)
+    check_launcher(os.environ)
     ignore_mpi(os.environ)
     fsdp = check_fsdp(os.environ, train)
     if train.deterministic:

@@ -97,7 +97,7 @@ class Predictor:
         total, views = len(images.rows), len(images.views)
         slices = row_slices(total, size, world.rank, world.size)
         indices = [[view * total + row for row in some] for some in slices for view in range(views)]
-        agreed, start, stop = world.agreed(), 0, 0
+        flag, start, stop = world.stop_flag(), 0, 0
         own = nullcontext(self.loader) if self.loader else eval_loader(images, self.run, world)
         with own as loader:
             for turn, batch in enumerate(loader.batches(images, indices)):
@@ -106,7 +106,7 @@ class Predictor:
                     start, stop = stop, min(stop + exchanged * world.size * size, total)
                     found = torch.zeros(views, stop - start, len(self.classes), device=world.device)
                     corrupt: dict[int, str] = {}
-                agreed.check()
+                flag.check()
                 with torch.no_grad(), world.autocast(self.run.train.precision):
                     output = self.model(self.prepare(batch))
                 if index * world.size + world.rank < -(-total // size):  # not the first slice once more
@@ -116,7 +116,7 @@ class Predictor:
                     for others in world.gather(corrupt):
                         corrupt |= others
                     yield Piece(start, world.sum(found).cpu().double(), corrupt)
-        agreed.close()
+        flag.close()
 
 
 def _over_views(values: Tensor) -> Tensor:

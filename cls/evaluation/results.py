@@ -24,9 +24,9 @@ def write_results(out: Path, splits: Splits, images: EvalSets, predictor: Predic
     world = predictor.world
     world.timer.turn("evaluation")
     best = out / "best" / "model.safetensors"
-    written = world.on_main(lambda: sha256(best))
-    world.together(lambda: await_file(best, lambda: sha256(best) == written))
-    world.together(lambda: load_exact(predictor.model, best))
+    written = world.on_rank_0(lambda: sha256(best))
+    world.on_all_ranks(lambda: await_file(best, lambda: sha256(best) == written))
+    world.on_all_ranks(lambda: load_exact(predictor.model, best))
     found = {name: predictor.predict(one) for name, one in images.named().items()}
     figures = {f"best/{name}": value for name, value in summary(found["val"]).items()}
     text = f"best validation accuracy {figures['best/accuracy']:.4f}"

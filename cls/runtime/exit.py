@@ -79,7 +79,7 @@ class ExitHandler:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if isinstance(error, SystemExit) and error.code in (0, None):
             return
-        self.stop.deafen()  # a repeated signal must not cut exit.json off: this takes milliseconds
+        self.stop.ignore_signals()  # a repeated signal must not cut exit.json off: this takes milliseconds
         outcome, reason = self._outcome(error)
         code = CODES[outcome]
         if not isinstance(error, SystemExit) and (error is not None or outcome != "done"):

@@ -47,7 +47,7 @@ class StopSignal:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP, on purpose
                 signal.signal(number, self._hear)
 
-    def deafen(self) -> None:
+    def ignore_signals(self) -> None:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
@@ -77,7 +77,7 @@ class StopSignal:
         finally:
             self._interruptible, self._until = before
 
-    def ask(self) -> bool:
+    def requested(self) -> bool:
         """True once this process wants the run to stop; 1 us, and some system calls once a second."""
         now = time.monotonic()
         self._slowest, self._asked = max(self._slowest, now - self._asked), now

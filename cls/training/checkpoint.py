@@ -28,8 +28,7 @@ from cls.distributed.world import World
 from cls.models.sharding import like, whole
 from cls.models.weights import load_exact
 from cls.runtime.files import await_file, replacing, sha256, sync
-from cls.training.history import History
-from cls.training.state import State
+from cls.training.state import History, State
 
 Tensors = dict[str, Tensor]
 log = logging.getLogger("cls")
@@ -82,7 +81,7 @@ class HostCopies:
                 copies[name] = host.copy_(value, non_blocking=True)
         return copies
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """What was handed out stays as it is; the next copies get memory of their own."""
         self._buffers.clear()
 
@@ -130,16 +129,16 @@ def restore(folder: Path, state: State, world: World) -> int:
     Each damaged one is named in one line and set aside as ``damaged-step-…``. If there are checkpoints but none can be
     used, that is a ValueError: starting over would throw the run away.
     """
-    world.on_main(lambda: _clean(folder))
-    found = world.on_main(lambda: checkpoints(folder)[::-1])
+    world.on_rank_0(lambda: _clean(folder))
+    found = world.on_rank_0(lambda: checkpoints(folder)[::-1])
     damaged: list[Path] = []
     for path in found:
-        problem = world.on_main(lambda path=path: verify(path))  # type: ignore[misc]  # mypy cannot type the default
+        problem = world.on_rank_0(lambda path=path: verify(path))  # type: ignore[misc]  # mypy cannot type the default
         if not problem:
-            world.together(lambda path=path: await_file(path / "manifest.json"))  # type: ignore[misc]  # as above
+            world.on_all_ranks(lambda path=path: await_file(path / "manifest.json"))  # type: ignore[misc]  # as above
             try:
-                step = world.together(lambda path=path: load(path, state))  # type: ignore[misc]  # as above
-                world.on_main(lambda: _set_aside(damaged))
+                step = world.on_all_ranks(lambda path=path: load(path, state))  # type: ignore[misc]  # as above
+                world.on_rank_0(lambda: _set_aside(damaged))
                 return int(step)
             except ValueError as error:
                 problem = str(error)

@@ -18,8 +18,7 @@ from cls.tracking.events import EventLog
 from cls.tracking.run_dir import RunDir
 from cls.training import checkpoint
 from cls.training.checkpoint import HostCopies, Snapshot, Tensors
-from cls.training.history import History
-from cls.training.state import State
+from cls.training.state import History, State
 
 RETRY_SECONDS = 60.0  # after a save that failed
 log = logging.getLogger("cls")
@@ -29,7 +28,7 @@ class CheckpointWriter:
     """Checkpoints and best/model.safetensors of one attempt.
 
     A step waits for the copy to host memory only. The order on disk is checkpoint, best weights, pruning: each kill
-    leaves all that was there before, and :func:`mend_best` restores the best weights from the checkpoint that knows
+    leaves all that was there before, and :func:`repair_best` restores the best weights from the checkpoint that knows
     them. A failed save is told of, noted in events.jsonl and tried again with a newer state; only where there is no
     checkpoint at all yet it ends the run.
     """
@@ -48,8 +47,8 @@ class CheckpointWriter:
         self._waiting_best: tuple[int, Tensors] | None = None
         self._problem = ""
         self._slowest, self._over = 0.0, False
-        world.on_main(lambda: check_room(folder.path, state))
-        world.on_main(lambda: mend_best(folder.path, state, header))
+        world.on_rank_0(lambda: check_disk_space(folder.path, state))
+        world.on_rank_0(lambda: repair_best(folder.path, state, header))
 
     def __enter__(self) -> Self:
         return self
@@ -178,7 +177,7 @@ class CheckpointWriter:
         self._due = time.monotonic() + RETRY_SECONDS
         if best:
             self._waiting_best = best
-            self.copies.let_go()
+            self.copies.release()
         good = checkpoint.checkpoints(self.checkpoints)
         last = f"the last one is {good[-1].name}" if good else "there is none yet"
         assert self.events is not None
@@ -186,7 +185,7 @@ class CheckpointWriter:
         self.events.add("save_failed", step=step, reason=self._problem)
 
 
-def check_room(out: Path, state: State) -> None:
+def check_disk_space(out: Path, state: State) -> None:
     """ValueError where not even one checkpoint and the best weights fit on the disk."""
     weights = sum(t.numel() * t.element_size() for t in state.model.state_dict().values())
     moments = 2 if isinstance(state.optimizer, torch.optim.AdamW) else 1
@@ -199,7 +198,7 @@ def check_room(out: Path, state: State) -> None:
         )
 
 
-def mend_best(out: Path, state: State, header: dict[str, str]) -> None:
+def repair_best(out: Path, state: State, header: dict[str, str]) -> None:
     """Make best/model.safetensors what the history says, where a kill or a damaged checkpoint came between them."""
     step = state.history.best_accuracy_step
     if step < 0 or best_step(out) == step:

@@ -27,8 +27,8 @@ from cls.tracking.progress_bar import ProgressBar
 from cls.tracking.run_dir import RunDir
 from cls.tracking.tracker import Results, Tracker
 from cls.tracking.wandb_run import FINISH_SECONDS, LEAVE_SECONDS
-from cls.training.history import History
 from cls.training.loss_monitor import Finished
+from cls.training.state import History
 from cls.training.steps import Steps
 
 log = logging.getLogger("cls")
@@ -88,7 +88,7 @@ class RunLogger:
         with stop.deferred("what has been uploaded so far"):
             return self.tracker.finish(self.figures, seconds, lambda: stop.at_once if stopped else bool(stop.reason))
 
-    def steps(self, finished: list[Finished]) -> None:
+    def log_steps(self, finished: list[Finished]) -> None:
         """Steps whose loss has reached the host."""
         if not self.tracker:
             return
@@ -116,7 +116,7 @@ class RunLogger:
             if self.folder.lost:
                 self.world.stop.reason = self.world.stop.reason or f"{self.folder.path} no longer exists"
 
-    def epoch(self, step: int, figures: dict[str, float], history: History) -> None:
+    def log_validation(self, step: int, figures: dict[str, float], history: History) -> None:
         """A validation: its figures go to the record, one line to the screen; all ranks call it."""
         clocks = self.world.gather(self.world.timer.read())
         if not self.tracker:
@@ -142,7 +142,7 @@ class RunLogger:
             "time/slowest_longer": round(longer, 3),
         }
 
-    def finish(self, results: Results) -> str:
+    def log_results(self, results: Results) -> str:
         """Log the results of the finished run and give its last line."""
         if self.tracker:
             best = self.folder.path / "best" / "model.safetensors"
@@ -151,7 +151,7 @@ class RunLogger:
             self.progress.line(results.text)
         return results.text
 
-    def predicted(self) -> None:
+    def log_predicted(self) -> None:
         """The predictions are written: where the time has gone until here, for the report."""
         if self.events:
             self.events.add("results", step=self.step, clock=self.world.timer.read())

@@ -26,7 +26,7 @@ class LossMonitor:
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
-        self.stop = self.save = False
+        self.stop_requested = self.save_requested = False
         self._waiting: tuple[int, Tensor, float, float, torch.cuda.Event | None] | None = None
         self._last = time.perf_counter()
 
@@ -47,7 +47,7 @@ class LossMonitor:
 
         NonFiniteError names the draws of a step whose loss is not a number.
         """
-        self.save = False
+        self.save_requested = False
         if self._waiting is None:
             return []
         step, host, lr, seconds, event = self._waiting
@@ -55,7 +55,7 @@ class LossMonitor:
         if event:
             event.synchronize()
         value, stop, save = host.tolist()
-        self.stop, self.save = self.stop or stop > 0, save > 0
+        self.stop_requested, self.save_requested = self.stop_requested or stop > 0, save > 0
         if not math.isfinite(value):
             first = (step - 1) * self.batch
             raise NonFiniteError(
@@ -65,6 +65,6 @@ class LossMonitor:
             )
         return [Finished(step, value, lr, seconds)]
 
-    def restart(self) -> None:
+    def reset_timer(self) -> None:
         """Forget the time that passed outside the loop (validation, saving)."""
         self._last = time.perf_counter()

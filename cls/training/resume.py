@@ -11,7 +11,7 @@ from cls.tracking.run_dir import RunDir
 
 def load_data(folder: RunDir, world: World) -> Splits:
     """The images of a run, checked by :func:`keep_data`."""
-    splits = world.together(lambda: load(folder.run.data, folder.run.seed))
+    splits = world.on_all_ranks(lambda: load(folder.run.data, folder.run.seed))
     keep_data(folder, splits, world)
     return splits
 
@@ -23,7 +23,7 @@ def keep_data(folder: RunDir, splits: Splits, world: World) -> None:
     same on all ranks, which may read them from disks of their own: one process of each node looks at the files.
     """
     looks = os.environ.get("LOCAL_RANK", "0") == "0"
-    seen = world.together(lambda: run_data.look(splits, contents=looks))
+    seen = world.on_all_ranks(lambda: run_data.look(splits, contents=looks))
     everywhere = world.gather((platform.node(), seen.facts))
     other = next((host for host, facts in everywhere if not run_data.same_everywhere(everywhere[0][1], facts)), None)
     if other is not None:
@@ -31,7 +31,7 @@ def keep_data(folder: RunDir, splits: Splits, world: World) -> None:
             f"data.path: {folder.run.data.path} holds other images on {other} than on {everywhere[0][0]}: make them "
             "the same, or delete the older copy"
         )
-    world.on_main(lambda: _keep(folder, seen))
+    world.on_rank_0(lambda: _keep(folder, seen))
 
 
 def _keep(folder: RunDir, seen: run_data.Seen) -> None:

@@ -35,7 +35,7 @@ class Steps:
         """Epochs that are over once ``step`` steps are done: epoch e ends after step ceil((e+1)·images / batch)."""
         return step * self.train.batch // self.images
 
-    def pauses(self, step: int) -> bool:
+    def syncs(self, step: int) -> bool:
         """Where ranks tell each other of broken images, which costs them a wait: every 50 steps and at the ends."""
         return step % 50 == 0 or self.ends_epoch(step) or step == self.total
 

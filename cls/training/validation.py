@@ -22,5 +22,5 @@ def record_validation(step: int, steps: Steps, state: State, figures: dict[str, 
         state.schedule.epoch(figures["loss"], figures["accuracy"])
         state.history.add(step, figures["accuracy"], figures["loss"])
     state.history.validated = step
-    logger.epoch(step, figures, state.history)
+    logger.log_validation(step, figures, state.history)
     state.train_mode()

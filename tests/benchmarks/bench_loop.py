@@ -68,20 +68,20 @@ class Loop:
         """train.py's step on resident images."""
         run, step = self.run, self.done
         mixing = draw_mixing(run.augment, run.seed, step)
-        for piece in self.micro.begin(step):
+        for chunk in self.micro.start_step(step):
             mixed = []
-            for index in piece:
+            for index in chunk:
                 targets = soft_targets(self.labels[index], CLASSES, run.optim.label_smoothing)
                 partner = partners(run.train.micro_batch, run.seed, step, index)
                 mixed.append(mix(self.images[index], targets, mixing, partner))
             images, targets = join(mixed)
-            with self.micro.carrying(piece):
+            with self.micro.context(chunk):
                 with self.world.autocast(run.train.precision):
                     logits = self.micro.model(images)
                 losses = loss_per_image(logits, targets, run.optim.loss)
                 losses.sum().backward()
-            self.micro.collect(piece, losses)
-        result = self.micro.finish(self.world.stop.ask(), False)
+            self.micro.accumulate(chunk, losses)
+        result = self.micro.all_reduce(self.world.stop.requested(), False)
         self.journal.steps(self.losses.put(step + 1, result, self.state.update(run.optim.clip)))
         self.done += 1
 

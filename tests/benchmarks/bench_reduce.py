@@ -40,12 +40,12 @@ def here(count: int) -> None:
         for kind, (micro, twin, optimizer) in loops.items():
             world.gather(None)
             since = time.perf_counter()
-            for piece in micro.begin(step):
-                with micro.carrying(piece):
+            for chunk in micro.start_step(step):
+                with micro.context(chunk):
                     losses = twin(images).square().sum(1)
                     losses.sum().backward()
-                micro.collect(piece, losses)
-            float(micro.finish()[0])
+                micro.accumulate(chunk, losses)
+            float(micro.all_reduce()[0])
             optimizer.step()
             world.gather(None)
             seconds[kind].append(time.perf_counter() - since)

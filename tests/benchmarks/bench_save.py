@@ -34,12 +34,12 @@ PAIRS = 7
 
 def one_step(step: int, micro: MicroBatches, state: State, images: torch.Tensor, ask: bool = True) -> float:
     since = time.perf_counter()
-    for piece in micro.begin(step):
-        with micro.carrying(piece):
+    for chunk in micro.start_step(step):
+        with micro.context(chunk):
             losses = micro.model(images).square().sum(1)
             losses.sum().backward()
-        micro.collect(piece, losses)
-    float(micro.finish(micro.world.stop.ask() if ask else False)[0])
+        micro.accumulate(chunk, losses)
+    float(micro.all_reduce(micro.world.stop.requested() if ask else False)[0])
     state.update(0.0)
     return time.perf_counter() - since
 
@@ -88,7 +88,7 @@ def main(backbone: str, size: int) -> None:
         for _ in range(PAIRS):
             since = time.perf_counter()
             for _ in range(10_000):
-                world.stop.ask()
+                world.stop.requested()
             asks.append((time.perf_counter() - since) / 10_000)
     step = statistics.median(plain[1:])
     wait, write = statistics.median(waits[1:]), statistics.median(save["seconds"] for save in saves)

@@ -139,16 +139,16 @@ def two_steps(run: Run) -> None:
     micro = MicroBatches(world, state.model, run)
     mixing = Mixing("mixup", 0.5) if run.augment.mixup else Mixing("none", 1.0)
     for step in range(2):
-        for piece in micro.begin(step):
+        for chunk in micro.start_step(step):
             images = torch.rand(8, 3, 64, 64).contiguous(memory_format=torch.channels_last)
             targets = soft_targets(torch.arange(8), 10, 0.0)
             images, targets = mix(images, targets, mixing, torch.arange(8))
-            with micro.carrying(piece):
+            with micro.context(chunk):
                 logits = micro.model(images)
                 losses = loss_per_image(logits, targets, "ce")
                 losses.sum().backward()
-            micro.collect(piece, losses)
-        micro.finish()
+            micro.accumulate(chunk, losses)
+        micro.all_reduce()
         state.update(run.optim.clip)
 
 
@@ -248,16 +248,16 @@ def test_the_gradients_of_a_grouped_convolution_cost_what_its_forward_pass_does(
 
 
 def test_the_rooms_of_the_exchange_are_as_large_as_stated() -> None:
-    """Rank 1 of 2 with micro-batches 4, 5, 6 of 7, in a group that sends nothing: its rooms are real tensors."""
+    """Rank 1 of 2 with micro-batches 4, 5, 6 of 7, in a group that sends nothing: its buffers are real tensors."""
     dist.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
     try:
         world = World(accelerator=cast(Accelerator, None), rank=1, size=2, local_size=2, device=torch.device("cpu"))
         stack: list[Any] = []
         for index in range(4, 7):
             push(stack, index, [torch.ones(1000, 1000)])
-        rooms: dict[str, torch.Tensor] = {}
-        total(stack, 7, world, rooms)
-        held = {name: room.nbytes / 4e6 for name, room in rooms.items()}
+        buffers: dict[str, torch.Tensor] = {}
+        total(stack, 7, world, buffers)
+        held = {name: buffer.nbytes / 4e6 for name, buffer in buffers.items()}
     finally:
         dist.destroy_process_group()
     assert held == {"sent": 2.0, "flat": 1.0, "received": 1.5}
@@ -265,7 +265,7 @@ def test_the_rooms_of_the_exchange_are_as_large_as_stated() -> None:
     step = small_step(run)
     one = step.held("gradients")
     parts = with_exchange(step, 8, 2, fsdp=False, unit=0)
-    assert parts["exchange"] == one + int(sum(held.values()) * one)  # DDP's buckets and the rooms
+    assert parts["exchange"] == one + int(sum(held.values()) * one)  # DDP's buckets and the buffers
     assert parts["gradients"] == 2 * one and parts["activations"] == 0  # at 64 pixels the exchange needs most
 
 

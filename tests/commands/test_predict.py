@@ -326,7 +326,7 @@ class AtThird(StopSignal):
 
     asked = 0
 
-    def ask(self) -> bool:
+    def requested(self) -> bool:
         self.asked += 1
         self.reason = "a test" if self.asked == 3 else ""
         return bool(self.reason)

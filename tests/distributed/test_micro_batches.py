@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cls.config import change
-from cls.distributed.batchnorm import Norms
-from cls.distributed.memory_probe import pieces_in, probe
+from cls.distributed.batchnorm import BatchNorms
+from cls.distributed.memory_probe import chunks_in, probe
 from cls.distributed.micro_batches import MicroBatches
 from cls.distributed.world import World
 from tests.distributed.test_tree_reduce import JOBS, Net, launch, main, run_of, world
@@ -64,12 +64,12 @@ def steps(micro: MicroBatches, model: nn.Module, count: int = 3) -> list[Tensor]
     """Losses; the model is moved on by plain gradient descent."""
     found = []
     for step in range(count):
-        for piece in micro.begin(step):
-            with micro.carrying(piece):
-                losses = losses_of(model, images_of(step)[piece.start * SIZE : piece.stop * SIZE])
+        for chunk in micro.start_step(step):
+            with micro.context(chunk):
+                losses = losses_of(model, images_of(step)[chunk.start * SIZE : chunk.stop * SIZE])
                 losses.sum().backward()
-            micro.collect(piece, losses)
-        found.append(micro.finish()[0])
+            micro.accumulate(chunk, losses)
+        found.append(micro.all_reduce()[0])
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter -= 1e-4 * parameter.grad
@@ -80,7 +80,7 @@ def after(model: nn.Module, mode: str, most: int) -> tuple[list[Tensor], dict[st
     """Losses of three steps, the last one's gradients, parameters and buffers."""
     model = copy.deepcopy(model).double()
     micro = MicroBatches(world(), model, run_of(reduce=mode))
-    micro.cut(most)
+    micro.set_chunk_size(most)
     losses = steps(micro, model)
     return losses, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, model.state_dict()
 
@@ -119,7 +119,7 @@ def test_a_piece_leaves_the_model_as_it_was() -> None:
     model[1].eval()
     before = {name: value.clone() for name, value in model[1].state_dict().items()}
     micro = MicroBatches(world(), model, run_of(reduce="fast"))
-    micro.cut(4)
+    micro.set_chunk_size(4)
     steps(micro, model)
     assert (
         all(value.equal(before[name]) for name, value in model[1].state_dict().items() if "running" in name)
@@ -127,11 +127,11 @@ def test_a_piece_leaves_the_model_as_it_was() -> None:
     )
     assert all("forward" not in module.__dict__ for module in model.modules())
     with pytest.raises(ValueError, match="as it comes"):
-        for piece in micro.begin(0):
-            with micro.carrying(piece):
+        for chunk in micro.start_step(0):
+            with micro.context(chunk):
                 losses_of(model, images_of(0))
                 raise ValueError("as it comes")
-    micro.abandon()
+    micro.discard_step()
     assert all("forward" not in module.__dict__ for module in model.modules())
     assert int(model[0].norm.num_batches_tracked) == 3
 
@@ -141,10 +141,10 @@ def test_dropout_is_seeded_by_the_first_micro_batch_of_the_piece() -> None:
     found = {}
     for most in (1, 2, 4):
         micro = MicroBatches(world(), model, run_of(reduce="fast"))
-        micro.cut(most)
-        for piece in micro.begin(7):
-            with micro.carrying(piece):
-                found[most, piece.start] = model(torch.ones(len(piece), 100))
+        micro.set_chunk_size(most)
+        for chunk in micro.start_step(7):
+            with micro.context(chunk):
+                found[most, chunk.start] = model(torch.ones(len(chunk), 100))
     assert found[4, 0][0].equal(found[1, 0][0]) and found[2, 2][0].equal(found[1, 2][0])
     assert not found[4, 0][2].equal(found[1, 2][0])
 
@@ -152,23 +152,23 @@ def test_dropout_is_seeded_by_the_first_micro_batch_of_the_piece() -> None:
 @pytest.mark.parametrize("kind", [nn.InstanceNorm2d, type("Own", (nn.BatchNorm2d,), {"forward": lambda s, x: x})])
 def test_norms_of_another_kind_go_one_micro_batch_at_a_time(kind: Any) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), kind(4, track_running_stats=True), nn.Flatten(), nn.Linear(144, 2))
-    assert not Norms(model).together and Norms(Net("batch")).together
+    assert not BatchNorms(model).chunkable and BatchNorms(Net("batch")).chunkable
     run = change(run_of(reduce="fast"), data={"size": 8})
     micro = probe(MicroBatches(world(), model, run), torch.optim.SGD(model.parameters()), run)
-    assert [len(piece) for piece in micro.pieces] == [1, 1, 1, 1]
+    assert [len(chunk) for chunk in micro.chunks] == [1, 1, 1, 1]
 
 
 def test_pieces_cut_a_share_with_the_rest_last() -> None:
     for world_size, rank, most, lengths in ((1, 0, 4, [4]), (1, 0, 3, [3, 1]), (3, 0, 2, [2]), (3, 1, 2, [1])):
         micro = MicroBatches(world(rank, world_size), Net("batch"), run_of(reduce="fast"))
-        micro.cut(most)
-        assert [len(piece) for piece in micro.pieces] == lengths
-        assert [i for piece in micro.pieces for i in piece] == list(micro.share)
+        micro.set_chunk_size(most)
+        assert [len(chunk) for chunk in micro.chunks] == lengths
+        assert [i for chunk in micro.chunks for i in chunk] == list(micro.share)
 
 
 def test_pieces_of_sharded_models_are_reckoned() -> None:
-    assert [pieces_in(room, 10, 8) for room in (100, 99, 50, 49, 25, 24, 5)] == [8, 4, 4, 2, 2, 1, 1]
-    assert pieces_in(10**9, 10, 5) == 5 and pieces_in(40, 10, 5) == 3
+    assert [chunks_in(room, 10, 8) for room in (100, 99, 50, 49, 25, 24, 5)] == [8, 4, 4, 2, 2, 1, 1]
+    assert chunks_in(10**9, 10, 5) == 5 and chunks_in(40, 10, 5) == 3
 
 
 def test_compiled_a_piece_is_traced_once() -> None:
@@ -180,7 +180,7 @@ def test_compiled_a_piece_is_traced_once() -> None:
         if backend:
             model.compile(backend=backend)
         micro = MicroBatches(world(), model, run_of(reduce="fast"))
-        micro.cut(4)
+        micro.set_chunk_size(4)
         results.append(steps(micro, model))
     assert torch.stack(results[0]).allclose(torch.stack(results[1]), rtol=1e-12)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
@@ -193,7 +193,7 @@ def job_pieces(group: World, folder: Path) -> None:
         wrapped = DistributedDataParallel(nets[0], broadcast_buffers=False, gradient_as_bucket_view=True)
         ours = MicroBatches(group, wrapped, run_of(reduce="fast"))
         theirs = MicroBatches(world(), nets[1], run_of(reduce="exact"))
-        ours.cut(2)
+        ours.set_chunk_size(2)
         losses = [steps(ours, wrapped), steps(theirs, nets[1])]
         assert torch.stack(losses[0]).allclose(torch.stack(losses[1]), rtol=1e-12)
         for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True):

@@ -142,12 +142,12 @@ def images_of(step: int, batch: int = 12) -> Tensor:
 
 def one_step(micro: MicroBatches, model: nn.Module, step: int, batch: int = 12) -> Tensor:
     images, size = images_of(step, batch), batch // micro.count
-    for piece in micro.begin(step):
-        with micro.carrying(piece):
-            losses = model(images[piece.start * size : piece.stop * size]).square().sum(1)
+    for chunk in micro.start_step(step):
+        with micro.context(chunk):
+            losses = model(images[chunk.start * size : chunk.stop * size]).square().sum(1)
             losses.sum().backward()
-        micro.collect(piece, losses)
-    return micro.finish()[0]
+        micro.accumulate(chunk, losses)
+    return micro.all_reduce()[0]
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
@@ -205,11 +205,11 @@ def test_frozen_norms_keep_their_bits() -> None:
 def masks(seed: int, step: int, order: list[int]) -> dict[int, Tensor]:
     model = Net("group", dropout=0.5)
     micro = MicroBatches(world(), model, change(run_of(), seed=seed))
-    micro.begin(step)
+    micro.start_step(step)
     found = {}
     for index in order:
         torch.rand(7)  # something else draws in between
-        with micro.carrying(range(index, index + 1)):
+        with micro.context(range(index, index + 1)):
             found[index] = model.drop(torch.ones(200))
     return found
 
@@ -298,9 +298,9 @@ class Unsendable(Exception):
 def job_together(group: World, folder: Path) -> None:
     """Results and errors reach every rank."""
     calls: list[int] = []
-    assert group.on_main(lambda: calls.append(1) or {"rank": group.rank}) == {"rank": 0}
+    assert group.on_rank_0(lambda: calls.append(1) or {"rank": group.rank}) == {"rank": 0}
     assert len(calls) == (group.rank == 0)
-    assert group.together(lambda: group.rank * 10) == group.rank * 10
+    assert group.on_all_ranks(lambda: group.rank * 10) == group.rank * 10
     assert group.gather(group.rank) == list(range(group.size))
     assert group.sum(torch.full((3,), float(group.rank))).tolist() == [sum(range(group.size))] * 3
 
@@ -310,18 +310,18 @@ def job_together(group: World, folder: Path) -> None:
         return 0
 
     with pytest.raises(ValueError, match="on rank 0"):
-        group.on_main(lambda: fail(0, ValueError("on rank 0")))
+        group.on_rank_0(lambda: fail(0, ValueError("on rank 0")))
     with pytest.raises(OSError, match="on rank 1"):
-        group.together(lambda: fail(1, OSError("on rank 1")))
+        group.on_all_ranks(lambda: fail(1, OSError("on rank 1")))
     assert group.gather(1) == [1] * group.size  # still in step with each other
 
 
 def job_unsendable(group: World, folder: Path) -> None:
     with pytest.raises(Exception, match=r"broken \(7\)"):
-        group.together(lambda: 1 if group.rank == 0 else (_ for _ in ()).throw(Unsendable(7, "broken")))
+        group.on_all_ranks(lambda: 1 if group.rank == 0 else (_ for _ in ()).throw(Unsendable(7, "broken")))
     with pytest.raises(Exception, match="lambda"):
         local = type("Local", (Exception,), {})
-        group.together(lambda: 1 if group.rank == 0 else (_ for _ in ()).throw(local("a lambda inside", lambda: 0)))
+        group.on_all_ranks(lambda: 1 if group.rank == 0 else (_ for _ in ()).throw(local("a lambda inside", lambda: 0)))
     assert group.gather(1) == [1] * group.size
 
 

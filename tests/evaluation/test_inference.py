@@ -17,7 +17,7 @@ from cls.config import Run, View, change
 from cls.data.dataset import EvalDataset
 from cls.data.loader import Preprocess, preprocess
 from cls.data.sources import load
-from cls.distributed.world import Agreed, World
+from cls.distributed.world import StopFlag, World
 from cls.evaluation.inference import Predictor, row_slices
 from cls.evaluation.metrics import accuracy, summary
 from cls.evaluation.predictions import Predictions
@@ -122,8 +122,8 @@ class Part(World):
     def sum(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def agreed(self) -> Agreed:
-        return Agreed(ALONE)
+    def stop_flag(self) -> StopFlag:
+        return StopFlag(ALONE)
 
 
 def test_the_shares_of_several_ranks_are_disjoint_and_together_all(rows: Dataset) -> None:

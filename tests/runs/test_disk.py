@@ -22,7 +22,7 @@ from cls.tracking.events import EventLog, read_events
 from cls.tracking.run_dir import RunDir
 from cls.training import checkpoint, checkpoint_writer
 from cls.training.checkpoint import checkpoints, restore, verify
-from cls.training.checkpoint_writer import CheckpointWriter, best_step, mend_best
+from cls.training.checkpoint_writer import CheckpointWriter, best_step, repair_best
 from cls.training.state import State
 from tests.runs.test_stopping import TINY, saved
 from tests.runs.test_survival import bits
@@ -337,10 +337,10 @@ def test_best_weights_are_made_again_from_the_checkpoint_that_knows_them(tmp_pat
     for damage in (file.unlink, lambda: file.write_bytes(whole_file[:100]), lambda: file.write_bytes(b"")):
         damage()
         assert best_step(tmp_path) == -1
-        mend_best(tmp_path, state, {"note": "kept"})
+        repair_best(tmp_path, state, {"note": "kept"})
         assert best_step(tmp_path) == 1 and weights_of(file) == weights
     checkpoint.save_weights(file, load_file(file), {"step": "7"})  # of an epoch that was lost with its checkpoint
-    mend_best(tmp_path, state, {"note": "kept"})
+    repair_best(tmp_path, state, {"note": "kept"})
     assert best_step(tmp_path) == 1 and weights_of(file) == weights
     with safe_open(file, framework="pt") as found:
         assert found.metadata() == {"note": "kept", "step": "1"}
@@ -356,7 +356,7 @@ def test_best_weights_that_no_checkpoint_has_are_said_to_be_lost(
     best.unlink()
     again = build(seed=9)
     assert restore(tmp_path / "checkpoints", again, ALONE) == 3 and state_bits(again) == state_bits(state)
-    mend_best(tmp_path, again, {})
+    repair_best(tmp_path, again, {})
     assert "the best weights (step 1) are lost" in caplog.text and best_step(tmp_path) == -1
     events = EventLog(tmp_path, 1)
     with CheckpointWriter(place_of(tmp_path), ALONE, again, {}, events) as found:
@@ -400,11 +400,11 @@ def test_a_failed_save_keeps_the_best_weights_for_the_next(tmp_path: Path, monke
 
 def test_room_for_one_checkpoint_and_the_best_weights_is_asked_for(disk: Mount) -> None:
     state = build()  # 1380 parameters and 17 buffer values: model, average, two moments, best weights
-    checkpoint_writer.check_room(disk(1), state)
+    checkpoint_writer.check_disk_space(disk(1), state)
     small = disk(1)
     (small / "ballast").write_bytes(bytes(2**20 - 4096))
     with pytest.raises(ValueError, match=r"^out: 0 MB are free in .*disk1; .*checkpoint and the best weights"):
-        checkpoint_writer.check_room(small, state)
+        checkpoint_writer.check_disk_space(small, state)
 
 
 # --- lines ---

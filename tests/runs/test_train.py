@@ -25,7 +25,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import train
-from cls.commands.main import parse_run, refuse_early
+from cls.commands.main import fail_early, parse_run
 from cls.data.dataset import train_dataset
 from cls.data.loader import load_batch
 from cls.data.readers import images_of
@@ -328,13 +328,13 @@ def test_a_mistyped_folder_is_told_before_weights_are_fetched_for_it(
 ) -> None:
     for path in (str(tmp_path / "gone"), "./gone", "~/gone/photos"):
         with pytest.raises(SystemExit) as left:
-            refuse_early(["mlp-head", "--data.path", path, "--out", str(tmp_path / "out")])
+            fail_early(["mlp-head", "--data.path", path, "--out", str(tmp_path / "out")])
         assert left.value.code == 2 and f"there is no file or folder {path}" in capsys.readouterr().err
     for path in (str(tmp_path), "somebody/photos"):  # the second may be one on a hub
-        refuse_early(["mlp-head", "--data.path", path])
+        fail_early(["mlp-head", "--data.path", path])
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "config.yaml").touch()  # a finished run says so, with or without its images
-    refuse_early(["mlp-head", "--data.path", "./gone", "--out", str(tmp_path / "done")])
+    fail_early(["mlp-head", "--data.path", "./gone", "--out", str(tmp_path / "done")])
 
 
 @pytest.mark.parametrize(

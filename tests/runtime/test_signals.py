@@ -29,9 +29,9 @@ def stop(monkeypatch: pytest.MonkeyPatch) -> Iterator[StopSignal]:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_only_sets_the_flag(stop: StopSignal, number: signal.Signals) -> None:
-    assert not stop.ask() and stop.reason == ""
+    assert not stop.requested() and stop.reason == ""
     os.kill(os.getpid(), number)
-    assert stop.ask() and stop.reason == number.name and not stop.at_once
+    assert stop.requested() and stop.reason == number.name and not stop.at_once
 
 
 def test_the_first_reason_is_kept(stop: StopSignal) -> None:
@@ -45,7 +45,7 @@ def test_an_echo_of_ctrl_c_is_the_same_request_and_a_later_one_is_not(
 ) -> None:
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)
-    assert stop.ask() and not stop.at_once
+    assert stop.requested() and not stop.at_once
     monkeypatch.setattr(module, "ECHO_SECONDS", 0.0)
     os.kill(os.getpid(), signal.SIGINT)
     assert stop.at_once
@@ -83,9 +83,9 @@ def test_leaving_an_inner_part_leaves_the_outer_interruptible(stop: StopSignal) 
 def test_a_stop_file_is_a_request_and_one_of_an_earlier_life_is_not(stop: StopSignal, tmp_path: Path) -> None:
     (tmp_path / "stop").touch()
     stop.watch(tmp_path)
-    assert not stop.ask() and not (tmp_path / "stop").exists()
+    assert not stop.requested() and not (tmp_path / "stop").exists()
     (tmp_path / "stop").touch()
-    assert stop.ask() and stop.reason == f"{tmp_path / 'stop'} exists"
+    assert stop.requested() and stop.reason == f"{tmp_path / 'stop'} exists"
 
 
 @pytest.mark.parametrize(
@@ -97,16 +97,16 @@ def test_the_jobs_end_is_a_request_when_leaving_would_take_longer(
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time() + left)))
     stop.watch(tmp_path)
     stop.leave_seconds = leave_seconds
-    assert stop.ask() == asked
+    assert stop.requested() == asked
     assert not asked or "the job ends in" in stop.reason
 
 
 def test_slow_steps_are_given_time_to_end(stop: StopSignal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time() + 100)))
     stop.watch(tmp_path)
-    assert not stop.ask()
+    assert not stop.requested()
     stop._asked -= 10  # the last step took ten seconds
-    assert stop.ask()
+    assert stop.requested()
 
 
 ORPHAN = """
@@ -115,11 +115,11 @@ sys.path.insert(0, sys.argv[1])
 from cls.runtime import signals
 signals.LOOK_SECONDS = 0.0
 found = signals.StopSignal()
-assert not found.ask()
+assert not found.requested()
 print(os.getpid(), flush=True)
 while os.getppid() == int(sys.argv[2]):
     time.sleep(0.01)
-open(sys.argv[3], "w").write(f"{found.ask()} {found.reason}")
+open(sys.argv[3], "w").write(f"{found.requested()} {found.reason}")
 """
 
 

@@ -25,9 +25,8 @@ from cls.recipes import get
 from cls.runtime import files
 from cls.training import checkpoint
 from cls.training.checkpoint import HostCopies
-from cls.training.history import History
 from cls.training.optim import Schedule, build_optimizer, moving_average, parameter_groups
-from cls.training.state import State
+from cls.training.state import History, State
 
 FILES = ("model.safetensors", "average.safetensors", "optimizer.safetensors", "progress.json", "manifest.json")
 CPU = torch.device("cpu")

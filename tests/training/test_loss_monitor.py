@@ -9,7 +9,7 @@ import torch
 from conftest import ROOT, environment
 
 from cls.config import Run, change
-from cls.distributed.launch import choose_device, ignore_mpi, refuse_launcher, resolve_precision, visible_gpus
+from cls.distributed.launch import check_launcher, choose_device, ignore_mpi, resolve_precision, visible_gpus
 from cls.distributed.world import start
 from cls.runtime.exit import NonFiniteError
 from cls.runtime.signals import StopSignal
@@ -40,10 +40,12 @@ def test_wishes_come_with_the_loss_of_their_step() -> None:
     losses, seen = LossMonitor(8), []
     for step in range(1, 7):
         losses.put(step, result(1.0, stop=2 * (step == 4), save=step == 2), 0.1)
-        seen.append((losses.stop, losses.save))
+        seen.append((losses.stop_requested, losses.save_requested))
     assert seen == [(False, False), (False, False), (False, True), (False, False), (True, False), (True, False)]
     losses.drain()
-    assert losses.stop and not losses.save  # a request to stop is never forgotten, one to save is met once
+    assert (
+        losses.stop_requested and not losses.save_requested
+    )  # a request to stop is never forgotten, one to save is met once
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -66,7 +68,7 @@ def test_each_step_has_its_own_time() -> None:
             found += losses.put(3 * epoch + step + 1, result(1.0), 0.1)
         found += losses.drain()
         time.sleep(0.2)
-        losses.restart()
+        losses.reset_timer()
     assert [f.step for f in found] == [1, 2, 3, 4, 5, 6]
     assert all(0.029 < f.seconds < 0.2 for f in found)
     assert sum(f.seconds for f in found) < 6 * 0.05
@@ -84,13 +86,13 @@ def test_each_step_has_its_own_time() -> None:
 )
 def test_a_launcher_that_asks_for_another_method_is_refused_by_name(variable: str, value: str, name: str) -> None:
     with pytest.raises(ValueError, match=name) as caught:
-        refuse_launcher({variable: value})
+        check_launcher({variable: value})
     assert "--config_file accelerate_configs/" in str(caught.value)
 
 
 def test_what_an_ordinary_launcher_exports_is_accepted() -> None:
-    refuse_launcher({})
-    refuse_launcher(
+    check_launcher({})
+    check_launcher(
         {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_CPU": "true",
          "ACCELERATE_DYNAMO_BACKEND": "NO"}
     )  # fmt: skip

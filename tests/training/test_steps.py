@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cls.config import Train
-from cls.training.history import History
+from cls.training.state import History
 from cls.training.steps import Steps
 
 

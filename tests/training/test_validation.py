@@ -23,7 +23,7 @@ class Noted:
     def __init__(self) -> None:
         self.epochs: list[tuple[int, dict[str, float]]] = []
 
-    def epoch(self, step: int, figures: dict[str, float], history: Any) -> None:
+    def log_validation(self, step: int, figures: dict[str, float], history: Any) -> None:
         self.epochs.append((step, figures))
 
 

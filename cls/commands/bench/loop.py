@@ -48,24 +48,24 @@ class Trainer(NamedTuple):
         """train.py's step over the micro-batches that ``following`` gives."""
         run, micro = self.run, self.micro
         mixing = draw_mixing(run.augment, run.seed, step)
-        for piece in micro.begin(step):
+        for chunk in micro.start_step(step):
             mixed = []
-            for index in piece:
+            for index in chunk:
                 images, labels = following()
                 targets = soft_targets(labels, self.classes, run.optim.label_smoothing)
                 mixed.append(mix(images, targets, mixing, partners(len(images), run.seed, step, index)))
             images, targets = join(mixed)
-            with micro.carrying(piece):
+            with micro.context(chunk):
                 with self.world.autocast(run.train.precision):
                     logits = micro.model(images)
                 losses = loss_per_image(logits, targets, run.optim.loss, self.weights)
                 losses.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            micro.collect(piece, losses)
-        micro.finish()
+            micro.accumulate(chunk, losses)
+        micro.all_reduce()
         self.state.update(run.optim.clip)
 
     def cut(self, batch: int, micro_batch: int) -> "Trainer":
-        """The same network with other pieces."""
+        """The same network with other chunks."""
         run = change(self.run, train={"batch": batch, "micro_batch": micro_batch})
         micro = MicroBatches(self.world, self.micro.model, run)
         return self._replace(run=run, micro=probe(micro, self.state.optimizer, run))
@@ -190,7 +190,7 @@ def _micro_batch_seconds(work: Trainer, seconds: float) -> float:
 
 
 def _step_seconds(work: Trainer, images: int) -> float:
-    """The second step of this many images in one piece; the first one warms up."""
+    """The second step of this many images in one chunk; the first one warms up."""
     side, device = work.run.data.size, work.world.device
     layout = torch.channels_last if work.run.train.channels_last else torch.contiguous_format
     pixels = torch.zeros(images, 3, side, side, device=device).contiguous(memory_format=layout)

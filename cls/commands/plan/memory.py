@@ -28,9 +28,8 @@ from cls.models.build import build_shapes, fresh_parameters
 from cls.models.freeze import train_mode
 from cls.models.loss import loss_per_image
 from cls.models.sharding import sharding_units
-from cls.training.history import History
 from cls.training.optim import Schedule, build_optimizer, moving_average, parameter_groups
-from cls.training.state import State
+from cls.training.state import History, State
 from cls.transforms.mixup import Mixing, mix, soft_targets
 
 PARTS = ("parameters", "average", "gradients", "optimizer", "activations")
@@ -301,25 +300,25 @@ def _step(tracer: Tracer, step: int, run: Run, precision: str, classes: int, mic
     mixing = Mixing("mixup" if run.augment.mixup else "cutmix", 0.5, (0.5, 0.5)) if mixed else Mixing("none", 1.0)
     layout = torch.channels_last if run.train.channels_last else torch.contiguous_format
     size = run.train.micro_batch
-    for piece in micro.begin(step):
-        if piece.start:
+    for chunk in micro.start_step(step):
+        if chunk.start:
             tracer.mark()
-        tracer.counting = step == 1 and piece.start == 0
+        tracer.counting = step == 1 and chunk.start == 0
         images = torch.empty(size, 3, run.data.size, run.data.size).contiguous(memory_format=layout)
         labels = torch.empty(size, dtype=torch.int64)
         targets = soft_targets(labels, classes, run.optim.label_smoothing)
         images, targets = mix(images, targets, mixing, labels)
-        with micro.carrying(piece):
+        with micro.context(chunk):
             with micro.world.autocast(precision):
                 logits = micro.model(images)
             losses = loss_per_image(logits, targets, run.optim.loss, weights)
             losses.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         tracer.counting = False
-        micro.collect(piece, losses)
+        micro.accumulate(chunk, losses)
     tracer.mark()
     tracer.counting = step == 1
     tracer.tape.update = len(tracer.tape.flops)
-    micro.finish()
+    micro.all_reduce()
     state.update(run.optim.clip)
     tracer.counting = False
     tracer.label([v for values in state.optimizer.state.values() for v in values.values()], "optimizer")
