@@ -3,7 +3,7 @@ Step s trains on the sample indices [s·B, (s+1)·B), split into micro-batches, 
 
 import sys
 
-from cls.commands.main import fail_early, out_of, parse_run
+from cls.commands.parsing import fail_early, out_of, parse_run
 
 if __name__ == "__main__":
     fail_early(sys.argv[1:])  # reports command-line mistakes and missing files before torch is imported

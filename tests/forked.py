@@ -81,7 +81,7 @@ def load() -> None:
 
     import cls.evaluation.plots  # noqa: F401  # as above
     import train  # noqa: F401  # as above
-    from cls.commands.main import parse_run
+    from cls.commands.parsing import parse_run
     from cls.models.build import check_model
 
     torch.set_num_threads(1)

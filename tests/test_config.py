@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cls import recipes, validate
-from cls.commands.main import _command, out_of, parse_run
+from cls.commands.main import parse_command
+from cls.commands.parsing import out_of, parse_run
 from cls.config import RENAMED, RUNTIME_FIELDS, Run, change, diff, flat, from_yaml, to_yaml
 from cls.validate import check
 
@@ -311,7 +312,7 @@ def test_photos_need_a_recipe_and_the_command_that_is_shown_works(
 
     def parse(argv: list[str]) -> Run:
         if verb != "train.py":
-            return _command(verb, argv).run
+            return parse_command(verb, argv).run
         with suppress(SystemExit):
             return parse_run(argv)
         return from_yaml(capsys.readouterr().out)

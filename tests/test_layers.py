@@ -88,7 +88,7 @@ OWNERS = {
     "wandb": ("cls/tracking/wandb_run.py",),
     "datasets": ("cls/data/", "cls/tracking/run_data.py", "cls/commands/pack.py", "cls/commands/bench/decoded.py"),
     "accelerate": ("cls/distributed/",),
-    "tyro": ("cls/commands/main.py", "cls/commands/arguments.py"),
+    "tyro": ("cls/commands/parsing.py", "cls/commands/arguments.py"),
     "jinja2": ("cls/evaluation/report/build.py",),
     "scipy": ("cls/evaluation/stats.py",),
     "matplotlib": ("cls/evaluation/plots.py", "cls/commands/contact_sheet.py"),

@@ -1,45 +1,88 @@
-"""The verbs of the ``cls`` command: what each takes from the command line, with its help, and what it calls.
+"""The commands of ``cls``: the options of each, with their help, and what it calls.
 
-``do`` tells people on standard error what it finds and gives the JSON document. It alone imports what loads long
-(torch, datasets), after what it can refuse without: ``--help`` and slips of the pen must not wait for that.
+``do`` prints tables and messages to standard error and returns an :data:`Answer`. Heavy imports (torch, datasets) are
+inside it, after what can be rejected without them, so that --help and argument errors return immediately.
 """
 
-from dataclasses import dataclass
+import dataclasses
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tyro
 
-from cls.commands.bench.options import BenchOptions
-from cls.commands.export.options import ExportOptions
-from cls.commands.pack_options import PackOptions
-from cls.commands.plan.options import PlanOptions
-from cls.commands.sweep.options import SweepOptions
+from cls import recipes
+from cls.commands.options import (
+    BenchOptions,
+    DeviceOptions,
+    ExportOptions,
+    LabelOptions,
+    PackOptions,
+    PlanOptions,
+    SplitOptions,
+    SweepOptions,
+)
+from cls.commands.parsing import check_run, need_images, parse_options, plain_options, recipe_and_fields
+from cls.commands.sweep.overrides import field_words
 from cls.config import Data, Preset, Run, View, views_of
 from cls.runtime.files import write_whole
 from cls.runtime.paths import check_output, writing
 from cls.runtime.signals import StopSignal
-from cls.validate import check_labels
+
+Answer = tuple[Any, Exception | None]
+"""The JSON document (None: nothing to print, as on ranks other than 0) and the problems found, which end the command
+after the document is printed: a ValueError exits with 2, a DataError with 3."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipes:
+class Command:
+    """A command whose options are its own."""
+
+    path_place: ClassVar[int] = -1
+    """Number of the positional argument that --data.path, as messages print it, stands for; -1: none."""
+
+    @classmethod
+    def parse(cls, argv: list[str], text: str) -> Self:
+        """The command line after the command's name; ``text`` is shown by --help."""
+        return parse_options(cls, None, plain_options(argv, cls.path_place), f"cls {cls.__name__.lower()}", text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCommand(Command):
+    """A command that takes a recipe and every field of train.py."""
+
+    run: Annotated[Run, tyro.conf.arg(name="")]
+    needs_images: ClassVar[bool] = True
+
+    @classmethod
+    def parse(cls, argv: list[str], text: str) -> Self:
+        (name, rest), program = recipe_and_fields(argv), f"cls {cls.__name__.lower()}"
+        text += f" Takes every field of train.py {name}."
+        command = parse_options(cls, cls(run=recipes.get(name)), rest, f"{program} {name}", text)
+        check_run(command.run, program, argv)
+        if cls.needs_images:
+            need_images(command.run)
+        return command
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipes(Command):
     """List the recipes: name, report, what it is, batch and micro-batch, most processes, parameters at 100 classes."""
 
     name: tyro.conf.Positional[str] = ""
     """Show this recipe's page instead: its command, the paper's facts, what differs from its program."""
 
-    def do(self, stop: StopSignal) -> Any:
+    def do(self, stop: StopSignal) -> Answer:
         from cls.commands.recipes import recipe_page, recipe_table
 
-        return recipe_page(self.name) if self.name else recipe_table()
+        return recipe_page(self.name) if self.name else recipe_table(), None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Show:
+class Show(RunCommand):
     """Draw a contact sheet of training images as the model gets them, augmented and mixed, with their labels."""
 
-    run: Annotated[Run, tyro.conf.arg(name="")]
     to: str = "draws.png"
     """PNG file to write."""
     count: int = 32
@@ -47,7 +90,7 @@ class Show:
     step: int = 0
     """The first optimizer step whose images are shown."""
 
-    def do(self, stop: StopSignal) -> Any:
+    def do(self, stop: StopSignal) -> Answer:
         check_output("to", self.to)
         if self.count < 1 or self.step < 0:
             raise ValueError(
@@ -55,11 +98,11 @@ class Show:
             )
         from cls.commands import show
 
-        return show.contact_sheet(self.run, Path(self.to), self.count, self.step)
+        return show.contact_sheet(self.run, Path(self.to), self.count, self.step), None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict:
+class Predict(DeviceOptions, Command):
     """Predict the classes of images with a run's best weights, a row for each as soon as it is known."""
 
     run: tyro.conf.Positional[str]
@@ -77,54 +120,37 @@ class Predict:
     empty: the recipe's own."""
     top_k: int = 5
     """Most probable classes in each row of top.csv or of standard output."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    workers: int = -1
-    """Loader processes; -1 takes one per core."""
 
-    def do(self, stop: StopSignal) -> Any:
+    def do(self, stop: StopSignal) -> Answer:
         from cls.commands.predict import predict_images
 
         views = views_of(self.tta)
-        return predict_images(self.run, self.path, self.out, views, self.top_k, self.device, self.workers, stop)
+        return predict_images(self.run, self.path, self.out, views, self.top_k, self.device, self.workers, stop), None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(LabelOptions, DeviceOptions, Command):
     """Score a run's best weights on labelled images: accuracy, top-5, macro-F1, and the worst classes."""
 
+    path_place: ClassVar[int] = 1
     run: tyro.conf.Positional[str]
     """Run directory, or its best/model.safetensors."""
     path: tyro.conf.Positional[str] = ""
     """Labelled images; empty: the validation split of the run's own data."""
-    labels: tuple[str, ...] = ()
-    """Label files of PATH, where class folders do not say it, as train.py's --data.labels."""
-    id_column: str = ""
-    """Column of the label files with the images' names; empty: the one whose values match them."""
-    label_column: str = ""
-    """Column with the labels in the label files or in a table; empty: found by type and name, in a table the run's."""
-    label_pattern: str = ""
-    """Regular expression whose one group is the class in the name of an image file of PATH, as train.py's."""
     tta: tuple[View | Preset, ...] = ()
     """Views whose softmax is averaged; flip: the image and its mirror image, all: all four; empty: one plain view."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    workers: int = -1
-    """Loader processes; -1 takes one per core."""
 
-    def do(self, stop: StopSignal) -> Any:
-        data = Data(path=self.path, labels=self.labels, id_column=self.id_column, label_column=self.label_column,
-                    label_pattern=self.label_pattern)  # fmt: skip
+    def do(self, stop: StopSignal) -> Answer:
+        data = self.data(self.path)
         if data != Data(path=self.path) and not self.path:
             raise ValueError("the options for labels need a path: cls evaluate RUN PATH --labels FILE")
-        check_labels(data)
-        from cls.commands import evaluate
+        from cls.commands.evaluate import evaluate_images
 
-        return evaluate.evaluate_images(self.run, self.path, views_of(self.tta), self.device, self.workers, stop, data)
+        return evaluate_images(self.run, self.path, views_of(self.tta), self.device, self.workers, stop, data), None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(DeviceOptions, Command):
     """Write report.html: curves, confusion matrix, wrong images, calibration, time and setup of a run on one page."""
 
     run: tyro.conf.Positional[str]
@@ -137,33 +163,29 @@ class Report:
     predict: bool = False
     """Predict the validation images with the best weights where the run has not stored that yet, plain and with its
     test-time views: a pass over them for each view."""
-    device: str = "auto"
-    """auto, cpu or cuda, for --predict and --neighbours."""
-    workers: int = -1
-    """Loader processes; -1 takes one per core."""
 
-    def do(self, stop: StopSignal) -> Any:
+    def do(self, stop: StopSignal) -> Answer:
         check_output("to", self.to)
         from cls.commands.report import report_run
 
-        return report_run(self.run, self.to, self.neighbours, self.predict, self.device, self.workers, stop)
+        return report_run(self.run, self.to, self.neighbours, self.predict, self.device, self.workers, stop), None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Audit:
+class Audit(Command):
     """Show a run's attempts and lost steps; prove from its ledger that no image was lost or repeated."""
 
     run: tyro.conf.Positional[str]
     """Run directory."""
 
-    def do(self, stop: StopSignal) -> Any:
+    def do(self, stop: StopSignal) -> Answer:
         from cls.commands.audit import audit_run
 
-        return audit_run(self.run)
+        return audit_run(self.run), None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class Sweep(Command):
     """A report's ablation table on your images: commands, runs here or as a job array, your figures beside its own.
 
     Without a name it lists the sweeps; with a folder it shows the runs in it side by side, whatever they are. Every
@@ -173,31 +195,40 @@ class Sweep:
 
     name: tyro.conf.Positional[str] = ""
     """A sweep (mlp-head/heads), a system for all of its sweeps, or a folder of runs; empty: lists them."""
-    wish: Annotated[SweepOptions, tyro.conf.arg(name="")]
+    options: Annotated[SweepOptions, tyro.conf.arg(name="")]
     fields: Annotated[Run, tyro.conf.arg(name="")]
     words: tyro.conf.Suppress[tuple[str, ...]] = ()
     """The fields of train.py as they were typed."""
 
-    def do(self, stop: StopSignal) -> Any:
-        from cls.commands.sweep.run import carry_out, list_sweeps
+    @classmethod
+    def parse(cls, argv: list[str], text: str) -> Self:
+        name = argv[0] if argv and not argv[0].startswith("-") else ""
+        default = cls(name=name, options=SweepOptions(), fields=Run())
+        command = parse_options(cls, default, argv, "cls sweep", text)
+        if command.name != os.path.expanduser(name):
+            raise ValueError(f"{command.name}: the sweep is the first word after cls sweep")
+        return dataclasses.replace(command, words=field_words(argv))
+
+    def do(self, stop: StopSignal) -> Answer:
+        from cls.commands.sweep.run import list_sweeps, run_sweep
         from cls.recipes.tables import chosen
 
         folder = not chosen(self.name) and Path(self.name).is_dir()
-        if (folder or not self.name) and (self.words or self.wish != SweepOptions()):
+        if (folder or not self.name) and (self.words or self.options != SweepOptions()):
             raise ValueError("these options need a sweep as the first word: cls sweep NAME … (`cls sweep` lists them)")
         if not self.name:
-            return list_sweeps()
+            return list_sweeps(), None
         if folder:
             from cls.commands.sweep.folder import sweep_table
 
-            return sweep_table(self.name)
-        check_output("slurm", self.wish.slurm)
-        check_output("wandb", self.wish.wandb)
-        return carry_out(self.name, self.wish, self.fields, self.words, stop)
+            return sweep_table(self.name), None
+        check_output("slurm", self.options.slurm)
+        check_output("wandb", self.options.wandb)
+        return run_sweep(self.name, self.options, self.fields, self.words, stop)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare:
+class Compare(Command):
     """Compare runs on the same images: accuracies with intervals, paired differences, classes, fields that differ."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
@@ -210,7 +241,7 @@ class Compare:
     to: str = ""
     """Markdown file to write the tables to; empty: none."""
 
-    def do(self, stop: StopSignal) -> Any:
+    def do(self, stop: StopSignal) -> Answer:
         check_output("to", self.to)
         from cls.commands.compare import markdown, show
         from cls.evaluation.compare import compare
@@ -220,71 +251,70 @@ class Compare:
         if self.to:
             with writing("to", self.to):
                 write_whole(Path(self.to), markdown(document).encode())
-        return document
+        return document, None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(RunCommand):
     """Tell before queueing what a run needs: memory, largest micro-batch, time, cores, and the sbatch line."""
 
-    run: Annotated[Run, tyro.conf.arg(name="")]
-    request: Annotated[PlanOptions, tyro.conf.arg(name="")]
+    options: Annotated[PlanOptions, tyro.conf.arg(name="")] = field(default_factory=PlanOptions)
 
-    def do(self, stop: StopSignal) -> Any:
-        self.request.card()  # refuses a slip
+    def do(self, stop: StopSignal) -> Answer:
+        self.options.card()  # before the imports
         from cls.commands.plan.run import plan, table
 
-        document = plan(self.run, self.request)
+        document = plan(self.run, self.options)
         table(document)
-        return document
+        return document, None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class Bench(RunCommand):
     """Measure input pipelines and training loop on one's own images, ours and the usual ones side by side; advice."""
 
-    run: Annotated[Run, tyro.conf.arg(name="")]
-    options: Annotated[BenchOptions, tyro.conf.arg(name="")]
+    options: Annotated[BenchOptions, tyro.conf.arg(name="")] = field(default_factory=BenchOptions)
 
-    def do(self, stop: StopSignal) -> Any:
+    def do(self, stop: StopSignal) -> Answer:
         from cls.commands.bench.render import table
         from cls.commands.bench.run import bench
 
         document = bench(self.run, self.options, stop)
         table(document)
-        return document
+        return document, None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fetch:
+class Fetch(RunCommand):
     """Download what a run needs, for machines without internet: pretrained weights and hub data, checked by hash."""
 
-    run: Annotated[Run, tyro.conf.arg(name="")]
+    needs_images: ClassVar[bool] = False
 
-    def do(self, stop: StopSignal) -> Any:
+    def do(self, stop: StopSignal) -> Answer:
         from cls.commands.fetch import fetch
 
-        return fetch(self.run)
+        return fetch(self.run), None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pack:
+class Pack(Command):
     """Write images as self-contained parquet shards, to be streamed or read on file systems that hate small files."""
 
+    path_place: ClassVar[int] = 0
     path: tyro.conf.Positional[str]
     """A folder of images, a parquet, arrow or webdataset file or folder, or a hub name."""
     to: str
     """Folder for the shards and pack.json; the same command again goes on where it was interrupted."""
-    packing: Annotated[PackOptions, tyro.conf.arg(name="")]
+    options: Annotated[PackOptions, tyro.conf.arg(name="")]
 
-    def do(self, stop: StopSignal) -> Any:
+    def do(self, stop: StopSignal) -> Answer:
         from cls.commands.pack import pack
 
-        return pack(self.path, Path(self.to), self.packing)
+        return pack(self.path, Path(self.to), self.options), None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
+class Export(Command):
     """Write a run's best network for timm, torchvision or ONNX, compared with it on real images; shows how to load."""
 
     run: tyro.conf.Positional[str]
@@ -293,60 +323,39 @@ class Export:
     """Folder for model.safetensors, model.onnx and config.json (classes, size, frame, mean and std)."""
     options: Annotated[ExportOptions, tyro.conf.arg(name="")]
 
-    def do(self, stop: StopSignal) -> Any:
+    def do(self, stop: StopSignal) -> Answer:
         from cls.commands.export.run import export
 
-        return export(self.run, Path(self.to), self.options, stop)
+        return export(self.run, Path(self.to), self.options, stop), None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class Check(SplitOptions, DeviceOptions, Command):
     """Look at every image before training on it: broken and odd ones, copies within and across splits, labels.
 
     Exits with 3 where something must be mended: broken images, one picture in several splits or under several labels.
     """
 
+    path_place: ClassVar[int] = 0
     path: tyro.conf.Positional[str]
     """A folder of images, a parquet, arrow or webdataset file or folder, a hub name, or 'digits' (embedded)."""
     run: str = ""
     """Directory of a finished run whose model tells which labels it doubts; its data fields and seed are used."""
     to: str = ""
     """PNG file to write: copies side by side, broken images, doubted labels."""
-    workers: int = -1
-    """Processes that decode; -1 takes one per core; 0 decodes in the main process."""
-    device: str = "auto"
-    """Of the run's model: auto, cpu or cuda."""
-    val_fraction: float = 0.1
-    """Share of the training images that training would hold out when the data has no validation split."""
-    seed: int = 0
-    """Decides what is held out."""
-    image_column: str = ""
-    """Column with the images in parquet, arrow or hub data; empty: found by type, then by name."""
-    labels: tuple[str, ...] = ()
-    """Label files of image files, as train.py's --data.labels: train.csv, or val=solution.csv."""
-    id_column: str = ""
-    """Column of the label files with the images' names; empty: the one whose values match them."""
-    label_column: str = ""
-    """Column with the labels in parquet, arrow or hub data or in the label files; member (txt) or key (json.class) of a
-    webdataset; empty: found by type and name."""
-    label_pattern: str = ""
-    """Regular expression whose one group is the class in an image file's name, from its start: '(.+)_[0-9]+'."""
 
-    def do(self, stop: StopSignal) -> Any:
+    def do(self, stop: StopSignal) -> Answer:
         check_output("to", self.to)
+        data, to = self.data(self.path), Path(self.to) if self.to else None
+        from cls.commands.check.findings import data_error
         from cls.commands.check.run import check_images
 
-        data = Data(path=self.path, val_fraction=self.val_fraction, image_column=self.image_column, labels=self.labels,
-                    id_column=self.id_column, label_column=self.label_column,
-                    label_pattern=self.label_pattern)  # fmt: skip
-        check_labels(data)
-        return check_images(
-            data, self.seed, self.run, Path(self.to) if self.to else None, self.workers, self.device, stop
-        )
+        found = check_images(data, self.seed, self.run, to, self.workers, self.device, stop)
+        return found, data_error(found)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Doctor:
+class Doctor(Command):
     """Examine this machine: driver, cores, memory, caches, network, disk, and whether its GPUs can talk; remedies."""
 
     out: str = "runs"
@@ -358,14 +367,15 @@ class Doctor:
     seconds: float = 5.0
     """How long each transport may take before it counts as hanging."""
 
-    def do(self, stop: StopSignal) -> Any:
-        from cls.commands.doctor.run import doctor
+    def do(self, stop: StopSignal) -> Answer:
+        from cls.commands.doctor.run import doctor, not_ready
 
-        return doctor(self.out, self.data, self.save, self.seconds)
+        found = doctor(self.out, self.data, self.save, self.seconds)
+        return found, not_ready(found)
 
 
-VERBS = {
-    "recipes": Recipes, "show": Show, "check": Check, "plan": Plan, "bench": Bench, "fetch": Fetch, "pack": Pack,
-    "doctor": Doctor, "predict": Predict, "export": Export, "evaluate": Evaluate, "compare": Compare,
-    "report": Report, "audit": Audit, "sweep": Sweep,
+COMMANDS: dict[str, type[Any]] = {
+    kind.__name__.lower(): kind
+    for kind in (Recipes, Show, Check, Plan, Bench, Fetch, Pack, Doctor, Predict, Export, Evaluate, Compare, Report,
+                 Audit, Sweep)
 }  # fmt: skip

@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from cls import config
-from cls.commands.pack_options import PackOptions
+from cls.commands.options import PackOptions
 from cls.data.readers import Encoded, column, files_of, fingerprint, images_of, sizes_of
 from cls.data.shards import Row, sha256, write_shard
 from cls.data.sources import labels_of, load

@@ -21,11 +21,10 @@ from cls.commands.bench import baselines, loop, pipelines
 from cls.commands.bench.advice import Demand, advise, demand
 from cls.commands.bench.cpu_time import Lists, Stream, cpu_seconds
 from cls.commands.bench.floor import Floor
-from cls.commands.bench.options import BenchOptions
 from cls.commands.bench.run import PUBLISHED, pipelines_of
 from cls.commands.bench.sample import about, choose
-from cls.commands.main import _command
-from cls.commands.plan.options import PlanOptions
+from cls.commands.main import parse_command
+from cls.commands.options import BenchOptions, PlanOptions
 from cls.commands.plan.run import plan
 from cls.config import Run, change
 from cls.data.dataset import train_dataset
@@ -267,7 +266,7 @@ def test_the_verb_measures_everything_and_its_ratios_are_those_of_its_figures(
     words = ["--images", "9", "--repeats", "2", "--recipes", "this", "--steps", "2"]
     words += ["--data.path", str(photos), "--train.batch", "8", "--train.micro-batch", "4", "--data.workers", "1"]
     words += ["--model.backbone", TINY["backbone"]]
-    document = _command("bench", ["digits", *words, "--out", str(tmp_path / "b")]).do(StopSignal())
+    document, _ = parse_command("bench", ["digits", *words, "--out", str(tmp_path / "b")]).do(StopSignal())
     assert json.loads((tmp_path / "b" / "bench.json").read_text()) == document
     assert finite(document)
     (row,) = document["pipelines"]
@@ -397,4 +396,4 @@ def test_a_named_gpu_wants_what_the_plan_says(photos: Path) -> None:
 )
 def test_what_cannot_be_measured_is_refused_before_it_starts(words: tuple[str, ...], text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        _command("bench", ["digits", *words]).do(StopSignal())
+        parse_command("bench", ["digits", *words]).do(StopSignal())

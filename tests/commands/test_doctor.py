@@ -26,8 +26,8 @@ from cls.commands.doctor.run import (  # fmt: skip
     doctor,
     gpu,
     judge,
+    not_ready,
     quota_finding,
-    refuse_bad,
     run_folder,
     shared_memory,
     shm_finding,
@@ -171,13 +171,13 @@ def test_what_is_concluded_from_the_transports() -> None:
     assert judge("nccl", {"": fast})[0][0].found == "40.00 GB/s"
 
 
-def test_only_bad_findings_refuse() -> None:
+def test_only_bad_findings_are_an_error() -> None:
     ok, warn = ({"state": state, "name": state, "found": "x", "remedy": "y"} for state in ("ok", "warn"))
-    refuse_bad([ok, warn])
+    assert not_ready([ok, warn]) is None
     bad = [{"state": "bad", "name": name, "found": "full", "remedy": "empty it"} for name in ("disk", "GPU")]
-    with pytest.raises(ValueError) as caught:
-        refuse_bad([ok, bad[0], warn, bad[1]])
-    assert str(caught.value) == "this machine is not ready:\n  disk: full -> empty it\n  GPU: full -> empty it"
+    error = not_ready([ok, bad[0], warn, bad[1]])
+    assert isinstance(error, ValueError)
+    assert str(error) == "this machine is not ready:\n  disk: full -> empty it\n  GPU: full -> empty it"
 
 
 def test_cores_gpus_and_shared_memory_by_their_numbers() -> None:

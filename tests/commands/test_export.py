@@ -18,10 +18,10 @@ from untrained import untrained
 
 from cls.commands.export import run as export_run
 from cls.commands.export.onnx import require_packages
-from cls.commands.export.options import ExportOptions, Format
 from cls.commands.export.run import LIMIT, export
 from cls.commands.export.snippets import expressible, plain
 from cls.commands.export.timm_config import preprocessing
+from cls.commands.options import ExportOptions, Format
 from cls.config import Data, Model
 from cls.data.dataset import EvalDataset, ViewDataset
 from cls.data.loader import load_batch

@@ -36,7 +36,7 @@ from cls.commands.fetch import (
     read_notes,
     require_offline,
 )
-from cls.commands.main import parse_run
+from cls.commands.parsing import parse_run
 from cls.config import flat
 
 REVISION = "1" * 40
@@ -135,7 +135,7 @@ import json, os, sys, time, traceback
 import datasets.config, timm, torchvision
 from huggingface_hub import constants
 from cls.commands import fetch
-from cls.commands.main import parse_run
+from cls.commands.parsing import parse_run
 from cls.data import readers, sources
 from cls.models.weights import weight_file
 
@@ -538,7 +538,7 @@ def test_the_check_imports_none_of_the_slow_libraries(tmp_path: Path) -> None:
     """So that `--offline` is refused at once: torch and datasets take seconds to import."""
     program = (
         "import os, sys\n"
-        "from cls.commands.main import parse_run\n"
+        "from cls.commands.parsing import parse_run\n"
         "from cls.commands.fetch import require_offline\n"
         "try:\n    require_offline(parse_run(sys.argv[1:]))\n"
         "except ValueError as error:\n    print(error)\n"

@@ -11,8 +11,8 @@ import pytest
 from conftest import ROOT, environment
 from PIL import Image
 
-from cls.commands.arguments import VERBS
-from cls.commands.main import _command
+from cls.commands.arguments import COMMANDS
+from cls.commands.main import parse_command
 from cls.config import Run, to_yaml
 
 CLS = [sys.executable, "-c", "from cls.commands.main import main; main()"]
@@ -23,13 +23,13 @@ def cls(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*CLS, *words], env=env, capture_output=True, text=True, timeout=120, cwd=cwd)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_each_verb_explains_itself_without_loading_torch(verb: str) -> None:
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_explains_itself_without_loading_torch(name: str) -> None:
     program = "import sys; from cls.commands.main import main\ntry: main()\nfinally: print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program, verb, "--help"], env=environment(), capture_output=True,
+    done = subprocess.run([sys.executable, "-c", program, name, "--help"], env=environment(), capture_output=True,
                           text=True, timeout=60, cwd=ROOT)  # fmt: skip
     assert done.returncode == 0 and done.stdout.rstrip().endswith("False"), done.stderr
-    doc = " ".join((VERBS[verb].__doc__ or "").split())
+    doc = " ".join((COMMANDS[name].__doc__ or "").split())
     assert doc[:60] in " ".join(done.stdout.split()) and "--json" in done.stdout
 
 
@@ -109,8 +109,8 @@ def test_a_run_with_local_files_only_needs_nothing_fetched() -> None:
         (("check", "t"), "t"),
     ],
 )
-def test_verbs_take_the_path_as_messages_print_it(words: tuple[str, ...], path: str) -> None:
-    command = _command(words[0], [*words[1:]])
+def test_commands_take_the_path_as_messages_print_it(words: tuple[str, ...], path: str) -> None:
+    command = parse_command(words[0], [*words[1:]])
     assert command.path == path and getattr(command, "run", "RUN") in ("RUN", "")
 
 

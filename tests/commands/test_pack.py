@@ -21,8 +21,8 @@ from PIL import Image
 
 from cls import config
 from cls.commands import pack as packs
+from cls.commands.options import PackOptions
 from cls.commands.pack import pack
-from cls.commands.pack_options import PackOptions
 from cls.data import readers
 from cls.data import shards as shard
 from cls.data.readers import images_of
@@ -299,7 +299,7 @@ def test_a_second_packing_into_the_folder_is_refused_while_the_first_lives(tmp_p
     source, to = photos(tmp_path / "photos", each=3), tmp_path / "packed"
     code = (
         "import sys, time; from pathlib import Path; from cls.commands import pack as packs; "
-        "from cls.commands.pack_options import PackOptions; "
+        "from cls.commands.options import PackOptions; "
         "packs._write = lambda *_: (print('begun', flush=True), time.sleep(100)); "
         "packs.pack(sys.argv[1], Path(sys.argv[2]), PackOptions())"
     )

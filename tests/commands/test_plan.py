@@ -14,10 +14,10 @@ from conftest import ROOT
 
 from cls import recipes
 from cls.commands.gpus import GPUS, Gpu, find
-from cls.commands.main import parse_run
+from cls.commands.options import PlanOptions
+from cls.commands.parsing import parse_run
 from cls.commands.plan import roofline
 from cls.commands.plan.memory import Step, Tape
-from cls.commands.plan.options import PlanOptions
 from cls.commands.plan.run import command, plan, table
 from cls.commands.plan.sbatch import CHECKPOINT_SECONDS, STARTUP_SECONDS
 from cls.config import Run, change, flat

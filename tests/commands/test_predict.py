@@ -21,8 +21,8 @@ import torch
 from conftest import ROOT, environment
 from untrained import untrained
 
+from cls.commands.options import PackOptions
 from cls.commands.pack import pack
-from cls.commands.pack_options import PackOptions
 from cls.commands.predict import predict_images, ranked, read_list
 from cls.config import View, views_of
 from cls.data.dataset import EvalDataset

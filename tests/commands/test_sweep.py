@@ -27,7 +27,8 @@ from PIL import Image
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from cls import recipes
-from cls.commands.main import _command, parse_run
+from cls.commands.main import parse_command
+from cls.commands.parsing import parse_run
 from cls.config import Run, change, flat, to_yaml
 from cls.evaluation.predictions import Predictions, write_parquet
 from cls.models.backbones import plain
@@ -265,7 +266,7 @@ def toy(place: Path, name: str) -> list[str]:
 
 
 def cls_sweep(*words: str) -> Any:
-    return _command("sweep", list(words)).do(StopSignal())
+    return parse_command("sweep", list(words)).do(StopSignal())[0]
 
 
 def carry(server: Server, members: list[dict[str, Any]]) -> int:

@@ -23,7 +23,8 @@ from PIL import Image
 from untrained import untrained
 
 from cls import config
-from cls.commands.main import _command, parse_run
+from cls.commands.main import parse_command
+from cls.commands.parsing import parse_run
 from cls.data.folders import image_folder
 from cls.data.labels.hint import label_hint
 from cls.data.labels.read import read_labels
@@ -912,8 +913,8 @@ def test_the_hint_is_a_command_that_works(tmp_path: Path, layout: str) -> None:
         assert again == answer
     assert again["train"] == answer["train"] and again.keys() == answer.keys()
     for command in (["check", str(root)], ["pack", str(root), "--to", "x"], ["evaluate", "run", str(root)]):
-        typed = _command(command[0], [*command[1:], *shlex.split(words)])
-        typed = typed.packing if command[0] == "pack" else typed
+        typed = parse_command(command[0], [*command[1:], *shlex.split(words)])
+        typed = typed.options if command[0] == "pack" else typed
         assert (typed.labels, typed.label_pattern) == (run.data.labels, run.data.label_pattern)
 
 
@@ -998,8 +999,8 @@ def test_packing_a_kaggle_set_gives_a_plain_one(tmp_path: Path) -> None:
 def test_check_and_evaluate_take_label_files(tmp_path: Path) -> None:
     """`cls check` of a Kaggle set; `cls evaluate` scores another folder by its own file, though the run had another."""
     root = tree(tmp_path / "set", kaggle(lambda n: f"{n},class {n % 2}"))
-    check = _command("check", [str(root), "--data.labels", "train.csv", "--workers", "0"])
-    facts = check.do(StopSignal())
+    check = parse_command("check", [str(root), "--data.labels", "train.csv", "--workers", "0"])
+    facts, _ = check.do(StopSignal())
     assert facts["classes"] == ["class 0", "class 1"] and facts["splits"]["test"]["images"] == 2
     data = {"path": str(root), "labels": ("train.csv",), "label_column": "label", "size": 16}
     untrained(tmp_path / "run", 2, data, {"backbone": "timm/test_resnet"})
@@ -1014,11 +1015,11 @@ def test_check_and_evaluate_take_label_files(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"have no label; answers\.csv looks like .*: add --data\.labels answers\.csv$"
     ):
-        _command("evaluate", words).do(StopSignal())
-    document = _command("evaluate", [*words, "--data.labels", "answers.csv"]).do(StopSignal())
+        parse_command("evaluate", words).do(StopSignal())
+    document, _ = parse_command("evaluate", [*words, "--data.labels", "answers.csv"]).do(StopSignal())
     assert {name: one["images"] for name, one in document["classes"].items()} == {"class 0": 2, "class 1": 1}
     with pytest.raises(ValueError, match="the options for labels need a path"):
-        _command("evaluate", [words[0], "--labels", "answers.csv"]).do(StopSignal())
+        parse_command("evaluate", [words[0], "--labels", "answers.csv"]).do(StopSignal())
 
 
 def test_a_large_file_is_read_in_reasonable_time(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ from scipy import stats
 
 import train
 from cls import config
+from cls.commands.options import PackOptions
 from cls.commands.pack import pack
-from cls.commands.pack_options import PackOptions
 from cls.config import Run, change
 from cls.data import streaming as streams
 from cls.data.readers import Images, Stream, fingerprint, images_of

@@ -16,8 +16,8 @@ import pytest
 from conftest import ROOT, environment
 from PIL import Image
 
+from cls.commands.options import PackOptions
 from cls.commands.pack import pack
-from cls.commands.pack_options import PackOptions
 from cls.data.workers import WorkerDied, Workers, in_order
 from cls.runtime.exit import DataError
 from tests.tracking.test_tracker import history, inspect

@@ -25,7 +25,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import train
-from cls.commands.main import fail_early, parse_run
+from cls.commands.parsing import fail_early, parse_run
 from cls.data.dataset import train_dataset
 from cls.data.loader import load_batch
 from cls.data.readers import images_of

@@ -15,8 +15,9 @@ import pytest
 from conftest import ROOT, environment
 from untrained import untrained
 
-from cls.commands.arguments import VERBS
-from cls.commands.main import _command, out_of, parse_run
+from cls.commands.arguments import COMMANDS
+from cls.commands.main import parse_command
+from cls.commands.parsing import out_of, parse_run
 from cls.config import Run, change, diff
 from cls.runtime.paths import PATHS, check_output, command_line, elsewhere, name_problem, writing
 
@@ -46,10 +47,10 @@ def texts(kind: type, found: set[str]) -> set[str]:
 def test_every_text_of_every_command_is_a_path_or_a_word() -> None:
     """A new option with a path must be expanded: name it in cls/runtime/paths.py; another text: in WORDS above."""
     found: set[str] = texts(Run, set())
-    for command in VERBS.values():
+    for command in COMMANDS.values():
         texts(command, found)
     known = {f"{kind}.{name}" for kind, names in PATHS.items() for name in names}
-    words = WORDS | {"Model.freeze", "Export.format"}
+    words = WORDS | {"Model.freeze", "ExportOptions.format"}
     # label files, which may stand behind a split (val=~/val.csv), are expanded where they are looked for
     words |= {f"{kind}.{name}" for kind in ("Data", "PackOptions", "Check", "Evaluate")
               for name in ("labels", "id_column", "label_column", "label_pattern")}  # fmt: skip
@@ -72,8 +73,8 @@ def test_every_text_of_every_command_is_a_path_or_a_word() -> None:
         (["doctor", "--out=~/r", "--data=~"], "data", HOME),
         (["show", "digits", "--to=~/d.png", "--data.path=~/p"], "run.data.path", f"{HOME}/p"),
         (["bench", "digits", "--out=~/b"], "run.out", f"{HOME}/b"),
-        (["plan", "digits", "--gpu", "a6000", "--script=~/s.sh"], "request.script", f"{HOME}/s.sh"),
-        (["sweep", "mlp-head/heads", "--slurm=~/s", "--out=~/o"], "wish.slurm", f"{HOME}/s"),
+        (["plan", "digits", "--gpu", "a6000", "--script=~/s.sh"], "options.script", f"{HOME}/s.sh"),
+        (["sweep", "mlp-head/heads", "--slurm=~/s", "--out=~/o"], "options.slurm", f"{HOME}/s"),
         (["sweep", "mlp-head/heads", "--wandb", "~/w", "--out=~/o"], "fields.out", f"{HOME}/o"),
         (["sweep", "~/runs"], "name", f"{HOME}/runs"),
         (["audit", "~/run"], "run", f"{HOME}/run"),
@@ -81,7 +82,7 @@ def test_every_text_of_every_command_is_a_path_or_a_word() -> None:
     ],
 )
 def test_a_home_directory_is_expanded_in_every_command(argv: list[str], field: str, expected: Any) -> None:
-    found = _command(argv[0], argv[1:])
+    found = parse_command(argv[0], argv[1:])
     for name in field.split("."):
         found = getattr(found, name)
     assert found == expected

@@ -17,7 +17,7 @@ from conftest import ROOT, Result, environment, launch, timeless
 from sandbox import Job, Slurm
 
 from cls import recipes
-from cls.commands.plan.options import PlanOptions
+from cls.commands.options import PlanOptions
 from cls.commands.plan.run import command
 from cls.config import from_yaml
 from cls.tracking.events import read_events

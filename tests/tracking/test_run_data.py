@@ -33,11 +33,10 @@ from cls.commands.audit import audit_run
 from cls.commands.check.run import check_images
 from cls.commands.contact_sheet import Tile, end
 from cls.commands.evaluate import evaluate_images
-from cls.commands.export.options import ExportOptions
 from cls.commands.export.run import export
-from cls.commands.main import _command
+from cls.commands.main import parse_command
+from cls.commands.options import ExportOptions, PackOptions
 from cls.commands.pack import pack
-from cls.commands.pack_options import PackOptions
 from cls.commands.report import report_run
 from cls.config import Data, Run, change, to_yaml
 from cls.data.readers import image_sizes, images_of
@@ -171,7 +170,7 @@ def test_a_run_s_own_data_that_has_changed_is_rejected(tmp_path: Path, case: str
     said = str(caught.value)
     assert f"{root} is not what {out} was trained on" in said and "\n" not in said
     words = typed(said)
-    command = _command(words[0], words[1:])
+    command = parse_command(words[0], words[1:])
     assert command.run == str(out)
     if command.path != "FOLDER":  # what was printed works as it is
         assert evaluated(out, command.path)["accuracy"] >= 0
@@ -231,8 +230,8 @@ def test_the_command_after_drift_has_the_run_s_label_options(tmp_path: Path, cas
     with pytest.raises(ValueError, match="validation images have other contents") as caught:
         evaluated(out)
     assert str(caught.value).endswith(f": cls evaluate {out} {words.format(root)}")
-    command = _command("evaluate", [*typed(str(caught.value))[1:], "--device", "cpu", "--workers", "0"])
-    assert command.do(StopSignal())["accuracy"] >= 0
+    command = parse_command("evaluate", [*typed(str(caught.value))[1:], "--device", "cpu", "--workers", "0"])
+    assert command.do(StopSignal())[0]["accuracy"] >= 0
 
 
 def test_what_does_not_touch_the_validation_images_is_no_drift_for_them(tmp_path: Path) -> None:
@@ -617,8 +616,8 @@ def test_a_real_run_with_such_classes_goes_on_and_notices_other_images(
     for name, probs in (("right", right), ("wrong", right[:, ::-1])):
         write_parquet(tmp_path / f"{name}.parquet", dataclasses.replace(found, probs=probs))
     files = [str(tmp_path / f"{name}.parquet") for name in ("right", "wrong")]
-    command = _command("compare", [*files, "--to", str(tmp_path / "table.md")])
-    assert len(command.do(StopSignal())["comparisons"][0]["classes"]) == 4 and clean(capsys.readouterr().err)
+    command = parse_command("compare", [*files, "--to", str(tmp_path / "table.md")])
+    assert len(command.do(StopSignal())[0]["comparisons"][0]["classes"]) == 4 and clean(capsys.readouterr().err)
     table = (tmp_path / "table.md").read_text()
     assert "new\\\\nline" in table and clean(table)
     with suppress(DataError):  # copies, of course

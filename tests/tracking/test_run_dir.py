@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 
 from cls import recipes
-from cls.commands.main import parse_run
+from cls.commands.parsing import parse_run
 from cls.config import Run, change, from_yaml
 from cls.data.sources import load
 from cls.distributed.world import World

@@ -4,8 +4,8 @@ from math import ceil
 from statistics import median
 from typing import Any, NamedTuple
 
-from cls.commands.bench.options import BenchOptions
 from cls.commands.gpus import Gpu, find
+from cls.commands.options import BenchOptions
 from cls.commands.plan import roofline
 from cls.commands.plan.memory import trace_step
 from cls.config import Run

@@ -113,10 +113,10 @@ def problems(found: dict[str, Any]) -> list[str]:
     return said
 
 
-def refuse_problems(found: dict[str, Any]) -> None:
-    """DataError that lists what must be mended, if there is anything."""
-    if said := problems(found):
-        raise DataError("this data must be mended:\n  " + "\n  ".join(map(printable, said)))
+def data_error(found: dict[str, Any]) -> DataError | None:
+    """An error that lists what must be mended, if there is anything."""
+    said = problems(found)
+    return DataError("this data must be mended:\n  " + "\n  ".join(map(printable, said))) if said else None
 
 
 def _named(group: dict[str, Any]) -> str:

@@ -78,11 +78,10 @@ def doctor(out: str, data: str, save: bool, seconds: float) -> list[dict[str, An
     return [asdict(finding) for finding in findings]
 
 
-def refuse_bad(findings: list[dict[str, Any]]) -> None:
-    """ValueError that lists the bad findings, if there are any."""
+def not_ready(findings: list[dict[str, Any]]) -> ValueError | None:
+    """An error that lists the bad findings, if there are any."""
     bad = [f"{item['name']}: {item['found']} -> {item['remedy']}" for item in findings if item["state"] == "bad"]
-    if bad:
-        raise ValueError("this machine is not ready:\n  " + "\n  ".join(bad))
+    return ValueError("this machine is not ready:\n  " + "\n  ".join(bad)) if bad else None
 
 
 def software() -> list[Finding]:

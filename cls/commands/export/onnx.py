@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cls.commands.export.options import Input
 from cls.commands.export.snippets import input_name
+from cls.commands.options import Input
 from cls.models.backbones import Statistics
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from cls.commands.export.onnx import require_packages, write_graph
-from cls.commands.export.options import ExportOptions
 from cls.commands.export.snippets import framing, input_name, library, loading, running
 from cls.commands.export.timm_config import config_json
+from cls.commands.options import ExportOptions
 from cls.data.dataset import ViewDataset
 from cls.data.loader import batches, worker_count
 from cls.data.readers import images_of

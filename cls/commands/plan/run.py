@@ -12,9 +12,9 @@ from rich.table import Table
 
 from cls import recipes
 from cls.commands.gpus import USABLE, Gpu
+from cls.commands.options import PlanOptions
 from cls.commands.plan import roofline, sbatch
 from cls.commands.plan.memory import Step, largest_unit, trace_step, with_exchange, workspace
-from cls.commands.plan.options import PlanOptions
 from cls.config import Run, change, flat
 from cls.data.sources import Splits, load
 from cls.distributed.micro_batches import advice

@@ -10,9 +10,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from cls.commands.options import SweepOptions
 from cls.commands.sweep.local import run_members
 from cls.commands.sweep.members import Member, Rows, find_members, unique
-from cls.commands.sweep.options import SweepOptions
 from cls.commands.sweep.overrides import typed_values, without_out
 from cls.commands.sweep.scripts import arguments, write_slurm, write_wandb
 from cls.config import Run
@@ -44,42 +44,37 @@ def _stated(row: Row) -> str:
     return f" {figure(row.validation)} / {figure(row.test)}" if row.validation or row.test else ""
 
 
-def carry_out(name: str, wish: SweepOptions, fields: Run, words: Sequence[str], stop: StopSignal) -> dict[str, Any]:
-    """Show, write or run the members of a sweep, and give the table of what is there.
+def run_sweep(
+    name: str, options: SweepOptions, fields: Run, words: Sequence[str], stop: StopSignal
+) -> tuple[dict[str, Any], ValueError | None]:
+    """Show, write or run the members of a sweep; the table of what is there, and an error naming failed members.
 
     ``words`` are the fields that were typed; ``fields`` holds their values.
     """
     sweeps, folder = chosen(name), Path(fields.out or FOLDER)
-    launch = [os.path.expanduser(word) for word in shlex.split(wish.launch)]
+    launch = [os.path.expanduser(word) for word in shlex.split(options.launch)]
     if not sweeps:
         raise unknown(name)
-    if not launch:
-        raise ValueError("launch is empty: give the launcher and the script, as 'accelerate launch train.py'")
-    if wish.run and (wish.slurm or wish.wandb):
-        raise ValueError("run trains here, slurm and wandb write for elsewhere: ask for one of them")
-    if wish.seeds < 1:
-        raise ValueError(f"seeds is {wish.seeds}: it must be 1 or more")
-    if (wish.run or wish.slurm or wish.wandb) and not fields.data.path:
-        raise ValueError(f"data.path is empty: name the images with cls sweep {name} --data.path FOLDER")
+    _check(name, options, fields, launch)
     values, shared = typed_values(fields, words), without_out(words)
-    rows = find_members(sweeps, wish.seeds, values, folder)
+    rows = find_members(sweeps, options.seeds, values, folder)
     document: dict[str, Any] = {"folder": str(folder), "failed": {}}
-    if wish.slurm:
-        with writing("slurm", wish.slurm):
-            document["sbatch"] = _slurm(Path(wish.slurm), [m for m in unique(rows) if m.open], shared, folder)
-    if wish.wandb:
+    if options.slurm:
+        with writing("slurm", options.slurm):
+            document["sbatch"] = _slurm(Path(options.slurm), [m for m in unique(rows) if m.open], shared, folder)
+    if options.wandb:
         project = fields.track.project
-        with writing("wandb", wish.wandb):
-            document["wandb"] = write_wandb(Path(wish.wandb), name, sweeps, rows, launch, shared, folder, project)
+        with writing("wandb", options.wandb):
+            document["wandb"] = write_wandb(Path(options.wandb), name, sweeps, rows, launch, shared, folder, project)
         print(f"register it with\n{document['wandb']}\nand start the agent that it names", file=sys.stderr)
 
     def command(member: Member) -> list[str]:
         return [*launch, *arguments(member, shared)]
 
-    if wish.run:
+    if options.run:
         document["failed"] = run_members(unique(rows), [*map(command, unique(rows))], len(launch), stop)
-        rows = find_members(sweeps, wish.seeds, values, folder)
-    elif not (wish.slurm or wish.wandb):
+        rows = find_members(sweeps, options.seeds, values, folder)
+    elif not (options.slurm or options.wandb):
         _print_commands(rows, command)
     document["members"] = [
         {"run": member.run.out, "recipe": member.run.recipe, "seed": member.run.seed,
@@ -87,8 +82,19 @@ def carry_out(name: str, wish: SweepOptions, fields: Run, words: Sequence[str], 
         for member in unique(rows)
     ]  # fmt: skip
     started = any(member.state for member in unique(rows))
-    document["sweeps"] = _tables(sweeps, rows, folder, wish.seeds) if started else []
-    return document
+    document["sweeps"] = _tables(sweeps, rows, folder, options.seeds) if started else []
+    return document, _failed(document["failed"])
+
+
+def _check(name: str, options: SweepOptions, fields: Run, launch: Sequence[str]) -> None:
+    if not launch:
+        raise ValueError("launch is empty: give the launcher and the script, as 'accelerate launch train.py'")
+    if options.run and (options.slurm or options.wandb):
+        raise ValueError("run trains here, slurm and wandb write for elsewhere: ask for one of them")
+    if options.seeds < 1:
+        raise ValueError(f"seeds is {options.seeds}: it must be 1 or more")
+    if (options.run or options.slurm or options.wandb) and not fields.data.path:
+        raise ValueError(f"data.path is empty: name the images with cls sweep {name} --data.path FOLDER")
 
 
 def _slurm(file: Path, members: Sequence[Member], words: Sequence[str], folder: Path) -> str:
@@ -134,8 +140,8 @@ def _tables(sweeps: Mapping[str, Sweep], rows: Rows, folder: Path, seeds: int) -
     return found
 
 
-def refuse_failed(document: dict[str, Any]) -> None:
-    """ValueError if members failed."""
-    if failed := document["failed"]:
-        text = "\n  ".join(f"{path}: {reason}" for path, reason in failed.items())
-        raise ValueError(f"{len(failed)} members failed; the same command tries them again:\n  {text}")
+def _failed(failed: Mapping[str, str]) -> ValueError | None:
+    if not failed:
+        return None
+    text = "\n  ".join(f"{path}: {reason}" for path, reason in failed.items())
+    return ValueError(f"{len(failed)} members failed; the same command tries them again:\n  {text}")

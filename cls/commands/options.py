@@ -1,0 +1,171 @@
+"""Options that commands share, and those of single commands; no heavy imports, so that --help returns immediately."""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from cls.commands.gpus import Gpu, find
+from cls.config import Data
+from cls.validate import check_labels
+
+Format = Literal["safetensors", "onnx"]
+Input = Literal["float", "uint8"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions:
+    """Where a model runs, and what loads its images."""
+
+    device: str = "auto"
+    """Device of the model: auto, cpu or cuda."""
+    workers: int = -1
+    """Processes that decode images; -1: one per core; 0: decode in the main process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    """Where the labels of images are, if not in class folders; as the fields of the same name of train.py."""
+
+    labels: tuple[str, ...] = ()
+    """Label files, as train.py's --data.labels: train.csv, or val=solution.csv."""
+    id_column: str = ""
+    """Column of the label files with the image names; empty: the one whose values match them."""
+    label_column: str = ""
+    """Column with the labels in parquet, arrow or hub data or in the label files; member (txt) or key (json.class) of a
+    webdataset; empty: found by type and name."""
+    label_pattern: str = ""
+    """Regular expression whose one group is the class in an image's file name, from its start: '(.+)_[0-9]+'."""
+
+    def data(self, path: str) -> Data:
+        """The images of ``path`` with these labels; ValueError for options that exclude each other."""
+        names = {*LabelOptions.__dataclass_fields__, "val_fraction", "image_column"}
+        data = Data(path=path, **{name: value for name, value in asdict(self).items() if name in names})
+        check_labels(data)
+        return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitOptions(LabelOptions):
+    """How images are found and split; as the fields of the same name of train.py."""
+
+    val_fraction: float = 0.1
+    """Share of the training images held out (stratified) if the data has no validation split."""
+    seed: int = 0
+    """Seed of the held-out split."""
+    image_column: str = ""
+    """Column with the images in parquet, arrow or hub data; empty: found by type, then by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions(SplitOptions):
+    """How images are packed; changing any field changes the shards. The seed also sets the order of the rows."""
+
+    short: int = 0
+    """Reduce the short side of larger images to this many pixels, as JPEG; 0 keeps every file's bytes as they are."""
+    quality: int = 90
+    """JPEG quality of reduced images, 1 to 95."""
+    shard_mb: int = 256
+    """Approximate size of a shard file, MB."""
+
+    def __post_init__(self) -> None:
+        if self.short < 0:
+            raise ValueError(f"--short is {self.short}: it must be 0 (no change) or a number of pixels")
+        if not 1 <= self.quality <= 95:
+            raise ValueError(f"--quality is {self.quality}: it must be from 1 to 95")
+        if self.shard_mb < 1:
+            raise ValueError(f"--shard-mb is {self.shard_mb}: it must be 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Which files are written, and which images they are verified on."""
+
+    format: tuple[Format, ...] = ("safetensors",)
+    """safetensors: model.safetensors for timm or torchvision (or cls, where the attention is its own); onnx: model.onnx
+    with any batch size, which needs the extra 'onnx'; or both. config.json is always written."""
+    input: Input = "float"
+    """Input of model.onnx: float is images b 3 h w, float32, normalised; uint8 is pixels b h w 3, RGB, 0 to 255, which
+    the network normalises itself. Both framed as config.json says."""
+    images: str = ""
+    """Images to compare the logits on; empty: the validation split of the run's own data."""
+    count: int = 100
+    """Number of images to compare on, evenly spaced."""
+
+    def __post_init__(self) -> None:
+        if not self.format:
+            raise ValueError("--format is empty: name safetensors, onnx or both")
+        if self.count < 1:
+            raise ValueError(f"--count must be at least 1, found {self.count}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """The machine that a run is planned for."""
+
+    gpu: str = ""
+    """GPU name, case-insensitive: 3090, rtx3090, a6000, 'RTX 3060 Ti', a100, a100-80, h100."""
+    memory: float = 0.0
+    """Memory of a GPU of another type, GB; then time is not estimated."""
+    gpus: int = 1
+    """GPUs per node."""
+    nodes: int = 1
+    """Nodes (machines)."""
+    cpus: int = 0
+    """Cores per node that the job will request; 0: those of --script."""
+    time: str = ""
+    """Time limit of a job as SLURM writes it (12:00:00, 1-00:00:00); empty: none."""
+    script: str = ""
+    """Batch script to submit; its #SBATCH lines are compared with the plan."""
+    fsdp: bool = False
+    """Shard parameters, gradients and optimizer over the GPUs (needs --train.reduce fast)."""
+    link: float = 10.0
+    """Network between nodes, Gbit/s."""
+
+    def card(self) -> Gpu | None:
+        """The named GPU; None where only its memory is given; ValueError for neither, both, or an unknown name."""
+        if bool(self.gpu) == bool(self.memory):
+            raise ValueError("gpu: name it (--gpu a6000) or, for another type, give its memory in GB (--memory 16)")
+        if self.memory < 0:
+            raise ValueError(f"memory is {self.memory}: give the GPU's memory in GB")
+        return find(self.gpu) if self.gpu else None
+
+    @property
+    def world_size(self) -> int:
+        return self.gpus * self.nodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What is measured, and for how long."""
+
+    images: int = 64
+    """Images of each measurement, the same ones for all; rounded up to whole batches."""
+    repeats: int = 5
+    """Interleaved repetitions; medians are reported."""
+    recipes: Literal["all", "this"] = "all"
+    """The input pipelines of the five published recipes and this run's, or this run's only."""
+    peers: bool = True
+    """Also measure a Hugging Face style and a timm style loader with the same augmentation."""
+    steps: int = 0
+    """Optimizer steps of one measurement of the training loop; 0: as many as fit into --seconds, at most 20."""
+    seconds: float = 60.0
+    """Time limit of the training loop; it is left out if a step takes too long for it."""
+    gpu: str = ""
+    """GPU to compare the input with (as `cls plan` takes it); empty: this machine's own device, as measured."""
+    gpus: int = 1
+    """GPUs that this machine's cores must feed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """The options of ``cls sweep NAME``, besides the fields of train.py."""
+
+    seeds: int = 3
+    """Runs of each row, with seeds 0, 1, …"""
+    run: bool = False
+    """Run what is not done on this machine, one after the other: finished runs are skipped, interrupted ones resume."""
+    slurm: str = ""
+    """Write what is not done to this file, one line per run for slurm/sweep.sh, and print the sbatch command."""
+    wandb: str = ""
+    """Write the same runs to this file as a W&B sweep."""
+    launch: str = "accelerate launch train.py"
+    """Command before the recipe: a launcher with its options, and the training script."""

@@ -1,0 +1,166 @@
+"""Command lines to options. Needs no library that takes long to load, so mistakes are reported at once."""
+
+import os
+import re
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import tyro
+
+from cls import recipes
+from cls.commands.fetch import require_offline
+from cls.config import Run, reject_renamed, to_yaml
+from cls.runtime.exit import CODES, ExitHandler
+from cls.runtime.paths import expanded
+from cls.validate import check
+
+T = TypeVar("T")
+OTHER_RANKS_SECONDS = 5.0  # the launcher kills all ranks when one exits: rank 0 must have printed the error by then
+
+
+def out_of(argv: list[str]) -> str:
+    """The run directory that a command line names, readable even where the rest of it is not; '' if it names none."""
+    found = ""
+    for word, following in pairwise([*argv, ""]):
+        if word == "--out":
+            found = following
+        elif word.startswith("--out="):
+            found = word.removeprefix("--out=")  # the last one counts, as for the parser
+    found = os.path.expanduser(found)
+    return "" if found.startswith("~") else found  # an unknown user's: the parser rejects it
+
+
+def parse_run(argv: list[str]) -> Run:
+    """The run of a command line; without a recipe, the embedded digits. ``--show`` prints it as YAML and exits.
+
+    A misspelt field or a wrong type exits with the nearest field named; a bad value is a ValueError naming its field,
+    as are images of one's own without a recipe.
+    """
+    name, rest = recipe_and_fields(argv)
+    text = (
+        f"Train recipe {name!r}; others: train.py RECIPE (`cls recipes` lists them). "
+        "--show prints the final configuration and exits; --offline checks that no network is needed, and uses none."
+    )
+    fields = [word for word in rest if word not in ("--show", "--offline")]
+    run = parse_options(Run, recipes.get(name), fields, f"train.py {name}", text)
+    check_run(run, "train.py", argv)
+    if "--show" in rest:
+        print_document(to_yaml(run).rstrip("\n"))
+        sys.exit(0)
+    need_images(run)
+    if "--offline" in rest:
+        require_offline(run)
+    return run
+
+
+def fail_early(argv: list[str]) -> None:
+    """Exit as the run itself would for a mistake on its command line, before the heavy imports."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _leave_early)
+    try:
+        run = parse_run(argv)
+        if not (run.out and os.path.exists(os.path.join(run.out, "config.yaml"))):  # a finished run needs no images
+            _need_folder(run, argv)
+    except (ValueError, SystemExit):
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(OTHER_RANKS_SECONDS)
+        with ExitHandler(out_of(argv)):
+            raise
+
+
+def _leave_early(*_: object) -> None:
+    """Ctrl-C during the imports: nothing has begun, and a traceback of them helps nobody."""
+    os.write(2, b"\nstopped: SIGINT, before the run began\n")
+    os._exit(CODES["stopped"])
+
+
+def parse_options(kind: type[T], default: T | None, argv: list[str], prog: str, text: str) -> T:
+    """The options of a command line, with ``~`` in all paths expanded."""
+    reject_renamed(argv)
+    markers = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)  # --field True, as sweeps write it
+    prints = os.environ.get("RANK", "0") == "0"  # every rank finds the same mistake
+    with _reader_may_leave():
+        given: dict[str, Any] = {} if default is None else {"default": default}
+        found: T = tyro.cli(
+            kind, args=argv, prog=prog, description=text, config=markers, console_outputs=prints, **given
+        )
+        return expanded(found)
+    sys.exit(0)  # after --help into a closed pipe
+
+
+def recipe_and_fields(argv: list[str]) -> tuple[str, list[str]]:
+    """The recipe, the first word of a command line (without one: digits), and the words after it."""
+    return ("digits", argv) if not argv or argv[0].startswith("-") else (argv[0], argv[1:])
+
+
+def check_run(run: Run, program: str, argv: list[str]) -> None:
+    """ValueError for fields out of range, and for images of one's own without a recipe: digits is a 32 px network."""
+    name, fields = recipe_and_fields(argv)
+    if run.recipe != name:
+        raise ValueError(f"recipe is {run.recipe}: the recipe is the first word of the command, not a field")
+    check(run)
+    own = "data.copy" if run.data.copy else "data.path"
+    if fields is not argv or (run.data.path in ("", "digits") and not run.data.copy):
+        return
+    words = [*argv, "--data.path", run.data.copy] if run.data.path in ("", "digits") else argv
+    raise ValueError(
+        f"{own} is {run.data.copy or run.data.path}, but no recipe is named; the recipes are "
+        f"{', '.join(recipes.systems())}, and their variants (`cls recipes` lists all {len(recipes.RECIPES)}): "
+        f"name one as the first word, e.g. {program} best {shlex.join(words)}"
+    )
+
+
+def need_images(run: Run) -> None:
+    if not run.data.path:
+        raise ValueError(f"data.path is empty: name the images with {run.recipe} --data.path FOLDER")
+
+
+def _need_folder(run: Run, argv: list[str]) -> None:
+    """Before weights are downloaded for it; only of what cannot name a dataset of a hub. Names it as it was typed."""
+    path = run.data.copy or run.data.path
+    if path.startswith(("/", ".")) and not os.path.exists(path):
+        typed = (word.rpartition("=")[2] for word in argv if os.path.expanduser(word.rpartition("=")[2]) == path)
+        raise ValueError(f"data.path: there is no file or folder {next(typed, path)}")
+
+
+def plain_options(argv: list[str], place: int) -> list[str]:
+    """A command line with the options of train.py, as messages print them, in the command's own form.
+
+    ``--data.labels`` becomes ``--labels``; ``--data.path X`` becomes the positional argument number ``place`` (from 0;
+    -1: none), in place of one that is there.
+    """
+    words, paths = list[str](), list[str]()
+    rest = iter(argv)
+    for word in rest:
+        if place >= 0 and word == "--data.path":
+            paths += [following] if (following := next(rest, "")) else []
+        elif place >= 0 and word.startswith("--data.path="):
+            paths.append(word.removeprefix("--data.path="))
+        else:
+            words.append(re.sub(r"^--data\.", "--", word))
+    if not paths:
+        return words
+    if any(word.startswith("-") for word in words[:place]):  # options come first: the words may be anywhere
+        return [*words, paths[-1]]
+    typed = len(words) > place and not words[place].startswith("-")
+    return [*words[:place], paths[-1], *words[place + typed :]]
+
+
+def print_document(text: str) -> None:
+    with _reader_may_leave():
+        print(text, flush=True)
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Standard output may be a pipe that is closed early: ``| head``."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
