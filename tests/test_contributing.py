@@ -93,6 +93,14 @@ def test_every_function_that_is_named_exists() -> None:
         assert unit(tuple(name.split("."))) in LAYERS
 
 
+def test_every_name_of_the_guide_occurs_in_the_code() -> None:
+    """Also those of tests and fields: a word in backticks that a renaming has left behind is found."""
+    files = [*modules().values(), *ROOT.glob("tests/**/*.py"), ROOT / "pyproject.toml"]
+    words = set(re.findall(r"\w+", " ".join(file.read_text() for file in files)))
+    names = set(re.findall(r"`([A-Za-z_]\w+)(?:\(|`)", TEXT[GUIDE]))
+    assert len(names) > 30 and names <= words, names - words
+
+
 def printed(text: str) -> list[str]:
     """Command lines in fenced blocks and in running text, continued lines joined, remarks cut off."""
     lines, fence = re.findall(r"`(cls [a-z]+ [^`]+)`", text.replace("\n", " ")), ""
