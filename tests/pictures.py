@@ -63,7 +63,7 @@ def photograph(browser: Browser, file: Path, size: tuple[int, int], first: str =
 
 
 def planted(root: Path) -> None:
-    """Four digits of each class as PNG files in train/ and val/, with what `cls check` should find among them."""
+    """Four digits of each class as PNG files in train/ and val/, with faults that `cls check` should find."""
     digits = load_digits()
 
     def picture(row: int) -> Image.Image:
@@ -78,8 +78,8 @@ def planted(root: Path) -> None:
     for label in range(10):
         for number, row in enumerate(rows[label][:4]):
             save(picture(row), f"{'train' if number < 3 else 'val'}/{label}/{row}.png")
-    save(picture(rows[4][0]).resize((90, 90)), "val/4/smaller copy.png")
-    save(picture(rows[8][1]).point(lambda grey: grey * 0.8), "val/8/darker copy.png")
+    save(picture(rows[4][0]).resize((90, 90)), "val/4/smaller duplicate.png")
+    save(picture(rows[8][1]).point(lambda grey: grey * 0.8), "val/8/darker duplicate.png")
     save(picture(rows[6][2]), "train/0/same as a six.png")
     save(picture(rows[3][5]), "train/5/a three.png")
     save(picture(rows[2][5]), "train/7/a two.png")

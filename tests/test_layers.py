@@ -86,11 +86,11 @@ def test_no_cycles() -> None:
 
 OWNERS = {
     "wandb": ("cls/tracking/wandb_run.py",),
-    "datasets": ("cls/data/", "cls/tracking/run_data.py", "cls/commands/pack.py", "cls/commands/bench/decoded.py"),
+    "datasets": ("cls/data/", "cls/tracking/run_data.py", "cls/commands/pack.py"),
     "accelerate": ("cls/distributed/",),
     "tyro": ("cls/commands/parsing.py", "cls/commands/arguments.py"),
     "jinja2": ("cls/evaluation/report/build.py",),
-    "scipy": ("cls/evaluation/stats.py",),
+    "scipy": ("cls/evaluation/stats.py", "cls/commands/check/survey.py"),
     "matplotlib": ("cls/evaluation/plots.py", "cls/commands/contact_sheet.py"),
 }
 

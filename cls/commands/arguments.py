@@ -83,7 +83,7 @@ class Recipes(Command):
 class Show(RunCommand):
     """Draw a contact sheet of training images as the model gets them, augmented and mixed, with their labels."""
 
-    to: str = "draws.png"
+    to: str = "samples.png"
     """PNG file to write."""
     count: int = 32
     """Number of images."""
@@ -271,7 +271,7 @@ class Plan(RunCommand):
 
 @dataclass(frozen=True, kw_only=True)
 class Bench(RunCommand):
-    """Measure input pipelines and training loop on one's own images, ours and the usual ones side by side; advice."""
+    """Measure the input pipeline and the training loop on your images, against decoding alone; advice."""
 
     options: Annotated[BenchOptions, tyro.conf.arg(name="")] = field(default_factory=BenchOptions)
 
@@ -331,18 +331,18 @@ class Export(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Check(SplitOptions, DeviceOptions, Command):
-    """Look at every image before training on it: broken and odd ones, copies within and across splits, labels.
+    """Check all images before training: corrupt and unusual ones, duplicates within and across splits, labels.
 
-    Exits with 3 where something must be mended: broken images, one picture in several splits or under several labels.
+    Exits with 3 where something must be fixed: corrupt images, one picture in several splits or under several labels.
     """
 
     path_place: ClassVar[int] = 0
     path: tyro.conf.Positional[str]
     """A folder of images, a parquet, arrow or webdataset file or folder, a hub name, or 'digits' (embedded)."""
     run: str = ""
-    """Directory of a finished run whose model tells which labels it doubts; its data fields and seed are used."""
+    """Directory of a finished run, to find labels that its model contradicts; its data fields and seed are used."""
     to: str = ""
-    """PNG file to write: copies side by side, broken images, doubted labels."""
+    """PNG file to write: duplicates side by side, corrupt images, possible label errors."""
 
     def do(self, stop: StopSignal) -> Answer:
         check_output("to", self.to)

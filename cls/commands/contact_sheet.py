@@ -1,4 +1,4 @@
-"""Contact sheets for a person to look at: what the model is shown, and what `cls check` found."""
+"""Contact sheets: training images as the model gets them, and the findings of `cls check`."""
 
 import io
 import math
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -19,7 +20,8 @@ class Tile(NamedTuple):
     image: Tensor  # 3 h w, uint8
     shares: dict[str, float]
     """Classes and their shares of the target."""
-    draw: int
+    sample: int
+    """Sample index."""
     id: str
 
     @property
@@ -32,19 +34,13 @@ class Tile(NamedTuple):
 
 
 def write_sheet(path: Path, tiles: list[Tile], title: str) -> None:
-    """A PNG of all tiles in draw order, about twice as wide as high."""
+    """A PNG of all tiles in the given order, about twice as wide as high."""
     columns = max(1, math.ceil(math.sqrt(1.6 * len(tiles))))
-    rows = math.ceil(len(tiles) / columns)
-    figure = Figure(figsize=(1.7 * columns, 1.95 * rows + 0.6), layout="constrained")
-    figure.suptitle(title)
-    for axes, tile in zip(figure.subplots(rows, columns, squeeze=False).flat, tiles, strict=False):
+    figure, cells = _grid(len(tiles), columns, (1.7, 1.95), title)
+    for axes, tile in zip(cells, tiles, strict=False):
         axes.imshow(tile.image.permute(1, 2, 0).numpy(), interpolation="nearest")
         axes.set_title(tile.caption, fontsize=8)
-        axes.set_xlabel(f"draw {tile.draw}", fontsize=6)
-    for axes in figure.axes:
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.set_frame_on(False)
+        axes.set_xlabel(f"sample {tile.sample}", fontsize=6)
     _write(path, figure)
 
 
@@ -63,23 +59,26 @@ SIDE = 220  # pixels that the longer side of an image is reduced to
 def write_panels(path: Path, panels: list[Panel], title: str) -> None:
     """A PNG of panels, four in a row; names keep their ends, where they differ."""
     columns = 4 if len(panels) > 2 else 2  # as wide as the title at least
-    rows = max(1, math.ceil(len(panels) / columns))
     below = max([len(panel.lines) for panel in panels], default=0)
-    figure = Figure(figsize=(4.2 * columns, (2.6 + 0.16 * below) * rows + 0.6), layout="constrained")
-    figure.suptitle(end(title, 40 * columns))
-    cells = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in cells[len(panels) :]:
-        axes.set_axis_off()
+    figure, cells = _grid(len(panels), columns, (4.2, 2.6 + 0.16 * below), end(title, 40 * columns))
     for axes, panel in zip(cells, panels, strict=False):
         frames = np.concatenate([_framed(image) for image in panel.images], axis=1)
         beside = (2 * (SIDE + 8) - frames.shape[1]) // 2  # one image is drawn as large as each of two
         axes.imshow(np.pad(frames, ((0, 0), (beside, beside), (0, 0)), constant_values=255))
         axes.set_title(panel.title, fontsize=9)
         axes.set_xlabel("\n".join(end(line, 58) for line in panel.lines), fontsize=7)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.set_frame_on(False)
     _write(path, figure)
+
+
+def _grid(count: int, columns: int, inches: tuple[float, float], title: str) -> tuple[Figure, list[Axes]]:
+    """``count`` cells or a few more, without frames and ticks, each of the given width and height."""
+    rows = max(1, math.ceil(count / columns))
+    figure = Figure(figsize=(inches[0] * columns, inches[1] * rows + 0.6), layout="constrained")
+    figure.suptitle(title)
+    cells = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in cells:
+        axes.set(xticks=[], yticks=[], frame_on=False)
+    return figure, cells
 
 
 def end(name: str, width: int) -> str:

@@ -138,13 +138,11 @@ class BenchOptions:
     """What is measured, and for how long."""
 
     images: int = 64
-    """Images of each measurement, the same ones for all; rounded up to whole batches."""
+    """Images of each measurement, rounded up to whole batches."""
     repeats: int = 5
     """Interleaved repetitions; medians are reported."""
     recipes: Literal["all", "this"] = "all"
     """The input pipelines of the five published recipes and this run's, or this run's only."""
-    peers: bool = True
-    """Also measure a Hugging Face style and a timm style loader with the same augmentation."""
     steps: int = 0
     """Optimizer steps of one measurement of the training loop; 0: as many as fit into --seconds, at most 20."""
     seconds: float = 60.0

@@ -1,10 +1,10 @@
-"""Any source of images as self-contained parquet shards, for file systems that hate small files and for streaming.
+"""Any source of images as self-contained parquet shards: for streaming, and for file systems that are slow with small
+files.
 
-Each shard is written aside, read back and compared, and only then gets its name. ``packing.json`` notes the finished
-ones until ``pack.json`` says that all is there, so an interrupted `cls pack` goes on where it was. It refuses to where
-the source has changed since: other ids, labels or classes, other sizes or times of change of image files; of images
-that lie inside tables and tars other sizes, or other bytes of a sample of them: reading all again would take as long as
-packing.
+Each shard is written under another name, read back, compared and then renamed. ``packing.json`` lists the finished ones
+until ``pack.json`` says that all are there, so an interrupted `cls pack` resumes. It is an error if the source has
+changed since: other ids, labels or classes, other sizes or modification times of image files; of images inside tables
+and tars other sizes, or other bytes of a sample of them (reading all again would take as long as packing).
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from math import ceil
 from pathlib import Path
@@ -49,14 +49,14 @@ LOCK = "packing.lock"
 OTHER = {
     "classes": "other classes",
     "splits": "other images",
-    "stamps": "images of other sizes or contents, or image files of other times of change",
+    "stamps": "images of other sizes or contents, or image files of other modification times",
 }
 
 
-def pack(source: str, to: Path, how: PackOptions) -> dict[str, Any]:
-    """Write ``to``/<split>-00000-of-00007.parquet and pack.json, whose content is returned; goes on where it was.
+def pack(source: str, to: Path, options: PackOptions) -> dict[str, Any]:
+    """Write ``to``/<split>-00000-of-00007.parquet and pack.json, whose content is returned; resumes an interrupted one.
 
-    Rows lie in a seeded random order: class-sorted folders must not give blocks of one class.
+    The rows of each split are in a seeded random order: folders are sorted by class, blocks of shards must not be.
     """
     root, to = Path(source).expanduser(), to.expanduser()
     if root.is_dir() and to.resolve().is_relative_to(root.resolve()):
@@ -64,63 +64,57 @@ def pack(source: str, to: Path, how: PackOptions) -> dict[str, Any]:
     above = next(path for path in (to.absolute(), *to.absolute().parents) if path.exists())
     if not above.is_dir():
         raise ValueError(f"--to {to}: {above} is a file; name a folder")
-    data = config.Data(path=source, val_fraction=how.val_fraction, image_column=how.image_column, labels=how.labels,
-                       id_column=how.id_column, label_column=how.label_column,
-                       label_pattern=how.label_pattern)  # fmt: skip
+    own = ("val_fraction", "image_column", "labels", "id_column", "label_column", "label_pattern")
+    data = config.Data(path=source, **{name: getattr(options, name) for name in own})
     check_labels(data)
-    splits = load(data, how.seed)
+    splits = load(data, options.seed)
     found = {"train": splits.train, "val": splits.val} | ({"test": splits.test} if splits.test else {})
-    rows = {split: rows for split, rows in found.items() if isinstance(rows, Dataset)}
+    rows = {split: part for split, part in found.items() if isinstance(part, Dataset)}
+    orders = {split: generator(options.seed, "pack", split).permutation(len(part)) for split, part in rows.items()}
+    samples = {split: order[:SAMPLE].tolist() for split, order in orders.items()}
     plan = {
         "version": VERSION,
         "source": str(root.absolute()) if root.exists() else source,
-        "options": _plain(how),
+        "options": _as_json(options),
         "classes": list(splits.classes),
-        "stamps": {split: _stamps(part, _order(part, split, how)[:SAMPLE]) for split, part in rows.items()},
-        "splits": {split: _split_plan(part, split, how) for split, part in rows.items()},
+        "stamps": {split: _stamps(part, samples[split]) for split, part in rows.items()},
+        "splits": {split: _split_plan(part, samples[split], options) for split, part in rows.items()},
     }
-    with _alone(to):
-        done = _begin(to, plan)
+    with ExitStack() as stack:
+        _claim(to, stack)
+        done = _finished(to, plan)
         if not (to / "pack.json").exists():
             with writing("to", to):
-                _write(to, plan, done, rows, splits.classes, how)
+                _write(to, plan, done, rows, orders, options)
     document: dict[str, Any] = json.loads((to / "pack.json").read_text())
     for split, part in document["splits"].items():
         size = sum(entry["bytes"] for name, entry in document["files"].items() if name.startswith(f"{split}-"))
-        _say(f"{split}: {part['images']:,} images, {part['shards']} shards, {size / 1e6:,.1f} MB")
-    _say(f"{len(splits.classes)} classes; {to} is for --data.path and for datasets.load_dataset")
+        _print(f"{split}: {part['images']:,} images, {part['shards']} shards, {size / 1e6:,.1f} MB")
+    _print(f"{len(splits.classes)} classes; use {to} as --data.path or with datasets.load_dataset")
     return document | {"folder": str(to)}
 
 
-def _plain(how: PackOptions) -> dict[str, Any]:
-    """Its fields as JSON gives them back."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(how)))
-    return plain
+def _as_json(options: PackOptions) -> dict[str, Any]:
+    """Its fields as they are read from a file: tuples become lists."""
+    return dict(json.loads(json.dumps(asdict(options))))
 
 
-@contextmanager
-def _alone(to: Path) -> Iterator[None]:
-    """The only packing into this folder, on any host; what may only be read has no writer, and can be verified."""
+def _claim(to: Path, stack: ExitStack) -> None:
+    """No other process packs into this folder until ``stack`` ends. A read-only folder needs no lock to be verified."""
     try:
         to.mkdir(parents=True, exist_ok=True)
-        writable = os.access(to, os.W_OK)
-        if writable:
+        if os.access(to, os.W_OK):
             claim(to / LOCK, "--to")
+            stack.enter_context(Heartbeat(to / LOCK))
     except OSError as error:
         raise ValueError(f"--to {to}: {error.strerror} ({error.filename}); name another folder") from None
-    if not writable:
-        yield
-        return
-    with Heartbeat(to / LOCK):
-        yield
 
 
-def _split_plan(rows: Dataset, split: str, how: PackOptions) -> dict[str, Any]:
-    labels = labels_of(rows)
-    images, sample = images_of(rows), _order(rows, split, how)[:SAMPLE]
-    size = sum(len(_shrunk(data, how)[0]) for data in images.read(sample) if not isinstance(data, CorruptImageError))
-    shards = ceil(max(1, size) / len(sample) * len(rows) / (how.shard_mb * 1e6))
-    numbers, counts = np.unique(labels, return_counts=True)
+def _split_plan(rows: Dataset, sample: list[int], options: PackOptions) -> dict[str, Any]:
+    data = [one for one in images_of(rows).read(sample) if not isinstance(one, CorruptImageError)]
+    size = sum(len(_reduced(one, options)[0]) for one in data)
+    shards = ceil(max(1, size) / len(sample) * len(rows) / (options.shard_mb * 1e6))
+    numbers, counts = np.unique(labels_of(rows), return_counts=True)
     return {
         "images": len(rows),
         "sha256": fingerprint(rows),  # of ids and labels
@@ -130,8 +124,8 @@ def _split_plan(rows: Dataset, split: str, how: PackOptions) -> dict[str, Any]:
 
 
 def _stamps(rows: Dataset, sample: list[int]) -> str:
-    """Hash of the image files' sizes and times of change: one look at each, which also finds those that are gone; of
-    images inside tables their sizes, and the bytes of a sample.
+    """Hash of the image files' sizes and modification times; of images inside tables their sizes, and the bytes of a
+    sample. A missing image file is an error.
     """
     digest = hashlib.sha256()
     if (sizes := sizes_of(rows)).null_count < len(rows):
@@ -141,134 +135,127 @@ def _stamps(rows: Dataset, sample: list[int]) -> str:
     for path in (path for chunk in files_of(rows).chunks for path in chunk.drop_null().to_pylist()):
         try:
             status = os.stat(path)
+            problem = "" if stat.S_ISREG(status.st_mode) else "is no regular file"
         except OSError as error:
-            raise _unread(path, f"cannot be read: {error.strerror}") from None
-        if not stat.S_ISREG(status.st_mode):
-            raise _unread(path, "is no regular file")
+            problem = f"cannot be read: {error.strerror}"
+        if problem:
+            raise ValueError(f"{path} {problem}: fix or remove it, then run the same command")
         digest.update(b"%d %d\n" % (status.st_size, status.st_mtime_ns))
     return digest.hexdigest()
 
 
-def _unread(path: str, why: str) -> ValueError:
-    return ValueError(f"{path} {why}: mend or remove it, then run the same command")
-
-
-def _order(rows: Dataset, split: str, how: PackOptions) -> list[int]:
-    return list(map(int, generator(how.seed, "pack", split).permutation(len(rows))))
-
-
-def _begin(to: Path, plan: dict[str, Any]) -> dict[str, Any]:
+def _finished(to: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """The shards that an earlier command of the same plan has finished, each compared with its hash."""
     for name in ("pack.json", "packing.json"):
-        if (to / name).exists():
-            asked, files = _known(to / name)
-            _refuse_other(to, asked, plan)
-            whole = {file: entry for file, entry in files.items() if sha256(to / file) == entry["sha256"]}
-            if len(whole) < len(files):
-                lost = sorted(set(files) - set(whole))
-                log.warning("%s: %s damaged or gone, packed again", to, ", ".join(lost))
-                _note(to / "packing.json", plan, whole)  # first: a kill in between must not lose what is whole
-                (to / "pack.json").unlink(missing_ok=True)
-            elif name == "pack.json":
-                (to / "packing.json").unlink(missing_ok=True)  # of one that was killed just before its end
-            for aside in to.glob(".*.tmp"):  # of a process that was killed
-                aside.unlink()
-            if whole:
-                _say(f"{len(whole)} finished shards in {to} verified and kept")
-            return whole
+        if not (to / name).exists():
+            continue
+        earlier, files = _read(to / name)
+        _check_same(to, earlier, plan)
+        whole = {file: entry for file, entry in files.items() if sha256(to / file) == entry["sha256"]}
+        if lost := sorted(set(files) - set(whole)):
+            log.warning("%s: %s corrupt or missing, packed again", to, ", ".join(lost))
+            _save(to / "packing.json", plan, whole)  # first: a kill in between must not lose what is whole
+            (to / "pack.json").unlink(missing_ok=True)
+        elif name == "pack.json":
+            (to / "packing.json").unlink(missing_ok=True)  # of a process that was killed just before its end
+        for aside in to.glob(".*.tmp"):  # of a process that was killed
+            aside.unlink()
+        if whole:
+            _print(f"{len(whole)} finished shards in {to} verified and kept")
+        return whole
     left = [path.name for path in to.iterdir()]  # also by a process that was killed in its first moments
     if any(not name.startswith(LOCK) and not ASIDE.fullmatch(name) for name in left):
-        raise ValueError(f"--to {to} is not empty and holds no begun packing: name a new folder")
-    _note(to / "packing.json", plan, {})
+        raise ValueError(f"--to {to} is not empty and holds no interrupted packing: name a new folder")
+    _save(to / "packing.json", plan, {})
     return {}
 
 
-def _known(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What was asked for, and the finished shards."""
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An earlier command's plan with its options, and its finished shards."""
     try:
         known = json.loads(path.read_text())
         files = {name: entry for name, entry in known["files"].items() if entry["sha256"]}
-        return _plain(PackOptions()) | known["options"] | known, files  # an older pack.json lacks newer options
+        return _as_json(PackOptions()) | known["options"] | known, files  # an older pack.json lacks newer options
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete {path.parent}, or name another --to") from None
+        raise ValueError(f"{path} is corrupt ({error}): delete {path.parent}, or name another --to") from None
 
 
-def _note(path: Path, plan: dict[str, Any], files: dict[str, Any]) -> None:
+def _save(path: Path, plan: dict[str, Any], files: dict[str, Any]) -> None:
     write_whole(path, json.dumps(plan | {"files": files}, indent=1).encode())
 
 
-def _refuse_other(to: Path, old: dict[str, Any], plan: dict[str, Any]) -> None:
+def _check_same(to: Path, old: dict[str, Any], plan: dict[str, Any]) -> None:
     new = plan["options"] | plan
     for name in [*plan["options"], "version", "source", *OTHER]:
         if old.get(name) != new[name]:
             field = f"--{name.replace('_', '-')}" if name in plan["options"] else name
             what = OTHER.get(name) or f"{field} {old.get(name)!r}, not {new[name]!r}"
-            raise ValueError(f"{to} was begun with {what}: name another --to, or delete it")
+            raise ValueError(f"{to} was packed with {what}: name another --to, or delete it")
 
 
-def _write(to: Path, plan: dict[str, Any], done: dict[str, Any], rows: dict[str, Dataset], classes: Sequence[str],
-           how: PackOptions) -> None:  # fmt: skip
-    meter = ProgressMeter(sum(len(part) for part in rows.values()), "images packed")
+def _write(
+    to: Path, plan: dict[str, Any], done: dict[str, Any], rows: dict[str, Dataset], orders: dict[str, np.ndarray],
+    options: PackOptions,
+) -> None:  # fmt: skip
+    meter = ProgressMeter(sum(map(len, orders.values())), "images packed")
     for split, part in rows.items():
         count = plan["splits"][split]["shards"]
-        for number, own in enumerate(np.array_split(np.array(_order(part, split, how)), count)):
+        for number, own in enumerate(np.array_split(orders[split], count)):
             name = f"{split}-{number:05d}-of-{count:05d}.parquet"
             if name in done:
                 meter.skip(len(own))
                 continue
-            done[name] = write_shard(to / name, _rows(part, split, own.tolist(), how, meter), classes)
-            _note(to / "packing.json", plan, done)
-    _note(to / "pack.json", plan, done)
+            done[name] = write_shard(to / name, _rows(part, split, own.tolist(), options, meter), plan["classes"])
+            _save(to / "packing.json", plan, done)
+    _save(to / "pack.json", plan, done)
     (to / "packing.json").unlink()
-    bad = sum(len(entry["undecodable"]) for entry in done.values())
-    if bad:
-        log.warning("%d images cannot be decoded and were packed as they are; %s names them", bad, to / "pack.json")
+    if corrupt := sum(len(entry["undecodable"]) for entry in done.values()):
+        log.warning("%d images cannot be decoded and were packed unchanged; %s lists them", corrupt, to / "pack.json")
 
 
-def _rows(part: Dataset, split: str, own: list[int], how: PackOptions, meter: ProgressMeter) -> Iterator[Row]:
+def _rows(part: Dataset, split: str, own: list[int], options: PackOptions, meter: ProgressMeter) -> Iterator[Row]:
     """Rows in the given order, read and reduced by as many threads as there are cores."""
-    images, labels = images_of(part), labels_of(part)
-    ids = column(part, "id")
+    images, labels, ids = images_of(part), labels_of(part), column(part, "id")
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for places in _batched(own, 256):
-            pieces = pool.map(images.read, _batched(places, 16))
-            shrunk = pool.map(lambda data: _shrunk(data, how), [data for piece in pieces for data in piece])
-            for place, (data, bad) in zip(places, shrunk, strict=True):
-                key = ids[place].as_py()
-                if bad.startswith("cannot be read"):
+        for batch in _batched(own, 256):
+            data = [one for some in pool.map(images.read, _batched(batch, 16)) for one in some]
+            reduced = pool.map(lambda one: _reduced(one, options), data)
+            for row, (encoded, error) in zip(batch, reduced, strict=True):
+                key = ids[row].as_py()
+                if error.startswith("cannot be read"):
                     raise ValueError(
-                        f"{key} {bad}: run the same command when it can be read, or remove it and name another --to"
+                        f"{key} {error}: run the same command when it can be read, or remove it and name another --to"
                     )
                 top, _, rest = key.partition("/")
-                yield Row(rest if SPLITS.get(top.lower()) == split and rest else key, int(labels[place]), data, bad)
-                meter.add(1, len(data))
+                key = rest if SPLITS.get(top.lower()) == split and rest else key
+                yield Row(key, int(labels[row]), encoded, error)
+                meter.add(1, len(encoded))
 
 
-def _batched(values: list[int], size: int) -> Iterator[list[int]]:
+def _batched(values: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
-def _shrunk(data: Encoded, how: PackOptions) -> tuple[bytes, str]:
-    """Bytes to store, and why they could not be decoded. Smaller images keep their bytes, never enlarged."""
+def _reduced(data: Encoded, options: PackOptions) -> tuple[bytes, str]:
+    """Bytes to store, and why they cannot be decoded. Small and corrupt images keep their bytes."""
     if isinstance(data, CorruptImageError):
-        return b"", f"cannot be read: {data}".replace("cannot be read: cannot be read", "cannot be read")
+        return b"", str(data) if str(data).startswith("cannot be read") else f"cannot be read: {data}"
     data = bytes(data)
-    if not how.short:
+    if not options.short:
         return data, ""
     try:
         image = decode(data)
     except CorruptImageError as error:
         return data, str(error)
-    scale = how.short / min(image.size)
+    scale = options.short / min(image.size)
     if scale >= 1:
         return data, ""
-    width, height = (max(how.short, round(side * scale)) for side in image.size)
+    size = [max(options.short, round(side * scale)) for side in image.size]
+    image = image.resize((size[0], size[1]), PIL.Image.Resampling.BICUBIC, reducing_gap=3.0)
     buffer = io.BytesIO()
-    image.resize((width, height), PIL.Image.Resampling.BICUBIC, reducing_gap=3.0).save(
-        buffer, "JPEG", quality=how.quality
-    )
+    image.save(buffer, "JPEG", quality=options.quality)
     return buffer.getvalue(), ""
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What the verbs of the ``cls`` command do; each prints for people on standard error and gives a JSON document."""
+"""``cls show``: a contact sheet of training images as the model gets them."""
 
 import sys
 from pathlib import Path
@@ -20,31 +20,31 @@ from cls.transforms.mixup import draw_mixing, mix, partners, soft_targets
 
 
 def contact_sheet(run: Run, to: Path, count: int, step: int) -> dict[str, Any]:
-    """Training images of the steps from ``step`` on, as the model gets them."""
+    """``count`` training images, from the first one of ``step`` on."""
     splits = load(run.data, run.seed)
-    images_by_row = images_of(splits.train)
-    draws = train_dataset(images_by_row, run)
+    source = images_of(splits.train)
+    dataset = train_dataset(source, run)
     size, every = run.train.micro_batch, run.train.batch // run.train.micro_batch
     steps = -(-count // run.train.batch)
-    Steps(len(splits.train), run.train)
+    Steps(len(splits.train), run.train)  # rejects a batch larger than the data
     indices = MicroBatchSampler(step, step + steps, run.train.batch, size, range(every))
     prepare = preprocess(input_statistics(run), run.seed, False, torch.device("cpu"))
     tiles: list[Tile] = []
-    for i, batch in enumerate(batches(draws, indices, worker_count(run.data.workers, 1), size)):
+    for i, batch in enumerate(batches(dataset, indices, worker_count(run.data.workers, 1), size)):
         at, index = step + i // every, i % every
         mixing, partner = draw_mixing(run.augment, run.seed, at), partners(size, run.seed, at, index)
         images, targets = mix(prepare(batch), soft_targets(batch.labels, len(splits.classes), 0.0), mixing, partner)
         pixels = ((images * prepare.std + prepare.mean).clamp(0, 1) * 255).round().byte()
-        for image, target, draw, row in zip(pixels, targets, batch.indices, batch.rows, strict=True):
+        for image, target, sample, row in zip(pixels, targets, batch.indices, batch.rows, strict=True):
             shares = {splits.classes[c]: float(target[c]) for c in target.nonzero().flatten().tolist()}
-            tiles.append(Tile(image, shares, draw, images_by_row.name(row)))
+            tiles.append(Tile(image, shares, sample, source.name(row)))
         if len(tiles) >= count:
             break
-    tiles = tiles[:count]
+    del tiles[count:]
     with writing("to", to):
-        write_sheet(to, tiles, f"{run.recipe}: draws from step {step} on")
+        write_sheet(to, tiles, f"{run.recipe}: samples from step {step} on")
     print(f"{len(tiles)} training images in {to}", file=sys.stderr)
     return {
         "file": str(to),
-        "draws": [{"draw": t.draw, "id": t.id, "labels": t.shares} for t in tiles],
+        "samples": [{"index": t.sample, "id": t.id, "labels": t.shares} for t in tiles],
     }

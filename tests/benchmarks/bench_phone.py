@@ -3,8 +3,7 @@
 python tests/benchmarks/bench_phone.py [IMAGES [REPEATS]]  16 images, 5 repeats
 
 1200 x 1600 JPEGs of about 350 kB, made here: the photos of ../shared/data/clothing where they are, else coloured
-shapes, enlarged, with noise of a camera's kind. Prints `cls bench`'s ratio Hugging Face style / ours end to end of
-both recipes, and their geometric mean.
+shapes, enlarged, with noise of a camera's kind. Prints what bench_pipelines.py prints, of these two recipes.
 """
 
 import sys
@@ -17,11 +16,11 @@ import numpy as np
 from PIL import Image
 
 from cls import recipes
-from cls.commands.bench import pipelines
 from cls.commands.bench.sample import about, choose
 from cls.config import change
 from cls.data.readers import images_of
 from cls.data.sources import load
+from tests.benchmarks.bench_pipelines import measure, show, show_means
 
 SIZE = 1200, 1600
 PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "data" / "clothing" / "train"
@@ -61,17 +60,9 @@ def main(images: int, repeats: int) -> None:
             chosen, broken = choose(images_of(split), run.seed, False, images)
             if not rows:
                 print({name: found for name, found in about(chosen, broken).items() if name != "formats"})
-            rows.append(pipelines.measure(run, split, images_of(split), chosen, repeats, with_peers=True))
+            rows.append(measure(run, split, images_of(split), chosen, repeats))
             show(rows[-1])
-        for pair, mean in pipelines.geometric_means(rows).items():
-            print(f"geometric mean of {pair}: {mean:.2f}")
-
-
-def show(row: dict) -> None:
-    for name, found in row["us_per_image"].items():
-        print(f"{row['recipe']:<13} {name:<13} {found['median']:8.0f} us ({found['min']:.0f}..{found['max']:.0f})")
-    for pair, found in row["ratios"].items():
-        print(f"{row['recipe']:<13} {pair:<28} {found['median']:8.2f} ({found['min']:.2f}..{found['max']:.2f})")
+        show_means(rows)
 
 
 if __name__ == "__main__":

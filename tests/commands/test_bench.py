@@ -1,4 +1,4 @@
-"""The benchmark measures what it says: the same images for all, whole CPU time, the published order."""
+"""The benchmark measures what it says: whole CPU time, the decode floor, the loop of train.py."""
 
 import io
 import json
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,30 +15,24 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms as v1
 
+import train
 from cls import recipes
-from cls.commands.bench import baselines, loop, pipelines
+from cls.commands.bench import loop, pipelines
 from cls.commands.bench.advice import Demand, advise, demand
 from cls.commands.bench.cpu_time import Lists, Stream, cpu_seconds
-from cls.commands.bench.floor import Floor
 from cls.commands.bench.run import PUBLISHED, pipelines_of
 from cls.commands.bench.sample import about, choose
 from cls.commands.main import parse_command
 from cls.commands.options import BenchOptions, PlanOptions
 from cls.commands.plan.run import plan
 from cls.config import Run, change
-from cls.data.dataset import train_dataset
-from cls.data.loader import load_batch
-from cls.data.readers import images_of
 from cls.data.sampler import Sampler
 from cls.data.sources import load
 from cls.distributed.world import start
-from cls.models.build import input_statistics
 from cls.runtime.exit import DataError
 from cls.runtime.signals import StopSignal
 from cls.transforms.decode import CorruptImageError
-from cls.transforms.ops import training_ops
 
 
 def burn(seconds: float) -> None:
@@ -94,88 +89,6 @@ def on(photos: Path, name: str = "digits", **sections: dict[str, Any]) -> Run:
 SMALL = {"batch": 8, "micro_batch": 4}
 TINY = {"backbone": "timm/test_resnet"}
 
-ORDERS: dict[str, tuple[list[str], list[str]]] = {  # in the published order; with the frame first
-    "attention-gate": (
-        ["RandomHorizontalFlip", "Resize", "CenterCrop", "ToTensor", "Normalize"],
-        ["Resize", "CenterCrop", "RandomHorizontalFlip", "ToNumpy"],
-    ),
-    "cbam-mixup": (
-        ["RandomResizedCrop", "RandomHorizontalFlip", "RandomRotation", "ColorJitter", "ToTensor", "Normalize"],
-        ["RandomResizedCrop", "RandomHorizontalFlip", "RandomRotation", "ColorJitter", "ToNumpy"],
-    ),
-    "mlp-head": (
-        ["RandomResizedCrop", "RandomHorizontalFlip", "ColorJitter", "RandomRotation", "RandomAffine", "ToTensor",
-         "Normalize"],
-        ["RandomResizedCrop", "RandomHorizontalFlip", "ColorJitter", "RandomRotation", "RandomAffine", "ToNumpy"],
-    ),
-    "se-resnext": (
-        ["GaussianBlur", "RandomHorizontalFlip", "RandomRotation", "Resize", "ToTensor", "Normalize"],
-        ["Resize", "GaussianBlur", "RandomHorizontalFlip", "RandomRotation", "ToNumpy"],
-    ),
-    "resnet50-mlp": (
-        ["RandomHorizontalFlip", "RandomVerticalFlip", "RandomRotation", "RandomAffine", "ColorJitter", "RandAugment",
-         "Resize", "ToTensor", "RandomErasing", "Normalize"],
-        ["Resize", "RandomHorizontalFlip", "RandomVerticalFlip", "RandomRotation", "RandomAffine", "ColorJitter",
-         "RandAugment", "ToNumpy"],
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_peers_do_the_recipes_operations_in_their_order_and_give_batches(name: str, photos: Path) -> None:
-    run = on(photos, name)
-    statistics = input_statistics(run)
-    operations = training_ops(run.augment, run.data, statistics[0])
-    in_order, first = baselines.published(operations, statistics), baselines.frame_first(operations)
-    names = [[type(step).__name__ for step in transform.transforms] for transform in (in_order, first)]
-    assert tuple(names) == ORDERS[name]
-    split = load(run.data, 0).train
-    images, rows, side = images_of(split), [5, 0, 7, 2], run.data.size
-    lists = [[0, 1], [2, 3]]
-    one = next(baselines.hugging_face(split, rows, in_order, 0)(Lists(lists)))
-    assert one["pixels"].shape == (2, 3, side, side) and one["pixels"].dtype == torch.float32
-    assert one["label"].tolist() == images.labels[rows[:2]].tolist()
-    pixels, labels = next(baselines.timm_style(images, rows, first, 0)(Lists(lists)))
-    assert pixels.shape == (2, 3, side, side) and pixels.dtype == torch.uint8
-    assert labels.tolist() == images.labels[rows[:2]].tolist()
-
-
-def test_the_numbers_of_the_peers_operations_are_the_recipes() -> None:
-    run = recipes.get("resnet50-mlp")
-    statistics = input_statistics(run)
-    steps = {type(s).__name__: s for s in baselines.published(training_ops(run.augment, run.data, statistics[0]),
-                                                         statistics).transforms}  # fmt: skip
-    assert steps["RandomHorizontalFlip"].p == 0.5 and steps["RandomVerticalFlip"].p == 0.2
-    assert steps["RandomRotation"].degrees == [-15.0, 15.0] and steps["Resize"].size == (224, 224)
-    affine, jitter, erase = (steps[name] for name in ("RandomAffine", "ColorJitter", "RandomErasing"))
-    assert (affine.degrees, affine.translate, affine.scale) == ([0.0, 0.0], (0.1, 0.1), (0.9, 1.1))
-    assert jitter.brightness == jitter.contrast == jitter.saturation == (0.8, 1.2) and jitter.hue == (-0.1, 0.1)
-    assert (steps["RandAugment"].num_ops, steps["RandAugment"].magnitude) == (2, 10)
-    assert (erase.p, erase.scale, erase.ratio, erase.value) == (0.3, (0.02, 0.1), (0.3, 3.3), "random")
-    assert steps["Normalize"].mean == statistics[0] and steps["Normalize"].std == statistics[1]
-    crop = baselines.frame_first(training_ops(recipes.get("mlp-head").augment, run.data, statistics[0])).transforms[0]
-    assert isinstance(crop, v1.RandomResizedCrop) and (crop.size, crop.scale) == ((224, 224), (0.08, 1.0))
-
-
-def test_all_contestants_load_the_same_images(photos: Path) -> None:
-    """Without anything random, what arrives is the same pixels, but for the decoders' and resizers' rounding."""
-    run = on(photos, "se-resnext", augment={"blur": 0, "hflip": 0.0, "rotate": 0.0}, data={"size": 32}, train=SMALL)
-    splits = load(run.data, run.seed)
-    images, statistics = images_of(splits.train), input_statistics(run)
-    chosen, broken = choose(images, run.seed, False, 8)
-    assert broken == 0 and [one.draw for one in chosen] == list(range(8))
-    operations = training_ops(run.augment, run.data, statistics[0])
-    rows, positions = [one.row for one in chosen], Lists([list(range(8))])
-    ours = load_batch(train_dataset(images, run), list(range(8)))
-    assert ours.rows == rows
-    theirs, labels = next(baselines.timm_style(images, rows, baselines.frame_first(operations), 0)(positions))
-    assert labels.equal(ours.labels) and (theirs.float() - ours.pixels.float()).abs().mean() < 1
-    assert (theirs[0].float() - ours.pixels[1].float()).abs().mean() > 5  # another image
-    transform = baselines.published(operations, statistics)
-    floats = next(baselines.hugging_face(splits.train, rows, transform, 0)(Lists([list(range(8))])))
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in statistics)
-    assert (255 * (floats["pixels"] * std + mean) - ours.pixels).abs().mean() < 1
-
 
 class Kept:
     """Images in memory, as a source that is no dataset has them; reading takes ``seconds`` each."""
@@ -194,7 +107,7 @@ class Kept:
         time.sleep(self.seconds * len(rows))
         return [self.files[row] for row in rows]
 
-    def order(self, seed: int, balanced: bool) -> Sampler:
+    def sampler(self, seed: int, balanced: bool) -> Sampler:
         return Sampler(self.labels, seed, balanced)
 
 
@@ -204,35 +117,27 @@ def jpeg(value: int, mode: str = "RGB", kind: str = "JPEG", side: int = 40) -> b
     return buffer.getvalue()
 
 
-def test_broken_images_are_left_out_and_counted() -> None:
-    images = Kept([jpeg(0), b"", jpeg(9)[:300], CorruptImageError("gone"), jpeg(7, "L"), jpeg(3, kind="PNG")])
-    chosen, broken = choose(images, 0, False, 6)
-    assert broken == sum(images.sampler(0, False).row(draw) in (1, 2, 3) for draw in range(chosen[-1].draw))
-    assert {one.row for one in chosen} == {0, 4, 5} and len({one.draw for one in chosen}) == 6
-    facts = about(chosen, broken)
+def test_corrupt_images_are_left_out_and_counted() -> None:
+    images = Kept([jpeg(0), b"", jpeg(9)[:300], CorruptImageError("missing"), jpeg(7, "L"), jpeg(3, kind="PNG")])
+    chosen, corrupt = choose(images, 0, False, 6)
+    assert corrupt == sum(images.sampler(0, False).row(index) in (1, 2, 3) for index in range(chosen[-1].sample_index))
+    assert {one.row for one in chosen} == {0, 4, 5} and len({one.sample_index for one in chosen}) == 6
+    facts = about(chosen, corrupt)
     assert facts["used"] == 6 and facts["different"] == 3 and facts["short_side"]["median"] == 40
     assert facts["formats"] == {"JPEG": sum(one.row != 5 for one in chosen), "PNG": sum(one.row == 5 for one in chosen)}
     with pytest.raises(DataError, match="108 of the first 108 training images cannot be read or decoded"):
         choose(Kept([b"", b"x"]), 0, False, 4)
 
 
-def test_a_source_that_is_no_dataset_reaches_the_hugging_face_peer() -> None:
-    images = Kept([jpeg(10 * i, "L") for i in range(4)])
-    loader = baselines.hugging_face(images, [3, 1], v1.ToTensor(), 0)(Lists([[0, 1]]))
-    batch = next(loader)
-    assert batch["label"].tolist() == [1, 1]
-    assert (255 * batch["pixels"]).round().flatten(1).mean(1).tolist() == [30.0, 10.0]
-
-
 def test_the_decode_floor_takes_each_image_by_the_decoder_that_can() -> None:
     images = Kept([jpeg(0, side=600), jpeg(7, "L"), jpeg(3, kind="PNG")])
     chosen, _ = choose(images, 0, False, 3)
     large, small, png = sorted(chosen, key=lambda one: one.row)
-    floor = Floor(chosen)
-    assert floor.slow == {png.draw} and len(floor.buffer) == 2 << 20
+    floor = pipelines.DecodeFloor(chosen)
+    assert floor.slow == {png.sample_index} and len(floor.buffer) == 2 << 20
     floor.buffer[:] = 255
     floor.decode([small, png])
-    assert floor.buffer[:4800].tolist() == 4800 * [7] and floor.buffer[4800:].min() == 255  # Pillow has its own room
+    assert floor.buffer[:4800].tolist() == 4800 * [7] and floor.buffer[4800:].min() == 255  # Pillow has its own buffer
     floor.decode([large])
     assert floor.buffer[4800 : 3 * 600**2].max() == 0
 
@@ -260,7 +165,7 @@ def finite(document: Any) -> bool:
     return not isinstance(document, float) or math.isfinite(document)
 
 
-def test_the_verb_measures_everything_and_its_ratios_are_those_of_its_figures(
+def test_the_command_measures_everything_and_its_ratios_are_those_of_its_figures(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--images", "9", "--repeats", "2", "--recipes", "this", "--steps", "2"]
@@ -272,8 +177,7 @@ def test_the_verb_measures_everything_and_its_ratios_are_those_of_its_figures(
     (row,) = document["pipelines"]
     assert row["recipe"] == "digits" and row["images"] == document["images"]["used"] == 16  # whole batches
     figures = row["us_per_image"]
-    assert set(figures) == {"decode", "read", "in_process", "end_to_end", "hugging_face", "timm"}
-    assert set(figures) == set(document["contestants"])
+    assert set(figures) == {"decode", "read", "in_process", "end_to_end"} == set(document["measured"])
     for found in figures.values():
         assert len(found["repeats"]) == 2 and 0 < found["min"] <= found["median"] <= found["max"]
         assert found["min"] == min(found["repeats"]) and found["max"] == max(found["repeats"])
@@ -282,8 +186,7 @@ def test_the_verb_measures_everything_and_its_ratios_are_those_of_its_figures(
         ratios = [a / b for a, b in zip(figures[above]["repeats"], figures[below]["repeats"], strict=True)]
         assert found["median"] == pytest.approx(sum(ratios) / 2) and found["max"] == pytest.approx(max(ratios))
         assert document["geometric_means"][pair] == pytest.approx(found["median"])
-    assert set(row["ratios"]) == {"in_process/decode", "end_to_end/decode", "hugging_face/end_to_end",
-                                  "timm/end_to_end"}  # fmt: skip
+    assert set(row["ratios"]) == {"in_process/decode", "end_to_end/decode"}
     rates, efficiency = document["loop"]["images_per_second"], document["loop"]["efficiency"]["repeats"]
     assert document["loop"]["steps"] == 2 and document["loop"]["batch"] == 8 and document["loop"]["workers"] == 1
     assert efficiency == [w / r for w, r in zip(rates["with_data"]["repeats"], rates["resident"]["repeats"],
@@ -295,15 +198,35 @@ def test_the_verb_measures_everything_and_its_ratios_are_those_of_its_figures(
     assert "decode floor" in shown and "training loop on cpu" in shown and advice["text"][:60] in shown
 
 
+def test_a_step_gives_the_weights_of_train_py(photos: Path) -> None:
+    """The copy in the package, which cannot import train.py, on the same micro-batches: mixed, weighted, two a step."""
+    run = on(photos, train=SMALL, model=TINY, augment={"mixup": 0.4}, optim={"label_smoothing": 0.1, "clip": 1.0,
+             "class_weight": 0.5})  # fmt: skip
+    splits, world = load(run.data, run.seed), start(run.train, StopSignal())
+    ours, theirs = (loop.trainer(run, splits, world) for _ in "12")
+    before = {name: value.clone() for name, value in ours.state.model.state_dict().items()}
+    lists = [[0, 1, 2, 3], [4, 5, 6, 7]]
+    one, other = (loop.TimedLoader(change(run, data={"workers": 0}), splits, world.device, lists) for _ in range(2))
+    loader: Any = SimpleNamespace(next=other.next, weights=theirs.weights)
+    for step in range(3):
+        ours.step(step, one.next)
+        train.forward_backward(step, run, theirs.micro_batches, loader, world)
+        theirs.micro_batches.all_reduce()
+        theirs.state.update(run.optim.clip)
+    after, expected = ours.state.model.state_dict(), theirs.state.model.state_dict()
+    assert all(value.equal(expected[name]) for name, value in after.items())
+    assert not any(value.equal(before[name]) for name, value in after.items())
+
+
 def test_the_loop_compares_equally_many_steps_and_empties_the_loader_first(photos: Path) -> None:
     run = on(photos, train=SMALL, model=TINY)
     splits = load(run.data, run.seed)
     steps, repeats = 3, 2
     work = loop.trainer(run, splits, start(run.train, StopSignal()))
-    feed = loop.Feed(change(run, data={"workers": 0}), splits, work.world.device, [[0, 1, 2, 3], [4, 5, 6, 7]])
-    loop._compare(work, feed, steps, repeats)
+    loader = loop.TimedLoader(change(run, data={"workers": 0}), splits, work.world.device, [[0, 1, 2, 3], [4, 5, 6, 7]])
+    loop._compare(work, loader, steps, repeats)
     made = {int(state["step"]) for state in work.state.optimizer.state.values()}
-    with_data = (feed.received - 1) // 2  # two micro-batches a step; the first one is the resident
+    with_data = (loader.received - 1) // 2  # two micro-batches a step; the first one is the resident
     untimed = 1 + repeats
     assert with_data == repeats * (steps + 1) and made == {untimed + 2 * repeats * steps}
 
@@ -313,13 +236,13 @@ def test_a_loader_that_is_too_slow_shows_in_the_efficiency(photos: Path) -> None
     run = on(photos, train={"batch": 4, "micro_batch": 4}, model=TINY)
     splits = load(run.data, run.seed)
     slow = Kept([jpeg(value) for value in range(8)], seconds=0.05)
-    fed = loop.Feed(run, replace(splits, train=slow), torch.device("cpu"), [[0, 1, 2, 3]])  # type: ignore[arg-type]  # Images
+    slow_loader = loop.TimedLoader(run, replace(splits, train=slow), torch.device("cpu"), [[0, 1, 2, 3]])  # type: ignore[arg-type]  # Images
     work = loop.trainer(run, splits, start(run.train, StopSignal()))
     time.sleep(5 * 4 * slow.seconds)  # all that it makes ready in advance is ready
-    found = loop._compare(work, fed, 4, 1)
-    assert fed.workers == 1 and found["images_per_second"]["with_data"]["median"] < 1.5 / 0.05
+    found = loop._compare(work, slow_loader, 4, 1)
+    assert slow_loader.workers == 1 and found["images_per_second"]["with_data"]["median"] < 1.5 / 0.05
     assert 0 < found["waiting_for_data"]["median"] < 1
-    fed.batches = iter(())  # ends the worker
+    slow_loader.batches = iter(())  # ends the worker
 
 
 def test_a_model_that_takes_too_long_is_left_out_with_the_remedy(photos: Path) -> None:
@@ -372,7 +295,7 @@ def test_without_a_gpu_the_devices_own_rate_is_what_it_wants() -> None:
     want = demand(recipes.get("digits"), 10, BenchOptions(), measured)
     assert want == Demand(12.0, "cpu", "measured on a resident batch")
     found = advise(recipes.get("digits"), BenchOptions(), want, figures(1000.0), 40, 2)
-    assert "computing limits it, not the input" in found["text"]
+    assert "computing is the limit, not the input" in found["text"]
     assert "name your GPU" in advise(recipes.get("digits"), BenchOptions(), None, figures(1000.0), 40, 2)["text"]
 
 
@@ -394,6 +317,6 @@ def test_a_named_gpu_wants_what_the_plan_says(photos: Path) -> None:
         (("--seconds", "0"), "some seconds"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_it_starts(words: tuple[str, ...], text: str) -> None:
+def test_what_cannot_be_measured_is_rejected_before_it_starts(words: tuple[str, ...], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         parse_command("bench", ["digits", *words]).do(StopSignal())

@@ -1,4 +1,4 @@
-"""`cls check` on a corpus with planted faults: every one is found, and nothing else is said."""
+"""`cls check` on a corpus with planted faults: every one is found, and nothing else is reported."""
 
 import dataclasses
 import io
@@ -21,7 +21,7 @@ from PIL import Image
 from cls.commands import main
 from cls.commands.check import duplicates
 from cls.commands.check.findings import data_error, problems
-from cls.commands.check.label_issues import suspects
+from cls.commands.check.label_issues import label_issues
 from cls.commands.check.run import check_images
 from cls.commands.contact_sheet import Panel, Tile, write_panels
 from cls.config import Data
@@ -62,7 +62,7 @@ def turned(image: Image.Image) -> bytes:
     return encode(image, exif=exif)
 
 
-COPIES = {
+DUPLICATES = {
     frozenset({"train/a/0.jpg", "train/a/again.jpg"}): ("exact", False, False),
     frozenset({"train/a/1.jpg", "train/b/pixels.png"}): ("exact", False, True),
     frozenset({"train/a/2.jpg", "val/a/small.jpg", "test/mirrored.jpg"}): ("near", True, False),
@@ -71,13 +71,13 @@ COPIES = {
     frozenset({"train/b/1.jpg", "val/a/dark.jpg"}): ("near", True, True),
     frozenset({"val/b/5.jpg", "test/same.jpg"}): ("exact", True, False),
 }
-"""Ids of each picture's copies: kind, several splits, several labels."""
-BROKEN = {
+"""Ids of each picture's duplicates: kind, several splits, several labels."""
+CORRUPT = {
     "train/a/half.jpg": "image file is truncated",
     "train/b/empty.jpg": "empty file",
     "val/b/text.jpg": "not an image",
 }
-ODD = {
+UNUSUAL = {
     "grey": {"train/a/grey.jpg", "train/b/deep.png"},
     "CMYK": {"train/a/ink.jpg"},
     "alpha": {"train/a/glass.png"},
@@ -87,7 +87,7 @@ ODD = {
     "tiny": {"val/b/tiny.png"},
     "rotated": {"train/b/turned.jpg"},
     "animated": {"val/a/film.gif", "val/a/cut.gif"},
-    "damaged": {"train/b/smeared.jpg"},
+    "partly corrupt": {"train/b/smeared.jpg"},
 }
 
 
@@ -152,17 +152,17 @@ def forked(words: list[str], folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def commands(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a check of the planted corpus said, and a small run on small pictures."""
+    """The output of a check of the planted corpus, and a small run on small pictures."""
     root = tmp_path_factory.mktemp("commands")
     hues(root / "hues", 0, {"val/red/3.png": "green", "train/blue/5.png": "red"})
     (root / "check").mkdir()
-    told = forked(["cls", "check", str(planted), "--workers", "0", "--json"], root / "check")
+    check = forked(["cls", "check", str(planted), "--workers", "0", "--json"], root / "check")
     args = ["digits", "--data.path", str(root / "hues"), "--data.size", "16", "--data.workers", "0"]
     args += ["--train.epochs", "4", "--train.batch", "12", "--train.micro-batch", "12", "--track.wandb", "disabled"]
-    # not forked: after a backward pass of another test of this process torch would refuse the child's
+    # not forked: after a backward pass of another test of this process torch would reject the child's
     run = launch(root / "out", args)
     assert run.code == 0, run.output
-    return {"check": told, "root": root}
+    return {"check": check, "root": root}
 
 
 def checked(path: Path, workers: int = 0, to: Path | None = None, run: str = "") -> dict[str, Any]:
@@ -175,42 +175,42 @@ def found(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return checked(planted, to=tmp_path_factory.mktemp("sheet") / "check.png")
 
 
-def test_every_planted_copy_is_found_and_no_other(found: dict[str, Any]) -> None:
+def test_every_planted_duplicate_is_found_and_no_other(found: dict[str, Any]) -> None:
     groups = {
         frozenset(one["id"] for one in group["images"]): (
             group["kind"],
             len(group["splits"]) > 1,
             len(group["labels"]) > 1,
         )
-        for group in found["copies"]
+        for group in found["duplicates"]
     }
-    assert groups == COPIES
-    for group in found["copies"]:
-        assert all(pair["likeness"] >= 0.8 for pair in group["pairs"])
+    assert groups == DUPLICATES
+    for group in found["duplicates"]:
+        assert all(pair["similarity"] >= 0.8 for pair in group["pairs"])
         mirrored = {group["images"][i]["id"] for pair in group["pairs"] if pair["mirrored"] for i in pair["images"]}
         assert ("test/mirrored.jpg" in mirrored) == any(one["id"] == "test/mirrored.jpg" for one in group["images"])
 
 
-def test_every_broken_and_odd_image_is_named(found: dict[str, Any]) -> None:
-    assert {one["id"] for one in found["broken"]} == set(BROKEN)
-    assert all(BROKEN[one["id"]] in one["reason"] for one in found["broken"])
-    assert {kind: {one["id"] for one in odd["images"]} for kind, odd in found["odd"].items()} == ODD
+def test_every_corrupt_and_unusual_image_is_named(found: dict[str, Any]) -> None:
+    assert {one["id"] for one in found["corrupt"]} == set(CORRUPT)
+    assert all(CORRUPT[one["id"]] in one["reason"] for one in found["corrupt"])
+    assert {kind: {one["id"] for one in some["images"]} for kind, some in found["unusual"].items()} == UNUSUAL
     assert found["not_compared"] == 1  # tiny.png
 
 
-def test_what_was_not_compared_in_a_crowd_is_said(
+def test_images_with_many_similar_ones_are_reported_as_partly_compared(
     found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Twelve shots of one scene, and an X-ray's size of crowd made as small."""
-    assert found["crowded"] == 0
+    """Twelve shots of one scene, and the limit made as small."""
+    assert found["partly_compared"] == 0
     rng, scene = np.random.default_rng(0), np.asarray(drawn(0).resize((120, 160))).astype(int)
     for number, place in enumerate(f"{split}/{label}" for split in ("train", "val") for label in "abc" for _ in "12"):
         shot = np.clip(scene + rng.normal(size=scene.shape) * 30, 0, 255).astype(np.uint8)
         save(tmp_path / place / f"{number}.png", encoded(Image.fromarray(shot), format="PNG"))
-    monkeypatch.setattr(duplicates, "CROWD", 6)
+    monkeypatch.setattr(duplicates, "MANY", 6)
     facts = checked(tmp_path)
-    assert facts["crowded"] == 12 and not facts["copies"]
-    assert "12 images look almost the same as many others: each was compared with the" in capsys.readouterr().err
+    assert facts["partly_compared"] == 12 and not facts["duplicates"]
+    assert "12 images have too many similar images: each was compared only with the most" in capsys.readouterr().err
 
 
 def test_figures_of_each_split(found: dict[str, Any], planted: Path) -> None:
@@ -219,25 +219,26 @@ def test_figures_of_each_split(found: dict[str, Any], planted: Path) -> None:
     assert train["images"] == 23 and found["splits"]["test"]["unlabelled"] == 6 and found["images"] == 39
     assert train["modes"] == {"RGB": 16, "L": 1, "I;16": 1, "CMYK": 1, "RGBA": 1, "P": 1}
     assert train["formats"] == {"JPEG": 17, "PNG": 4}
-    assert train["width"] == {"least": 120, "median": 240, "most": 320} and train["height"]["most"] == 320
+    assert train["width"] == {"min": 120, "median": 240, "max": 320} and train["height"]["max"] == 320
     assert train["shorter_side"]["64 to 127"] == 3 and sum(train["shorter_side"].values()) == 21
 
 
-def test_what_must_be_mended_is_said_and_refused(found: dict[str, Any]) -> None:
-    broken, across, double = problems(found)
-    assert broken.startswith("3 broken images: replace or remove ") and "train/a/half.jpg (cannot be decoded" in broken
+def test_problems_are_listed_in_an_error(found: dict[str, Any]) -> None:
+    corrupt, across, double = problems(found)
+    assert corrupt.startswith("3 corrupt images: replace or remove ")
+    assert "train/a/half.jpg (cannot be decoded" in corrupt
     assert across.startswith("4 pictures in several splits: ") and across.endswith(" and 1 more")
     assert (
         double.startswith("2 pictures under several labels: ")
         and "train/a/1.jpg = train/b/pixels.png as a and b" in double
     )
     error = data_error(found)
-    assert isinstance(error, DataError) and str(error).startswith("this data must be mended:\n  3 broken")
+    assert isinstance(error, DataError) and str(error).startswith("this data has problems:\n  3 corrupt")
 
 
-def test_the_sheet_is_a_picture_of_all_findings(found: dict[str, Any]) -> None:
-    with Image.open(found["sheet"]) as sheet:
-        rows = -(-(8 + 3) // 4)  # eight pairs: one picture has three copies; three broken images
+def test_the_contact_sheet_shows_all_findings(found: dict[str, Any]) -> None:
+    with Image.open(found["contact_sheet"]) as sheet:
+        rows = -(-(8 + 3) // 4)  # eight pairs: one picture has three duplicates; three corrupt images
         assert sheet.format == "PNG" and sheet.width == 1848 and 300 * rows < sheet.height < 500 * rows
         pixels = np.asarray(sheet.convert("RGB")).astype(int)
     hidden = (abs(pixels - 225).max(2) == 0).sum()  # the frames of what cannot be shown, but for their crosses
@@ -247,21 +248,21 @@ def test_the_sheet_is_a_picture_of_all_findings(found: dict[str, Any]) -> None:
 
 def test_processes_do_not_change_the_findings(found: dict[str, Any], planted: Path, tmp_path: Path) -> None:
     again = checked(planted, workers=2)
-    assert again == {key: value for key, value in found.items() if key != "sheet"}
+    assert again == {key: value for key, value in found.items() if key != "contact_sheet"}
 
 
 @pytest.mark.integration
-def test_the_verb_prints_its_document_and_exits_with_the_data_code(commands: dict[str, Any]) -> None:
-    told = commands["check"]
-    assert told["code"] == 3 and "Traceback" not in told["err"]
-    document = json.loads(told["out"])
-    assert len(document["copies"]) == len(COPIES) and "run" not in document
-    assert "data: this data must be mended:\n  3 broken images" in told["err"]
-    assert "39 images decoded" in told["err"] and "ETA 0:00:00" in told["err"]
-    assert "pictures with copies: 7" in told["err"] and "train/a/half.jpg" in told["err"]
+def test_the_command_prints_its_document_and_exits_with_the_data_code(commands: dict[str, Any]) -> None:
+    check = commands["check"]
+    assert check["code"] == 3 and "Traceback" not in check["err"]
+    document = json.loads(check["out"])
+    assert len(document["duplicates"]) == len(DUPLICATES) and "run" not in document
+    assert "data: this data has problems:\n  3 corrupt images" in check["err"]
+    assert "39 images decoded" in check["err"] and "ETA 0:00:00" in check["err"]
+    assert "groups of duplicates: 7" in check["err"] and "train/a/half.jpg" in check["err"]
 
 
-def test_tables_are_checked_as_folders_are_and_clean_data_are_said_to_be_clean(
+def test_tables_are_checked_as_folders_are_and_clean_data_has_no_problems(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clean(tmp_path / "folder")
@@ -276,10 +277,10 @@ def test_tables_are_checked_as_folders_are_and_clean_data_are_said_to_be_clean(
         (tmp_path / f"{split}.parquet").rename(tmp_path / "tables" / f"{split}.parquet")
     for path, count in ((tmp_path / "folder", 17), (tmp_path / "tables", 14)):
         facts = checked(path)
-        assert facts["images"] == count and facts["copies"] == facts["broken"] == [] and facts["odd"] == {}
+        assert facts["images"] == count and facts["duplicates"] == facts["corrupt"] == [] and facts["unusual"] == {}
         assert problems(facts) == []
         assert data_error(facts) is None
-        assert "nothing that must be mended" in capsys.readouterr().err
+        assert "no problems found" in capsys.readouterr().err
 
 
 def test_what_is_ignored_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -292,7 +293,7 @@ def test_what_is_ignored_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "1 folders without an image that can be read, so no classes: train/c (10 other files)" in hollow
     assert "10 images of kinds that are not read ignored: 10 .heic; to convert them" in unread
     shown = capsys.readouterr().err
-    assert "nothing that must be mended; what the warnings above name was not checked" in shown and line in shown
+    assert "no problems found; what the warnings above name was not checked" in shown and line in shown
 
 
 # --- labels ---
@@ -304,12 +305,12 @@ def predictions(probs: list[list[float]], labels: list[int]) -> Predictions:
                        classes=("a", "b", "c"), loss=0.0)  # fmt: skip
 
 
-def test_a_label_is_doubted_where_another_class_is_much_likelier() -> None:
+def test_a_label_is_an_issue_where_another_class_is_much_more_probable() -> None:
     probs = [[0.9, 0.1, 0.0], [0.19, 0.71, 0.1], [0.25, 0.74, 0.01], [0.01, 0.0, 0.99], [0.1, 0.9, 0.0], [0.0] * 3]
-    p = predictions(probs, [0, 0, 0, 0, -1, 1])  # the third is less than a half likelier, the last could not be read
-    first, second = suspects(dataclasses.replace(p, errors=[""] * 5 + ["broken"]))
+    p = predictions(probs, [0, 0, 0, 0, -1, 1])  # the third has too small a margin, the last is unreadable
+    first, second = label_issues(dataclasses.replace(p, errors=[""] * 5 + ["corrupt"]))
     assert first == (3, 0, 2, 0.01, 0.99) and second == (1, 0, 1, 0.19, 0.71)
-    assert suspects(predictions([[0.1, 0.9, 0]], [-1])) == []
+    assert label_issues(predictions([[0.1, 0.9, 0]], [-1])) == []
 
 
 def hues(root: Path, seed: int, wrong: dict[str, str]) -> None:
@@ -330,24 +331,24 @@ def hues(root: Path, seed: int, wrong: dict[str, str]) -> None:
 def test_a_run_s_model_finds_the_wrong_labels(
     commands: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In validation by its stored predictions, in training by looking again, and in other data by predicting."""
+    """In validation by its stored predictions, in training and in other data by predicting now."""
     data, other, run = commands["root"] / "hues", tmp_path / "other", commands["root"] / "out"
     hues(other, 1, {"train/green/7.png": "blue"})
     shutil.rmtree(other / "train/red")
     shutil.rmtree(other / "val/red")
     facts = checked(data, run=str(run), to=tmp_path / "check.png")
-    doubted = {(one["split"], one["id"], one["label"], one["predicted"]) for one in facts["suspects"]}
-    assert doubted == {("val", "val/red/3.png", "red", "green"), ("train", "train/blue/5.png", "blue", "red")}
-    assert all(one["predicted_prob"] > 0.5 > one["label_prob"] for one in facts["suspects"])
-    assert facts["asked"]["val"] == {"how": "stored predictions of the run", "accuracy": 23 / 24}
-    assert "trained on these very labels" in facts["asked"]["train"]["how"] and facts["copies"] == []
-    assert "labels of train: the model was trained on these very labels" in capsys.readouterr().err
-    assert problems(facts) == [], "doubt is no proof"
+    issues = {(one["split"], one["id"], one["label"], one["predicted"]) for one in facts["label_issues"]}
+    assert issues == {("val", "val/red/3.png", "red", "green"), ("train", "train/blue/5.png", "blue", "red")}
+    assert all(one["predicted_prob"] > 0.5 > one["label_prob"] for one in facts["label_issues"])
+    assert facts["predictions"]["val"] == {"how": "stored predictions of the run", "accuracy": 23 / 24}
+    assert "trained on these labels" in facts["predictions"]["train"]["how"] and facts["duplicates"] == []
+    assert "predictions of train: the model was trained on these labels" in capsys.readouterr().err
+    assert problems(facts) == [], "a label issue is no proof"
     facts = checked(other, run=str(run))
-    assert [(one["id"], one["label"], one["predicted"]) for one in facts["suspects"]] == [
+    assert [(one["id"], one["label"], one["predicted"]) for one in facts["label_issues"]] == [
         ("train/green/7.png", "green", "blue")
     ]
-    assert all("predicted now" in how["how"] for how in facts["asked"].values())
+    assert all("predicted now" in how["how"] for how in facts["predictions"].values())
     (other / "train/red").mkdir()
     (other / "train/green").rename(other / "train/violet")
     shutil.rmtree(other / "val/green")
@@ -355,8 +356,8 @@ def test_a_run_s_model_finds_the_wrong_labels(
         checked(other, run=str(run))
 
 
-def test_an_exact_copy_is_shown_beside_what_it_equals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of three copies is smaller, the third is the second: not the first, which it merely resembles."""
+def test_an_exact_duplicate_is_shown_beside_what_it_equals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of three duplicates is smaller, the third is the second: not the first, which it merely resembles."""
     for number, name in enumerate(("train/a", "train/b", "val/a", "val/b")):
         (tmp_path / name).mkdir(parents=True)
         picture(number, 320, 240).save(tmp_path / name / "1.png")
@@ -365,7 +366,7 @@ def test_an_exact_copy_is_shown_beside_what_it_equals(tmp_path: Path, monkeypatc
     panels: list[Panel] = []
     monkeypatch.setattr("cls.commands.check.run.write_panels", lambda to, drawn, title: panels.extend(drawn))
     checked(tmp_path, to=tmp_path / "sheet.png")
-    equal = [panel for panel in panels if panel.title == "equal"]
+    equal = [panel for panel in panels if panel.title == "exact duplicate"]
     assert len(panels) == 2 and [panel.lines[1:] for panel in equal] == [("train/a/2.png", "train/a/3.png")]
 
 
@@ -374,7 +375,7 @@ def test_a_mixed_image_is_titled_with_its_shares() -> None:
     assert tile.caption == "v10.5 .70 + b .30"
 
 
-def test_a_sheet_with_nothing_on_it_can_be_written(tmp_path: Path) -> None:
+def test_an_empty_contact_sheet_can_be_written(tmp_path: Path) -> None:
     write_panels(tmp_path / "empty.png", [], "nothing")
-    write_panels(tmp_path / "one.png", [Panel((None,), "broken", ("a", "b"))], "one")
+    write_panels(tmp_path / "one.png", [Panel((None,), "corrupt", ("a", "b"))], "one")
     assert all(Image.open(tmp_path / f"{name}.png").format == "PNG" for name in ("empty", "one"))

@@ -1,4 +1,4 @@
-"""Copies of pictures: outlines, the search among all pairs, and the look at a pair."""
+"""Duplicates: outlines, the search among all pairs, and the comparison of a pair."""
 
 import itertools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from cls.commands.check import duplicates
-from cls.commands.check.duplicates import COPY, candidates, likeness, miniature, outline
+from cls.commands.check.duplicates import DUPLICATE, candidates, miniature, outline, similarity
 from cls.transforms.decode import decode
 from tests.transforms.test_fused import encode, picture
 
@@ -42,7 +42,7 @@ def mirror(image: Image.Image) -> Image.Image:
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
-COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
+DUPLICATES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "half the size": lambda i: scaled(i, 0.5),
     "a third of the size": lambda i: scaled(i, 0.33),
     "twice the size": lambda i: scaled(i, 2),
@@ -64,34 +64,34 @@ COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def found_among(images: list[Image.Image]) -> set[tuple[int, int]]:
-    """Pairs that both the search and the look say are copies."""
+    """Pairs that are duplicates by both the search and the comparison."""
     pixels = [np.asarray(image) for image in images]
     small = [miniature(one) for one in pixels]
     pairs = set()
-    for piece in candidates(np.array([outline(one) for one in pixels])):
-        for first, second, mirrored in zip(piece.first.tolist(), piece.second.tolist(), piece.mirrored, strict=True):
-            if likeness(small[first], small[second], bool(mirrored)) >= COPY:
+    for block in candidates(np.array([outline(one) for one in pixels])):
+        for first, second, mirrored in zip(block.first.tolist(), block.second.tolist(), block.mirrored, strict=True):
+            if similarity(small[first], small[second], bool(mirrored)) >= DUPLICATE:
                 pairs.add((first, second))
     return pairs
 
 
-@pytest.mark.parametrize("how", COPIES)
-def test_each_kind_of_copy_is_found_and_nothing_else(how: str) -> None:
+@pytest.mark.parametrize("how", DUPLICATES)
+def test_each_kind_of_duplicate_is_found_and_nothing_else(how: str) -> None:
     originals = [drawn(number) for number in range(COUNT)]
-    found = found_among([*originals, *(COPIES[how](one) for one in originals)])
+    found = found_among([*originals, *(DUPLICATES[how](one) for one in originals)])
     assert found == {(number, COUNT + number) for number in range(COUNT)}
 
 
 def test_another_hue_is_another_picture() -> None:
-    """Where the hue is the class, two that differ in it alone are no copies."""
+    """Where the hue is the class, two that differ in it alone are no duplicates."""
     one = drawn(3)
     turned = Image.merge("RGB", [one.split()[i] for i in (2, 0, 1)])
     disc = np.full((96, 96, 3), 255, np.uint8)
     place = np.hypot(*np.indices((96, 96)) - 48) < 30
     discs = [disc.copy() for _ in range(2)]
     discs[0][place], discs[1][place] = (220, 30, 30), (30, 120, 30)
-    assert likeness(miniature(np.asarray(one)), miniature(np.asarray(turned)), False) < COPY
-    assert likeness(discs[0], discs[1], False) < COPY < likeness(discs[0], discs[0], False)
+    assert similarity(miniature(np.asarray(one)), miniature(np.asarray(turned)), False) < DUPLICATE
+    assert similarity(discs[0], discs[1], False) < DUPLICATE < similarity(discs[0], discs[0], False)
 
 
 def test_plain_and_tiny_pictures_are_not_compared() -> None:
@@ -109,7 +109,7 @@ def random_outlines(count: int, seed: int) -> np.ndarray:
 
 
 def plant(outlines: np.ndarray, count: int) -> set[tuple[int, int, bool]]:
-    """Make rows copies of others: turned away from them by a known angle, and every other one mirrored."""
+    """Make rows duplicates of others: turned away from them by a known angle, and every other one mirrored."""
     rng, half = np.random.default_rng(7), len(outlines) // 2
     noise = random_outlines(count, 8).astype(np.float32)
     sources, copies = rng.permutation(half)[:count], half + rng.permutation(half)[:count]
@@ -123,8 +123,8 @@ def plant(outlines: np.ndarray, count: int) -> set[tuple[int, int, bool]]:
 def searched(outlines: np.ndarray) -> set[tuple[int, int, bool]]:
     return {
         (int(a), int(b), bool(m))
-        for piece in candidates(outlines)
-        for a, b, m in zip(piece.first, piece.second, piece.mirrored, strict=True)
+        for block in candidates(outlines)
+        for a, b, m in zip(block.first, block.second, block.mirrored, strict=True)
     }
 
 
@@ -160,7 +160,7 @@ def plainly(outlines: np.ndarray, others: np.ndarray) -> set[tuple[int, int, boo
             if (i, j) in few:
                 coarse = np.maximum(coarse, whole[duplicates.COARSE] @ unit(seen, duplicates.COARSE)[0])
             fine = np.maximum(fine, whole[duplicates.FINE] @ unit(seen, duplicates.FINE)[0])
-        for other in np.flatnonzero((coarse > duplicates.ALIKE_COARSE) & (fine > duplicates.ALIKE_FINE)):
+        for other in np.flatnonzero((coarse > duplicates.SIMILAR_COARSE) & (fine > duplicates.SIMILAR_FINE)):
             if other != row:
                 found.add((min(int(row), int(other)), max(int(row), int(other)), mirrored))
     return found
@@ -169,7 +169,7 @@ def plainly(outlines: np.ndarray, others: np.ndarray) -> set[tuple[int, int, boo
 def test_the_search_agrees_with_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
     outlines = random_outlines(150, 1)
     planted = plant(outlines, 30)
-    monkeypatch.setattr(duplicates, "CELLS", 150 * 40)  # several pieces, the last one short
+    monkeypatch.setattr(duplicates, "CELLS", 150 * 40)  # several blocks, the last one short
     assert searched(outlines) == plainly(outlines, np.arange(0, 150)) == planted
 
 
@@ -180,10 +180,10 @@ def test_frames_of_a_film_give_few_pairs_of_each(monkeypatch: pytest.MonkeyPatch
     assert 199 <= len(pairs) <= 200 * duplicates.BEST and not any(mirrored for _, _, mirrored in pairs)
 
 
-def test_pictures_that_are_all_alike_are_not_all_compared_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """3,000 X-rays, say: the fine comparisons and the looks grow with their number, and real copies are found."""
-    count, compared, real = 3000, 0, duplicates._finely
-    monkeypatch.setattr(duplicates, "CROWD", 32)
+def test_many_similar_pictures_are_not_all_compared_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3,000 X-rays, say: the cost of the later filters grows with their number, and real duplicates are found."""
+    count, compared, real = 3000, 0, duplicates._fine_scores
+    monkeypatch.setattr(duplicates, "MANY", 32)
     rng, one = np.random.default_rng(3), random_outlines(1, 1)[0].astype(np.float32)
     crowd = one + 0.1 * random_outlines(count, 2).astype(np.float32)  # cosines of about 0.99
     crowd[1500:1510] = crowd[:10] + 0.003 * rng.normal(size=(10, duplicates.F, duplicates.F)).astype(np.float32)
@@ -194,17 +194,17 @@ def test_pictures_that_are_all_alike_are_not_all_compared_with_all(monkeypatch: 
         compared += len(rows)
         return real(block, fine, rows, others)
 
-    monkeypatch.setattr(duplicates, "_finely", counted)
-    pieces = list(candidates(outlines))
-    assert compared == count * duplicates.CROWD  # of 8,997,000
-    assert sum(len(piece.first) for piece in pieces) == count * duplicates.CROWD_BEST
-    assert np.concatenate([piece.crowded for piece in pieces]).tolist() == list(range(count))
-    found = {pair for piece in pieces for pair in zip(piece.first.tolist(), piece.second.tolist(), strict=True)}
+    monkeypatch.setattr(duplicates, "_fine_scores", counted)
+    blocks = list(candidates(outlines))
+    assert compared == count * duplicates.MANY  # of 8,997,000
+    assert sum(len(block.first) for block in blocks) == count * duplicates.MANY_BEST
+    assert np.concatenate([block.cut_short for block in blocks]).tolist() == list(range(count))
+    found = {pair for block in blocks for pair in zip(block.first.tolist(), block.second.tolist(), strict=True)}
     assert {(i, 1500 + i) for i in range(10)} <= found
 
 
 @pytest.mark.soak
-def test_the_search_finds_every_planted_copy_among_100_000() -> None:
+def test_the_search_finds_every_planted_duplicate_among_100_000() -> None:
     """About 10 minutes of one core; a sample of rows is compared with the definition."""
     outlines = random_outlines(100_000, 2)
     planted = plant(outlines, 500)

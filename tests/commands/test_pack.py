@@ -1,4 +1,4 @@
-"""`cls pack`: the same images as self-contained, verified shards; an interrupted packing goes on where it was."""
+"""`cls pack`: the same images as self-contained, verified shards; an interrupted packing is resumed."""
 
 import base64
 import json
@@ -152,7 +152,7 @@ def test_without_validation_images_some_are_held_out(tmp_path: Path) -> None:
     load(config.Data(path=str(tmp_path / "packed"), streaming=True), 0)  # what streaming asks for
 
 
-def test_large_images_are_reduced_upright_small_and_broken_ones_stay(
+def test_large_images_are_reduced_upright_and_small_and_corrupt_ones_are_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     source = photos(tmp_path / "photos", each=2)
@@ -192,7 +192,7 @@ def test_a_file_that_cannot_be_read_stops_the_packing(tmp_path: Path, monkeypatc
     os.mkfifo(link)
     with pytest.raises(ValueError, match=r"train/2/gone\.jpg is no regular file.*run the same command"):
         pack(str(source), tmp_path / "packed", PackOptions())
-    assert not (tmp_path / "packed").exists()  # nothing is begun that could not go on
+    assert not (tmp_path / "packed").exists()  # nothing is begun that could not be resumed
     link.unlink()
     link.symlink_to("/proc/self/mem")  # a regular file whose first byte cannot be read
     with pytest.raises(DataError, match=r"gone\.jpg cannot be read \(Input/output error.*: run the same command"):
@@ -210,7 +210,7 @@ def test_files_that_change_between_two_commands_are_noticed(tmp_path: Path) -> N
     for path in sorted(source.rglob("*.bmp")):
         data, status = path.read_bytes(), path.stat()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-        with pytest.raises(ValueError, match="packed was begun with images of other sizes or contents, or image files"):
+        with pytest.raises(ValueError, match="packed with images of other sizes or contents, or image files"):
             pack(str(source), to, PackOptions())
         path.write_bytes(data)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -233,16 +233,16 @@ def test_images_inside_tables_that_change_between_two_commands_are_noticed(tmp_p
     first = pack(str(source), to, PackOptions())
     for place in (0, 1, 70, 127):
         write([*files[:place], encode(noise(place), quality=60), *files[place + 1 :]])
-        with pytest.raises(ValueError, match="packed was begun with images of other sizes or contents"):
+        with pytest.raises(ValueError, match="packed was packed with images of other sizes or contents"):
             pack(str(source), to, PackOptions())
     write([data[:-30] + bytes(28) + data[-2:] for data in files])  # the last pixels
-    with pytest.raises(ValueError, match="packed was begun with images of other sizes or contents"):
+    with pytest.raises(ValueError, match="packed was packed with images of other sizes or contents"):
         pack(str(source), to, PackOptions())
     write(files)
     assert pack(str(source), to, PackOptions()) == first
 
 
-def test_what_cannot_be_gone_on_with_is_one_clear_error(tmp_path: Path) -> None:
+def test_what_cannot_be_resumed_is_one_clear_error(tmp_path: Path) -> None:
     source, to = photos(tmp_path / "photos", each=2), tmp_path / "packed"
     (tmp_path / "file").touch()
     for wrong in ("file", "file/below"):
@@ -253,12 +253,12 @@ def test_what_cannot_be_gone_on_with_is_one_clear_error(tmp_path: Path) -> None:
     for name in ("pack.json", "packing.json"):
         for text in ("{", "[]", "{}", json.dumps(whole | {"files": {"a": 1}}), "\udcff"):
             (to / name).write_bytes(text.encode(errors="surrogateescape"))
-            with pytest.raises(ValueError, match=rf"{to}/{name} is damaged \(.*delete {to}, or name another --to"):
+            with pytest.raises(ValueError, match=rf"{to}/{name} is corrupt \(.*delete {to}, or name another --to"):
                 pack(str(source), to, PackOptions())
         (to / name).unlink()
 
 
-# --- going on ---
+# --- resuming ---
 
 
 def shards(to: Path) -> dict[str, int]:
@@ -270,7 +270,7 @@ def command(source: Path, to: Path, *more: str) -> list[str]:
     return [sys.executable, "-c", program, "pack", str(source), "--to", str(to), "--shard-mb", "1", "--json", *more]
 
 
-def test_a_killed_packing_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_packing_is_resumed(tmp_path: Path) -> None:
     """SIGKILL in the middle; the next command keeps the finished shards and ends with those of an undisturbed one."""
     source, to = tmp_path / "photos", tmp_path / "packed"
     for label, name in enumerate("ab"):
@@ -295,7 +295,7 @@ def test_a_killed_packing_goes_on_where_it_was(tmp_path: Path) -> None:
     assert anonymous(content(to)) == anonymous(content(source))
 
 
-def test_a_second_packing_into_the_folder_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+def test_a_second_packing_into_the_folder_is_rejected_while_the_first_runs(tmp_path: Path) -> None:
     source, to = photos(tmp_path / "photos", each=3), tmp_path / "packed"
     code = (
         "import sys, time; from pathlib import Path; from cls.commands import pack as packs; "
@@ -319,7 +319,7 @@ def test_a_second_packing_into_the_folder_is_refused_while_the_first_lives(tmp_p
     assert sorted(path.name for path in to.iterdir()) == sorted(["pack.json", *document["files"]])
 
 
-def test_a_finished_packing_is_verified_and_mended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_packing_is_verified_and_repaired(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, to = photos(tmp_path / "photos"), tmp_path / "packed"
     first = pack(str(source), to, PackOptions())
     before = shards(to)
@@ -335,7 +335,9 @@ def test_a_finished_packing_is_verified_and_mended(tmp_path: Path, capsys: pytes
     ]  # fmt: skip
 
 
-def test_a_kill_while_a_damaged_shard_is_mended_loses_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_while_a_corrupt_shard_is_packed_again_loses_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, to = photos(tmp_path / "photos", each=2), tmp_path / "packed"
     first = pack(str(source), to, PackOptions())
     (to / "val-00000-of-00001.parquet").write_bytes(b"damaged")
@@ -351,15 +353,15 @@ def test_a_kill_while_a_damaged_shard_is_mended_loses_no_other(tmp_path: Path, m
     assert pack(str(source), to, PackOptions()) == first
     changed = {name for name, time in shards(to).items() if time != before[name]}
     assert changed == {"val-00000-of-00001.parquet"} and not (to / "packing.json").exists()
-    (to / "packing.json").write_bytes((to / "pack.json").read_bytes())  # a kill just before it would have gone
+    (to / "packing.json").write_bytes((to / "pack.json").read_bytes())  # a kill just before it would have been deleted
     assert pack(str(source), to, PackOptions()) == first and not (to / "packing.json").exists()
 
 
-def test_another_packing_in_the_same_folder_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_different_packing_in_the_same_folder_is_rejected_with_the_option_named(tmp_path: Path) -> None:
     source, to = photos(tmp_path / "photos"), tmp_path / "packed"
     pack(str(source), to, PackOptions())
     for how, message in (
-        (PackOptions(short=20), r"packed was begun with --short 0, not 20: name another --to"),
+        (PackOptions(short=20), r"packed was packed with --short 0, not 20: name another --to"),
         (PackOptions(seed=1), r"--seed 0, not 1"),
         (PackOptions(shard_mb=9), r"--shard-mb 256, not 9"),
     ):
@@ -369,7 +371,7 @@ def test_another_packing_in_the_same_folder_is_refused_by_name(tmp_path: Path) -
     with pytest.raises(ValueError, match=r"source '.*photos', not '.*other'"):
         pack(str(other), to, PackOptions())
     save(source / "train/2/new.jpg", noise(1))
-    with pytest.raises(ValueError, match=r"begun with other images"):
+    with pytest.raises(ValueError, match=r"packed with other images"):
         pack(str(source), to, PackOptions())
     with pytest.raises(ValueError, match=r"is not empty"):
         pack(str(source), other, PackOptions())
@@ -385,8 +387,8 @@ def test_another_packing_in_the_same_folder_is_refused_by_name(tmp_path: Path) -
             PackOptions(**wrong)
 
 
-def test_a_kill_in_the_first_moments_leaves_nothing_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And ~ is the home folder, which a shell does not put in behind an =."""
+def test_a_kill_in_the_first_moments_blocks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And ~ is the home directory, which a shell does not expand after an =."""
     monkeypatch.setenv("HOME", str(tmp_path))
     to = tmp_path / "packed"
     to.mkdir()
@@ -394,11 +396,11 @@ def test_a_kill_in_the_first_moments_leaves_nothing_in_the_way(tmp_path: Path, m
         (to / name).write_bytes(b"half")
     assert pack(str(photos(tmp_path / "photos")), Path("~/packed"), PackOptions())["folder"] == str(to)
     (to / "pack.json").unlink()
-    with pytest.raises(ValueError, match="is not empty and holds no begun packing"):
+    with pytest.raises(ValueError, match="is not empty and holds no interrupted packing"):
         pack(str(tmp_path / "photos"), to, PackOptions())
 
 
-def test_what_the_disk_gives_back_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_written_is_read_back_and_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that loses a byte between writing and reading: no shard gets its name."""
     source, to, read = photos(tmp_path / "photos"), tmp_path / "packed", shard._read_back
 
@@ -416,7 +418,7 @@ def test_what_the_disk_gives_back_is_compared(tmp_path: Path, monkeypatch: pytes
     monkeypatch.undo()
 
 
-def test_the_verb_tells_and_gives_a_document(tmp_path: Path) -> None:
+def test_the_command_prints_a_summary_and_a_document(tmp_path: Path) -> None:
     source = photos(tmp_path / "photos", each=3)
     env = environment(HF_DATASETS_CACHE=str(tmp_path / "cache"), PYTHONPATH=str(ROOT))
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What the measurements mean: images that the GPUs want per second, against what the cores give, in one sentence."""
+"""Advice in one sentence: images per second that the GPUs need, against what the cores load."""
 
 from math import ceil
 from statistics import median
@@ -10,11 +10,11 @@ from cls.commands.plan import roofline
 from cls.commands.plan.memory import trace_step
 from cls.config import Run
 
-ROOMY = 1.5  # images whose short side is this many times what the recipe needs are worth a smaller copy
+ROOMY = 1.5  # smaller copies pay off for images whose short side is this many times what the recipe needs
 
 
 class Demand(NamedTuple):
-    """Images per second of one GPU, and where the figure is from."""
+    """Images per second of one GPU, and the source of the figure."""
 
     per_gpu: float
     device: str
@@ -22,7 +22,7 @@ class Demand(NamedTuple):
 
 
 def precision_on(run: Run, gpu: Gpu) -> str:
-    """bf16 or fp32, as the run itself would find it."""
+    """bf16 or fp32, as the run would choose it."""
     wanted = run.train.precision
     if wanted == "bf16" and not gpu.bf16_tflops:
         raise ValueError(f"train.precision is bf16, which {gpu.name} does not compute: use --train.precision fp32")
@@ -30,7 +30,7 @@ def precision_on(run: Run, gpu: Gpu) -> str:
 
 
 def demand(run: Run, classes: int, options: BenchOptions, loop: dict[str, Any]) -> Demand | None:
-    """A roofline for a named GPU; else what this machine's device does without waiting; None where neither is known."""
+    """A roofline for a named GPU; else the speed of this machine without a loader; None if unknown."""
     if options.gpu:
         gpu = find(options.gpu)
         precision = precision_on(run, gpu)
@@ -49,7 +49,7 @@ def advise(
     per_core = 1e6 / median(figures["us_per_image"]["end_to_end"]["repeats"])
     document: dict[str, Any] = {"images_per_second_per_core": per_core, "cores": cores, "gpus": options.gpus}
     if want is None:
-        text = f"One core feeds {per_core:.0f} images/s; name your GPU (--gpu rtx3090) to hear what it wants."
+        text = f"One core feeds {per_core:.0f} images/s; name your GPU (--gpu rtx3090) for advice."
         return document | {"text": text}
     spare = max(0.0, cores - options.gpus)
     document |= {
@@ -71,15 +71,14 @@ def advise(
 def _remedy(run: Run, options: BenchOptions, want: Demand, per_core: float, short_side: float, cores: float) -> str:
     loaders, needed, asked = want.per_gpu / per_core, roofline.cores_needed(want.per_gpu, per_core), run.data.workers
     if want.device == "cpu" and loaders <= 1:
-        return "computing limits it, not the input, so there is nothing to do here"
+        return "computing is the limit, not the input, so there is nothing to do"
     if cores >= needed * options.gpus:
         if 0 <= asked < loaders:
             return f"leave --data.workers out, or give {ceil(loaders)}; {asked} are too few"
         return f"{needed} cores a GPU are enough and {cores:g} are here, so there is nothing to do"
     text = f"ask for {needed} cores a GPU ({needed * options.gpus} in all; {cores:g} are here)"
-    enough = round(run.data.size / run.data.crop_pct) * (
-        2 if run.augment.frame == "crop" else 1
-    )  # small boxes need more
+    enough = round(run.data.size / run.data.crop_pct)
+    enough *= 2 if run.augment.frame == "crop" else 1  # small boxes are enlarged
     if short_side >= ROOMY * enough:
         text += f", or make smaller copies with `cls pack --short {enough}` (their short side is {short_side:.0f} now)"
     return text

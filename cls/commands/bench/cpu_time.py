@@ -1,4 +1,4 @@
-"""CPU time of this process and of loader workers that are still alive, from one standstill to the next."""
+"""CPU time per image of this process and of running loader workers, between two moments at which all are idle."""
 
 import multiprocessing
 import time
@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-CALM = 4  # looks in a row at which no worker may have done anything
-LOOK_SECONDS = 0.01
-LONGEST = 100_000  # batches that one loader may be asked for: more than any measurement takes
+IDLE_CHECKS = 4  # in a row, at which no worker may have done anything
+CHECK_SECONDS = 0.01
+LONGEST = 100_000  # batches of one loader: more than any measurement takes
 
 
 class Cost(NamedTuple):
@@ -24,7 +24,7 @@ class Cost(NamedTuple):
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time that a live process and all its threads have used, in nanosecond steps.
+    """CPU time that a running process and all its threads have used, in nanosecond steps.
 
     The clock that clock_getcpuclockid(3) gives on Linux: /proc/PID/stat counts in steps of 10 ms, RUSAGE_CHILDREN only
     processes that have ended.
@@ -32,18 +32,18 @@ def cpu_seconds(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
-def still(pids: Sequence[int]) -> None:
-    """Wait until these processes wait: none of their threads runs and none of their clocks moves, 4 looks in a row."""
-    calm, before = 0, [0.0] * len(pids)
-    while calm < CALM:
-        time.sleep(LOOK_SECONDS)
+def wait_until_idle(pids: Sequence[int]) -> None:
+    """Until no thread of these processes runs and none has used CPU time, in IDLE_CHECKS checks in a row."""
+    idle, before = 0, [0.0] * len(pids)
+    while idle < IDLE_CHECKS:
+        time.sleep(CHECK_SECONDS)
         now = [cpu_seconds(pid) for pid in pids]
-        calm = calm + 1 if now == before and not any(map(_runs, pids)) else 0
+        idle = idle + 1 if now == before and not any(map(_runs, pids)) else 0
         before = now
 
 
 def _runs(pid: int) -> bool:
-    """A runnable thread that gets no core on a crowded machine is not idle; nor is one that waits for the disk."""
+    """A runnable thread that gets no core on a busy machine is not idle; nor is one that waits for the disk."""
     states = []
     for task in Path(f"/proc/{pid}/task").glob("*/stat"):
         with suppress(OSError):  # that thread has just ended
@@ -52,7 +52,7 @@ def _runs(pid: int) -> bool:
 
 
 class Lists:
-    """Lists of indices, over and over, and how many of them a loader has taken."""
+    """Lists of indices, repeated, and how many of them a loader has taken."""
 
     def __init__(self, lists: Sequence[list[int]]) -> None:
         self.lists, self.taken = lists, 0
@@ -69,10 +69,10 @@ class Lists:
 class Stream:
     """A loader with worker processes, measured by the CPU time per image in the main process and in its workers.
 
-    ``make`` starts the loader on :class:`Lists`, which it takes in the main process as it hands them out. A measurement
-    goes from a standstill (all that was handed out is ready) to the next one, so it holds neither start-up nor half a
-    batch: each worker image that is counted has been produced within it, and as many batches as ``lists`` holds are
-    received. The lists come round, so these are the same images in every measurement.
+    ``make`` starts the loader on :class:`Lists`, whose lists it takes in the main process. A measurement starts and
+    ends when the workers are idle, so it includes neither the start nor a part of a batch: all worker images that are
+    counted were produced within it, and ``lists`` is received once. The lists are repeated: each measurement has the
+    same images.
     """
 
     def __init__(self, make: Callable[[Lists], Iterator[object]], lists: Sequence[list[int]]) -> None:
@@ -84,7 +84,7 @@ class Stream:
         next(self.batches)  # the workers have started
         after = multiprocessing.active_children()
         self.workers = sorted(child.pid for child in after if child.pid is not None and child.pid not in before)
-        still(self.workers)
+        wait_until_idle(self.workers)
 
     def measure(self) -> Cost:
         taken, main = self.lists.taken, time.process_time()
@@ -92,7 +92,7 @@ class Stream:
         for _ in self.lists.lists:
             next(self.batches)
         main = time.process_time() - main
-        still(self.workers)
+        wait_until_idle(self.workers)
         workers = sum(map(cpu_seconds, self.workers)) - workers
         made = (self.lists.taken - taken) * self.images
         received = len(self.lists.lists) * self.images
@@ -100,5 +100,5 @@ class Stream:
         return Cost(main / received, workers / made if made else 0.0)
 
     def close(self) -> None:
-        """Ends the workers: a loader's iterator does so when nobody holds it."""
+        """Ends the workers: a loader's iterator does so when it is deleted."""
         del self.batches

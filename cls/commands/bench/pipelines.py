@@ -1,119 +1,138 @@
-"""Input pipelines of one recipe side by side: CPU time per image, repetitions interleaved, one thread."""
+"""The input pipeline of one recipe, part by part: CPU time per image on one thread, in interleaved repeats."""
 
+import io
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from math import prod
 from statistics import median
 from typing import Any, TypeVar
 
 import numpy as np
+import PIL.Image
+import simplejpeg
 import torch
 
-from cls.commands.bench import baselines
 from cls.commands.bench.cpu_time import Cost, Stream
-from cls.commands.bench.floor import Floor
 from cls.commands.bench.sample import Sample, spread
 from cls.config import Run
 from cls.data.dataset import train_dataset
 from cls.data.loader import batches
 from cls.data.readers import Images
-from cls.models.build import input_statistics
-from cls.transforms.ops import training_ops
+from cls.transforms.decode import FORMATS
 
-CONTESTANTS = {
-    "decode": "simplejpeg into a reused buffer, from memory (Pillow for what is no JPEG); nothing else",
+MEASURED = {
+    "decode": "simplejpeg into a reused buffer, from memory (Pillow for other formats); nothing else",
     "read": "the bytes of the files or table rows, nothing else",
     "in_process": "our pipeline from reading to uint8 micro-batches in one process, without transport",
     "end_to_end": "our loader with 1 worker, uint8 micro-batches received in the main process; CPU time of "
     "both. Normalising and erasing are left to the device: loop.prepare_us_per_image",
 }
-AGAINST = {"in_process": "decode", "end_to_end": "decode"} | dict.fromkeys(baselines.DESCRIBED, "end_to_end")
-"""What each is compared with."""
+AGAINST = {"in_process": "decode", "end_to_end": "decode"}
+"""What each is divided by."""
+
+Costs = dict[str, list[Cost]]
+Work = Callable[[list[Sample]], object]
+T = TypeVar("T")
 
 
-def measure(
-    run: Run, split: Any, images: Images, chosen: Sequence[Sample], repeats: int, with_peers: bool
-) -> dict[str, Any]:
-    """Microseconds of CPU time per image of each contestant, and the ratios of pairs measured in the same repetition.
+class DecodeFloor:
+    """The lower bound: decoding into one buffer by simplejpeg (libjpeg-turbo), or by Pillow where that fails."""
 
-    ``images``: ``split`` by row. ``chosen`` fills whole batches of ``run``.
+    def __init__(self, chosen: Sequence[Sample]) -> None:
+        largest = max(one.width * one.height * 3 for one in chosen)
+        self.buffer = np.ones(-(-largest // 2**20) * 2**20, np.uint8)  # written to, so that its pages are allocated
+        self.slow = {one.sample_index for one in chosen if not self._is_fast(one)}
+
+    def _is_fast(self, one: Sample) -> bool:
+        if one.format not in ("JPEG", "MPO"):
+            return False
+        try:
+            simplejpeg.decode_jpeg(one.data, buffer=self.buffer)
+        except ValueError:
+            return False
+        return True
+
+    def decode(self, part: Sequence[Sample]) -> None:
+        for one in part:
+            if one.sample_index not in self.slow:
+                simplejpeg.decode_jpeg(one.data, buffer=self.buffer)
+                continue
+            with PIL.Image.open(io.BytesIO(one.data), formats=FORMATS) as image:
+                image.convert("RGB")
+
+
+def measure(run: Run, images: Images, chosen: Sequence[Sample], repeats: int) -> dict[str, Any]:
+    """CPU microseconds per image of each part, and ratios of pairs measured in the same repeat.
+
+    ``chosen`` fills whole batches of ``run``.
     """
-    parts = _cut(list(chosen), run.train.micro_batch)
-    with one_thread(), ExitStack() as stack:
-        here, streams = _here(run, images, chosen), _streams(run, split, images, chosen, with_peers, stack)
-        _in_turns(here, parts)  # warm-up; a stream has loaded some batches already
-        found: dict[str, list[Cost]] = {name: [] for name in (*here, *streams)}
-        for turn in range(repeats):
-            costs = _in_turns(here, parts)
-            for name in _rotated(list(streams), turn):
-                costs[name] = streams[name].measure()
-            for name, cost in costs.items():
-                found[name].append(cost)
+    with one_thread(), closing(own_stream(run, images, chosen)) as stream:
+        found = interleaved(works(run, images, chosen), {"end_to_end": stream}, run, chosen, repeats)
+    return document(run, len(chosen), found, AGAINST)
+
+
+def document(run: Run, images: int, found: Costs, against: Mapping[str, str]) -> dict[str, Any]:
     return {
         "recipe": run.recipe,
         "size": run.data.size,
         "micro_batch": run.train.micro_batch,
         "batch": run.train.batch,
-        "images": len(chosen),
+        "images": images,
         "us_per_image": {name: _figures(costs) for name, costs in found.items()},
-        "ratios": {
-            f"{name}/{other}": _ratio(found[name], found[other]) for name, other in AGAINST.items() if name in found
-        },
+        "ratios": {f"{name}/{other}": _ratio(found[name], found[other]) for name, other in against.items()},
     }
 
 
-Work = Callable[[list[Sample]], object]
-T = TypeVar("T")
-
-
-def _here(run: Run, images: Images, chosen: Sequence[Sample]) -> dict[str, Work]:
-    """What works in this process, on one micro-batch of the chosen images."""
-    draws = train_dataset(images, run)
-    room = np.empty((run.train.micro_batch, run.data.size, run.data.size, 3), np.uint8)
+def works(run: Run, images: Images, chosen: Sequence[Sample]) -> dict[str, Work]:
+    """What runs in this process, on one micro-batch of the chosen images."""
+    dataset = train_dataset(images, run)
+    buffer = np.empty((run.train.micro_batch, run.data.size, run.data.size, 3), np.uint8)
     return {
-        "decode": Floor(chosen).decode,
+        "decode": DecodeFloor(chosen).decode,
         "read": lambda part: images.read([one.row for one in part]),
-        "in_process": lambda part: draws.fill([one.draw for one in part], room),
+        "in_process": lambda part: dataset.fill([one.sample_index for one in part], buffer),
     }
 
 
-def _in_turns(works: dict[str, Work], parts: Sequence[list[Sample]]) -> dict[str, Cost]:
-    """Each part by everybody before the next one: within a second a shared core's speed changes by a third."""
-    seconds, images = dict.fromkeys(works, 0.0), sum(map(len, parts))
+def own_stream(run: Run, images: Images, chosen: Sequence[Sample]) -> Stream:
+    """Our loader with one worker, over all chosen images again and again."""
+    dataset, size = train_dataset(images, run), run.train.micro_batch
+    return Stream(lambda lists: batches(dataset, lists, 1, size), cut([one.sample_index for one in chosen], size))
+
+
+def interleaved(
+    here: Mapping[str, Work], streams: Mapping[str, Stream], run: Run, chosen: Sequence[Sample], repeats: int
+) -> Costs:
+    """The costs of everything in each repeat: other programs on the machine slow down all of them."""
+    parts = cut(list(chosen), run.train.micro_batch)
+    found: Costs = {name: [] for name in (*here, *streams)}
+    _in_turns(here, parts)  # warm-up; a stream has loaded some batches already
+    for turn in range(repeats):
+        costs = _in_turns(here, parts) | {name: streams[name].measure() for name in _rotated(streams, turn)}
+        for name, cost in costs.items():
+            found[name].append(cost)
+    return found
+
+
+def _in_turns(here: Mapping[str, Work], parts: Sequence[list[Sample]]) -> dict[str, Cost]:
+    """Each part by every work before the next part: within a second a shared core's speed changes by a third."""
+    seconds, images = dict.fromkeys(here, 0.0), sum(map(len, parts))
     for turn, part in enumerate(parts):
-        for name in _rotated(list(works), turn):
+        for name in _rotated(here, turn):
             since = time.process_time()
-            works[name](part)
+            here[name](part)
             seconds[name] += time.process_time() - since
     return {name: Cost(spent / images, 0.0) for name, spent in seconds.items()}
 
 
-def _rotated(names: list[str], turn: int) -> list[str]:
-    """Nobody is always first."""
-    return names[turn % len(names) :] + names[: turn % len(names)]
+def _rotated(names: Mapping[str, Any], turn: int) -> list[str]:
+    """Another one first in each turn."""
+    first = turn % max(1, len(names))
+    return [*names][first:] + [*names][:first]
 
 
-def _streams(
-    run: Run, split: Any, images: Images, chosen: Sequence[Sample], with_peers: bool, stack: ExitStack
-) -> dict[str, Stream]:
-    """Loaders that load all chosen images once and again; ``stack`` ends them."""
-    statistics = input_statistics(run)
-    operations = training_ops(run.augment, run.data, statistics[0])
-    draws, size = train_dataset(images, run), run.train.micro_batch
-    micro_batches = _cut([one.draw for one in chosen], size)
-    streams = {"end_to_end": Stream(lambda lists: batches(draws, lists, 1, size), micro_batches)}
-    if with_peers:
-        rows, whole = [one.row for one in chosen], _cut(list(range(len(chosen))), run.train.batch)
-        hugging_face = baselines.hugging_face(split, rows, baselines.published(operations, statistics), 1)
-        timm = baselines.timm_style(images, rows, baselines.frame_first(operations), 1)
-        streams |= {"hugging_face": Stream(hugging_face, whole), "timm": Stream(timm, whole)}
-    for stream in streams.values():
-        stack.callback(stream.close)
-    return streams
-
-
-def _cut(items: list[T], size: int) -> list[list[T]]:
+def cut(items: list[T], size: int) -> list[list[T]]:
     assert len(items) % size == 0
     return [items[first : first + size] for first in range(0, len(items), size)]
 

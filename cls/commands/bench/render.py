@@ -1,4 +1,4 @@
-"""The measurements for people, on standard error."""
+"""The measurements as tables on standard error."""
 
 from typing import Any
 
@@ -11,13 +11,10 @@ TITLES = {
     "read": "reading",
     "in_process": "ours in a worker",
     "end_to_end": "ours end to end",
-    "hugging_face": "Hugging Face style",
-    "timm": "timm style",
 }
 
 
 def say(text: str) -> None:
-    """A line about what is being done."""
     console.print(text, markup=False, highlight=False)
 
 
@@ -27,7 +24,7 @@ def table(document: dict[str, Any]) -> None:
     say(", ".join(f"{name} {version}" for name, version in document["versions"].items()))
     formats = ", ".join(f"{count} {name}" for name, count in images["formats"].items())
     say(
-        f"{images['used']} images ({images['different']} different, {images['broken_left_out']} broken left out): "
+        f"{images['used']} images ({images['different']} different, {images['corrupt_left_out']} corrupt left out): "
         f"{formats}; {_range(images['kilobytes'], '.0f')} kB, {_range(images['megapixels'], '.2f')} megapixels"
     )
     rows = document["pipelines"]
@@ -40,7 +37,7 @@ def table(document: dict[str, Any]) -> None:
     if len(rows) > 1:
         ratios.add_row("geometric mean", *(f"{value:.2f}" for value in means.values()))
     console.print("", times, "", ratios, "")
-    for name, text in document["contestants"].items():
+    for name, text in document["measured"].items():
         say(f"{TITLES[name]}: {text}")
     _loop(document["loop"])
     console.print(document["advice"]["text"], style="bold", markup=False, highlight=False)

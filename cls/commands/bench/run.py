@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from cls import recipes
-from cls.commands.bench import baselines, loop, pipelines
+from cls.commands.bench import loop, pipelines
 from cls.commands.bench.advice import advise, demand, precision_on
 from cls.commands.bench.render import say
 from cls.commands.bench.sample import about, choose
@@ -36,29 +36,28 @@ VERSIONS = ("torch", "torchvision", "datasets", "timm", "pillow", "simplejpeg", 
 
 
 def bench(run: Run, options: BenchOptions, stop: StopSignal) -> dict[str, Any]:
-    """Everything that was measured, and the advice that follows; ValueError names a field.
+    """All measurements and the advice that follows, also written to ``run.out``/bench.json; ValueError names a field.
 
-    Written to bench.json as well where ``run.out`` names a folder. Nothing else may run on the machine: CPU time is
-    what is counted, but processes that share caches and memory slow each other down.
+    CPU time is counted, but other processes slow these down by sharing caches and memory: the machine should be idle.
     """
     _check(run, options)
     if run.out:
         check_output("out", run.out, folder=True)
     machine = _machine()
     splits = load(run.data, run.seed)
-    Steps(len(splits.train), run.train)  # a batch larger than the data is refused before minutes have gone by
+    Steps(len(splits.train), run.train)  # rejects a batch larger than the data before minutes of measuring
     images, runs = images_of(splits.train), pipelines_of(run, options)
     counts = [ceil(options.images / each.train.batch) * each.train.batch for each in runs]
     say(f"reading {max(counts)} of {len(images)} training images …")
-    chosen, broken = choose(images, run.seed, run.data.balanced, max(counts))
+    chosen, corrupt = choose(images, run.seed, run.data.balanced, max(counts))
     rows = []
     for each, count in zip(runs, counts, strict=True):
         say(f"{each.recipe}: {options.repeats} repeats of {count} images …")
-        rows.append(pipelines.measure(each, splits.train, images, chosen[:count], options.repeats, options.peers))
+        rows.append(pipelines.measure(each, images, chosen[:count], options.repeats))
     say("training loop …")
-    draws = [one.draw for one in chosen[: counts[0]]]
-    loops = loop.measure(run, splits, draws, options.repeats, options.steps, options.seconds, stop)
-    facts = about(chosen, broken)
+    indices = [one.sample_index for one in chosen[: counts[0]]]
+    loops = loop.measure(run, splits, indices, options.repeats, options.steps, options.seconds, stop)
+    facts = about(chosen, corrupt)
     want = demand(run, len(splits.classes), options, loops)
     document = {
         "recipe": run.recipe,
@@ -66,7 +65,7 @@ def bench(run: Run, options: BenchOptions, stop: StopSignal) -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
         "images": facts | {"in_training_split": len(images)},
         "repeats": options.repeats,
-        "contestants": pipelines.CONTESTANTS | (baselines.DESCRIBED if options.peers else {}),
+        "measured": pipelines.MEASURED,
         "pipelines": rows,
         "geometric_means": pipelines.geometric_means(rows),
         "loop": loops,
@@ -110,7 +109,7 @@ def _machine() -> dict[str, Any]:
     affinity = len(os.sched_getaffinity(0))
     return {
         "cores": min(float(affinity), cgroup_limits().cores),
-        "load_average": os.getloadavg()[0],  # above this process's own share: others use the cores as well
+        "load_average": os.getloadavg()[0],  # above this process's share: other programs use the cores as well
         "processor": model[1] if model else platform.machine(),
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -1,11 +1,11 @@
-"""Copies of one picture: rescaled, encoded again, cropped by up to a twentieth, brighter or darker, mirrored.
+"""Duplicates of a picture: rescaled, encoded again, cropped by up to a twentieth, brighter or darker, mirrored.
 
-Three sieves, each finer and dearer than the one before. An *outline* is the low frequencies of the grey picture, as in
-the perceptual hash pHash (Zauner 2010), but kept as numbers instead of signs: a crop and a mirror image are then linear
-maps of it, so all pairs are compared, cropped and mirrored too, by matrix products (8 x 8 frequencies), and what is
-left by more frequencies and more crops (12 x 12). Pairs that pass are looked at as *miniatures*: aligned by ECC
-(Evangelidis & Psarakis 2008), then the correlation of their fine detail decides. Two photos of similar things share
-the outline, not the detail.
+Three filters of increasing cost and precision. An *outline* is the low frequencies of the grey picture, as in the
+perceptual hash pHash (Zauner 2010), but kept as numbers instead of signs: cropping and mirroring are then linear maps
+of it, so all pairs are compared, cropped and mirrored too, by matrix products (8 x 8 frequencies), and the pairs that
+pass by more frequencies and more crops (12 x 12). What is left is compared as *miniatures*: aligned by ECC (Evangelidis
+& Psarakis 2008), then the correlation of their fine detail decides. Two photos of similar things share the outline, not
+the detail.
 
 Letters of the shapes: n pictures, m of them, f frequencies down and across.
 """
@@ -24,14 +24,14 @@ SIDE = 32  # pixels of the square that the frequencies are taken of
 F = 16
 COARSE, FINE = 8, 12  # a crop mixes neighbouring frequencies: more are kept than are compared
 CROP = 0.04  # of width and height, in the maps: crops of 0 to 5 % are within 2.5 % of one of them
-ALIKE_COARSE, ALIKE_FINE = 0.88, 0.88
-"""Cosines of outlines. Of 150 photos and copies made of them the least were 0.91, coarse and fine: for one side cropped
-by 5 %, and for 40 % more brightness, which clips. Of all pairs of 3,781 photos of clothes 1 in 1,000 and 1 in 6,000
-pass.
+SIMILAR_COARSE, SIMILAR_FINE = 0.88, 0.88
+"""Cosines of outlines. Of 150 photos and duplicates made of them the least were 0.91, coarse and fine: for one side
+cropped by 5 %, and for 40 % more brightness, which clips. Of all pairs of 3,781 photos of clothes 1 in 1,000 and 1 in
+6,000 pass.
 """
-COPY = 0.80
-"""Correlation of detail from which on two pictures are copies. The least of 50 photos' copies was 0.84; of those 3,781
-photos one pair had more than 0.77, the same photo twice. Two shots of one scene have 0.75 at most and are not reported.
+DUPLICATE = 0.80
+"""Least correlation of detail of two duplicates. The least of 50 photos' duplicates was 0.84; of those 3,781 photos one
+pair had more than 0.77, the same photo twice. Two shots of one scene have 0.75 at most and are not reported.
 """
 SAME_COLOURS = 0.90
 CONTRAST = 4.0  # grey levels: the outline of a plainer picture is noise
@@ -39,49 +39,47 @@ MINIATURE = 96
 STEPS = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-4)  # of the alignment
 OVERLAP = 0.75
 BEST = 16  # candidates kept of each picture: frames of one film must not become a million pairs
-CROWD, CROWD_BEST = 256, 4
-"""X-rays and scanned pages are all alike, and everything after the coarse outlines would grow with the square of their
-number. Of a picture with more than CROWD coarsely alike ones only the CROWD likest are compared finely, and CROWD_BEST
-are kept to be looked at (30 ms each): an untouched or rescaled copy is among the first.
+MANY, MANY_BEST = 256, 4
+"""X-rays and scanned pages all look the same, and the cost after the coarse filter would grow with the square of their
+number. Of a picture with more than MANY coarsely similar ones only the MANY most similar are compared finely, and
+MANY_BEST are kept (30 ms each): an untouched or rescaled duplicate is among the first.
 """
 CELLS = 1 << 24  # similarities held at a time, 2 x 64 MB
+WEIGHTS = np.hypot(*np.indices((F, F), np.float32))
+"""Amplitudes are multiplied by their frequency: those of natural pictures fall off as its inverse (Field 1987), and the
+lowest ones would decide alone.
+"""
 
 Cut = tuple[float, float]
 """Of one direction: the share that is cut off before, and in all."""
 
 
 class Candidates(NamedTuple):
-    """Pairs of pictures to look at, of one piece of the search."""
+    """Pairs of pictures to compare as miniatures, of one block of the search."""
 
     first: np.ndarray
     second: np.ndarray  # > first
     mirrored: np.ndarray
-    crowded: np.ndarray
-    """Pictures of this piece with more candidates than were kept."""
+    cut_short: np.ndarray
+    """Pictures of this block with more candidates than were kept."""
     done: int
     """Pictures compared with all others so far."""
 
 
 def outline(pixels: Pixels) -> np.ndarray:
-    """[f f] float16 of norm 1, zeros for a picture too plain or too small to be told from others.
-
-    Amplitudes are multiplied by their frequency: natural pictures fall off as its inverse (Field 1987), and the lowest
-    ones would decide alone.
-    """
-    if min(pixels.shape[:2]) < SIDE:
-        return np.zeros((F, F), np.float16)
-    grey = cv2.resize(_grey(pixels), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    found = cv2.dct(grey)[:F, :F] * _weights()
-    if grey.std() < CONTRAST:
-        return np.zeros((F, F), np.float16)
-    normed: np.ndarray = (found / np.linalg.norm(found)).astype(np.float16)
-    return normed
+    """[f f] float16 of norm 1; zeros for a picture that is too plain or too small to be compared."""
+    if min(pixels.shape[:2]) >= SIDE:
+        grey = cv2.resize(_grey(pixels), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        if grey.std() >= CONTRAST:
+            found = cv2.dct(grey)[:F, :F] * WEIGHTS
+            return np.asarray(found / np.linalg.norm(found), np.float16)
+    return np.zeros((F, F), np.float16)
 
 
 def candidates(outlines: np.ndarray) -> Iterator[Candidates]:
-    """All pairs of ``outlines`` [n f f] alike enough to be looked at, piece by piece; at most BEST of each picture.
+    """All pairs of ``outlines`` [n f f] that are similar, block by block; at most BEST of each picture.
 
-    Time n² for the coarse ones, minutes of one core for 100,000 pictures; n for all else, however alike they are.
+    Time n² for the coarse filter, minutes of one core for 100,000 pictures; n for all else, however similar they are.
     """
     usable = np.flatnonzero(outlines.any((1, 2)))
     plain = outlines[usable].astype(np.float32)
@@ -89,22 +87,20 @@ def candidates(outlines: np.ndarray) -> Iterator[Candidates]:
     step = max(1, CELLS // max(1, len(plain)))
     for start in range(0, len(plain), step):
         own = np.arange(start, min(start + step, len(plain)))
-        found = [_alike(plain[own], own, coarse, fine, mirror) for mirror in (False, True)]
-        first, second, mirrored, score = (
-            np.concatenate(part) for part in zip(*(pairs for pairs, _ in found), strict=True)
-        )
-        most = np.where(found[0][1] | found[1][1], CROWD_BEST, BEST)  # of each of the block's pictures
+        found = [_similar(plain[own], own, coarse, fine, mirror) for mirror in (False, True)]
+        first, second, mirrored, score = map(np.concatenate, zip(*(pairs for pairs, _ in found), strict=True))
+        most = np.where(found[0][1] | found[1][1], MANY_BEST, BEST)  # of each of the block's pictures
         best = _best(first - start, score, most)
         low, high = np.minimum(first, second)[best], np.maximum(first, second)[best]
-        crowded = own[np.bincount(first - start, minlength=len(own)) > most]
-        yield Candidates(usable[low], usable[high], mirrored[best], usable[crowded], int(own[-1]) + 1)
+        cut_short = own[np.bincount(first - start, minlength=len(own)) > most]
+        yield Candidates(usable[low], usable[high], mirrored[best], usable[cut_short], int(own[-1]) + 1)
 
 
-def _alike(block: np.ndarray, own: np.ndarray, coarse: np.ndarray, fine: np.ndarray, mirror: bool) -> tuple[
+def _similar(block: np.ndarray, own: np.ndarray, coarse: np.ndarray, fine: np.ndarray, mirror: bool) -> tuple[
     tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray
 ]:  # fmt: skip
     """A block's pictures cropped against all uncropped ones: pairs, as rows, other rows, whether mirrored and
-    similarity; and of each of the block whether it has more than CROWD coarsely alike ones.
+    similarity; and of each of the block whether it has more than MANY coarsely similar ones.
     """
     if mirror:
         block = block * np.where(np.arange(F) % 2, -1, 1).astype(np.float32)
@@ -112,24 +108,24 @@ def _alike(block: np.ndarray, own: np.ndarray, coarse: np.ndarray, fine: np.ndar
     for crop in _crops(few=True):
         np.maximum(near, _flat(_cropped(block, *crop)[:, :COARSE, :COARSE]) @ coarse.T, out=near)
     near[np.arange(len(own)), own] = -1.0
-    crowd = (near > ALIKE_COARSE).sum(1) > CROWD
-    for row in np.flatnonzero(crowd):
-        near[row, np.argpartition(-near[row], CROWD)[CROWD:]] = -1.0
-    rows, others = np.nonzero(near > ALIKE_COARSE)
-    score = _finely(block, fine, rows, others)
-    kept = score > ALIKE_FINE
-    return (own[rows[kept]], others[kept], np.full(int(kept.sum()), mirror), score[kept]), crowd
+    many = (near > SIMILAR_COARSE).sum(1) > MANY
+    for row in np.flatnonzero(many):
+        near[row, np.argpartition(-near[row], MANY)[MANY:]] = -1.0
+    rows, others = np.nonzero(near > SIMILAR_COARSE)
+    score = _fine_scores(block, fine, rows, others)
+    kept = score > SIMILAR_FINE
+    return (own[rows[kept]], others[kept], np.full(int(kept.sum()), mirror), score[kept]), many
 
 
-def _finely(block: np.ndarray, fine: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+def _fine_scores(block: np.ndarray, fine: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Similarity of each pair of a block's row, cropped, and another row."""
     score = np.full(len(rows), -1.0, np.float32)
     for crop in _crops(few=False):
         cropped = _flat(_cropped(block, *crop)[:, :FINE, :FINE])
         for start in range(0, len(rows), 1 << 16):  # a gathered copy of 37 MB
-            piece = slice(start, start + (1 << 16))
-            dots = np.einsum("mf,mf->m", cropped[rows[piece]], fine[others[piece]])
-            score[piece] = np.maximum(score[piece], dots)
+            some = slice(start, start + (1 << 16))
+            dots = np.einsum("mf,mf->m", cropped[rows[some]], fine[others[some]])
+            score[some] = np.maximum(score[some], dots)
     return score
 
 
@@ -137,23 +133,19 @@ def _best(rows: np.ndarray, score: np.ndarray, most: np.ndarray) -> np.ndarray:
     """Places of the ``most[row]`` highest scores of each row."""
     order = np.lexsort((-score, rows))
     starts = np.searchsorted(rows[order], rows[order])
-    found: np.ndarray = order[np.arange(len(order)) - starts < most[rows[order]]]
-    return found
+    return np.asarray(order[np.arange(len(order)) - starts < most[rows[order]]])
 
 
 def _flat(outlines: np.ndarray) -> np.ndarray:
     """[m f f] to [m f*f] of norm 1; zeros stay zeros."""
     rows = np.ascontiguousarray(outlines).reshape(len(outlines), outlines.shape[1] * outlines.shape[2])
-    found: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
-    return found
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6))
 
 
 def _cropped(outlines: np.ndarray, down: Cut, across: Cut) -> np.ndarray:
     """Outlines [m f f], not normed, of the same pictures cropped; each direction on its own."""
-    weights = _weights()
-    amplitudes = outlines / np.where(weights == 0, 1, weights)
-    found: np.ndarray = _crop(*down) @ amplitudes @ _crop(*across).T * weights
-    return found
+    amplitudes = outlines / np.where(WEIGHTS == 0, 1, WEIGHTS)
+    return np.asarray(_crop(*down) @ amplitudes @ _crop(*across).T * WEIGHTS)
 
 
 def _crops(few: bool) -> list[tuple[Cut, Cut]]:
@@ -167,21 +159,13 @@ def _crops(few: bool) -> list[tuple[Cut, Cut]]:
 
 
 @cache
-def _weights() -> np.ndarray:
-    places = np.arange(F, dtype=np.float32)
-    found: np.ndarray = np.hypot(places[:, None], places)
-    return found
-
-
-@cache
 def _crop(offset: float, share: float) -> np.ndarray:
     """[f f]: amplitudes of a row's cosines to those of its part from ``offset`` on, 1 - ``share`` long."""
     middles, numbers = (np.arange(SIDE) + 0.5) / SIDE, np.arange(F)
     scale = np.where(numbers == 0, 1, 2) / SIDE
     waves = np.cos(np.pi * np.outer(middles, numbers)) * np.sqrt(scale)
     part = np.cos(np.pi * np.outer(offset + middles * (1 - share), numbers)) * np.sqrt(scale)
-    found: np.ndarray = (waves.T @ part).astype(np.float32)
-    return found
+    return np.asarray(waves.T @ part, np.float32)
 
 
 def miniature(pixels: Pixels) -> Pixels:
@@ -190,7 +174,7 @@ def miniature(pixels: Pixels) -> Pixels:
     return cv2.resize(pixels, (side, side), interpolation=cv2.INTER_AREA)
 
 
-def likeness(one: Pixels, other: Pixels, mirrored: bool) -> float:
+def similarity(one: Pixels, other: Pixels, mirrored: bool) -> float:
     """Correlation of the detail of two miniatures, once aligned; 0 where colours differ or no alignment is found."""
     side = min(len(one), len(other))
     one, other = (cv2.resize(p, (side, side), interpolation=cv2.INTER_AREA) for p in (one, other))
@@ -230,8 +214,7 @@ def _warp(image: np.ndarray, place: np.ndarray) -> np.ndarray:
 
 
 def _detail(grey: np.ndarray) -> np.ndarray:
-    found: np.ndarray = grey - cv2.GaussianBlur(grey, (0, 0), 3)
-    return found
+    return np.asarray(grey - cv2.GaussianBlur(grey, (0, 0), 3))
 
 
 def _correlation(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:

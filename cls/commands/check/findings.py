@@ -1,4 +1,4 @@
-"""What is wrong, odd or worth knowing of a data set, as one JSON document and as short sentences."""
+"""Problems and figures of a data set, as one JSON document and as short sentences."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cls.commands.check.describe import ODD
+from cls.commands.check.describe import UNUSUAL
 from cls.commands.check.survey import Files, Group, Survey
 from cls.runtime.console import printable
 from cls.runtime.exit import DataError
@@ -20,9 +20,8 @@ NAMED = 3
 def document(files: Files, classes: Sequence[str], found: Survey, groups: Sequence[Group]) -> dict[str, Any]:
     """Images are named as {"id", "split", "label"}, label null where unknown.
 
-    An odd kind that most images are of is only counted: it is how this data set is. ``crowded``: images that look
-    almost the same as many others, each of which was compared only with the likest; ``not_compared``: too small or too
-    plain.
+    A kind of unusual image is only counted where most images are of it. ``partly_compared``: images with many similar
+    ones, each of which was compared only with the most similar; ``not_compared``: too small or too plain.
     """
 
     def image(number: int) -> dict[str, Any]:
@@ -33,22 +32,20 @@ def document(files: Files, classes: Sequence[str], found: Survey, groups: Sequen
             "label": classes[label] if label >= 0 else None,
         }
 
-    broken = [image(number) | {"reason": reason} for number, reason in found.errors.items()]
-    odd = {kind: found.odd.get(kind, []) for kind in ODD}
-    few = {kind: len(numbers) <= len(files) / 2 for kind, numbers in odd.items()}
+    corrupt = [image(number) | {"reason": reason} for number, reason in found.errors.items()]
+    unusual = {kind: found.unusual[kind] for kind in UNUSUAL if kind in found.unusual}
     return {
         "images": len(files),
         "classes": list(classes),
         "splits": {name: _split(files, index, classes, found) for index, name in enumerate(files.splits)},
-        "broken": broken,
-        "odd": {
-            kind: {"count": len(numbers), "images": [image(number) for number in numbers] if few[kind] else []}
-            for kind, numbers in odd.items()
-            if numbers
+        "corrupt": corrupt,
+        "unusual": {
+            kind: {"count": len(some), "images": list(map(image, some)) if len(some) <= len(files) / 2 else []}
+            for kind, some in unusual.items()
         },
-        "copies": [_group(group, image) for group in groups],
-        "crowded": len(found.crowded),
-        "not_compared": int((~found.outlines.any((1, 2))).sum()) - len(broken),
+        "duplicates": [_group(group, image) for group in groups],
+        "partly_compared": len(found.partly_compared),
+        "not_compared": int((~found.outlines.any((1, 2))).sum()) - len(corrupt),
     }
 
 
@@ -75,7 +72,7 @@ def _split(files: Files, index: int, classes: Sequence[str], found: Survey) -> d
 def _quantiles(values: np.ndarray) -> dict[str, float]:
     if not len(values):
         return {}
-    return dict(zip(("least", "median", "most"), np.quantile(values, (0, 0.5, 1)).tolist(), strict=True))
+    return dict(zip(("min", "median", "max"), np.quantile(values, (0, 0.5, 1)).tolist(), strict=True))
 
 
 def _group(group: Group, image: Any) -> dict[str, Any]:
@@ -86,7 +83,7 @@ def _group(group: Group, image: Any) -> dict[str, Any]:
         "pairs": [
             {
                 "images": [group.members.index(pair.first), group.members.index(pair.second)],
-                "likeness": pair.likeness,
+                "similarity": pair.similarity,
                 "mirrored": pair.mirrored,
             }
             for pair in group.pairs
@@ -97,26 +94,24 @@ def _group(group: Group, image: Any) -> dict[str, Any]:
 
 
 def problems(found: dict[str, Any]) -> list[str]:
-    """What must be mended before a result on this data means anything, one sentence each, with what to do."""
-    said = []
-    if broken := found["broken"]:
-        named = ", ".join(f"{one['id']} ({one['reason']})" for one in broken[:NAMED])
-        said.append(f"{_count(broken, 'broken image')}: replace or remove {named}{_more(broken)}")
-    across = [group for group in found["copies"] if len(group["splits"]) > 1]
-    if across:
+    """What must be fixed before a result on this data means anything, one sentence each, with what to do."""
+    lines = []
+    if corrupt := found["corrupt"]:
+        named = ", ".join(f"{one['id']} ({one['reason']})" for one in corrupt[:NAMED])
+        lines.append(f"{_count(corrupt, 'corrupt image')}: replace or remove {named}{_more(corrupt)}")
+    if across := [group for group in found["duplicates"] if len(group["splits"]) > 1]:
         named = "; ".join(_named(group) for group in across[:NAMED])
-        said.append(f"{_count(across, 'picture')} in several splits: keep each in one of them: {named}{_more(across)}")
-    double = [group for group in found["copies"] if len(group["labels"]) > 1]
-    if double:
+        lines.append(f"{_count(across, 'picture')} in several splits: keep each in one of them: {named}{_more(across)}")
+    if double := [group for group in found["duplicates"] if len(group["labels"]) > 1]:
         named = "; ".join(f"{_named(group)} as {' and '.join(group['labels'])}" for group in double[:NAMED])
-        said.append(f"{_count(double, 'picture')} under several labels: keep the right one: {named}{_more(double)}")
-    return said
+        lines.append(f"{_count(double, 'picture')} under several labels: keep the right one: {named}{_more(double)}")
+    return lines
 
 
 def data_error(found: dict[str, Any]) -> DataError | None:
-    """An error that lists what must be mended, if there is anything."""
-    said = problems(found)
-    return DataError("this data must be mended:\n  " + "\n  ".join(map(printable, said))) if said else None
+    """An error that lists the problems, if there are any."""
+    lines = problems(found)
+    return DataError("this data has problems:\n  " + "\n  ".join(map(printable, lines))) if lines else None
 
 
 def _named(group: dict[str, Any]) -> str:

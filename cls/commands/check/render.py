@@ -1,4 +1,4 @@
-"""What `cls check` found, as tables for people on standard error."""
+"""The findings of `cls check` as tables on standard error."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from cls.commands.check.describe import ODD
+from cls.commands.check.describe import UNUSUAL
 from cls.commands.check.findings import problems
 from cls.runtime.console import console, printable
 
@@ -14,15 +14,15 @@ LINES = 20
 IDS = 4
 
 
-def tell(facts: dict[str, Any]) -> None:
+def show(facts: dict[str, Any]) -> None:
     """The document of :func:`cls.commands.check.findings.document`; long lists are cut, and say so."""
     _splits(facts["splits"])
     _classes(facts["classes"], facts["splits"])
-    for kind, odd in facts["odd"].items():
-        names = ", ".join(printable(one["id"]) for one in odd["images"][:IDS]) or "most are, so none is listed"
-        _say(f"{kind}: {odd['count']:,} {ODD[kind]}: {names}")
-    _table("broken images", facts["broken"], ("id", "split", "label", "reason"))
-    ranked = sorted(facts["copies"], key=lambda group: (-len(group["splits"]), -len(group["labels"])))
+    for kind, some in facts["unusual"].items():
+        names = ", ".join(printable(one["id"]) for one in some["images"][:IDS]) or "most images, so none is listed"
+        _print(f"{kind}: {some['count']:,} {UNUSUAL[kind]}: {names}")
+    _table("corrupt images", facts["corrupt"], ("id", "split", "label", "reason"))
+    ranked = sorted(facts["duplicates"], key=lambda group: (-len(group["splits"]), -len(group["labels"])))
     groups = [
         {
             "what": group["kind"],
@@ -32,21 +32,21 @@ def tell(facts: dict[str, Any]) -> None:
         }
         for group in ranked
     ]
-    _table("pictures with copies", groups, ("what", "splits", "labels", "images"))
-    if facts["crowded"]:
-        _say(
-            f"{facts['crowded']:,} images look almost the same as many others: each was compared with the likest few "
-            "of them only, so copies among them may be missing here"
+    _table("groups of duplicates", groups, ("what", "splits", "labels", "images"))
+    if facts["partly_compared"]:
+        _print(
+            f"{facts['partly_compared']:,} images have too many similar images: each was compared only with the most "
+            "similar of them, so some duplicates may be missed"
         )
     if facts["not_compared"]:
-        _say(f"{facts['not_compared']:,} images are too small or too plain: only equal ones of them are found")
-    for split, how in facts.get("asked", {}).items():
-        _say(f"labels of {split}: {how['how']}; accuracy {how['accuracy']:.3f}")
-    doubted = ("id", "split", "label", "label_prob", "predicted", "predicted_prob")
-    _table("labels that the model doubts", facts.get("suspects", []), doubted)
+        _print(f"{facts['not_compared']:,} images are too small or too plain: of these only exact duplicates are found")
+    for split, how in facts.get("predictions", {}).items():
+        _print(f"predictions of {split}: {how['how']}; accuracy {how['accuracy']:.3f}")
+    keys = ("id", "split", "label", "label_prob", "predicted", "predicted_prob")
+    _table("possible label errors", facts.get("label_issues", []), keys)
     if not problems(facts):
         unseen = "; what the warnings above name was not checked" if len(facts.get("notes", ())) > 1 else ""
-        _say(f"nothing that must be mended{unseen}")
+        _print(f"no problems found{unseen}")
 
 
 def _splits(splits: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ def _classes(classes: Sequence[str], splits: dict[str, Any]) -> None:
         table.add_row(Text(printable(name)), *(str(split["of_class"].get(name, "…")) for split in splits.values()))
     ratio = train[ranked[0]] / max(1, train[ranked[-1]])
     console.print(table)
-    _say(f"{len(classes)} classes; the largest has {ratio:.1f} times the training images of the smallest\n")
+    _print(f"{len(classes)} classes; the largest has {ratio:.1f} times the training images of the smallest\n")
 
 
 def _counts(found: dict[str, int]) -> str:
@@ -87,9 +87,9 @@ def _table(what: str, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> No
     table = Table(*keys, box=None)
     for row in rows[:LINES]:
         table.add_row(*(Text(printable(str(row[key]))) for key in keys))
-    _say(f"\n{what}: {len(rows):,}{f', the first {LINES}' if len(rows) > LINES else ''}")
+    _print(f"\n{what}: {len(rows):,}{f', the first {LINES}' if len(rows) > LINES else ''}")
     console.print(table)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,15 +1,16 @@
-"""`cls check`: survey the images, ask a run's model about the labels, tell people, draw the sheet."""
+"""`cls check`: survey the images, compare the labels with a model's predictions, print and draw the findings."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from cls import config
 from cls.commands.check.findings import document
-from cls.commands.check.label_issues import suspects
-from cls.commands.check.render import tell
-from cls.commands.check.survey import Files, Group, copies, survey
+from cls.commands.check.label_issues import label_issues
+from cls.commands.check.render import show
+from cls.commands.check.survey import Files, Group, find_duplicates, survey
 from cls.commands.contact_sheet import Panel, write_panels
 from cls.data.dataset import EvalDataset
 from cls.data.readers import images_of
@@ -27,13 +28,9 @@ from cls.transforms.jpeg import Pixels
 
 SHOWN = 16  # panels of each kind
 STORED = "stored predictions of the run"
-SEEN = "the model was trained on these very labels, so it doubts few of the wrong ones"
-FRESH = {
-    "train": "predicted now; if the model was trained on some of these images, it doubts fewer of their labels",
-    "val": "the run has stored no predictions of these images: predicted now",
-    "test": "the run has stored no predictions of these images: predicted now",
-}
-"""How a split's labels were judged."""
+TRAINED_ON = "the model was trained on these labels, so it finds few of the wrong ones"
+MAYBE_TRAINED_ON = "predicted now; where the model was trained on these images, it finds fewer of the wrong labels"
+NOT_STORED = "the run has stored no predictions of these images: predicted now"
 
 
 def check_images(
@@ -49,29 +46,29 @@ def check_images(
     rows = {"train": splits.train, "val": splits.val} | ({"test": splits.test} if splits.test else {})
     files = Files({split: images_of(part) for split, part in rows.items()})
     found = survey(files, workers)
-    groups = copies(files, found, workers)
+    groups = find_duplicates(files, found, workers)
     facts = document(files, splits.classes, found, groups) | {"notes": list(splits.notes)}
     if trained:
-        facts |= _doubts(trained, splits, rows)
-    tell(facts)
+        facts |= _label_issues(trained, splits, rows)
+    show(facts)
     if to:
         panels = _panels(files, facts, groups)
         with writing("to", to):
             write_panels(to, panels, f"{data.path}: findings: {len(panels)}, at most {SHOWN} of each kind")
-        facts["sheet"] = str(to)
+        facts["contact_sheet"] = str(to)
         console.print(f"findings drawn in {to}: {len(panels)}", markup=False, highlight=False)
     return facts
 
 
-def _doubts(trained: TrainedModel, splits: Splits, rows: dict[str, Any]) -> dict[str, Any]:
-    """Labels that the run's model contradicts, by split; how it was asked, and how good it is there."""
+def _label_issues(trained: TrainedModel, splits: Splits, rows: dict[str, Any]) -> dict[str, Any]:
+    """Labels that the run's model contradicts; of each split where its predictions are from, and their accuracy."""
     if unknown := [name for name in splits.classes if name not in trained.classes]:
         raise ValueError(
             f"--run {trained.folder} knows no class {', '.join(map(repr, unknown[:10]))}: it was trained on "
             f"{', '.join(map(printable, trained.classes[:10]))}; name a run on this data"
         )
     own = numbered_as(splits, trained.classes)
-    asked, doubted = {}, []
+    sources, issues = {}, []
     for split, part in rows.items():
         if not (images_of(part).labels >= 0).any():
             continue
@@ -80,12 +77,10 @@ def _doubts(trained: TrainedModel, splits: Splits, rows: dict[str, Any]) -> dict
         if known and stored.is_file():
             predictions, how = read_parquet(stored), STORED
         else:
-            predictions, how = (
-                trained.predictor.predict(EvalDataset(getattr(own, split), (), trained.run)),
-                SEEN if known and split == "train" else FRESH[split],
-            )
-        asked[split] = {"how": how, "accuracy": accuracy(predictions)}
-        doubted += [
+            predictions = trained.predictor.predict(EvalDataset(getattr(own, split), (), trained.run))
+            how = NOT_STORED if split != "train" else TRAINED_ON if known else MAYBE_TRAINED_ON
+        sources[split] = {"how": how, "accuracy": accuracy(predictions)}
+        issues += [
             {
                 "id": predictions.ids[one.row],
                 "split": split,
@@ -95,23 +90,24 @@ def _doubts(trained: TrainedModel, splits: Splits, rows: dict[str, Any]) -> dict
                 "label_prob": round(one.label_prob, 4),
                 "predicted_prob": round(one.predicted_prob, 4),
             }
-            for one in suspects(predictions)
+            for one in label_issues(predictions)
         ]
-    return {"run": str(trained.folder), "asked": asked, "suspects": doubted}
+    return {"run": str(trained.folder), "predictions": sources, "label_issues": issues}
 
 
 def _panels(files: Files, facts: dict[str, Any], groups: Sequence[Group]) -> list[Panel]:
-    """What people look at: copies that must be mended, other copies, broken images, doubted labels; some of each."""
-    told = list(zip(groups, facts["copies"], strict=True))
-    mend = [both for both in told if len(both[1]["splits"]) > 1 or len(both[1]["labels"]) > 1]
-    rest = [both for both in told if both not in mend]
-    panels = []
-    for some in (mend, rest):
-        pairs = [pair for group, group_facts in some for pair in _pairs(group, group_facts)]
-        panels += [_pair_panel(files, *pair) for pair in pairs[:SHOWN]]
-    for one in facts["broken"][:SHOWN]:
-        panels.append(Panel((None,), "broken", (_where(one), one["id"], short(one["reason"], 58))))
-    for one in facts.get("suspects", [])[:SHOWN]:
+    """Duplicates that are a problem, other duplicates, corrupt images, label issues; at most SHOWN of each."""
+    panels: list[Panel] = []
+    for wanted in (True, False):
+        some = (
+            _pair_panels(files, group, known)
+            for group, known in zip(groups, facts["duplicates"], strict=True)
+            if (len(known["splits"]) > 1 or len(known["labels"]) > 1) == wanted
+        )
+        panels += islice(chain.from_iterable(some), SHOWN)
+    for one in facts["corrupt"][:SHOWN]:
+        panels.append(Panel((None,), "corrupt", (_where(one), one["id"], short(one["reason"], 58))))
+    for one in facts.get("label_issues", [])[:SHOWN]:
         title = f"{short(one['label'], 18)} {one['label_prob']:.2f}?  {short(one['predicted'], 18)} "
         title += f"{one['predicted_prob']:.2f}"
         number = files.number(one["split"], one["row"])
@@ -119,33 +115,27 @@ def _panels(files: Files, facts: dict[str, Any], groups: Sequence[Group]) -> lis
     return panels
 
 
-def _pairs(group: Group, facts: dict[str, Any]) -> list[tuple[str, int, dict[str, Any], int, dict[str, Any]]]:
-    """Title, and two images each with what is known of it: the near duplicates, and each that equals an earlier one."""
-    told = dict(zip(group.members, facts["images"], strict=True))
+def _pair_panels(files: Files, group: Group, facts: dict[str, Any]) -> Iterator[Panel]:
+    """The near duplicates, then those with the same pixels; ``facts``: the group's entry in the document."""
+    known = dict(zip(group.members, facts["images"], strict=True))
     pairs = [
-        (f"alike {pair.likeness:.3f}{', mirrored' if pair.mirrored else ''}", pair.first, pair.second)
+        (f"similarity {pair.similarity:.3f}{', mirrored' if pair.mirrored else ''}", pair.first, pair.second)
         for pair in group.pairs
     ]
-    pairs += [("equal", one, other) for one, other in group.equal]
-    return [(title, one, told[one], other, told[other]) for title, one, other in pairs]
+    for title, one, other in [*pairs, *(("exact duplicate", *equal) for equal in group.equal)]:
+        both = (known[one], known[other])
+        title += ", two labels" if len({image["label"] for image in both} - {None}) > 1 else ""
+        title += ", two splits" if both[0]["split"] != both[1]["split"] else ""
+        where = " | ".join(map(_where, both))
+        yield Panel((_shown(files, one), _shown(files, other)), title, (where, both[0]["id"], both[1]["id"]))
 
 
-def _pair_panel(
-    files: Files, title: str, one: int, one_facts: dict[str, Any], other: int, other_facts: dict[str, Any]
-) -> Panel:
-    both = (one_facts, other_facts)
-    title += ", two labels" if len({facts["label"] for facts in both} - {None}) > 1 else ""
-    title += ", two splits" if one_facts["split"] != other_facts["split"] else ""
-    where = " | ".join(map(_where, both))
-    return Panel((_shown(files, one), _shown(files, other)), title, (where, one_facts["id"], other_facts["id"]))
-
-
-def _where(facts: dict[str, Any]) -> str:
-    return f"{facts['split']}, {facts['label'] or 'no label'}"
+def _where(image: dict[str, Any]) -> str:
+    return f"{image['split']}, {image['label'] or 'no label'}"
 
 
 def _shown(files: Files, number: int) -> Pixels | None:
-    """None where it has become unreadable since it was looked at."""
+    """None where it has become unreadable since the survey."""
     try:
         return files.pixels(number)
     except CorruptImageError:

@@ -1,4 +1,4 @@
-"""The two usual ways of loading the same augmented images, as measured beside ours.
+"""The two usual ways of loading the same augmented images, for comparison with ours.
 
 Hugging Face style: a `datasets` dataset that decodes (Pillow), `with_transform` with torchvision.transforms (v1, on
 Pillow images) in the recipe's own order, ToTensor and Normalize in the worker, float32, torch's default collate.
@@ -14,27 +14,20 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from datasets import Dataset as Table
+from datasets import Features, Image, Value
 from timm.data.loader import fast_collate
 from timm.data.transforms import ToNumpy
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as v1
 
 from cls.commands.bench.cpu_time import Lists
-from cls.commands.bench.decoded import decoded
 from cls.data.readers import Images
 from cls.models.backbones import Statistics
 from cls.transforms import ops
 from cls.transforms.ops import Op
 
 FRAMES = (ops.RandomResizedCrop, ops.ResizeShort, ops.CenterCrop, ops.Squash)
-
-DESCRIBED = {
-    "hugging_face": "datasets with decode=True and with_transform, torchvision.transforms (v1, Pillow) in the recipe's "
-    "order, ToTensor and Normalize in the worker (float32), default collate, DataLoader with 1 worker, whole batches",
-    "timm": "Pillow decoding, frame operation first, torchvision.transforms (v1, Pillow) on the small image, timm's "
-    "ToNumpy and fast_collate (uint8; erasing and normalising left to the device), DataLoader with 1 worker, whole "
-    "batches",
-}
 
 
 def published(operations: tuple[Op, ...], statistics: Statistics) -> v1.Compose:
@@ -82,14 +75,23 @@ def _transform(op: Op) -> Any:  # a transform; torchvision ships no types
 
 
 def hugging_face(
-    split: Any, rows: Sequence[int], transform: Callable[[Any], Any], workers: int
+    split: Table | Images, rows: Sequence[int], transform: Callable[[Any], Any], workers: int
 ) -> Callable[[Lists], Iterator[Any]]:
-    """Starts a loader of ``{"pixels": b 3 h w float32, "label": b}``; index i is the i-th of ``rows``."""
+    """Starts a loader of ``{"pixels": b 3 h w float32, "label": b}``; index i is the i-th of ``rows``.
+
+    A split that is no dataset (one that is streamed) is read into memory.
+    """
 
     def together(found: dict[str, list[Any]]) -> dict[str, list[Any]]:
         return {"pixels": [transform(image.convert("RGB")) for image in found["image"]], "label": found["label"]}
 
-    dataset = decoded(split, rows, together)
+    if isinstance(split, Table):
+        table = split.select(rows).select_columns(["image", "label"])
+    else:
+        content = [{"bytes": bytes(data), "path": None} for data in split.read(rows)]
+        columns = {"image": content, "label": [int(split.labels[row]) for row in rows]}
+        table = Table.from_dict(columns, features=Features({"image": Image(decode=False), "label": Value("int64")}))
+    dataset = table.cast_column("image", Image(decode=True)).with_transform(together)
     return lambda lists: iter(_loader(dataset, lists, workers, None))
 
 
