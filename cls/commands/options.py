@@ -114,7 +114,8 @@ class PlanOptions:
     time: str = ""
     """Time limit of a job as SLURM writes it (12:00:00, 1-00:00:00); empty: none."""
     script: str = ""
-    """Batch script to submit; its #SBATCH lines are compared with the plan."""
+    """Batch script to submit; its #SBATCH lines are compared with the plan. `sbatch --test-only` finds lines that SLURM
+    itself rejects."""
     fsdp: bool = False
     """Shard parameters, gradients and optimizer over the GPUs (needs --train.reduce fast)."""
     link: float = 10.0

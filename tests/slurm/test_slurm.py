@@ -353,6 +353,20 @@ def test_slurm_accepts_every_printed_line(world: Slurm, place: Path) -> None:
         assert done.returncode == 0, f"{line}: {done.stderr}"
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["#SBATCH --time=1\n", "#!/bin/bash\r\n#SBATCH --time=1\r\n"]
+    + [f"#!/bin/bash\n#SBATCH {line}\n" for line in (
+        "output", "--zzz=1", "--cpu-per-task=2", "--open_mode=append", "--comment=it's", "--signal=B:USR1@2m",
+        "--time=24h", "--mem=all", "--cpus-per-task=all", "-N")],
+)  # fmt: skip
+def test_sbatch_rejects_what_a_plan_leaves_to_it(world: Slurm, text: str, tmp_path: Path) -> None:
+    """cls/commands/plan/sbatch.py has no rules for these: a mistake there gives no job, but a message."""
+    (tmp_path / "job.sh").write_bytes(text.encode() + b"true\n")
+    done = world.call("sbatch", "--test-only", str(tmp_path / "job.sh"))
+    assert done.returncode != 0 and "to start at" not in done.stderr and done.stderr.strip()
+
+
 @pytest.mark.soak
 def test_every_printed_line_runs_to_its_end(world: Slurm, place: Path, whole: Result, photos: Path) -> None:
     """As it stands, followed by fields that make it small; runs/mlp-head-42 and photos are there."""
