@@ -130,8 +130,8 @@ def test_a_mistake_gives_one_message(name: str) -> None:
 
 LEFT_TO_SBATCH = [  # tests/slurm/test_slurm.py: sbatch rejects each of them
     swap("#!/bin/bash\n", ""), swap("\n", "\r\n"), swap("--job-name=train", "output"),
-    swap("--job-name=train", "--zzz=1"), swap("--job-name=train", "--comment=it's"), swap("B:USR1@120", "B:USR1@2m"), swap("1-00:00:00", "24h"),
-    swap("--mem=64G", "--mem=all"), swap("--job-name=train", "-N"),
+    swap("--job-name=train", "--zzz=1"), swap("--job-name=train", "--comment=it's"), swap("--job-name=train", "-N"),
+    swap("B:USR1@120", "B:USR1@2m"), swap("1-00:00:00", "24h"), swap("--mem=64G", "--mem=all"),
 ]  # fmt: skip
 
 
