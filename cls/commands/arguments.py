@@ -219,9 +219,9 @@ class Sweep(Command):
         if not self.name:
             return list_sweeps(), None
         if folder:
-            from cls.commands.sweep.folder import sweep_table
+            from cls.commands.sweep.table import show_runs
 
-            return sweep_table(self.name), None
+            return show_runs(Path(self.name)), None
         check_output("slurm", self.options.slurm)
         check_output("wandb", self.options.wandb)
         return run_sweep(self.name, self.options, self.fields, self.words, stop)

@@ -6,7 +6,6 @@ datasets, so that ``--offline`` can refuse a run within a second.
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from typing import Any
 
 from cls import recipes
 from cls.config import Run, flat
-from cls.runtime.files import write_whole
+from cls.runtime.files import sha256, write_whole
 
 # The fields that decide what is fetched: those of the command that fetches it.
 FIELDS = ("data.path", "data.image_column", "data.label_column", "model.backbone", "model.weights")
@@ -47,7 +46,7 @@ class Note:
             size = os.stat(self.path).st_size
             if size != self.size:
                 return f"{self.path}: damaged, it has {size} bytes instead of {self.size}"
-            if hashed and _sha256(Path(self.path)) != self.sha256:
+            if hashed and sha256(Path(self.path)) != self.sha256:
                 return f"{self.path}: damaged, its SHA-256 is not the one it was fetched with"
         except OSError as error:
             return f"{self.path}: {error.strerror}"
@@ -137,7 +136,7 @@ def _fetch_weights(run: Run, what: str) -> list[tuple[Note, str]]:
     if path.is_file():
         noted = [note for note in read_notes() if note.what == what and note.path == str(path)]
         damaged = "".join(note.damage(hashed=True) for note in noted)
-        if not noted and not _sha256(path).startswith(source.sha256):
+        if not noted and not sha256(path).startswith(source.sha256):
             damaged = f"{path}: damaged, its SHA-256 does not start with {source.sha256}"
         state = "fetched again" if damaged else "there"
     if damaged:
@@ -270,12 +269,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _note(what: str, path: Path) -> Note:
     path = path.absolute()
-    return Note(what, path.name, str(path), path.stat().st_size, _sha256(path))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return Note(what, path.name, str(path), path.stat().st_size, sha256(path))
 
 
 def _say(text: str) -> None:

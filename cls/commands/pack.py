@@ -30,10 +30,10 @@ from datasets import Dataset
 from cls import config
 from cls.commands.options import PackOptions
 from cls.data.readers import Encoded, column, files_of, fingerprint, images_of, sizes_of
-from cls.data.shards import Row, sha256, write_shard
+from cls.data.shards import Row, write_shard
 from cls.data.sources import labels_of, load
 from cls.data.split import SPLITS
-from cls.runtime.files import ASIDE, write_whole
+from cls.runtime.files import ASIDE, sha256, write_whole
 from cls.runtime.lock import Heartbeat, claim
 from cls.runtime.paths import writing
 from cls.runtime.progress import ProgressMeter
@@ -151,7 +151,11 @@ def _finished(to: Path, plan: dict[str, Any]) -> dict[str, Any]:
             continue
         earlier, files = _read(to / name)
         _check_same(to, earlier, plan)
-        whole = {file: entry for file, entry in files.items() if sha256(to / file) == entry["sha256"]}
+        whole = {
+            file: entry
+            for file, entry in files.items()
+            if (to / file).is_file() and sha256(to / file) == entry["sha256"]
+        }
         if lost := sorted(set(files) - set(whole)):
             log.warning("%s: %s corrupt or missing, packed again", to, ", ".join(lost))
             _save(to / "packing.json", plan, whole)  # first: a kill in between must not lose what is whole

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features, Image, Value
 
-from cls.runtime.files import replacing, sync
+from cls.runtime.files import replacing, sha256, sync
 
 PLACES = "cls.places"
 
@@ -104,11 +104,3 @@ def _read_back(path: Path) -> Iterator[tuple[str, int, bytes]]:
 
 def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return ""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from cls.config import Model
 from cls.models.backbones import TORCHVISION, check_backbone
 from cls.models.sharding import assign
-from cls.runtime.files import replacing
+from cls.runtime.files import replacing, sha256
 
 CONNECT_SECONDS = 10.0  # a firewall that drops packets would otherwise hold the job for minutes
 
@@ -174,8 +174,7 @@ class HubFile:
                 pass  # hf_hub_download would try five times with growing pauses
             again = self.path.is_file()  # it is fetched again because it is damaged
             path = Path(hf_hub_download(self.repo, self.name, revision=self.revision or None, force_download=again))
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = sha256(path)
             if not found.startswith(self.sha256):
                 os.unlink(os.path.realpath(path))
                 raise RuntimeError(f"invalid hash value (expected {self.sha256!r}, got {found!r})")

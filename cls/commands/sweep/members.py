@@ -44,7 +44,7 @@ def find_members(sweeps: Mapping[str, Sweep], seeds: int, fields: Mapping[str, A
     there by slurm/sweep.sh or W&B, is one run. ValueError: a value that cannot train, fields that make two rows of a
     sweep the same run, or a run of the recipe and seed of a member that has another configuration (with the diff).
     """
-    stored = {path.parent: stored_run(path) for path in sorted(folder.glob("*/config.yaml"))}
+    stored = {path.parent: read_run(path) for path in sorted(folder.glob("*/config.yaml"))}
     known: dict[Any, Member] = {}
     rows: Rows = {}
     for sweep_name, sweep in sweeps.items():
@@ -89,11 +89,6 @@ def _apply(recipe: str, fields: Mapping[str, Any]) -> Run:
 def _method(run: Run) -> tuple[Any, ...]:
     """What a run is, whatever its recipe is called."""
     return tuple(value for name, value in flat(run).items() if name not in ("recipe", "seed", "out"))
-
-
-def stored_run(path: Path) -> Run:
-    """The configuration in a config.yaml; ValueError naming the file."""
-    return read_run(path)
 
 
 def differences(stored: Run, wanted: Run) -> list[str]:

@@ -15,8 +15,9 @@ from cls.commands.sweep.local import run_members
 from cls.commands.sweep.members import Member, Rows, find_members, unique
 from cls.commands.sweep.overrides import typed_values, without_out
 from cls.commands.sweep.scripts import arguments, write_slurm, write_wandb
+from cls.commands.sweep.table import show_sweeps
 from cls.config import Run
-from cls.recipes.tables import SWEEPS, Row, Sweep, chosen, figure, unknown
+from cls.recipes.tables import SWEEPS, Row, chosen, figure, unknown
 from cls.runtime.console import console
 from cls.runtime.paths import writing
 from cls.runtime.signals import StopSignal
@@ -82,7 +83,7 @@ def run_sweep(
         for member in unique(rows)
     ]  # fmt: skip
     started = any(member.state for member in unique(rows))
-    document["sweeps"] = _tables(sweeps, rows, folder, options.seeds) if started else []
+    document["sweeps"] = show_sweeps(sweeps, rows, folder, options.seeds) if started else []
     return document, _failed(document["failed"])
 
 
@@ -112,32 +113,6 @@ def _print_commands(rows: Rows, command: Callable[[Member], Sequence[str]]) -> N
         names = "; ".join(f"{sweep} {row}" for (sweep, row), found in rows.items() if member in found)
         print(f"# {names}, seed {member.run.seed}" + (f": {member.state}" if member.state else ""), file=sys.stderr)
         print(("" if member.open else "# ") + shlex.join(command(member)), file=sys.stderr)
-
-
-def _tables(sweeps: Mapping[str, Sweep], rows: Rows, folder: Path, seeds: int) -> list[dict[str, Any]]:
-    from cls.commands.sweep.table import (  # matplotlib: only where there are figures
-        HEAD,
-        cells,
-        measured,
-        note,
-        write_table,
-    )
-
-    found = []
-    for name, sweep in sweeps.items():
-        records = measured(name, sweep, rows)
-        try:
-            files = [str(path) for path in write_table(folder, name, sweep, records, seeds)]
-        except OSError as error:  # of somebody else's runs: what is shown is the answer
-            print(f"tables were not written into {folder} ({error.strerror})", file=sys.stderr)
-            files = []
-        table = Table(*HEAD, title=f"{name}: {sweep.what}", title_justify="left", box=None)
-        for record in records:
-            table.add_row(*map(escape, cells(record, seeds)))
-        console.print("", table)
-        print(note(sweep) + (f"\nalso in {' and '.join(files)}" if files else ""), file=sys.stderr)
-        found.append({"sweep": name, "what": sweep.what, "finding": sweep.finding, "rows": records, "files": files})
-    return found
 
 
 def _failed(failed: Mapping[str, str]) -> ValueError | None:

@@ -1,32 +1,99 @@
-"""The report's table with our figures beside it: per row the mean over seeds, its spread, and what is missing."""
+"""Tables of runs: the rows of a sweep beside its report's figures, or all runs of one directory side by side."""
 
 import csv
 import io
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from rich.markup import escape
+from rich.table import Table
+
 from cls.commands.sweep.members import Member, Rows
+from cls.config import RUNTIME_FIELDS, flat
 from cls.evaluation.metrics import accuracy
 from cls.evaluation.predictions import read_parquet
 from cls.recipes.tables import Sweep, figure
+from cls.runtime.console import console
 from cls.runtime.files import write_whole
+from cls.tracking import goodput
+from cls.tracking.events import read_events
+from cls.tracking.metrics_log import read_rows
+from cls.tracking.run_files import read_run
+from cls.tracking.run_status import state_of
 
 HEAD = ("row", "recipe", "report val", "report test", "our val", "our test", "our val loss", "seeds", "missing")
+
+
+def show_runs(folder: Path) -> list[dict[str, Any]]:
+    """Print one row per run directory in ``folder``, by name, and write them to table.md and table.csv there.
+
+    Columns are the fields in which the runs differ, then the state, epochs done, the best validation accuracy with its
+    epoch, attempts, lost steps and goodput. ValueError if there is no run.
+    """
+    found = sorted(path.parent for path in folder.glob("*/config.yaml"))
+    if not found:
+        raise ValueError(f"{folder} holds no run directories: name the folder that slurm/sweep.sh wrote to")
+    configs = [flat(read_run(path / "config.yaml")) for path in found]
+    differing = [name for name in configs[0] if len({str(config[name]) for config in configs}) > 1]
+    shown = [name for name in differing if not name.startswith(RUNTIME_FIELDS)]
+    rows = [
+        {"run": path.name} | {name: _text(config[name]) for name in shown} | _result(path)
+        for path, config in zip(found, configs, strict=True)
+    ]
+    cells = [[str(value) for value in row.values()] for row in rows]
+    _print("", list(rows[0]), cells)
+    if files := _write(folder / "table", _markdown(list(rows[0]), cells), rows):
+        print(f"also in {' and '.join(files)}", file=sys.stderr)
+    return rows
+
+
+def _result(path: Path) -> dict[str, Any]:
+    validated = [row for row in read_rows(path) if "val/accuracy" in row]
+    best = max(validated, key=lambda row: row["val/accuracy"], default=None)
+    spent = goodput.total(goodput.attempts(read_events(path)))
+    return {
+        "outcome": state_of(path),
+        "epochs": validated[-1].get("epoch", 0) if validated else 0,
+        "best accuracy": f"{best['val/accuracy']:.4f}" if best else "",
+        "at epoch": best.get("epoch", "") if best else "",
+        "attempts": spent["attempts"],
+        "lost steps": spent["lost_steps"],
+        "goodput": f"{spent['goodput']:.2f}",
+    }
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def show_sweeps(sweeps: Mapping[str, Sweep], rows: Rows, folder: Path, seeds: int) -> list[dict[str, Any]]:
+    """Print each sweep's table and write it to SWEEP.md and SWEEP.csv (numbers in full) in ``folder``."""
+    found = []
+    for name, sweep in sweeps.items():
+        records = measured(name, sweep, rows)
+        cells = [_cells(record, seeds) for record in records]
+        lines = [f"# {name}: {sweep.what}", "", *_markdown(HEAD, cells), "", _note(sweep)]
+        whole = [
+            {key: _text(value) for key, value in record.items() if key != "runs"}
+            | {"missing": ", ".join(f"{seed} {state}" for seed, state in record["missing"].items())}
+            for record in records
+        ]
+        files = _write(folder / name.replace("/", "-"), lines, whole)
+        _print(f"{name}: {sweep.what}", HEAD, cells)
+        print(_note(sweep) + (f"\nalso in {' and '.join(files)}" if files else ""), file=sys.stderr)
+        found.append({"sweep": name, "what": sweep.what, "finding": sweep.finding, "rows": records, "files": files})
+    return found
 
 
 def measured(sweep_name: str, sweep: Sweep, rows: Rows) -> list[dict[str, Any]]:
     """One record per row of the table: the report's figures, ours (mean, sample standard deviation), the seeds."""
     return [
-        {
-            "row": row.name,
-            "recipe": row.recipe,
-            "report_validation": row.validation,
-            "report_test": row.test,
-            **_ours(rows[sweep_name, row.name]),
-        }
+        {"row": row.name, "recipe": row.recipe, "report_validation": row.validation, "report_test": row.test}
+        | _ours(rows[sweep_name, row.name])
         for row in sweep.rows
     ]
 
@@ -58,56 +125,55 @@ def _needed(path: Path) -> Path:
     return path
 
 
-def cells(record: Mapping[str, Any], seeds: int) -> list[str]:
-    """A record as people read it."""
+def _cells(record: Mapping[str, Any], seeds: int) -> list[str]:
+    """A record as text, in the columns of HEAD."""
     missing = ", ".join(f"{seed} {state.replace('_', ' ')}" for seed, state in record["missing"].items())
-    return [
-        record["row"],
-        record["recipe"],
-        figure(record["report_validation"]),
-        figure(record["report_test"]),
-        _spread(record, "validation", seeds),
-        _spread(record, "test", seeds),
-        _spread(record, "validation_loss", seeds),
-        f"{len(record['seeds'])} of {seeds}",
-        missing,
-    ]
+    reported = [figure(record["report_validation"]), figure(record["report_test"])]
+    ours = [_spread(record, name) for name in ("validation", "test", "validation_loss")]
+    return [record["row"], record["recipe"], *reported, *ours, f"{len(record['seeds'])} of {seeds}", missing]
 
 
-def _spread(record: Mapping[str, Any], name: str, seeds: int) -> str:
+def _spread(record: Mapping[str, Any], name: str) -> str:
     value, sd, n = record[name], record[f"{name}_sd"], record[f"{name}_n"]
     if value is None:
         return "–"
     text = f"{value:.4f}" if math.isfinite(value) else str(value)
     text += f" ± {sd:.4f}" if sd is not None else ""
-    # test images may carry labels in some runs only: then it is a mean of fewer than the seeds that are there
+    # test images may have labels in some runs only: then it is a mean over fewer seeds
     return text if n == len(record["seeds"]) else f"{text} (n = {n})"
 
 
-def write_table(folder: Path, name: str, sweep: Sweep, records: Sequence[Mapping[str, Any]], seeds: int) -> list[Path]:
-    """Write SWEEP.md and SWEEP.csv (numbers in full; the spread is the sample standard deviation) into ``folder``."""
-    markdown, table = (folder / f"{name.replace('/', '-')}.{kind}" for kind in ("md", "csv"))
-    lines = [f"# {name}: {sweep.what}", "", "| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
-    lines += ["| " + " | ".join(cells(record, seeds)) + " |" for record in records]
-    lines += ["", note(sweep)]
-    write_whole(markdown, ("\n".join(lines) + "\n").encode())
-    text = io.StringIO()
-    columns = [key for key in records[0] if key != "runs"]
-    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    for record in records:
-        flat = {
-            key: " ".join(map(str, value)) if isinstance(value, list) else value for key, value in record.items()
-        } | {"missing": ", ".join(f"{seed} {state}" for seed, state in record["missing"].items())}
-        writer.writerow(flat)
-    write_whole(table, text.getvalue().encode())
-    return [markdown, table]
-
-
-def note(sweep: Sweep) -> str:
+def _note(sweep: Sweep) -> str:
     """What the columns are."""
     theirs = any(row.validation or row.test for row in sweep.rows)
     text = "report: the figures of its author, on other images. " if theirs else ""
     text += "our: accuracy of the best weights, mean ± sample "
     text += "standard deviation over the seeds that are done; test with the recipe's test-time views."
     return text + (f" The report says: {sweep.finding}." if sweep.finding else "")
+
+
+def _print(title: str, head: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    table = Table(*map(escape, head), title=escape(title) or None, title_justify="left", box=None)
+    for row in cells:
+        table.add_row(*map(escape, row))
+    console.print(table)
+
+
+def _markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *cells)]
+
+
+def _write(stem: Path, markdown: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write STEM.md and STEM.csv; their names, none if they cannot be written: the folder may be another user's."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    names = [f"{stem}.md", f"{stem}.csv"]
+    try:
+        write_whole(Path(names[0]), ("\n".join(markdown) + "\n").encode())
+        write_whole(Path(names[1]), text.getvalue().encode())
+    except OSError as error:
+        print(f"{stem.name}.md and .csv were not written into {stem.parent} ({error.strerror})", file=sys.stderr)
+        return []
+    return names
