@@ -219,9 +219,9 @@ class Sweep(Command):
         if not self.name:
             return list_sweeps(), None
         if folder:
-            from cls.commands.sweep.table import show_runs
+            from cls.commands.sweep.table import show_directory
 
-            return show_runs(Path(self.name)), None
+            return show_directory(Path(self.name)), None
         check_output("slurm", self.options.slurm)
         check_output("wandb", self.options.wandb)
         return run_sweep(self.name, self.options, self.fields, self.words, stop)

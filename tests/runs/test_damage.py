@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from cls.commands.audit import audit_run
-from cls.commands.sweep.table import show_runs
+from cls.commands.sweep.table import show_directory
 from cls.config import Run, change
 from cls.data.corrupt_images import CorruptImages
 from cls.data.readers import images_of
@@ -108,7 +108,7 @@ READERS: dict[str, Callable[[Whole, Path], object]] = {
     "compare": lambda whole, out: compare([str(out)]),
     "audit": lambda whole, out: audit_run(str(out)),
     "evaluate": evaluate,
-    "sweep": lambda whole, out: show_runs(out.parent),
+    "sweep": lambda whole, out: show_directory(out.parent),
     "resume": resume,  # the last one: it writes
 }
 
@@ -332,7 +332,7 @@ def test_a_run_of_an_earlier_version_is_read_and_resumed(whole: Whole, out: Path
     report(whole, out)
     written = r"Written [^<]*"
     assert re.sub(written, "", (out / "report.html").read_text()) == re.sub(written, "", page)
-    assert show_runs(out.parent)[0]["attempts"] == 1
+    assert show_directory(out.parent)[0]["attempts"] == 1
     resume(whole, out)
     log = EventLog(out, 1)
     log.add("start", **{name: events[0][name] for name in ("step", "processes", "device", "host")})
@@ -436,12 +436,12 @@ def test_a_lock_of_another_content_has_no_owner(whole: Whole, out: Path, lock: s
 def test_an_exit_record_of_another_form_is_none(out: Path, text: str) -> None:
     (out / "exit.json").write_text(text)
     assert state_of(out) == "killed"
-    show_runs(out.parent)
+    show_directory(out.parent)
 
 
 def test_a_table_of_runs_is_shown_where_it_cannot_be_written(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Somebody else's folder of runs, or a full disk."""
     (out.parent / "table.md").mkdir()
-    assert [row["outcome"] for row in show_runs(out.parent)] == ["done"]
+    assert [row["outcome"] for row in show_directory(out.parent)] == ["done"]
     said = capsys.readouterr().err
     assert f"table.md and .csv were not written into {out.parent} (Is a directory)" in said and "also in" not in said

@@ -1,4 +1,4 @@
-"""Run the members of a sweep on this machine, one after the other."""
+"""Runs the members of a sweep on this machine, one after the other."""
 
 import contextlib
 import os
@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,39 +24,38 @@ from cls.runtime.signals import Stopped, StopSignal
 from cls.tracking.run_files import read_json
 
 POLL_SECONDS = 0.2
-LAST_WORD_SECONDS = 2.0  # from giving the lock back to exit.json
+EXIT_SECONDS = 2.0  # from releasing the lock to writing exit.json
 TAIL_LINES = 8  # of the output of a member that failed
 
 
 def run_members(
     members: Sequence[Member], commands: Sequence[Sequence[str]], launch: int, stop: StopSignal
 ) -> dict[str, str]:
-    """Run each member that is not done to its end; gives those that failed, by directory, with the reason.
+    """Run each member that is not done; returns the reason of each that failed, by directory.
 
-    The first ``launch`` words of each command are a launcher and, last, the training script.
-    One that fails is told of, with the end of its output (all of it is in DIRECTORY.log), and the others go on. A
-    request to stop is passed to the running one, which saves and leaves; then Stopped is raised.
+    The first ``launch`` words of each command are a launcher and, last, the training script. A failure is reported with
+    the end of its output (all of it is in DIRECTORY.log), and the next member is run. A stop request is passed to the
+    running member, which saves and exits; then Stopped is raised.
     """
     failed: dict[str, str] = {}
     program = executable(commands[0][:launch])
     todo = [(member, command) for member, command in zip(members, commands, strict=True) if member.open]
     print(f"{len(members) - len(todo)} of {len(members)} are done or running elsewhere", file=sys.stderr)
     since = time.monotonic()
-    for done, (member, command) in enumerate(todo):
+    for number, (member, command) in enumerate(todo, 1):
+        began, of = time.monotonic(), f"[{number}/{len(todo)}]"
         if in_use(member.path):
-            print(f"[{done + 1}/{len(todo)}] {member.path} is running elsewhere by now", file=sys.stderr, flush=True)
+            print(f"{of} {member.path} is running elsewhere now", file=sys.stderr, flush=True)
             continue
-        print(f"[{done + 1}/{len(todo)}] {shlex.join(command)}", file=sys.stderr, flush=True)
-        began = time.monotonic()
-        with stop.deferred("the checkpoint of the run that is going on"):
+        print(f"{of} {shlex.join(command)}", file=sys.stderr, flush=True)
+        with stop.deferred("the checkpoint of the current run"):
             outcome, reason = _run(member, [program, *command[1:]], stop)
         if stop.reason:
             raise Stopped(stop.reason)
-        now = time.monotonic()
-        left = (now - since) / (done + 1) * (len(todo) - done - 1)
-        took = f"({_clock(now - began)}; {len(todo) - done - 1} left, ETA {_clock(left)})"
-        print(f"[{done + 1}/{len(todo)}] {outcome}: {reason} {took}", file=sys.stderr, flush=True)
-        if outcome == "stopped":  # by its job's end or a stop-file: the next ones would be
+        now, left = time.monotonic(), len(todo) - number
+        took = f"({_clock(now - began)}; {left} left, ETA {_clock((now - since) / number * left)})"
+        print(f"{of} {outcome}: {reason} {took}", file=sys.stderr, flush=True)
+        if outcome == "stopped":  # by the end of its job or a stop file: the next ones would be, too
             raise Stopped(reason)
         if outcome != "done":
             failed[str(member.path)] = f"{outcome}: {reason}"
@@ -65,14 +63,14 @@ def run_members(
 
 
 def _run(member: Member, command: Sequence[str], stop: StopSignal) -> tuple[str, str]:
-    """Outcome and reason of one run; it has its own process group, so that a Ctrl-C reaches it once, from here."""
+    """Outcome and reason of one run, in a process group of its own: Ctrl-C then reaches it once, from here."""
     log, end = Path(f"{member.path}.log"), member.path / "exit.json"
     with writing("out", log.parent):
         log.parent.mkdir(parents=True, exist_ok=True)
         output = log.open("ab")
     before = _written(end)
     with output:
-        first = output.tell()
+        first = log.stat().st_size
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
@@ -80,7 +78,7 @@ def _run(member: Member, command: Sequence[str], stop: StopSignal) -> tuple[str,
     with log.open(errors="replace") as text:
         text.seek(first)
         lines = deque((line.rstrip() for line in text if line.strip()), TAIL_LINES)
-    if _written(end) not in (0, before):  # 0: a run that goes on takes its last end away first
+    if _written(end) not in (0, before):  # 0: a run that resumes removes its exit.json first
         record = read_json(end)
         outcome, reason = str(record["outcome"]), str(record["reason"])
     else:
@@ -91,7 +89,7 @@ def _run(member: Member, command: Sequence[str], stop: StopSignal) -> tuple[str,
 
 
 def _unwritten(code: int, lines: Sequence[str]) -> tuple[str, str]:
-    """Outcome and reason of a run that left no exit.json: by its signal, or by what it said before its launcher did."""
+    """Outcome and reason of a run without exit.json: by its signal, or its last message before its launcher's."""
     if code < 0:
         return "killed", signal.Signals(-code).name
     for line in reversed(lines):
@@ -102,29 +100,25 @@ def _unwritten(code: int, lines: Sequence[str]) -> tuple[str, str]:
 
 
 def _wait(child: subprocess.Popen[bytes], out: Path, log: Path, stop: StopSignal) -> None:
-    """Until the run is over: its launcher may be gone before it, while it still saves.
+    """Wait for the run, which may outlive its launcher while it saves; show its last line; pass stop requests on.
 
-    A run that is refused because another one holds the directory's lock is over with its launcher.
+    A run that is rejected because another one holds the directory's lock ends with its launcher.
     """
-    told, orphaned, before = 0, False, owner_of(out / "lock")
+    sent, orphaned, before = 0, False, owner_of(out / "lock")
     with log.open(errors="replace") as text, Console(stderr=True).status("starting") as shown:
         text.seek(0, os.SEEK_END)
         while child.poll() is None or (in_use(out) and owner_of(out / "lock") != before):
-            asked = bool(stop.reason) + stop.at_once
-            if asked > told:
-                told = asked
+            requests = bool(stop.reason) + stop.at_once
+            if requests > sent:
+                sent = requests
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGINT)
             orphaned = orphaned or child.poll() is not None
-            if line := _last_line(text):
-                shown.update(escape(line))
+            if lines := [line for line in text.read().splitlines() if line.strip()]:
+                shown.update(escape(lines[-1].strip()))
             time.sleep(POLL_SECONDS)
     if orphaned:
-        time.sleep(LAST_WORD_SECONDS)
-
-
-def _last_line(text: TextIO) -> str:
-    return next((line.strip() for line in reversed(text.readlines()) if line.strip()), "")
+        time.sleep(EXIT_SECONDS)
 
 
 def _written(path: Path) -> int:
@@ -136,7 +130,7 @@ def _clock(seconds: float) -> str:
 
 
 def executable(launch: Sequence[str]) -> str:
-    """The program of the launching words, looked for beside this Python, then in PATH; ValueError if there is none."""
+    """The path of the launcher, next to this Python or in PATH; ValueError if it or the training script is missing."""
     program = shutil.which(launch[0], path=str(Path(sys.executable).parent)) or shutil.which(launch[0])
     if program is None:
         raise ValueError(f"launch: there is no program {launch[0]!r}")

@@ -1,4 +1,4 @@
-"""The runs that a sweep consists of, and what a folder of runs has of them."""
+"""The runs that a sweep consists of, and how far each is."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ from cls.tracking.run_status import state_of
 from cls.validate import check
 
 Rows = dict[tuple[str, str], list["Member"]]
-"""(sweep, row) -> its members, by seed; rows that are the same run share them."""
+"""(sweep, row) -> its members, by seed; rows with the same configuration share them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One run of a sweep: what it is, where it is or would be, and how it stands there."""
+    """One run of a sweep: its configuration, its directory and its state."""
 
     run: Run
-    """With its seed; ``recipe`` and ``out`` are those of the run in the folder, where there is one."""
+    """With its seed; ``recipe`` and ``out`` are those of the run directory, if there is one."""
     precision: str
-    """With which it was trained; '' before it was started."""
+    """Precision it was trained with; '' before it was started."""
     state: str
     """'' (not started), running, done, killed, or another outcome of exit.json."""
 
@@ -33,16 +33,16 @@ class Member:
 
     @property
     def open(self) -> bool:
-        """Whether there is something left to run, and nobody runs it."""
+        """Neither done nor running."""
         return self.state not in ("done", "running")
 
 
 def find_members(sweeps: Mapping[str, Sweep], seeds: int, fields: Mapping[str, Any], folder: Path) -> Rows:
     """All members of some sweeps with ``fields`` ("section.field" -> value) applied to each, as found in ``folder``.
 
-    A member is known by its configuration, not by the name of its directory: the same run in several tables, or put
-    there by slurm/sweep.sh or W&B, is one run. ValueError: a value that cannot train, fields that make two rows of a
-    sweep the same run, or a run of the recipe and seed of a member that has another configuration (with the diff).
+    A member is identified by its configuration, not by its directory's name: the same run in several tables, or started
+    by slurm/sweep.sh or W&B, is one run. ValueError: a value that cannot train, fields that make two rows of a sweep
+    equal, or a run with a member's recipe and seed but another configuration (with the diff).
     """
     stored = {path.parent: read_run(path) for path in sorted(folder.glob("*/config.yaml"))}
     known: dict[Any, Member] = {}
@@ -60,12 +60,12 @@ def find_members(sweeps: Mapping[str, Sweep], seeds: int, fields: Mapping[str, A
             rows[sweep_name, row.name] = members = []
             for seed in range(seeds):
                 wanted = dataclasses.replace(run, seed=seed, out=str(folder / f"{row.recipe}-seed{seed}"))
-                _refuse_other(wanted, stored)
+                _reject_other(wanted, stored)
                 key = seed, _method(run)
                 if key not in known:
                     known[key] = _find(wanted, stored)
                 members.append(known[key])
-    _refuse_mixture(rows)
+    _reject_mixture(rows)
     return rows
 
 
@@ -87,18 +87,18 @@ def _apply(recipe: str, fields: Mapping[str, Any]) -> Run:
 
 
 def _method(run: Run) -> tuple[Any, ...]:
-    """What a run is, whatever its recipe is called."""
+    """The configuration without names: recipe, directory and seed."""
     return tuple(value for name, value in flat(run).items() if name not in ("recipe", "seed", "out"))
 
 
 def differences(stored: Run, wanted: Run) -> list[str]:
-    """One line for each field in which a stored run is not the wanted one; resolving ``auto`` is no difference."""
+    """One line per field in which a stored run differs from the wanted one; resolving ``auto`` is no difference."""
     if wanted.train.precision == "auto":
         wanted = change(wanted, train={"precision": stored.train.precision})
     return diff(stored, dataclasses.replace(wanted, recipe=stored.recipe))
 
 
-def _refuse_other(wanted: Run, stored: Mapping[Path, Run]) -> None:
+def _reject_other(wanted: Run, stored: Mapping[Path, Run]) -> None:
     for path, run in stored.items():
         if (run.recipe, run.seed) == (wanted.recipe, wanted.seed) and (lines := differences(run, wanted)):
             changes = "\n  ".join(lines)
@@ -109,30 +109,23 @@ def _refuse_other(wanted: Run, stored: Mapping[Path, Run]) -> None:
 
 
 def _find(wanted: Run, stored: Mapping[Path, Run]) -> Member:
-    """The run in the folder that is the wanted one; of several copies a finished one."""
-    found = [
-        Member(
-            run=dataclasses.replace(wanted, recipe=run.recipe, out=str(path)),
-            precision=run.train.precision,
-            state=_state(path, run.train.max_steps == wanted.train.max_steps),
-        )
-        for path, run in stored.items()
-        if not differences(run, wanted)
-    ]
-    # one that would have to go on by the name of another recipe is left alone: its fields may have been typed
+    """The stored run with the wanted configuration; of several, a finished one."""
+    found = []
+    for path, run in stored.items():
+        if not differences(run, wanted):
+            state = state_of(path)
+            if state == "done" and run.train.max_steps != wanted.train.max_steps:
+                state = "stopped"  # it is not as long as the sweep wants it
+            own = dataclasses.replace(wanted, recipe=run.recipe, out=str(path))
+            found.append(Member(run=own, precision=run.train.precision, state=state))
+    # an unfinished run under another recipe's name is left out: its fields may come from a command line
     found = [member for member in found if member.state == "done" or member.run.recipe == wanted.recipe]
     absent = Member(run=wanted, precision="", state="")
     return min(found, key=lambda member: member.state != "done", default=absent)
 
 
-def _state(path: Path, whole: bool) -> str:
-    """``whole``: the run is as long as the sweep wants it; one that ended after other max_steps is not done."""
-    found = state_of(path)
-    return "stopped" if found == "done" and not whole else found
-
-
-def _refuse_mixture(rows: Rows) -> None:
-    """ValueError where members were trained in another precision, or those of a seed on other images."""
+def _reject_mixture(rows: Rows) -> None:
+    """ValueError if members were trained with different precisions, or members of one seed on different images."""
     started = [member for member in unique(rows) if member.precision]
     for member in started:
         if member.precision != started[0].precision:

@@ -1,4 +1,4 @@
-"""The fields of train.py that a person typed, as words of the command line: --section.field and its values."""
+"""The fields of train.py on a command line, as its words: --section.field and its values."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,13 +7,13 @@ from cls.config import Run, flat
 
 
 def field_words(words: Sequence[str]) -> tuple[str, ...]:
-    """Those words that set a field of a run, with their values; the others are options of the verb."""
+    """The words that set a field of a run, with their values; the others are options of the command."""
     known = flat(Run())
     return tuple(word for name, group in _groups(words) if name in known for word in group)
 
 
 def typed_values(fields: Run, words: Sequence[str]) -> dict[str, Any]:
-    """The fields that were typed, with their values; ValueError for those that a sweep sets itself."""
+    """The fields on the command line and their values; ValueError for those that a sweep sets."""
     values, names = flat(fields), [name for name, _ in _groups(words)]
     if "seed" in names:
         raise ValueError("seed: a sweep has several; --seeds 3 takes 0, 1 and 2")

@@ -1,4 +1,4 @@
-"""What ``cls sweep NAME`` does; it tells people on standard error and gives a JSON document."""
+"""``cls sweep NAME``: show, write or run the members of a sweep."""
 
 import os
 import shlex
@@ -32,9 +32,7 @@ def list_sweeps() -> list[dict[str, Any]]:
         rows = ", ".join(row.name + _stated(row) for row in sweep.rows)
         table.add_row(name, escape(rows), escape(sweep.what))
     console.print(table)
-    print(
-        "cls sweep NAME --data.path FOLDER shows the commands; a system's name takes all of its tables", file=sys.stderr
-    )
+    print("cls sweep NAME --data.path FOLDER shows the commands; a system's name: all of its tables", file=sys.stderr)
     return [
         {"sweep": name, "what": sweep.what, "finding": sweep.finding, "rows": [vars(row) for row in sweep.rows]}
         for name, sweep in SWEEPS.items()
@@ -48,9 +46,9 @@ def _stated(row: Row) -> str:
 def run_sweep(
     name: str, options: SweepOptions, fields: Run, words: Sequence[str], stop: StopSignal
 ) -> tuple[dict[str, Any], ValueError | None]:
-    """Show, write or run the members of a sweep; the table of what is there, and an error naming failed members.
+    """The table of the members after showing, writing or running them, and an error that names failed members.
 
-    ``words`` are the fields that were typed; ``fields`` holds their values.
+    ``words`` are the fields on the command line; ``fields`` holds their values.
     """
     sweeps, folder = chosen(name), Path(fields.out or FOLDER)
     launch = [os.path.expanduser(word) for word in shlex.split(options.launch)]
@@ -108,7 +106,7 @@ def _slurm(file: Path, members: Sequence[Member], words: Sequence[str], folder: 
 
 
 def _print_commands(rows: Rows, command: Callable[[Member], Sequence[str]]) -> None:
-    """Each member's line, ready for a shell; those that need none as comments."""
+    """Each member's command, ready for a shell; as a comment if it is done or running."""
     for member in unique(rows):
         names = "; ".join(f"{sweep} {row}" for (sweep, row), found in rows.items() if member in found)
         print(f"# {names}, seed {member.run.seed}" + (f": {member.state}" if member.state else ""), file=sys.stderr)

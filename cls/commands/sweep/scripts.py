@@ -1,4 +1,4 @@
-"""A sweep for those who run it elsewhere: command lines, a SLURM array, a W&B sweep."""
+"""A sweep to run elsewhere: command lines, a SLURM array, a W&B sweep."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,14 @@ from cls.runtime.files import write_whole
 
 
 def arguments(member: Member, words: Sequence[str]) -> list[str]:
-    """What follows train.py for a member; ``words`` are the fields that all members share, as they were typed."""
+    """The arguments of train.py for a member; ``words`` are the fields that all members share."""
     return [member.run.recipe, "--seed", str(member.run.seed), "--out", member.run.out, *words]
 
 
 def write_slurm(file: Path, members: Sequence[Member], words: Sequence[str], folder: Path) -> str:
-    """Write one line per member for slurm/sweep.sh; gives the command that submits them.
+    """Write one line per member for slurm/sweep.sh; returns the command that submits them.
 
-    ValueError where the file has other lines: tasks that are queued, or queued again, read theirs by its number.
+    ValueError if the file has other lines: queued tasks read theirs by its number.
     """
     if bad := [word for word in words if "\n" in word]:
         raise ValueError(f"slurm: {bad[0]!r} has a line break, which a line of the file cannot hold")
@@ -42,12 +42,12 @@ def write_wandb(
     folder: Path,
     project: str,
 ) -> str:
-    """Write the same members as a W&B grid; gives the command that registers it.
+    """Write the same members as a W&B grid; returns the command that registers it.
 
-    W&B passes parameters as name=value, in no order that is promised; bash makes variables of them, because the recipe
-    is the first word that train.py takes and the run directory is made of both.
+    W&B passes parameters as name=value in any order; bash makes variables of them: the recipe must be the first
+    argument of train.py and the run directory is named after both.
     """
-    firsts: dict[str, str] = {}  # of rows that are the same run, the first one's recipe
+    firsts: dict[str, str] = {}  # of rows with the same configuration, the first one's recipe
     for name_of_sweep, row in ((name, row) for name, sweep in sweeps.items() for row in sweep.rows):
         firsts.setdefault(rows[name_of_sweep, row.name][0].run.out, row.recipe)
     recipes = list(dict.fromkeys(firsts.values()))

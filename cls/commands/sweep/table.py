@@ -28,7 +28,7 @@ from cls.tracking.run_status import state_of
 HEAD = ("row", "recipe", "report val", "report test", "our val", "our test", "our val loss", "seeds", "missing")
 
 
-def show_runs(folder: Path) -> list[dict[str, Any]]:
+def show_directory(folder: Path) -> list[dict[str, Any]]:
     """Print one row per run directory in ``folder``, by name, and write them to table.md and table.csv there.
 
     Columns are the fields in which the runs differ, then the state, epochs done, the best validation accuracy with its
