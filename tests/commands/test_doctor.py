@@ -28,7 +28,7 @@ from cls.commands.doctor.run import (  # fmt: skip
     judge,
     not_ready,
     quota_finding,
-    run_folder,
+    run_disk,
     shared_memory,
     shm_finding,
     slurm,
@@ -72,7 +72,7 @@ def ranks() -> dict[int, int]:
         except OSError:
             continue
         if parent == str(os.getpid()) and b"cls.commands.doctor.transport" in words:
-            found[int(words[words.index(b"--rank") + 1])] = int(folder.name)
+            found[json.loads(words[words.index(b"cls.commands.doctor.transport") + 1])["rank"]] = int(folder.name)
     return found
 
 
@@ -267,7 +267,7 @@ def test_a_disk_is_measured_and_left_as_it_was(tmp_path: Path) -> None:
     assert found.write > 0 and found.read > 0 and abs(found.skew) < 1
     assert list(tmp_path.iterdir()) == []
     assert measure.existing(tmp_path / "a" / "b") == tmp_path
-    assert run_folder(tmp_path / "a" / "b")[0].found.startswith(f"{tmp_path}: writes ")
+    assert run_disk(tmp_path / "a" / "b")[0].found.startswith(f"{tmp_path}: writes ")
 
 
 def test_reading_counts_what_it_has_read(tmp_path: Path) -> None:
@@ -347,7 +347,7 @@ def test_small_full_and_read_only_file_systems_and_a_key_that_stays_secret(
         ):
             os.makedirs(path, exist_ok=True)
             subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], check=True)
-        findings = [*shared_memory(), *caches(), *run_folder(tmp_path / "full" / "run"), *wandb_login()]
+        findings = [*shared_memory(), *caches(), *run_disk(tmp_path / "full" / "run"), *wandb_login()]
         return [[asdict(item) for item in findings], os.listdir(tmp_path / "full")]
 
     findings, left = in_own_namespace(examine)

@@ -1,4 +1,4 @@
-"""What this process may really use, as numbers: cores, memory, quota, disk and data rates, servers that answer."""
+"""Measurements: quota, disk and data rates, servers that answer."""
 
 import os
 import re
@@ -29,7 +29,7 @@ def existing(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class Quota:
-    """One file system of a user, in bytes; ``limit`` is the smaller one of quota and hard limit that are set."""
+    """One file system of a user, in bytes; ``limit`` is the smaller of quota and hard limit."""
 
     name: str
     used: float
@@ -37,7 +37,7 @@ class Quota:
 
 
 def quotas() -> list[Quota]:
-    """What ``quota`` says of this user; nothing where there is no such command, or it does not answer in 5 s."""
+    """The output of ``quota`` for this user; nothing if there is no such command, or no answer within 5 s."""
     if not shutil.which("quota"):
         return []
     try:
@@ -81,7 +81,7 @@ def disk(folder: Path, seconds: float = 5.0) -> Disk:
             os.utime(path)  # the file system's time of now, where that is a server's
             skew = os.stat(path).st_mtime - time.time()
         with path.open("rb", buffering=0) as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # or this would measure memory
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # not from the page cache
             since = time.monotonic()
             while file.read(CHUNK):
                 pass
@@ -110,7 +110,7 @@ def reading(path: Path, files: int = 200, seconds: float = 10.0) -> Reading:
     for name in chosen:
         since = time.monotonic()
         with name.open("rb", buffering=0) as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # what is cached says nothing of the disk
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # not from the page cache
             size += len(file.read(1))
             latencies.append(time.monotonic() - since)
             size += len(file.read(64 << 20))
@@ -126,7 +126,7 @@ def _images(folder: Path) -> Iterator[Path]:
 
 
 def reach(addresses: list[str], seconds: float) -> dict[str, str]:
-    """'' for each server that answers anything at all (through the proxy if one is set), else why it does not."""
+    """'' for each server that answers anything (through the proxy if one is set), else the reason."""
     answers: dict[str, str] = {}
 
     def ask(address: str) -> None:
@@ -143,5 +143,5 @@ def reach(addresses: list[str], seconds: float) -> dict[str, str]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))  # looking a name up has no timeout of its own
+        thread.join(max(0.0, deadline - time.monotonic()))  # name resolution has no timeout of its own
     return {address: answers.get(address, f"no answer in {seconds:g} s") for address in addresses}

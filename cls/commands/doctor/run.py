@@ -1,6 +1,6 @@
-"""`cls doctor`: what a machine has, what a run would stumble over, and what to type against it.
+"""`cls doctor`: what this machine has, what would fail in a run, and how to fix it.
 
-Every check is a function that gives findings; one that fails itself is a finding too, and hides no other.
+Each check returns findings; a check that raises becomes a finding and does not hide the others.
 """
 
 import math
@@ -34,14 +34,14 @@ NETWORK_SECONDS = 3.0
 NCCL_SHM_BYTES = 32 << 20  # of each process: channels of 9.6 MB to its neighbours; an assumption, not measured by us
 LITTLE_SHM_BYTES = 1 << 20
 GIB = 1 << 30
-SLOWER = 2.0  # a transport that is slower than another one by this factor is not the one to use
-NCCL = ("NCCL_P2P_DISABLE=1", "NCCL_SHM_DISABLE=1", "NCCL_IB_DISABLE=1")  # what is known to mend a hanging NCCL
-GLOO = ("GLOO_SOCKET_IFNAME=lo",)  # for a host name that resolves to an address of no interface
+SLOWER = 2.0  # a transport slower than another one by this factor is not used
+NCCL = ("NCCL_P2P_DISABLE=1", "NCCL_SHM_DISABLE=1", "NCCL_IB_DISABLE=1")  # known workarounds for an NCCL that hangs
+GLOO = ("GLOO_SOCKET_IFNAME=lo",)  # for a host name that resolves to no interface of this machine
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line: what was found and, unless it is ok, what to do about it."""
+    """One line: what was found and, unless it is ok, the remedy."""
 
     state: Literal["ok", "warn", "bad"]
     name: str
@@ -53,15 +53,15 @@ class Finding:
 
 
 def doctor(out: str, data: str, save: bool, seconds: float) -> list[dict[str, Any]]:
-    """Examine this machine, one line per finding on standard error as soon as it is known; the same as a document.
+    """Check this machine; print one line per finding as soon as it is known, and return all.
 
-    ``out``: folder whose disk is measured; ``data``: images whose reading is measured, '' for none; ``seconds``: how
+    ``out``: directory whose disk is measured; ``data``: images whose reading is measured, '' for none; ``seconds``: how
     long each transport is tried; ``save``: write the variables that the transports need to ``nccl-<host>.sh``.
     """
     checks: list[tuple[str, Callable[[], list[Finding]]]] = [
         ("software", software), ("GPU", gpus), ("cores", cores), ("memory", memory), ("/dev/shm", shared_memory),
         ("caches", caches), ("W&B", wandb_login), ("network", network), ("SLURM", partial(slurm, os.environ)),
-        ("disk", partial(run_folder, Path(out))),
+        ("disk", partial(run_disk, Path(out))),
     ]  # fmt: skip
     if data:
         checks.append(("data", partial(user_data, Path(data).expanduser())))
@@ -70,7 +70,7 @@ def doctor(out: str, data: str, save: bool, seconds: float) -> list[dict[str, An
     for name, check in checks:
         try:
             new = check()
-        except Exception as error:  # an odd machine must not hide the other findings
+        except Exception as error:  # an unusual machine must not hide the other findings
             new = [Finding("warn", name, f"could not be examined: {type(error).__name__}: {error}")]
         for finding in new:
             print(finding, file=sys.stderr, flush=True)
@@ -79,7 +79,7 @@ def doctor(out: str, data: str, save: bool, seconds: float) -> list[dict[str, An
 
 
 def not_ready(findings: list[dict[str, Any]]) -> ValueError | None:
-    """An error that lists the bad findings, if there are any."""
+    """An error that lists the bad findings, if any."""
     bad = [f"{item['name']}: {item['found']} -> {item['remedy']}" for item in findings if item["state"] == "bad"]
     return ValueError("this machine is not ready:\n  " + "\n  ".join(bad)) if bad else None
 
@@ -97,16 +97,12 @@ def gpus() -> list[Finding]:
             return [Finding("ok", "GPU", "no GPU: CPU runs only")]
     except ValueError as error:
         return [Finding("bad", "GPU", str(error), "install that torch, or ask for no GPU")]
-    findings = []
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        name = torch.cuda.get_device_name(index)
-        findings.append(gpu(index, name, free, total, torch.cuda.memory_reserved(index)))
-    return findings
+    return [gpu(i, torch.cuda.get_device_name(i), *torch.cuda.mem_get_info(i), torch.cuda.memory_reserved(i))
+            for i in range(torch.cuda.device_count())]  # fmt: skip
 
 
 def gpu(index: int, name: str, free: int, total: int, own: int) -> Finding:
-    """One GPU by its numbers of bytes; 1.5 GiB beyond our own are more than the contexts of idle programs take."""
+    """One GPU by its numbers of bytes; contexts of idle programs take less than 1.5 GiB."""
     taken = total - free - own
     found = f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
     if taken < 1.5 * GIB:
@@ -116,7 +112,7 @@ def gpu(index: int, name: str, free: int, total: int, own: int) -> Finding:
 
 
 def _users() -> str:
-    """The processes that nvidia-smi sees on the GPUs; none in most containers."""
+    """The processes that nvidia-smi sees on the GPUs; in most containers it sees none."""
     if not shutil.which("nvidia-smi"):
         return "others"
     query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader"]
@@ -129,7 +125,7 @@ def cores() -> list[Finding]:
 
 
 def core_finding(machine: int, allowed: int, quota: float) -> Finding:
-    """``machine``: cores there are; ``allowed``: those this process may run on; ``quota``: their worth in CPU time."""
+    """``machine``: all cores; ``allowed``: those this process may run on; ``quota``: limit of CPU time, in cores."""
     found = f"{allowed} of the machine's {machine}" + (f", CPU time of {quota:g}" if quota < allowed else "")
     if quota < allowed:
         remedy = f"loaders start one process per core: use --data.workers {max(1, int(quota))}, or ask for more CPU"
@@ -155,7 +151,7 @@ def shared_memory() -> list[Finding]:
 
 
 def shm_finding(total: int, free: int, gpus: int) -> Finding:
-    """Whether /dev/shm (bytes) holds what NCCL puts there; our loader's memory is not in it."""
+    """Whether /dev/shm (bytes) has space for NCCL; our loader uses none of it."""
     need = gpus * NCCL_SHM_BYTES if gpus > 1 else LITTLE_SHM_BYTES
     found = f"{free / 1e6:.0f} of {total / 1e6:.0f} MB free; {max(1, gpus)} processes want {need / 1e6:.0f} MB"
     if free >= need:
@@ -209,15 +205,14 @@ def network() -> list[Finding]:
         os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"),
         "https://download.pytorch.org",
     ]
-    addresses = [re.sub(r"//[^/]*@", "//", address) for address in addresses]  # any answer will do, without a password
+    addresses = [re.sub(r"//[^/]*@", "//", address) for address in addresses]  # any answer will do; without a password
     answers = measure.reach(addresses, NETWORK_SECONDS)
     remedy = "run `cls fetch RECIPE …` where there is internet, and train with --offline"
     findings = []
     for address in addresses:
-        why = answers[address]
         own = "runs are logged offline: `wandb sync` later" if "wandb" in address else remedy
-        bad = Finding("warn", "network", f"{address} cannot be reached ({why})", own)
-        findings.append(bad if why else Finding("ok", "network", f"{address} answers"))
+        bad = Finding("warn", "network", f"{address} cannot be reached ({answers[address]})", own)
+        findings.append(bad if answers[address] else Finding("ok", "network", f"{address} answers"))
     return findings
 
 
@@ -238,7 +233,7 @@ def slurm(env: Mapping[str, str]) -> list[Finding]:
     return [Finding("ok", "SLURM", f"{found}; ends in {minutes:.0f} minutes")]
 
 
-def run_folder(out: Path) -> list[Finding]:
+def run_disk(out: Path) -> list[Finding]:
     folder = measure.existing(out)
     try:
         found = measure.disk(folder)
@@ -249,7 +244,7 @@ def run_folder(out: Path) -> list[Finding]:
     findings = [Finding("warn", "disk", rates, slow) if found.write < 50e6 else Finding("ok", "disk", rates)]
     if abs(found.skew) > 2:
         skew = f"{folder}: its file server's clock is {found.skew:+.0f} s off this machine's"
-        findings.append(Finding("warn", "clock", skew, "tell the administrator (NTP): run locks go by file times"))
+        findings.append(Finding("warn", "clock", skew, "ask the administrator for NTP: run locks compare file times"))
     return findings
 
 
@@ -272,7 +267,7 @@ def user_data(path: Path) -> list[Finding]:
 
 
 def transports(seconds: float, save: bool) -> list[Finding]:
-    """Add tensors with two processes on the CPU, and with all GPUs of the machine if there are two or more."""
+    """All-reduce with two processes on the CPU, and with all GPUs of the machine if there are two or more."""
     findings, exports = _tried("gloo", 2, seconds, GLOO)
     if (count := torch.cuda.device_count()) > 1:
         more, needed = _tried("nccl", count, seconds, NCCL)
@@ -287,7 +282,7 @@ def transports(seconds: float, save: bool) -> list[Finding]:
 
 
 def _tried(backend: str, world_size: int, seconds: float, settings: tuple[str, ...]) -> tuple[list[Finding], list[str]]:
-    """``settings`` are tried for NCCL always, for gloo only where it fails without them."""
+    """For NCCL all ``settings`` are tried, for gloo only if it fails without them."""
     trials = {"": trial(backend, world_size, seconds, {})}
     for text in settings if backend == "nccl" or trials[""].problem else ():
         name, value = text.split("=")
@@ -296,17 +291,17 @@ def _tried(backend: str, world_size: int, seconds: float, settings: tuple[str, .
 
 
 def judge(backend: str, trials: Mapping[str, Trial]) -> tuple[list[Finding], list[str]]:
-    """The findings of trials by the setting they were made with ('' is none), and the setting to export, if any."""
+    """The findings of trials, by their setting ('' is none), and the setting to export, if any."""
     default, working = trials[""], {name: found.rate for name, found in trials.items() if not found.problem}
     best = max(working, key=lambda name: working[name], default="")
     needed = bool(default.problem) or working[best] > SLOWER * working[""]
     findings = []
     for name, found in trials.items():
         label = f"{backend} on {found.world_size} processes" + (f" with {name}" if name else "")
-        remedy = f"export {best}" if best and needed else f"no setting helps: run on one process, or mend {backend}"
+        remedy = f"export {best}" if best and needed else f"no setting helps: run on one process, or fix {backend}"
         if not found.problem:
             text, state = f"{found.rate / 1e9:.2f} GB/s", "warn" if not name and needed else "ok"
         else:
-            text, state = found.problem, "ok" if name else "bad"  # a setting that nobody uses may fail
+            text, state = found.problem, "ok" if name else "bad"  # a setting that is not used may fail
         findings.append(Finding(state, label, text, remedy if state != "ok" else ""))  # type: ignore[arg-type]  # mypy widens the choice to str
     return findings, [best] if best and needed else []
