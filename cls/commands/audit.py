@@ -1,4 +1,4 @@
-"""What the records of runs say, as tables; no network is built and no image is read for it."""
+"""``cls audit``: attempts and lost steps of a run, and proof from its ledger that each image was used exactly once."""
 
 import csv
 import sys
@@ -19,11 +19,11 @@ from cls.tracking.metrics_log import read_rows
 from cls.tracking.run_files import read_data, read_run_directory
 
 Row = tuple[int, int, str, str]
-"""Sample: step, index, image and hash of its pixels."""
+"""Step, sample index, image and hash of its pixels."""
 
 
 def audit_run(path: str) -> dict[str, Any]:
-    """Whether each image was used exactly once per epoch over all attempts; DataError if not."""
+    """Check that each image was used exactly once per epoch over all attempts; DataError if not."""
     out = Path(path)
     run, data = read_run_directory(out), read_data(out)
     if not data:
@@ -37,20 +37,22 @@ def audit_run(path: str) -> dict[str, Any]:
     if found["problems"]:
         raise DataError(f"{out}: " + "; ".join(found["problems"][:5]))
     epochs = found["draws"] / data["train"]["images"]
-    proof = f"{found['draws']} draws ({epochs:.2f} epochs), each used exactly once, up to the last step of the record"
+    proof = (
+        f"{found['draws']} sample indices ({epochs:.2f} epochs), each used exactly once, up to the last recorded step"
+    )
     if not run.data.balanced:
         proof += "; every whole epoch is a permutation of the same images"
         if (listed := corrupt_file(out)).exists():
-            proof += f", but that others replace those of {listed.name}"
+            proof += f", except that others replace those of {listed.name}"
     for first, end in found["silent"]:
-        proof += f"; nothing is known of steps {first} to {end - 1}: there is no ledger of them"
-    absent = "no ledger: start the run with --track.ledger True for the proof of exactly-once"
+        proof += f"; steps {first} to {end - 1} have no ledger and are not checked"
+    absent = "no ledger: start the run with --track.ledger True to prove that each image is used exactly once"
     print(proof if found["ledger"] else absent, file=sys.stderr)
     return found
 
 
 def print_attempts(attempts: Sequence[dict[str, Any]], total: dict[str, Any]) -> None:
-    """Each attempt of a run and all of them: where it was and how it ended, and where its seconds went."""
+    """Each attempt: where it ran, how it ended, how its seconds were spent; and the sum of all."""
     facts = Table("attempt", "from step", "steps", "lost", "processes", "device", "nodes", "job", "outcome", box=None)
     spent = Table("attempt", *(f"{part} s" for part in goodput.PARTS), "goodput", "slowest rank", box=None)
     for attempt in attempts:
@@ -65,18 +67,18 @@ def print_attempts(attempts: Sequence[dict[str, Any]], total: dict[str, Any]) ->
 def audit(out: Path, images: int, batch: int, balanced: bool, ids: str = "") -> dict[str, Any]:
     """Attempts, lost steps and, where there is a ledger, what it proves; ``problems`` is empty when all is right.
 
-    An attempt's rows count up to the step from which the next one went on; the later ones were lost with it and done
-    again. Those of the last one must come to the last step that events.jsonl or metrics.jsonl knows, and metrics.jsonl
-    must have each step once. ``images``: of the training set; ``batch``: the global one; ``ids``: :func:`id_sum` of the
-    training set, '' where it is not known. Unless balanced, each whole epoch must be one permutation of the same
-    images, but for corrupt ones, which others replace; a draw that was done again must have had the same image and
-    pixels. ``silent``: steps [from, to) of attempts without a ledger, of which nothing is known.
+    An attempt's rows count up to the step from which the next one resumed; later ones were lost and done again. The
+    last attempt's rows must reach the last step of events.jsonl and metrics.jsonl; metrics.jsonl must have each step
+    once. Unless balanced, each whole epoch must be one permutation of the same images, except for corrupt ones, which
+    others replace. A sample index that was used again must have had the same image and pixels.
+    ``images``: number of training images; ``batch``: global batch; ``ids``: :func:`id_sum` of the training set, '' if
+    unknown; ``silent``: steps [from, to) of attempts without a ledger, which are not checked.
     """
     events = read_events(out)
     starts = [event for event in events if event["event"] == "start"]
     if not starts:
         raise ValueError(f"{out / 'events.jsonl'} does not exist or is empty: name a run directory")
-    metrics = read_rows(out)  # before the ledger: a run that goes on writes the ledger first
+    metrics = read_rows(out)  # before the ledger: a live run writes the ledger first
     last = _last_step([event for event in events if event["attempt"] == starts[-1]["attempt"]], metrics)
     rows = [_rows(out, start["attempt"]) for start in starts]
     ends = [*(start["step"] for start in starts[1:]), _come_to(rows[-1], batch, last)]
@@ -84,10 +86,10 @@ def audit(out: Path, images: int, batch: int, balanced: bool, ids: str = "") -> 
     for start, found, end in zip(starts, rows, ends, strict=True):
         done = _whole_steps(found, batch, start["step"])
         attempts.append({"attempt": start["attempt"], "step": start["step"], "lost": max(0, done - end)})
-        for step, draw, name, _ in found:
+        for step, index, name, _ in found:
             if start["step"] <= step < end:
-                kept[draw] += 1
-                image_of[draw] = name
+                kept[index] += 1
+                image_of[index] = name
     spans = zip(starts, rows, ends, strict=True)
     silent = [(start["step"], end) for start, found, end in spans if not found and end > start["step"]]
     problems = _recorded(out, metrics, last)
@@ -111,9 +113,9 @@ def _rows(out: Path, attempt: int) -> list[Row]:
 
 
 def _index(text: str, number: int) -> int:
-    """A step or a draw, in a row of that number."""
+    """A step or sample index; ValueError names the row ``number``."""
     if not text.isdecimal() or len(text) > 18:
-        raise ValueError(f"row {number}: {text[:40]!r} is no number of a step or draw")
+        raise ValueError(f"row {number}: {text[:40]!r} is not a step or sample index")
     return int(text)
 
 
@@ -148,44 +150,44 @@ def _recorded(out: Path, metrics: list[dict[str, Any]], last: int) -> list[str]:
 
 
 def _repeats(rows: list[list[Row]], batch: int) -> list[str]:
-    """Draws that were done again with another image, and rows whose step is not their draw's."""
+    """Sample indices used again with another image, and rows under a wrong step."""
     problems, seen, astray = [], dict[int, tuple[str, str]](), list[Row]()
-    for step, draw, name, pixels in (row for found in rows for row in found):
-        if seen.setdefault(draw, (name, pixels)) != (name, pixels):
-            problems.append(f"draw {draw} was {seen[draw][0]} and later {name}, or had other pixels")
-        if step != draw // batch:
-            astray.append((step, draw, name, pixels))
+    for step, index, name, pixels in (row for found in rows for row in found):
+        if seen.setdefault(index, (name, pixels)) != (name, pixels):
+            problems.append(f"index {index} was {seen[index][0]} and later {name}, or had other pixels")
+        if step != index // batch:
+            astray.append((step, index, name, pixels))
     if astray:
-        step, draw, *_ = astray[0]
-        problems.append(f"{len(astray)} draws under another step, e.g. draw {draw}: {step}, not {draw // batch}")
+        step, index, *_ = astray[0]
+        which = f"index {index}: {step}, not {index // batch}"
+        problems.append(f"{len(astray)} sample indices under another step, e.g. {which}")
     return problems
 
 
 def _gaps(kept: Counter[int], batch: int, silent: list[tuple[int, int]], last: int) -> list[str]:
-    """Draws that were used twice or never, from 0 to the end of the last step."""
+    """Sample indices used twice or never, from 0 to the end of the last step."""
     total = max(-(-(max(kept, default=-1) + 1) // batch), last) * batch
-    unknown = {draw for first, end in silent for draw in range(first * batch, end * batch)}
-    wrong = [draw for draw in range(total) if kept[draw] != 1 and draw not in unknown]
-    return [f"{len(wrong)} draws not used exactly once, e.g. draw {wrong[0]}: {kept[wrong[0]]} times"] if wrong else []
+    unknown = {index for first, end in silent for index in range(first * batch, end * batch)}
+    wrong = [index for index in range(total) if kept[index] != 1 and index not in unknown]
+    first = f"e.g. index {wrong[0]}: {kept[wrong[0]]} times" if wrong else ""
+    return [f"{len(wrong)} sample indices not used exactly once, {first}"] if wrong else []
 
 
-def _epochs(image_of: dict[int, str], images: int, broken: set[str], ids: str) -> list[str]:
-    """Images that an epoch has twice or lacks; epochs with draws of attempts without a ledger, or with gaps, and the
-    last one, which is not whole, can only have them twice.
-    """
+def _epochs(image_of: dict[int, str], images: int, corrupt: set[str], ids: str) -> list[str]:
+    """Images that an epoch has twice or lacks. Only whole epochs, with a ledger and without gaps, can lack one."""
     problems, whole = [], list[set[str]]()
     for epoch in range(-(-(max(image_of, default=-1) + 1) // images)):
-        draws = range(epoch * images, (epoch + 1) * images)
-        counts = Counter(image_of[draw] for draw in draws if draw in image_of)
+        indices = range(epoch * images, (epoch + 1) * images)
+        counts = Counter(image_of[index] for index in indices if index in image_of)
         twice = [name for name, count in counts.items() if count > 1]
-        spare = counts.total() - len(counts)  # draws that others replaced
-        if spare > len(broken - counts.keys()):
+        spare = counts.total() - len(counts)  # corrupt images, replaced by others
+        if spare > len(corrupt - counts.keys()):
             problems.append(f"epoch {epoch + 1}: {len(twice)} images more than once, e.g. {twice[0]}")
         if counts.total() == images:
             whole.append(set(counts))
-    known = set(image_of.values()) | broken
+    known = set(image_of.values()) | corrupt
     seen = Counter(name for epoch in whole for name in epoch)
-    if lacking := sorted((seen[name], name) for name in known - broken if seen[name] < len(whole)):
+    if lacking := sorted((seen[name], name) for name in known - corrupt if seen[name] < len(whole)):
         count, name = lacking[0]
         problems.append(f"{len(lacking)} images not in every epoch, e.g. {name}: in {count} of {len(whole)}")
     elif whole and ids and id_sum(known) != ids:

@@ -1,4 +1,4 @@
-"""``cls predict``: a row for each image as soon as it is known, then the files that a run writes for its test split."""
+"""``cls predict``: one row per image as soon as it is known, then the same files as for a run's test split."""
 
 import csv
 import io
@@ -29,9 +29,9 @@ from cls.runtime.paths import check_output, writing
 from cls.runtime.signals import Stopped, StopSignal
 
 PIPE = "-"
-"""Instead of paths: a list of them on standard input. Instead of a folder: rows on standard output."""
+"""As the path: a list of paths on standard input. As --out: rows on standard output."""
 
-Taker = Callable[[Predictions], None]
+Writer = Callable[[Predictions], None]
 
 
 def predict_images(
@@ -44,14 +44,14 @@ def predict_images(
     workers: int,
     stop: StopSignal,
 ) -> dict[str, Any] | None:
-    """Predictions for images without labels; None on all ranks but the first, and where the rows are the answer."""
+    """Predictions of images without labels; None on other ranks than 0, and if the rows go to standard output."""
     if top_k < 1:
         raise ValueError(f"--top-k must be at least 1, found {top_k}")
     if not paths:
         raise ValueError("there is nothing to predict: name images after the run, or - for a list on standard input")
     piped = list(paths) == [PIPE]
     if PIPE in paths and not piped:
-        raise ValueError("- stands for a list of files on standard input: give it alone, or name the files")
+        raise ValueError("- reads a list of files from standard input: give it alone, or name the files")
     trained = load_trained_model(run, device, workers, stop)
     main, views = trained.world.main, tta or trained.run.augment.tta
     names = trained.world.on_rank_0(read_list) if piped else list(paths)
@@ -76,7 +76,7 @@ def predict_images(
 
 
 def _clear(folder: Path) -> None:
-    """An empty place for the files: those of an earlier prediction must not stand beside the rows of this one."""
+    """Make the folder and delete the files of an earlier prediction."""
     check_output("out", folder, folder=True)
     with writing("out", folder):
         if (folder / "config.yaml").exists():
@@ -87,9 +87,9 @@ def _clear(folder: Path) -> None:
 
 
 def read_list() -> list[str]:
-    """Paths on standard input, one a line, or with a NUL after each as ``find -print0`` writes them; read to its end.
+    """Paths on standard input, one per line, or each ended by NUL as ``find -print0`` writes them.
 
-    The end must be known before the start: what stands in one batch may not hang on the speed of a pipe.
+    All are read before the first batch: the composition of batches must not depend on the timing of the pipe.
     """
     if sys.stdin.isatty():
         raise ValueError("- reads a list of files from a pipe: find FOLDER -type f | cls predict RUN -")
@@ -102,22 +102,22 @@ def read_list() -> list[str]:
 
 
 def ranked(p: Predictions, row: int, k: int) -> list[tuple[str, float]]:
-    """The k most probable classes of an image and their probabilities, equal ones by class number; none if broken."""
+    """The k most probable classes of an image and their probabilities, ties by class number; none if corrupt."""
     if p.errors[row] or not np.isfinite(p.probs[row]).all():
         return []
     return [(p.classes[i], float(p.probs[row, i])) for i in np.argsort(-p.probs[row], kind="stable")[:k]]
 
 
 def _fault(top: Sequence[Any]) -> str:
-    """Why an image that could be read has no prediction."""
+    """Why an image that was read has no prediction."""
     return "" if top else "probabilities are not finite"
 
 
-def _each(trained: TrainedModel, rows: Rows, views: Sequence[View], take: Taker, stop: StopSignal) -> int:
-    """Hand each piece on as soon as it is known, in row order; the number of images without a prediction."""
+def _each(trained: TrainedModel, rows: Rows, views: Sequence[View], take: Writer, stop: StopSignal) -> int:
+    """Write each batch as soon as it is known, in row order; returns the number of images without a prediction."""
     broken, done = 0, 0
     try:
-        # a request to stop waits for the end of a batch, on all ranks: no row is cut, no exchange broken off
+        # a stop request waits for the end of a batch, on all ranks: no row is cut, no communication interrupted
         with stop.deferred("this batch"), _shown(len(rows), trained.world.main) as show:
             for part in map(_kinds_named, trained.predictor.stream(EvalDataset(rows, views, trained.run))):
                 take(part)
@@ -131,7 +131,7 @@ def _each(trained: TrainedModel, rows: Rows, views: Sequence[View], take: Taker,
 
 
 def _kinds_named(part: Predictions) -> Predictions:
-    """Errors of files whose ending is of images that are not read say so."""
+    """Add the remedy to the errors of image files in formats that are not read."""
     errors = [
         f"{error}: {ending(name)} is not read, convert it to JPEG or PNG" if error and is_unread_image(name) else error
         for name, error in zip(part.ids, part.errors, strict=True)
@@ -140,11 +140,11 @@ def _kinds_named(part: Predictions) -> Predictions:
 
 
 def _nothing(part: Predictions) -> None:
-    """All ranks have the same pieces; the first one hands them on."""
+    """For ranks other than 0: all ranks have the same predictions, rank 0 writes them."""
 
 
-def _to_stdout(top_k: int, stop: StopSignal) -> Taker:
-    """One JSON object a line; when nobody reads them any more (``| head``) the run is asked to stop."""
+def _to_stdout(top_k: int, stop: StopSignal) -> Writer:
+    """One JSON object per line; requests a stop when standard output is closed (``| head``)."""
 
     def take(part: Predictions) -> None:
         text = []
@@ -163,8 +163,8 @@ def _to_stdout(top_k: int, stop: StopSignal) -> Taker:
     return take
 
 
-def _to_csv(path: Path, top_k: int, found: list[Predictions]) -> Taker:
-    """Keep the pieces, and add their rows to a file, which are then in the kernel whatever happens to this process."""
+def _to_csv(path: Path, top_k: int, found: list[Predictions]) -> Writer:
+    """Collect the predictions, and append their rows to a file; rows that are written survive a kill."""
     file = Lines(path)
 
     def add(rows: list[list[str | float]]) -> None:
@@ -185,12 +185,12 @@ def _to_csv(path: Path, top_k: int, found: list[Predictions]) -> Taker:
 
 @contextmanager
 def _shown(total: int, main: bool) -> Iterator[Callable[[int], None]]:
-    """Images done, rate and time left: a bar at a terminal that shows nothing else, else a line every 30 seconds."""
+    """Images done, rate and time left: a bar if only standard error is a terminal, else a line every 30 seconds."""
     bar = Progress(
         BarColumn(bar_width=24),
         TextColumn("{task.description}"),
         console=Console(stderr=True),
-        auto_refresh=False,  # no thread that loader processes would be forked beside
+        auto_refresh=False,  # no thread: loader processes are forked
         transient=True,
         disable=not main or not sys.stderr.isatty() or sys.stdout.isatty(),
     )
@@ -200,7 +200,7 @@ def _shown(total: int, main: bool) -> Iterator[Callable[[int], None]]:
         nonlocal since, last, first
         now = time.monotonic()
         if not since:
-            since, first = now, done  # starting the loader is over
+            since, first = now, done  # the loader has started
         if not main or now - last < (30.0 if bar.disable else 0.2):
             return
         last, rate = now, (done - first) / max(now - since, 1e-9)

@@ -149,9 +149,9 @@ def test_the_ledger_finds_what_is_planted(whole: Ended, tmp_path: Path) -> None:
     target.write_text("".join(lines))
     assert audit(tmp_path, IMAGES, BATCH, balanced=False)["problems"] == []
     target.write_text("".join([*lines, lines[40]]))
-    assert "draw 40: 2 times" in audit(tmp_path, IMAGES, BATCH, balanced=False)["problems"][0]
+    assert "index 40: 2 times" in audit(tmp_path, IMAGES, BATCH, balanced=False)["problems"][0]
     target.write_text("".join(lines[:40] + lines[41:]))
-    assert "draw 40: 0 times" in audit(tmp_path, IMAGES, BATCH, balanced=False)["problems"][0]
+    assert "index 40: 0 times" in audit(tmp_path, IMAGES, BATCH, balanced=False)["problems"][0]
     first, second = lines[3].split(","), lines[4].split(",")
     changed = ",".join([*first[:2], second[2], first[3]])
     target.write_text("".join([*lines[:3], changed, *lines[4:]]))
@@ -173,4 +173,4 @@ def test_the_ledger_finds_what_is_planted(whole: Ended, tmp_path: Path) -> None:
     found = audit(tmp_path, IMAGES, BATCH, balanced=False)
     assert (found["problems"], found["silent"], found["draws"]) == ([], [(0, STEPS - 1)], BATCH)
     (tmp_path / "ledger" / "0001-0000.csv").write_text("".join(lines[-BATCH:] + lines[-1:]))
-    assert f"draw {STEPS * BATCH - 1}: 2 times" in audit(tmp_path, IMAGES, BATCH, balanced=False)["problems"][0]
+    assert f"index {STEPS * BATCH - 1}: 2 times" in audit(tmp_path, IMAGES, BATCH, balanced=False)["problems"][0]

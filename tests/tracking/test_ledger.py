@@ -79,9 +79,11 @@ def swapped(rows: Rows) -> Rows:
 
 
 PLANTED: dict[str, tuple[Callable[[Rows], Rows], str]] = {
-    "the last 5 steps cut": (lambda rows: rows[: -5 * BATCH], "20 draws not used exactly once, e.g. draw 28: 0 times"),
-    "the last row cut": (lambda rows: rows[:-1], "1 draws not used exactly once, e.g. draw 47: 0 times"),
-    "all but the first row cut": (lambda rows: rows[:1], "47 draws not used"),
+    "the last 5 steps cut": (
+        lambda rows: rows[: -5 * BATCH], "20 sample indices not used exactly once, e.g. index 28: 0 times"
+    ),
+    "the last row cut": (lambda rows: rows[:-1], "1 sample indices not used exactly once, e.g. index 47: 0 times"),
+    "all but the first row cut": (lambda rows: rows[:1], "47 sample indices not used"),
     "a foreign image": (changed(17, 2, "foreign.jpg"), "images not in every epoch, e.g. foreign.jpg: in 1 of 4"),
     "a foreign image in the unfinished epoch": (changed(45, 2, "foreign.jpg"), "e.g. foreign.jpg: in 0 of 4"),
     "an image twice in the unfinished epoch": (
@@ -91,9 +93,9 @@ PLANTED: dict[str, tuple[Callable[[Rows], Rows], str]] = {
         lambda rows: [[*row[:2], "foreign.jpg" if row[2] == NAMES[3] else row[2], row[3]] for row in rows],
         "the 10 images of the ledger are not those that data.json was written for",
     ),
-    "a draw under the next step": (changed(20, 0, 6), "1 draws under another step, e.g. draw 20: 6, not 5"),
-    "a draw twice": (lambda rows: [*rows, rows[9]], "draw 9: 2 times"),
-    "a draw lost in the middle": (lambda rows: rows[:9] + rows[10:], "draw 9: 0 times"),
+    "a draw under the next step": (changed(20, 0, 6), "1 sample indices under another step, e.g. index 20: 6, not 5"),
+    "a draw twice": (lambda rows: [*rows, rows[9]], "index 9: 2 times"),
+    "a draw lost in the middle": (lambda rows: rows[:9] + rows[10:], "index 9: 0 times"),
 }  # fmt: skip
 
 
@@ -118,7 +120,8 @@ def test_a_foreign_image_in_the_only_epoch_is_found_where_data_json_knows_the_id
         ([1, 2, 4, *range(5, STEPS + 1)], "1 of 12 steps not once in metrics.jsonl, e.g. step 3: 0 times"),
         ([*range(1, STEPS + 1), 7], "1 of 12 steps not once in metrics.jsonl, e.g. step 7: 2 times"),
         ([*range(STEPS + 1)], "e.g. step 0: 1 times"),
-        ([*range(1, STEPS + 2)], "4 draws not used exactly once, e.g. draw 48: 0 times"),  # a step without a ledger
+        # a step without a ledger
+        ([*range(1, STEPS + 2)], "4 sample indices not used exactly once, e.g. index 48: 0 times"),
         ([], "12 of 12 steps"),
     ],
 )
@@ -142,7 +145,7 @@ def test_attempts_without_a_ledger_are_named_wherever_they_are(
     record(out, [], STEPS, 1, 7)
     (out / "ledger" / "0001-0000.csv").unlink()
     assert problems(out) == []
-    assert "nothing is known of steps 7 to 11" in capsys.readouterr().err
+    assert "steps 7 to 11 have no ledger" in capsys.readouterr().err
     assert audit(out, IMAGES, BATCH, False)["silent"] == [(7, STEPS)]
 
 
@@ -155,7 +158,7 @@ def test_a_killed_attempt_may_have_begun_a_step_and_the_next_repeats_it(tmp_path
     record(out, rows_of(7, STEPS), STEPS, 1, 7)
     assert problems(out) == []
     other = changed(1, 3, "f" * 32)(rows_of(7, STEPS))
-    assert "draw 29 was" in problems(record(tmp_path / "other", other, STEPS, 1, 7))[0]
+    assert "index 29 was" in problems(record(tmp_path / "other", other, STEPS, 1, 7))[0]
 
 
 @pytest.mark.parametrize("name", ["corrupt_images.csv", "bad_images.csv"])  # the second of earlier versions
@@ -176,5 +179,5 @@ def test_corrupt_images_may_be_replaced_by_others_of_the_epoch_and_no_more(tmp_p
 
 def test_a_ledger_that_is_no_ledger_is_named(tmp_path: Path) -> None:
     out = record(tmp_path / "run", changed(5, 1, "five")(rows_of(0, STEPS)))
-    with pytest.raises(ValueError, match=r"0000-0000\.csv is damaged \(row 6: 'five' is no number of a step or draw\)"):
+    with pytest.raises(ValueError, match=r"0000-0000\.csv is damaged \(row 6: 'five' is not a step or sample index\)"):
         audit(out, IMAGES, BATCH, False)
