@@ -30,6 +30,9 @@ from cls.runtime.files import write_whole
 from cls.runtime.paths import check_output, writing
 from cls.runtime.signals import StopSignal
 
+RunPath = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+ImagePath = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")]
+Name = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[NAME]")]
 Answer = tuple[Any, Exception | None]
 """The JSON document (None: nothing to print, as on ranks other than 0) and the problems found, which end the command
 after the document is printed: a ValueError exits with 2, a DataError with 3."""
@@ -70,8 +73,8 @@ class RunCommand(Command):
 class Recipes(Command):
     """List the recipes: name, report, what it is, batch and micro-batch, most processes, parameters at 100 classes."""
 
-    name: tyro.conf.Positional[str] = ""
-    """Show this recipe's page instead: its command, the paper's facts, what differs from its program."""
+    name: Name = ""
+    """Show the page of this recipe: its command, the facts of its report, what differs from its program."""
 
     def do(self, stop: StopSignal) -> Answer:
         from cls.commands.recipes import recipe_page, recipe_table
@@ -81,14 +84,14 @@ class Recipes(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Show(RunCommand):
-    """Draw a contact sheet of training images as the model gets them, augmented and mixed, with their labels."""
+    """Draw a contact sheet of training images as the model receives them, augmented and mixed, with their labels."""
 
     to: str = "samples.png"
     """PNG file to write."""
     count: int = 32
     """Number of images."""
     step: int = 0
-    """The first optimizer step whose images are shown."""
+    """First optimizer step whose images are shown."""
 
     def do(self, stop: StopSignal) -> Answer:
         check_output("to", self.to)
@@ -103,23 +106,23 @@ class Show(RunCommand):
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(DeviceOptions, Command):
-    """Predict the classes of images with a run's best weights, a row for each as soon as it is known."""
+    """Predict the classes of images with a run's best weights; each row is written as soon as it is known."""
 
-    run: tyro.conf.Positional[str]
+    run: RunPath
     """Run directory, or its best/model.safetensors."""
-    path: tyro.conf.Positional[tuple[str, ...]]
-    """Folder of images, image files, or tables of images (parquet, arrow, tar). - reads a list of files, one a line or
-    each ended by NUL, from standard input to its end; what of it cannot be read gets a row with the error. An image's
-    id is its path below the folder, its path as it is named here or in the list, or the table's own id of it."""
+    path: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH …")]
+    """Folder of images, image files, or tables of images (parquet, arrow, tar). - reads a list of files from standard
+    input, one per line or each ended by NUL; a file that cannot be read gets a row with the error. An image's id is its
+    path below the folder, its path as given here or in the list, or its id in the table."""
     out: str = ""
-    """Folder for top.csv (row by row while it goes on) and at the end prediction.csv, prediction.zip and
-    predictions.parquet (all probabilities); empty: predict-<name of path> in the run directory. - writes no files but
-    a JSON line per image to standard output, as path - does where this is empty."""
+    """Folder for top.csv (written row by row) and, at the end, prediction.csv, prediction.zip and predictions.parquet
+    (all probabilities); empty: predict-<name of path> in the run directory. - writes a JSON line per image to standard
+    output instead; this is the default if the path is -."""
     tta: tuple[View | Preset, ...] = ()
-    """Views whose softmax is averaged: none is the plain image, flip adds its mirror image, all takes all four views;
-    empty: the recipe's own."""
+    """Views whose softmax is averaged: none: the image, flip: the image and its mirror image, all: all four; empty: the
+    recipe's own."""
     top_k: int = 5
-    """Most probable classes in each row of top.csv or of standard output."""
+    """Number of most probable classes in each row."""
 
     def do(self, stop: StopSignal) -> Answer:
         from cls.commands.predict import predict_images
@@ -133,12 +136,12 @@ class Evaluate(LabelOptions, DeviceOptions, Command):
     """Score a run's best weights on labelled images: accuracy, top-5, macro-F1, and the worst classes."""
 
     path_place: ClassVar[int] = 1
-    run: tyro.conf.Positional[str]
+    run: RunPath
     """Run directory, or its best/model.safetensors."""
-    path: tyro.conf.Positional[str] = ""
+    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[PATH]")] = ""
     """Labelled images; empty: the validation split of the run's own data."""
     tta: tuple[View | Preset, ...] = ()
-    """Views whose softmax is averaged; flip: the image and its mirror image, all: all four; empty: one plain view."""
+    """Views whose softmax is averaged: flip: the image and its mirror image, all: all four; empty: one plain view."""
 
     def do(self, stop: StopSignal) -> Answer:
         data = self.data(self.path)
@@ -153,16 +156,16 @@ class Evaluate(LabelOptions, DeviceOptions, Command):
 class Report(DeviceOptions, Command):
     """Write report.html: curves, confusion matrix, wrong images, calibration, time and setup of a run on one page."""
 
-    run: tyro.conf.Positional[str]
-    """Run directory, of a finished run or of one that still goes on."""
+    run: RunPath
+    """Run directory; the run need not be finished."""
     to: str = ""
     """File to write; empty: report.html in the run directory."""
     neighbours: int = 0
-    """Show so many nearest training images of the predicted and of the true class beside the 24 most confidently wrong
-    images; costs a pass over at most 5,000 training images."""
+    """Number of nearest training images of the predicted and of the true class to show beside the 24 most confident
+    mistakes; costs a pass over at most 5,000 training images."""
     predict: bool = False
-    """Predict the validation images with the best weights where the run has not stored that yet, plain and with its
-    test-time views: a pass over them for each view."""
+    """Predict the validation images with the best weights if the run has not stored that yet, plain and with its
+    test-time views: one pass over them per view."""
 
     def do(self, stop: StopSignal) -> Answer:
         check_output("to", self.to)
@@ -175,7 +178,7 @@ class Report(DeviceOptions, Command):
 class Audit(Command):
     """Show a run's attempts and lost steps; prove from its ledger that no image was lost or repeated."""
 
-    run: tyro.conf.Positional[str]
+    run: RunPath
     """Run directory."""
 
     def do(self, stop: StopSignal) -> Answer:
@@ -186,19 +189,19 @@ class Audit(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(Command):
-    """A report's ablation table on your images: commands, runs here or as a job array, your figures beside its own.
+    """Train the rows of a report's ablation table on your images, here or as a job array; compare the figures.
 
-    Without a name it lists the sweeps; with a folder it shows the runs in it side by side, whatever they are. Every
-    field of train.py may follow and goes to all runs; one that is not given is each recipe's own, whatever the defaults
-    below say. --out names the folder of the runs (runs/sweeps).
+    Without a name it lists the sweeps; with a directory of runs it shows them side by side. Every field of train.py may
+    follow and goes to all runs; for a field that is not given, each recipe's own value counts, not the default below.
+    --out names the directory of the runs (runs/sweeps).
     """
 
-    name: tyro.conf.Positional[str] = ""
-    """A sweep (mlp-head/heads), a system for all of its sweeps, or a folder of runs; empty: lists them."""
+    name: Name = ""
+    """A sweep (mlp-head/heads), a system for all of its sweeps, or a directory of runs; empty: list the sweeps."""
     options: Annotated[SweepOptions, tyro.conf.arg(name="")]
     fields: Annotated[Run, tyro.conf.arg(name="")]
     words: tyro.conf.Suppress[tuple[str, ...]] = ()
-    """The fields of train.py as they were typed."""
+    """The fields of train.py on the command line."""
 
     @classmethod
     def parse(cls, argv: list[str], text: str) -> Self:
@@ -231,13 +234,13 @@ class Sweep(Command):
 class Compare(Command):
     """Compare runs on the same images: accuracies with intervals, paired differences, classes, fields that differ."""
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
-    """Run directories, or predictions files (.parquet); runs that differ only in the seed are pooled. Of several, those
-    that hold no finished run are skipped and named."""
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN …")]
+    """Run directories, or predictions files (.parquet); runs that differ only in the seed are pooled. Those without
+    a finished run are skipped and named."""
     baseline: str = ""
-    """Run, or group of seeds, that the others are compared with; empty: the first."""
+    """Run, or group of seeds, to compare the others with; empty: the first."""
     split: Literal["val", "test"] = "val"
-    """Which stored predictions of run directories: predictions/val.parquet or test.parquet (where labelled)."""
+    """Stored predictions to compare: predictions/val.parquet or test.parquet (if labelled)."""
     to: str = ""
     """Markdown file to write the tables to; empty: none."""
 
@@ -256,7 +259,7 @@ class Compare(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(RunCommand):
-    """Tell before queueing what a run needs: memory, largest micro-batch, time, cores, and the sbatch line."""
+    """Estimate before queueing what a run needs: memory, largest micro-batch, time, cores, and the sbatch line."""
 
     options: Annotated[PlanOptions, tyro.conf.arg(name="")] = field(default_factory=PlanOptions)
 
@@ -286,7 +289,7 @@ class Bench(RunCommand):
 
 @dataclass(frozen=True, kw_only=True)
 class Fetch(RunCommand):
-    """Download what a run needs, for machines without internet: pretrained weights and hub data, checked by hash."""
+    """Download what a run needs, for machines without internet: pretrained weights and hub data, verified by hash."""
 
     needs_images: ClassVar[bool] = False
 
@@ -298,13 +301,13 @@ class Fetch(RunCommand):
 
 @dataclass(frozen=True, kw_only=True)
 class Pack(Command):
-    """Write images as self-contained parquet shards, to be streamed or read on file systems that hate small files."""
+    """Write images as self-contained parquet shards, for streaming and for file systems slow with small files."""
 
     path_place: ClassVar[int] = 0
-    path: tyro.conf.Positional[str]
+    path: ImagePath
     """A folder of images, a parquet, arrow or webdataset file or folder, or a hub name."""
     to: str
-    """Folder for the shards and pack.json; the same command again goes on where it was interrupted."""
+    """Folder for the shards and pack.json; the same command resumes an interrupted one."""
     options: Annotated[PackOptions, tyro.conf.arg(name="")]
 
     def do(self, stop: StopSignal) -> Answer:
@@ -315,9 +318,9 @@ class Pack(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Command):
-    """Write a run's best network for timm, torchvision or ONNX, compared with it on real images; shows how to load."""
+    """Write a run's best model for timm, torchvision or ONNX, verified on real images; print the code that loads it."""
 
-    run: tyro.conf.Positional[str]
+    run: RunPath
     """Run directory, or its best/model.safetensors."""
     to: str
     """Folder for model.safetensors, model.onnx and config.json (classes, size, frame, mean and std)."""
@@ -337,7 +340,7 @@ class Check(SplitOptions, DeviceOptions, Command):
     """
 
     path_place: ClassVar[int] = 0
-    path: tyro.conf.Positional[str]
+    path: ImagePath
     """A folder of images, a parquet, arrow or webdataset file or folder, a hub name, or 'digits' (embedded)."""
     run: str = ""
     """Directory of a finished run, to find labels that its model contradicts; its data fields and seed are used."""
@@ -356,16 +359,16 @@ class Check(SplitOptions, DeviceOptions, Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor(Command):
-    """Examine this machine: driver, cores, memory, caches, network, disk, and whether its GPUs can talk; remedies."""
+    """Check this machine: driver, cores, memory, caches, network, disk, communication between GPUs; with remedies."""
 
     out: str = "runs"
-    """Folder whose disk is measured."""
+    """Directory whose disk is measured."""
     data: str = ""
     """Images whose reading is measured; empty: none."""
     save: bool = False
-    """Write the variables that this node's transports need where slurm/env.sh reads them."""
+    """Save the variables that communication on this node needs, where slurm/env.sh reads them."""
     seconds: float = 5.0
-    """How long each transport may take before it counts as hanging."""
+    """Time to measure each transport; one that does not answer within three times this (and a minute) is hung."""
 
     def do(self, stop: StopSignal) -> Answer:
         from cls.commands.doctor.run import doctor, not_ready
