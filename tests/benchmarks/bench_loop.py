@@ -1,12 +1,11 @@
-"""What our training step costs beyond the model, and what exactness costs for each published network.
+"""The cost of our training step beyond the model, and of reduce=exact for each published network.
 
-python tests/benchmarks/bench_loop.py host  our step against a bare PyTorch loop over the same resident micro-batches
-python tests/benchmarks/bench_loop.py pieces  micro-batches one by one against all of them in one forward pass
-python tests/benchmarks/bench_loop.py recipes
-    reduce=exact against reduce=fast: each recipe's network, batch and micro-batch
+python tests/benchmarks/bench_loop.py host [SIZE]     our step against a bare PyTorch loop over the same micro-batches
+python tests/benchmarks/bench_loop.py chunks [SIZE]   micro-batches one by one against all of them in one forward pass
+python tests/benchmarks/bench_loop.py recipes [SIZE]  reduce=exact against reduce=fast: each recipe's network and batch
 
-One process, one thread, images of SIZE pixels (2nd argument, 64 unless told). CPU time on a CPU (other people's load
-does not count), wall time on a GPU. Each figure is the median over ROUNDS rounds in which the contestants take turns.
+One process, one thread, resident images of SIZE (64) pixels. CPU time on a CPU (the load of other programs does not
+count), wall time on a GPU. Each figure is the median over ROUNDS rounds in which all variants take turns.
 """
 
 import copy
@@ -22,12 +21,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import torch
 
+import train
 from cls import recipes
 from cls.config import Run, Train, change
 from cls.distributed.memory_probe import probe
 from cls.distributed.micro_batches import MicroBatches
 from cls.distributed.world import World, start
-from cls.models.loss import loss_per_image
 from cls.runtime.garbage_collection import GarbageCollection
 from cls.runtime.signals import StopSignal
 from cls.tracking.run_dir import RunDir
@@ -35,7 +34,7 @@ from cls.training.logger import RunLogger
 from cls.training.loss_monitor import LossMonitor
 from cls.training.state import State, build_state
 from cls.training.steps import Steps
-from cls.transforms.mixup import draw_mixing, join, mix, partners, soft_targets
+from cls.transforms.mixup import soft_targets
 
 ROUNDS, CLASSES = 7, 100
 PUBLISHED = ("attention-gate", "cbam-mixup", "mlp-head", "se-resnext", "resnet50-mlp")
@@ -49,7 +48,7 @@ def seconds(device: torch.device) -> float:
 
 
 class Loop:
-    """One contestant: a state of its own and its step."""
+    """One variant: a state of its own and its step; it is train.py's loader as well."""
 
     def __init__(self, run: Run, world: World, out: Path) -> None:
         self.run, self.world, self.done = run, world, 0
@@ -60,33 +59,24 @@ class Loop:
         self.images = [part.contiguous(memory_format=torch.channels_last) for part in images]
         self.labels = torch.arange(run.train.batch, device=world.device).view(count, size) % CLASSES
         self.micro = probe(MicroBatches(world, self.state.model, run), self.state.optimizer, run)
+        self.weights, self.turn = None, 0
         self.losses = LossMonitor(run.train.batch)
         out.mkdir()
-        self.journal = RunLogger(RunDir(out, run, "", 0), world, steps, 0, self.state.model)
+        self.logger = RunLogger(RunDir(out, run, "", 0), world, steps, 0, self.state.model)
+
+    def next(self) -> tuple[torch.Tensor, torch.Tensor]:
+        index, self.turn = self.turn % len(self.images), self.turn + 1
+        return self.images[index], soft_targets(self.labels[index], CLASSES, self.run.optim.label_smoothing)
 
     def ours(self) -> None:
         """train.py's step on resident images."""
-        run, step = self.run, self.done
-        mixing = draw_mixing(run.augment, run.seed, step)
-        for chunk in self.micro.start_step(step):
-            mixed = []
-            for index in chunk:
-                targets = soft_targets(self.labels[index], CLASSES, run.optim.label_smoothing)
-                partner = partners(run.train.micro_batch, run.seed, step, index)
-                mixed.append(mix(self.images[index], targets, mixing, partner))
-            images, targets = join(mixed)
-            with self.micro.context(chunk):
-                with self.world.autocast(run.train.precision):
-                    logits = self.micro.model(images)
-                losses = loss_per_image(logits, targets, run.optim.loss)
-                losses.sum().backward()
-            self.micro.accumulate(chunk, losses)
+        train.forward_backward(self.done, self.run, self.micro, self, self.world)  # type: ignore[arg-type]  # loader
         result = self.micro.all_reduce(self.world.stop.requested(), False)
-        self.journal.steps(self.losses.put(step + 1, result, self.state.update(run.optim.clip)))
+        self.logger.log_steps(self.losses.put(self.done + 1, result, self.state.update(self.run.optim.clip)))
         self.done += 1
 
     def bare(self) -> None:
-        """What a person writes: forward, loss, backward for each micro-batch, then the optimizer."""
+        """The usual loop: forward, loss, backward for each micro-batch, then the optimizer."""
         self.state.optimizer.zero_grad()
         for images, labels in zip(self.images, self.labels, strict=True):
             with self.world.autocast(self.run.train.precision):
@@ -96,12 +86,12 @@ class Loop:
         self.state.optimizer.step()
 
 
-def race(contestants: dict[str, Callable[[], Any]], world: World) -> dict[str, float]:
+def race(variants: dict[str, Callable[[], Any]], world: World) -> dict[str, float]:
     """Median seconds of each; the first round is not counted."""
-    spent: dict[str, list[float]] = {name: [] for name in contestants}
+    spent: dict[str, list[float]] = {name: [] for name in variants}
     with GarbageCollection():
         for turn in range(ROUNDS + 1):
-            for name, step in list(contestants.items())[:: -1 if turn % 2 else 1]:
+            for name, step in list(variants.items())[:: -1 if turn % 2 else 1]:
                 since = seconds(world.device)
                 step()
                 spent[name].append(seconds(world.device) - since)
@@ -144,10 +134,10 @@ def main(what: str, size: int = 64) -> None:
             single = copy.copy(fast)
             single.micro = MicroBatches(world, fast.state.model, fast.run)
             if what == "host":
-                contestants = {"bare": fast.bare, "fast one by one": single.ours, "exact": exact.ours}
-                table(title, race(contestants, world), "bare")
+                variants = {"bare": fast.bare, "fast one by one": single.ours, "exact": exact.ours}
+                table(title, race(variants, world), "bare")
             else:
-                table(title, race({"one by one": single.ours, "one piece": fast.ours}, world), "one by one")
+                table(title, race({"one by one": single.ours, "one chunk": fast.ours}, world), "one by one")
 
 
 if __name__ == "__main__":
