@@ -80,9 +80,9 @@ def main(backbone: str, size: int) -> None:
                     saver.save(pair + 1)
                     waits.append(time.perf_counter() - since)
                     beside.append(one_step(2 * pair + 1, micro, state, images))
-                    saver.finish()
+                    saver.save_and_wait(pair + 1)  # of the same state: only waits
             events.close()
-            saves = read_events(folder.path)[1:]
+            saves = [event for event in read_events(folder.path) if event["event"] == "save"][1:]
             resumes = [first_step(run, world, folder.path, images)[0] for _ in range(3)]
         asks = []
         for _ in range(PAIRS):
