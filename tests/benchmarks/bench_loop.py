@@ -23,6 +23,7 @@ import torch
 
 import train
 from cls import recipes
+from cls.commands.bench.run import PUBLISHED
 from cls.config import Run, Train, change
 from cls.distributed.memory_probe import probe
 from cls.distributed.micro_batches import MicroBatches
@@ -37,7 +38,6 @@ from cls.training.steps import Steps
 from cls.transforms.mixup import soft_targets
 
 ROUNDS, CLASSES = 7, 100
-PUBLISHED = ("attention-gate", "cbam-mixup", "mlp-head", "se-resnext", "resnet50-mlp")
 
 
 def seconds(device: torch.device) -> float:

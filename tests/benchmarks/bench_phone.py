@@ -57,9 +57,9 @@ def main(images: int, repeats: int) -> None:
             run = replace(recipe, data=replace(recipe.data, path=folder))
             run = change(run, train={"batch": images, "micro_batch": min(images, recipe.train.micro_batch)})
             split = load(run.data, run.seed).train
-            chosen, broken = choose(images_of(split), run.seed, False, images)
+            chosen, corrupt = choose(images_of(split), run.seed, False, images)
             if not rows:
-                print({name: found for name, found in about(chosen, broken).items() if name != "formats"})
+                print({name: found for name, found in about(chosen, corrupt).items() if name != "formats"})
             rows.append(measure(run, split, images_of(split), chosen, repeats))
             show(rows[-1])
         show_means(rows)

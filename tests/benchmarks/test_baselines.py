@@ -47,7 +47,7 @@ ORDERS: dict[str, tuple[list[str], list[str]]] = {  # in the published order; wi
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_peers_do_the_recipes_operations_in_their_order_and_give_batches(name: str, photos: Path) -> None:
+def test_the_usual_loaders_do_the_recipes_operations_in_their_order(name: str, photos: Path) -> None:
     run = on(photos, name)
     statistics = input_statistics(run)
     operations = training_ops(run.augment, run.data, statistics[0])
@@ -65,7 +65,7 @@ def test_peers_do_the_recipes_operations_in_their_order_and_give_batches(name: s
     assert labels.tolist() == images.labels[rows[:2]].tolist()
 
 
-def test_the_numbers_of_the_peers_operations_are_the_recipes() -> None:
+def test_the_parameters_of_these_operations_are_the_recipes() -> None:
     run = recipes.get("resnet50-mlp")
     statistics = input_statistics(run)
     steps = {type(s).__name__: s for s in baselines.published(training_ops(run.augment, run.data, statistics[0]),
@@ -82,13 +82,13 @@ def test_the_numbers_of_the_peers_operations_are_the_recipes() -> None:
     assert isinstance(crop, v1.RandomResizedCrop) and (crop.size, crop.scale) == ((224, 224), (0.08, 1.0))
 
 
-def test_all_contestants_load_the_same_images(photos: Path) -> None:
+def test_all_loaders_give_the_same_images(photos: Path) -> None:
     """Without anything random, what arrives is the same pixels, but for the decoders' and resizers' rounding."""
     run = on(photos, "se-resnext", augment={"blur": 0, "hflip": 0.0, "rotate": 0.0}, data={"size": 32}, train=SMALL)
     splits = load(run.data, run.seed)
     images, statistics = images_of(splits.train), input_statistics(run)
-    chosen, broken = choose(images, run.seed, False, 8)
-    assert broken == 0 and [one.sample_index for one in chosen] == list(range(8))
+    chosen, corrupt = choose(images, run.seed, False, 8)
+    assert corrupt == 0 and [one.sample_index for one in chosen] == list(range(8))
     operations = training_ops(run.augment, run.data, statistics[0])
     rows, positions = [one.row for one in chosen], Lists([list(range(8))])
     ours = load_batch(train_dataset(images, run), list(range(8)))
@@ -102,7 +102,7 @@ def test_all_contestants_load_the_same_images(photos: Path) -> None:
     assert (255 * (floats["pixels"] * std + mean) - ours.pixels).abs().mean() < 1
 
 
-def test_a_source_that_is_no_dataset_reaches_the_hugging_face_peer() -> None:
+def test_a_source_that_is_no_dataset_is_read_for_the_hugging_face_style() -> None:
     images = Kept([jpeg(10 * i, "L") for i in range(4)])
     loader = baselines.hugging_face(images, [3, 1], v1.ToTensor(), 0)(Lists([[0, 1]]))
     batch = next(loader)

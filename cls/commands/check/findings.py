@@ -95,17 +95,24 @@ def _group(group: Group, image: Any) -> dict[str, Any]:
 
 def problems(found: dict[str, Any]) -> list[str]:
     """What must be fixed before a result on this data means anything, one sentence each, with what to do."""
-    lines = []
-    if corrupt := found["corrupt"]:
-        named = ", ".join(f"{one['id']} ({one['reason']})" for one in corrupt[:NAMED])
-        lines.append(f"{_count(corrupt, 'corrupt image')}: replace or remove {named}{_more(corrupt)}")
-    if across := [group for group in found["duplicates"] if len(group["splits"]) > 1]:
-        named = "; ".join(_named(group) for group in across[:NAMED])
-        lines.append(f"{_count(across, 'picture')} in several splits: keep each in one of them: {named}{_more(across)}")
-    if double := [group for group in found["duplicates"] if len(group["labels"]) > 1]:
-        named = "; ".join(f"{_named(group)} as {' and '.join(group['labels'])}" for group in double[:NAMED])
-        lines.append(f"{_count(double, 'picture')} under several labels: keep the right one: {named}{_more(double)}")
-    return lines
+    groups = found["duplicates"]
+    corrupt = [f"{one['id']} ({one['reason']})" for one in found["corrupt"]]
+    across = [equal_ids(group["images"], NAMED) for group in groups if len(group["splits"]) > 1]
+    double = [
+        f"{equal_ids(group['images'], NAMED)} as {' and '.join(group['labels'])}"
+        for group in groups
+        if len(group["labels"]) > 1
+    ]
+    lines = [
+        (corrupt, "corrupt image", ": replace or remove "),
+        (across, "picture", " in several splits: keep each in one of them: "),
+        (double, "picture", " under several labels: keep the right one: "),
+    ]
+    return [
+        f"{len(names)} {what}{'s' if len(names) > 1 else ''}{remedy}{'; '.join(names[:NAMED])}{_more(names, NAMED)}"
+        for names, what, remedy in lines
+        if names
+    ]
 
 
 def data_error(found: dict[str, Any]) -> DataError | None:
@@ -114,13 +121,10 @@ def data_error(found: dict[str, Any]) -> DataError | None:
     return DataError("this data has problems:\n  " + "\n  ".join(map(printable, lines))) if lines else None
 
 
-def _named(group: dict[str, Any]) -> str:
-    return " = ".join(one["id"] for one in group["images"][:NAMED]) + _more(group["images"])
+def equal_ids(images: Sequence[dict[str, Any]], most: int) -> str:
+    """The first ids of a group of duplicates."""
+    return " = ".join(one["id"] for one in images[:most]) + _more(images, most)
 
 
-def _count(found: Sequence[Any], what: str) -> str:
-    return f"{len(found)} {what}{'s' if len(found) > 1 else ''}"
-
-
-def _more(found: Sequence[Any]) -> str:
-    return f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+def _more(found: Sequence[Any], most: int) -> str:
+    return f" and {len(found) - most} more" if len(found) > most else ""

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cls.commands.check.describe import UNUSUAL
-from cls.commands.check.findings import problems
+from cls.commands.check.findings import equal_ids, problems
 from cls.runtime.console import console, printable
 
 LINES = 20
@@ -28,7 +28,7 @@ def show(facts: dict[str, Any]) -> None:
             "what": group["kind"],
             "splits": ", ".join(group["splits"]),
             "labels": ", ".join(group["labels"]),
-            "images": _ids(group["images"]),
+            "images": equal_ids(group["images"], IDS),
         }
         for group in ranked
     ]
@@ -74,11 +74,6 @@ def _classes(classes: Sequence[str], splits: dict[str, Any]) -> None:
 
 def _counts(found: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in found.items())
-
-
-def _ids(images: Sequence[dict[str, Any]]) -> str:
-    more = f" and {len(images) - IDS} more" if len(images) > IDS else ""
-    return " = ".join(one["id"] for one in images[:IDS]) + more
 
 
 def _table(what: str, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
