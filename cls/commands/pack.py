@@ -27,7 +27,6 @@ import PIL.Image
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from cls import config
 from cls.commands.options import PackOptions
 from cls.data.readers import Encoded, column, files_of, fingerprint, images_of, sizes_of
 from cls.data.shards import Row, write_shard
@@ -39,7 +38,6 @@ from cls.runtime.paths import writing
 from cls.runtime.progress import ProgressMeter
 from cls.runtime.rng import generator
 from cls.transforms.decode import CorruptImageError, decode
-from cls.validate import check_labels
 
 log = logging.getLogger("cls")
 
@@ -64,10 +62,7 @@ def pack(source: str, to: Path, options: PackOptions) -> dict[str, Any]:
     above = next(path for path in (to.absolute(), *to.absolute().parents) if path.exists())
     if not above.is_dir():
         raise ValueError(f"--to {to}: {above} is a file; name a folder")
-    own = ("val_fraction", "image_column", "labels", "id_column", "label_column", "label_pattern")
-    data = config.Data(path=source, **{name: getattr(options, name) for name in own})
-    check_labels(data)
-    splits = load(data, options.seed)
+    splits = load(options.data(source), options.seed)
     found = {"train": splits.train, "val": splits.val} | ({"test": splits.test} if splits.test else {})
     rows = {split: part for split, part in found.items() if isinstance(part, Dataset)}
     orders = {split: generator(options.seed, "pack", split).permutation(len(part)) for split, part in rows.items()}
