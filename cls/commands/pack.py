@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from cls.commands.options import PackOptions
+from cls.data.loader import cores
 from cls.data.readers import Encoded, column, files_of, fingerprint, images_of, sizes_of
 from cls.data.shards import Row, write_shard
 from cls.data.sources import labels_of, load
@@ -215,7 +216,7 @@ def _write(
 def _rows(part: Dataset, split: str, own: list[int], options: PackOptions, meter: ProgressMeter) -> Iterator[Row]:
     """Rows in the given order, read and reduced by as many threads as there are cores."""
     images, labels, ids = images_of(part), labels_of(part), column(part, "id")
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for batch in _batched(own, 256):
             data = [one for some in pool.map(images.read, _batched(batch, 16)) for one in some]
             reduced = pool.map(lambda one: _reduced(one, options), data)
