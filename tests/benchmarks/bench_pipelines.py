@@ -44,7 +44,7 @@ def measure(run: Run, split: Any, images: Images, chosen: Sequence[Sample], repe
         }
         for stream in streams.values():
             stack.callback(stream.close)
-        found = pipelines.interleaved(pipelines.works(run, images, chosen), streams, run, chosen, repeats)
+        found = pipelines.interleaved(pipelines.local_work(run, images, chosen), streams, run, chosen, repeats)
     return pipelines.document(run, len(chosen), found, AGAINST)
 
 

@@ -129,7 +129,7 @@ def test_corrupt_images_are_left_out_and_counted() -> None:
         choose(Kept([b"", b"x"]), 0, False, 4)
 
 
-def test_the_decode_floor_takes_each_image_by_the_decoder_that_can() -> None:
+def test_the_decode_floor_uses_pillow_where_simplejpeg_cannot() -> None:
     images = Kept([jpeg(0, side=600), jpeg(7, "L"), jpeg(3, kind="PNG")])
     chosen, _ = choose(images, 0, False, 3)
     large, small, png = sorted(chosen, key=lambda one: one.row)
@@ -142,17 +142,17 @@ def test_the_decode_floor_takes_each_image_by_the_decoder_that_can() -> None:
     assert floor.buffer[4800 : 3 * 600**2].max() == 0
 
 
-def test_what_works_here_takes_turns_at_each_micro_batch() -> None:
+def test_local_work_takes_turns_at_each_micro_batch() -> None:
     done: list[tuple[str, int]] = []
 
-    def works(name: str, seconds: float) -> Callable[[list[int]], None]:
+    def work_of(name: str, seconds: float) -> Callable[[list[int]], None]:
         def work(part: list[int]) -> None:
             done.append((name, part[0]))
             burn(seconds)
 
         return work
 
-    costs = pipelines._in_turns({"a": works("a", 0.002), "b": works("b", 0.006)}, [[0, 1], [2, 3], [4, 5]])
+    costs = pipelines._in_turns({"a": work_of("a", 0.002), "b": work_of("b", 0.006)}, [[0, 1], [2, 3], [4, 5]])
     assert done == [("a", 0), ("b", 0), ("b", 2), ("a", 2), ("a", 4), ("b", 4)]
     assert costs["a"].total >= 0.001 and costs["b"].total >= 0.003  # per image: three parts of two
 

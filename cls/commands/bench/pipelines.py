@@ -68,7 +68,7 @@ def measure(run: Run, images: Images, chosen: Sequence[Sample], repeats: int) ->
     ``chosen`` fills whole batches of ``run``.
     """
     with one_thread(), closing(own_stream(run, images, chosen)) as stream:
-        found = interleaved(works(run, images, chosen), {"end_to_end": stream}, run, chosen, repeats)
+        found = interleaved(local_work(run, images, chosen), {"end_to_end": stream}, run, chosen, repeats)
     return document(run, len(chosen), found, AGAINST)
 
 
@@ -84,8 +84,8 @@ def document(run: Run, images: int, found: Costs, against: Mapping[str, str]) ->
     }
 
 
-def works(run: Run, images: Images, chosen: Sequence[Sample]) -> dict[str, Work]:
-    """What runs in this process, on one micro-batch of the chosen images."""
+def local_work(run: Run, images: Images, chosen: Sequence[Sample]) -> dict[str, Work]:
+    """What runs in this process without a loader, on one micro-batch of the chosen images."""
     dataset = train_dataset(images, run)
     buffer = np.empty((run.train.micro_batch, run.data.size, run.data.size, 3), np.uint8)
     return {
@@ -102,26 +102,26 @@ def own_stream(run: Run, images: Images, chosen: Sequence[Sample]) -> Stream:
 
 
 def interleaved(
-    here: Mapping[str, Work], streams: Mapping[str, Stream], run: Run, chosen: Sequence[Sample], repeats: int
+    local: Mapping[str, Work], streams: Mapping[str, Stream], run: Run, chosen: Sequence[Sample], repeats: int
 ) -> Costs:
-    """The costs of everything in each repeat: other programs on the machine slow down all of them."""
+    """All costs in each repeat, in turns: other programs on the machine slow down all of them."""
     parts = cut(list(chosen), run.train.micro_batch)
-    found: Costs = {name: [] for name in (*here, *streams)}
-    _in_turns(here, parts)  # warm-up; a stream has loaded some batches already
+    found: Costs = {name: [] for name in (*local, *streams)}
+    _in_turns(local, parts)  # warm-up; a stream has loaded some batches already
     for turn in range(repeats):
-        costs = _in_turns(here, parts) | {name: streams[name].measure() for name in _rotated(streams, turn)}
+        costs = _in_turns(local, parts) | {name: streams[name].measure() for name in _rotated(streams, turn)}
         for name, cost in costs.items():
             found[name].append(cost)
     return found
 
 
-def _in_turns(here: Mapping[str, Work], parts: Sequence[list[Sample]]) -> dict[str, Cost]:
-    """Each part by every work before the next part: within a second a shared core's speed changes by a third."""
-    seconds, images = dict.fromkeys(here, 0.0), sum(map(len, parts))
+def _in_turns(local: Mapping[str, Work], parts: Sequence[list[Sample]]) -> dict[str, Cost]:
+    """All work on one micro-batch before the next one: within a second a shared core's speed changes by a third."""
+    seconds, images = dict.fromkeys(local, 0.0), sum(map(len, parts))
     for turn, part in enumerate(parts):
-        for name in _rotated(here, turn):
+        for name in _rotated(local, turn):
             since = time.process_time()
-            here[name](part)
+            local[name](part)
             seconds[name] += time.process_time() - since
     return {name: Cost(spent / images, 0.0) for name, spent in seconds.items()}
 
