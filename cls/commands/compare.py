@@ -1,4 +1,4 @@
-"""What ``cls compare`` shows of its document: the same tables and sentences in the terminal and as Markdown."""
+"""The document of ``cls compare`` as text: the same tables and sentences in the terminal and as Markdown."""
 
 import re
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Sheet:
 
 
 def numeric(sheet: Sheet, column: int) -> bool:
-    """Whether a column holds numbers only, which stand under each other from the right."""
+    """Whether a column has numbers only, which are aligned to the right."""
     return all(row[column][:1] in (*"+-<0123456789", "") for row in sheet.rows)
 
 
@@ -115,7 +115,7 @@ def _value(value: Any) -> str:
 
 
 def notes(document: dict[str, Any]) -> list[str]:
-    """How the figures are to be read; only what applies to these runs."""
+    """How to read the figures; only what applies to these runs."""
     skipped = []
     if document["skipped"]:
         count = sum(len(group["runs"]) for group in document["groups"]) + len(document["skipped"])
@@ -132,12 +132,12 @@ def notes(document: dict[str, Any]) -> list[str]:
     if several:
         out.append("Several seeds: intervals hold for images and seeds not seen; p by the same model, not McNemar's.")
     if several and single:
-        out.append("A run of one seed is taken to vary between seeds as the one of several that it is set against.")
+        out.append("A run of one seed is assumed to vary between seeds like the runs that it is compared with.")
     if of_one:
         who = f"{', '.join(of_one)} against {document['baseline']}: one" if several else "One"
         out.append(f"{who} seed each: this is about these networks; another seed of the same configuration may differ.")
     if any(row["images_needed"] for row in document["comparisons"] if not row["told_apart"]):
-        out.append("Images needed: for 80 % chance to tell the difference apart, if it is as large as observed here.")
+        out.append("Images needed: to detect a difference as large as observed here with 80 % power.")
     if len(document["comparisons"]) > 1:
         out.append("Each interval holds for itself; p (Holm) allows for the number of comparisons.")
     out.append("p (FDR) of classes: Benjamini-Hochberg over all classes.")
@@ -150,7 +150,7 @@ def verdicts(document: dict[str, Any]) -> list[str]:
 
 
 def show(document: dict[str, Any]) -> None:
-    """Print for people, on standard error."""
+    """Print on standard error."""
     for sheet in sheets(document):
         console.print(sheet.title, style="bold", markup=False, highlight=False)
         table = Table(box=None)
@@ -177,7 +177,7 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown takes literally in a heading or a cell."""
+    """Text escaped for a Markdown heading or cell."""
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     return re.sub(r"([\\`*_\[\]|~])|!(?=\[)", lambda found: "\\" + found[0], text)
 

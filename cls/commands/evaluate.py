@@ -1,4 +1,4 @@
-"""What ``cls evaluate`` does."""
+"""``cls evaluate``: figures of a run's best weights on labelled images."""
 
 import dataclasses
 import shlex

@@ -1,7 +1,7 @@
-"""What a run needs from the internet: fetched and noted where there is some, checked where there is none.
+"""What a run needs from the internet: downloaded and noted while online, verified while offline.
 
-The notes are ``fetched.json`` in the folder named by CLS_CACHE (~/.cache/cls). Reading them needs neither torch nor
-datasets, so that ``--offline`` can refuse a run within a second.
+The notes are ``fetched.json`` in the folder CLS_CACHE (~/.cache/cls). Reading them needs neither torch nor datasets, so
+that ``--offline`` can reject a run within a second. The caches of torch.hub and datasets keep no hashes.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from cls import recipes
 from cls.config import Run, flat
 from cls.runtime.files import sha256, write_whole
 
-# The fields that decide what is fetched: those of the command that fetches it.
+# The fields that decide what is fetched.
 FIELDS = ("data.path", "data.image_column", "data.label_column", "model.backbone", "model.weights")
-# The variables that move caches: a job script may set them where the shell of a login node does not.
+# The variables that move caches; a job and a login shell may differ in them.
 VARIABLES = ("CLS_CACHE", "TORCH_HOME", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE",
              "HF_DATASETS_CACHE")  # fmt: skip
-LOOKED_AT = 2000  # files of a data set that a start looks at: a network file system answers for so many in a second
+SAMPLED = 2000  # files of a data set whose sizes a start compares: about a second on a network file system
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Note:
     sha256: str
 
     def damage(self, *, hashed: bool) -> str:
-        """What is wrong with the file, '' if nothing is; without ``hashed`` only its size is looked at."""
+        """What is wrong with the file, '' if nothing; without ``hashed`` only its size is compared."""
         try:
             size = os.stat(self.path).st_size
             if size != self.size:
@@ -54,14 +54,14 @@ class Note:
 
 
 def cache_folder() -> Path:
-    """Where cls keeps what belongs to a machine's user and to no run."""
+    """Files of this user that belong to no run."""
     return Path(os.environ.get("CLS_CACHE") or "~/.cache/cls").expanduser()
 
 
 def library_caches() -> dict[str, Path]:
-    """The folders that torch.hub, the hub client and datasets keep files in, by the variable that moves each.
+    """The caches of torch.hub, the hub client and datasets, by the variable that moves each.
 
-    As those libraries compute them when they are imported (tests compare), without paying for the imports.
+    Computed as those libraries do when they are imported (tests compare), but without the imports.
     """
     env, home = os.environ.get, os.path.expanduser("~/.cache")
     above = env("XDG_CACHE_HOME", home)
@@ -74,16 +74,16 @@ def library_caches() -> dict[str, Path]:
 
 
 def hub_name(path: str) -> str:
-    """``path`` where it can only be a data set of the hub, else ''."""
+    """``path`` if it can only be a data set of the hub, else ''."""
     if path == "digits" or Path(path).expanduser().exists():
         return ""
     return path if re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path) else ""
 
 
 def needed_weights(run: Run) -> str:
-    """The pretrained weights that come from the internet, as the notes call them; '' for none or a local file.
+    """The name in the notes of the pretrained weights from the internet; '' for none or a local file.
 
-    The library's version belongs to the name: it decides which file DEFAULT is.
+    The library's version is part of it: it decides which file DEFAULT is.
     """
     name, weights = run.model.backbone, run.model.weights
     if weights == "none" or "." in weights or "/" in weights:
@@ -98,7 +98,7 @@ def needed_data(run: Run) -> str:
 
 
 def command(run: Run) -> str:
-    """The ``cls fetch`` that fetches what this run needs, for the shell, into the caches that this process uses."""
+    """The ``cls fetch`` command for this run, for a shell, with the caches of this process."""
     own, values = flat(recipes.get(run.recipe)), flat(run)
     words = ["cls", "fetch", run.recipe]
     for field in FIELDS:
@@ -109,7 +109,7 @@ def command(run: Run) -> str:
 
 
 def fetch(run: Run) -> dict[str, Any]:
-    """Download what a run needs and is not here intact; ValueError where that is not possible.
+    """Download what a run needs and is missing or damaged; ValueError if that is not possible.
 
     Returns ``{"notes": path of fetched.json, "files": [{what, name, path, size, sha256, state}]}``, state being
     ``there``, ``fetched`` or ``fetched again``.
@@ -128,7 +128,7 @@ def fetch(run: Run) -> dict[str, Any]:
 
 
 def _fetch_weights(run: Run, what: str) -> list[tuple[Note, str]]:
-    from cls.models.weights import HubFile, TorchFile, weight_source  # torch: 3 s that --offline does not pay
+    from cls.models.weights import HubFile, TorchFile, weight_source  # imports torch: 3 s
 
     source = weight_source(run.model)
     assert isinstance(source, HubFile | TorchFile), what
@@ -149,7 +149,7 @@ def _fetch_weights(run: Run, what: str) -> list[tuple[Note, str]]:
 
 
 def _fetch_data(run: Run, what: str) -> list[tuple[Note, str]]:
-    from cls.data.tables import read_hub  # datasets: 3 s that --offline does not pay
+    from cls.data.tables import read_hub  # imports datasets: 3 s
 
     noted = _noted(what)
     damaged = {note: text for note in noted if (text := note.damage(hashed=True))}
@@ -157,10 +157,10 @@ def _fetch_data(run: Run, what: str) -> list[tuple[Note, str]]:
         return [(note, "there") for note in noted]
     for note, text in damaged.items():
         _say(text)
-        for name in (os.path.realpath(note.path), note.path):  # the hub's cache keeps content apart from names
+        for name in (os.path.realpath(note.path), note.path):  # the hub's cache has links to contents
             Path(name).unlink(missing_ok=True)
     for note in noted if damaged else []:
-        if note.name == "dataset_info.json":  # datasets takes such a folder's existence for its being whole
+        if note.name == "dataset_info.json":  # datasets does not verify an existing folder
             shutil.rmtree(Path(note.path).parent, ignore_errors=True)
     files = _data_files(read_hub(run.data.path, run.data).parts)
     notes = [_note(what, file) for file in files]
@@ -169,7 +169,7 @@ def _fetch_data(run: Run, what: str) -> list[tuple[Note, str]]:
 
 
 def _data_files(parts: dict[str, Any]) -> list[Path]:
-    """The files behind a data set: the tables in datasets' cache, and images that these only name."""
+    """The files of a data set: the tables in datasets' cache, and images that the tables only name."""
     import pyarrow.compute as pc
 
     tables = {Path(item["filename"]) for part in parts.values() for item in part.images.cache_files}
@@ -182,15 +182,15 @@ def _data_files(parts: dict[str, Any]) -> list[Path]:
 
 
 def _noted(what: str) -> list[Note]:
-    """The notes of a need, those left out that lie in another cache than the one this process would look in."""
+    """The notes of a need whose files are in the caches of this process."""
     roots = library_caches().values()
     return [n for n in read_notes() if n.what == what and any(Path(n.path).is_relative_to(root) for root in roots)]
 
 
 def require_offline(run: Run) -> None:
-    """Forbid this process the network, and make sure that a run needs none; ValueError with the command that fetches.
+    """Disable the network for this process; ValueError, with the command that fetches, if the run needs it.
 
-    Weights are hashed (0.3 s for 350 MB); of data sets, which may be hundreds of gigabytes, only sizes are compared.
+    Weights are hashed (0.3 s for 350 MB); of data sets, which may have hundreds of gigabytes, sizes are compared.
     """
     go_offline()
     problems = []
@@ -198,8 +198,8 @@ def require_offline(run: Run) -> None:
         noted = _noted(what)
         if what and not noted:
             problems.append(f"{what}: not fetched" + _elsewhere(what))
-        looked_at = noted[:: 1 + len(noted) // LOOKED_AT]
-        problems += [f"{what}: {text}" for note in looked_at if (text := note.damage(hashed=hashed))]
+        sampled = noted[:: 1 + len(noted) // SAMPLED]
+        problems += [f"{what}: {text}" for note in sampled if (text := note.damage(hashed=hashed))]
     if problems:
         listed = "\n  ".join(problems)
         raise ValueError(
@@ -209,16 +209,16 @@ def require_offline(run: Run) -> None:
 
 
 def _elsewhere(what: str) -> str:
-    """Where a need was fetched to, if that is not where this process would look."""
+    """The cache that a need was fetched to, if it is not one of this process."""
     paths = [note.path for note in read_notes() if note.what == what]
     caches = ", ".join(f"{name} {path}" for name, path in library_caches().items())
     return f" to the caches in use ({caches}), only to {paths[0]}" if paths else ""
 
 
 def go_offline() -> None:
-    """No network for this process and those it starts, whatever it has imported already.
+    """Disable the network for this process and its children, also in modules that are already imported.
 
-    The hub client and datasets read the variables when they are imported, and look at these copies at every request.
+    The hub client and datasets copy the variables when they are imported, and read the copies at every request.
     """
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     os.environ.setdefault("WANDB_MODE", "offline")
@@ -235,7 +235,7 @@ def _notes_path() -> Path:
 
 
 def read_notes() -> list[Note]:
-    """All files that were fetched on this machine; ValueError for notes that cannot be read."""
+    """All files fetched on this machine; ValueError for notes that cannot be read."""
     path = _notes_path()
     try:
         return [Note(**entry) for entry in json.loads(path.read_text())["files"]]
@@ -246,7 +246,7 @@ def read_notes() -> list[Note]:
 
 
 def _write_notes(what: str, notes: list[Note]) -> None:
-    """Replace the notes of a need that lie in the same caches; two processes at once lose nothing."""
+    """Replace the notes of a need in these caches; under a lock, as several processes may write."""
     with _locked(_notes_path().with_name("fetched.lock")):
         old = set(_noted(what))
         kept = [note for note in read_notes() if note not in old]

@@ -1,4 +1,4 @@
-"""The GPUs that can be planned for, with their makers' figures; none of them was measured by us."""
+"""Known GPUs, with the figures of their datasheets; none was measured by us."""
 
 import difflib
 import re

@@ -1,4 +1,4 @@
-"""What `cls recipes` tells: the list of the recipes, and the page of one."""
+"""`cls recipes`: the list of the recipes, and the page of one."""
 
 import dataclasses
 from typing import Any
@@ -11,11 +11,11 @@ from cls.runtime.console import console, folded
 
 def recipe_table() -> list[dict[str, Any]]:
     """All recipes, with exact parameter counts from the networks built without storage."""
-    from cls.models.build import count_parameters  # torch: a page is told without waiting for it
+    from cls.models.build import count_parameters  # torch: a page does not need it
 
     heads = {"recipe": "recipe", "report": "report", "what": "what it is", "batch": "batch",
              "micro_batch": "micro- batch", "most_processes": "most processes", "parameters": "parameters"}  # fmt: skip
-    if console.width < 110:  # the names must be whole, to be typed
+    if console.width < 110:  # the names must stay whole, to be copied
         heads = {name: head for name, head in heads.items() if name not in ("report", "most_processes")}
     table = Table(*heads.values(), box=None, padding=(0, 1, 0, 0))
     table.columns[0].no_wrap = True

@@ -1,4 +1,4 @@
-"""What ``cls report`` does."""
+"""``cls report``: report.html of a run."""
 
 import dataclasses
 import sys
@@ -21,7 +21,7 @@ from cls.tracking.run_data import run_data
 def report_run(
     path: str, to: str, neighbours: int, predict_first: bool, device: str, workers: int, stop: StopSignal
 ) -> dict[str, Any] | None:
-    """Write report.html of a run, from what its directory holds and, where asked, from its best weights."""
+    """Write report.html of a run, from its directory and, if requested, from its best weights."""
     if neighbours < 0:
         raise ValueError(f"--neighbours must be 0 or more, found {neighbours}")
     material, file = read_record(Path(path)), Path(to) if to else Path(path) / "report.html"
@@ -61,7 +61,7 @@ def report_run(
 
 
 def _own_images(path: str, material: RunRecord, which: tuple[str, ...]) -> tuple[Splits | None, str]:
-    """The images a run was trained on, or why they cannot be had now: the rest of a report does without."""
+    """The images a run was trained on, or why they are not available: the report is written without them."""
     if not material.classes:
         return None, f"{path} has not read its images yet"
     try:

@@ -201,14 +201,14 @@ def test_without_real_images_nothing_is_written(tmp_path: Path) -> None:
     to, bad = tmp_path / "to", tmp_path / "bad"
     bad.mkdir()
     (bad / "a.jpg").write_text("no photo")
-    with pytest.raises(ValueError, match=r"gone; the export is checked on real images: name some with --images"):
+    with pytest.raises(ValueError, match=r"gone; the export is verified on real images: name some with --images"):
         export(str(tmp_path / "run"), to, ExportOptions(), StopSignal())
     with pytest.raises(ValueError, match="no image could be read"):
         export(str(tmp_path / "run"), to, ExportOptions(images=str(bad)), StopSignal())
     with pytest.raises(ValueError, match="is a file; name a folder"):
         export(str(tmp_path / "run"), bad / "a.jpg", ExportOptions(), StopSignal())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "run"]
-    with pytest.raises(ValueError, match="holds the weights that are to be exported"):
+    with pytest.raises(ValueError, match="holds the exported run's own weights"):
         export(str(tmp_path / "run"), tmp_path / "run" / "best", ExportOptions(), StopSignal())
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
 

@@ -1,4 +1,4 @@
-"""The network as an ONNX graph that takes any batch size."""
+"""The network as an ONNX graph for any batch size."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def require_packages() -> None:
-    """ValueError, before any work, unless the extra is installed."""
+    """ValueError if the extra is not installed."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"--format onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
@@ -47,16 +47,11 @@ def write_graph(
     else:
         example = torch.zeros(2, 3, size, size)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.onnx about its own insides
+        warnings.simplefilter("ignore")  # torch.onnx warns about its own internals
         program = torch.onnx.export(
-            net,
-            (example,),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=[input_name(kind)],
-            output_names=["logits"],
-            verbose=False,
-        )
+            net, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
+            input_names=[input_name(kind)], output_names=["logits"],
+        )  # fmt: skip
     assert program is not None
     for name, value in facts.items():
         program.model.metadata_props[name] = json.dumps(value)

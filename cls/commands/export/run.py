@@ -1,4 +1,4 @@
-"""``cls export``: write aside, load as a stranger would, compare on real images, and only then put it in place."""
+"""``cls export``: write to a temporary folder, load with timm or torchvision only, verify on real images, publish."""
 
 import glob
 import json
@@ -32,15 +32,15 @@ from cls.runtime.signals import StopSignal
 from cls.transforms.ops import view_ops
 
 LOCK = "lock"
-NEW_SECONDS = 5.0  # a folder is younger before its export has claimed it
+NEW_SECONDS = 5.0  # a temporary folder may be this old before its export has locked it
 LIMIT = 1e-4
-"""Largest difference of a logit, fp32 on the CPU: kernels add in other orders."""
+"""Largest difference of a logit in fp32 on the CPU: kernels add in different orders."""
 
 
 def export(path: str, to: Path, options: ExportOptions, stop: StopSignal) -> dict[str, Any]:
-    """Write a run's best network to a folder and show how it is loaded; the JSON document of the verb.
+    """Write a run's best network to a folder and print the code that loads it; the JSON document of the command.
 
-    ValueError, with nothing written, where a logit on real images differs by more than LIMIT.
+    ValueError, with nothing written, if a logit on real images differs by more than LIMIT.
     """
     if "onnx" in options.format:
         require_packages()
@@ -49,9 +49,11 @@ def export(path: str, to: Path, options: ExportOptions, stop: StopSignal) -> dic
     check_output("to", to, folder=True)
     trained = load_trained_model(path, "cpu", -1, stop)
     if trained.file.resolve().parent == to.resolve():
-        raise ValueError(f"--to {to} holds the weights that are to be exported: name another folder")
+        raise ValueError(f"--to {to} holds the exported run's own weights: name another folder")
     if trained.world.size > 1:
-        raise ValueError(f"{trained.world.size} processes were started, but one exports: run cls export by itself")
+        raise ValueError(
+            f"{trained.world.size} processes were started, but cls export needs one: start it without a launcher"
+        )
     images, pixels = photos(trained, _rows(trained, options), options.count)
     facts = config_json(trained.run, trained.classes, trained.statistics)
     with torch.no_grad():
@@ -65,10 +67,9 @@ def export(path: str, to: Path, options: ExportOptions, stop: StopSignal) -> dic
 
 @contextmanager
 def aside_of(to: Path) -> Iterator[Path]:
-    """A new folder on the same file system as ``to``, removed at the end with what is in it; and those that killed
-    exports to the same place left behind.
+    """A temporary folder on the file system of ``to``, removed at the end, as are those of killed exports to ``to``.
 
-    In ``to`` where that exists, else beside it: its parent may be another person's.
+    It is in ``to`` if that exists (its parent may be another user's), else next to it.
     """
     home = to if to.exists() else to.parent
     with writing("to", to):
@@ -89,7 +90,7 @@ def aside_of(to: Path) -> Iterator[Path]:
 def _publish(aside: Path, to: Path) -> None:
     to.mkdir(parents=True, exist_ok=True)
     for name in ("model.safetensors", "model.onnx"):
-        (to / name).unlink(missing_ok=True)  # of an earlier export, maybe of another run
+        (to / name).unlink(missing_ok=True)  # of an earlier export
     files = [file for file in aside.iterdir() if file.name != LOCK]
     for file in sorted(files, key=lambda file: file.name == "config.json"):
         with replacing(to / file.name) as place:
@@ -97,7 +98,7 @@ def _publish(aside: Path, to: Path) -> None:
 
 
 def photos(trained: TrainedModel, rows: Rows, count: int) -> tuple[Tensor, Tensor]:
-    """Evenly spread images as the network gets them: b 3 h w normalised, and b h w 3 uint8. Broken ones are left out.
+    """Evenly spread images as the network gets them: b 3 h w normalised, and b h w 3 uint8; without corrupt ones.
 
     ValueError if none can be read.
     """
@@ -108,12 +109,12 @@ def photos(trained: TrainedModel, rows: Rows, count: int) -> tuple[Tensor, Tenso
     slices = [list(range(start, min(start + size, len(some)))) for start in range(0, len(some), size)]
     images, pixels = [], []
     for batch in batches(views, slices, worker_count(data.workers, 1), size):
-        broken = {row for row, _ in batch.corrupt}
-        whole = [place for place, row in enumerate(batch.rows) if row not in broken]
+        corrupt = {row for row, _ in batch.corrupt}
+        whole = [place for place, row in enumerate(batch.rows) if row not in corrupt]
         images.append(trained.predictor.prepare(batch)[whole])
         pixels.append(batch.pixels.permute(0, 2, 3, 1)[whole].contiguous())
     if not sum(map(len, images)):
-        raise ValueError("no image could be read, and the export is checked on real ones: name others with --images")
+        raise ValueError("no image could be read, and the export is verified on real ones: name others with --images")
     return torch.cat(images), torch.cat(pixels)
 
 
@@ -123,7 +124,7 @@ def _rows(trained: TrainedModel, options: ExportOptions) -> Rows:
     try:
         return trained.own_data().val
     except ValueError as error:
-        raise ValueError(f"{error}; the export is checked on real images: name some with --images FOLDER") from error
+        raise ValueError(f"{error}; the export is verified on real images: name some with --images FOLDER") from error
 
 
 def _write(
@@ -135,14 +136,14 @@ def _write(
     pixels: Tensor,
     ours: Tensor,
 ) -> dict[str, float]:
-    """All files, and by library how far its logits are from ours."""
+    """Write all files; the largest difference of its logits from ours, by library."""
     run, found = trained.run, dict[str, float]()
     (aside / "config.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if "safetensors" in options.format:
-        shutil.copyfile(trained.file, aside / "model.safetensors")  # cls predict reads its header, others do not
+        shutil.copyfile(trained.file, aside / "model.safetensors")  # only cls predict reads its header
         text = loading(run.model, trained.predictor.model, len(trained.classes), aside)
         scope: dict[str, Any] = {}
-        exec(text, scope)  # the very lines that are shown: what they import and load is what a stranger's program does
+        exec(text, scope)  # the printed code itself: it imports and loads what another program does
         name = library(run.model)
         found[name] = _difference(name, scope["model"], images, ours, run.train.eval_batch)
     if "onnx" in options.format:

@@ -1,4 +1,4 @@
-"""The lines of Python that load an exported network with the library that its backbone comes from."""
+"""Python code that loads an exported network with the library of its backbone."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +10,9 @@ from cls.models.backbones import SMALL, classifier_name
 
 
 def expressible(model: Model) -> bool:
-    """Whether the backbone's library has all parts of the network; dropout between stages has no part in inference.
+    """Whether the backbone's library can build the network; dropout between stages is not used in inference.
 
-    A field of the model that is not named here makes it ours.
+    Any other field of the model needs this package.
     """
     usual = replace(Model(), backbone=model.backbone, weights=model.weights, head=model.head, freeze=model.freeze,
                     dropout3=model.dropout3)  # fmt: skip
@@ -20,19 +20,19 @@ def expressible(model: Model) -> bool:
 
 
 def plain(model: Model) -> bool:
-    """Whether it is the library's network with its own output layer."""
+    """Whether it is the library's network with its usual output layer."""
     return expressible(model) and not model.head
 
 
 def library(model: Model) -> str:
-    """Whose code the network is."""
+    """The library that builds the network."""
     if not expressible(model):
         return "cls"
     return "timm" if model.backbone.startswith("timm/") else "torchvision"
 
 
 def loading(model: Model, net: nn.Module, classes: int, folder: Path) -> str:
-    """Imports and then at most three lines, after which ``model`` is the network in eval mode."""
+    """Code that makes ``model`` the network in eval mode: imports and at most three lines."""
     weights = repr(str(folder / "model.safetensors"))
     if library(model) == "cls":
         return f"from cls.evaluation.trained_model import network\nmodel = network({weights})"
@@ -60,7 +60,7 @@ def _built(backbone: str, arguments: str) -> tuple[str, str]:
 
 
 def framing(model: Model, folder: Path) -> str:
-    """One line after which ``transform`` makes the input of an upright RGB image of Pillow's."""
+    """Code that makes ``transform``: from an upright RGB image of Pillow to the input."""
     if plain(model) and library(model) == "timm":
         return "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
     known = f"json.load(open({str(folder / 'config.json')!r}))['pretrained_cfg']"
@@ -71,7 +71,7 @@ def framing(model: Model, folder: Path) -> str:
 
 
 def running(folder: Path, kind: str) -> str:
-    """Lines that take ``images`` (float, normalised) or ``pixels`` (uint8) to ``logits``."""
+    """Code that computes ``logits`` of ``images`` (float, normalised) or ``pixels`` (uint8)."""
     name = input_name(kind)
     return (
         "import onnxruntime\n"

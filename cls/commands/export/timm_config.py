@@ -1,4 +1,4 @@
-"""config.json: what else a program must know of a network, in timm's words (it loads a folder with this file)."""
+"""config.json of an export, in timm's format: architecture, classes, preprocessing."""
 
 import math
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
-"""Memory and work of a training step, from the real network and the real step run on tensors without storage.
+"""Memory and work of a training step: the real network and the real step, traced on tensors without storage.
 
-Nothing is computed and no GPU is needed: torch's fake tensors have shapes, types and lifetimes only. What happens in
-there does not depend on the micro-batch but in size, and every size is affine in it: two traces give all micro-batches.
+Nothing is computed and no GPU is needed: torch's fake tensors have shapes, types and lifetimes only. The micro-batch
+changes only sizes, and each size is affine in it: two traces give all micro-batches.
 """
 
 import warnings
@@ -33,14 +33,14 @@ from cls.training.state import History, State
 from cls.transforms.mixup import Mixing, mix, soft_targets
 
 PARTS = ("parameters", "average", "gradients", "optimizer", "activations")
-"""What memory is used for; buffers count as parameters, images and temporaries as activations."""
+"""Uses of memory; buffers count as parameters, images and temporaries as activations."""
 
-SIZES = (4, 6)  # micro-batches that are traced
+SIZES = (4, 6)  # of the traced micro-batches
 
 
 @dataclass
 class Tape:
-    """Everything that one trace saw, in order."""
+    """One trace, in order."""
 
     bytes: list[int] = field(default_factory=list)  # of each allocation (positive) and release
     part: list[int] = field(default_factory=list)  # index into PARTS
@@ -51,13 +51,13 @@ class Tape:
 
 
 class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Writes down when each storage appears and goes, and what each operation works on."""
+    """Records when each storage is allocated and freed, and the work of each operation."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self.tape = Tape()
         self.counting = False
-        self.live: dict[int, tuple[Any, int, int]] = {}  # weak reference (kept: else it tells nobody), bytes, part
+        self.live: dict[int, tuple[Any, int, int]] = {}  # weak reference (kept for its callback), bytes, part
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -73,11 +73,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         key = storage._cdata
         if key in self.live:
             return False
-        self.live[key] = weakref.ref(storage, lambda _: self._gone(key)), storage.nbytes(), len(PARTS) - 1
+        self.live[key] = weakref.ref(storage, lambda _: self._freed(key)), storage.nbytes(), len(PARTS) - 1
         self._note(storage.nbytes(), len(PARTS) - 1)
         return True
 
-    def _gone(self, key: int) -> None:
+    def _freed(self, key: int) -> None:
         _, size, part = self.live.pop(key)
         self._note(-size, part)
 
@@ -86,7 +86,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
         self.tape.part.append(part)
 
     def label(self, tensors: Iterable[Tensor], name: str) -> None:
-        """Say what these tensors are; until then they count as activations."""
+        """Set the part of these tensors; until then they count as activations."""
         part = PARTS.index(name)
         for tensor in tensors:
             key = tensor.untyped_storage()._cdata
@@ -103,8 +103,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leave
 def flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
     """Operations (a multiplication and an addition are two) of a convolution or matrix product, forward or backward.
 
-    torch's own formula for the weight gradient of a grouped convolution is too large by the number of groups: each of
-    the two gradients costs what the forward pass does.
+    torch's own formula for the weight gradient of a grouped convolution is too large by the number of groups; each of
+    the two gradients costs as much as the forward pass.
     """
     packet = func.overloadpacket
     if packet is torch.ops.aten.convolution_backward:
@@ -157,9 +157,9 @@ class Step:
         return int(level.max()) if part == "gradients" else int(level[-1])
 
     def peak(self, size: int, share: range) -> Need:
-        """Highest need of a process that carries the micro-batches ``share`` of ``size`` images, without exchange.
+        """Highest need of a process with the micro-batches ``share`` of ``size`` images, without the exchange.
 
-        One micro-batch a forward pass, in fast mode too: a run puts several into one only where they fit (the probe).
+        One micro-batch per forward pass, in fast mode too: a run joins several only if they fit (the probe).
         Replays the second step. A micro-batch whose left sibling's gradients are still in ``.grad`` (or, in fast mode,
         any but the first) is the traced second one, else the traced first one; in exact mode every further partial sum
         on the stack is one more set of gradients: their number is that of the maximal aligned subtrees so far.
@@ -178,7 +178,7 @@ class Step:
         return best
 
     def _situations(self, share: range) -> set[tuple[bool, int]]:
-        """For each micro-batch: whether ``.grad`` is filled when it starts, and partial sums on the stack."""
+        """For each micro-batch: whether ``.grad`` is set when it starts, and the partial sums on the stack."""
         if self.run.train.reduce == "fast":
             return {(index > share.start, 0) for index in share}
         found = set()
@@ -192,9 +192,9 @@ def with_exchange(step: Step, size: int, world_size: int, fsdp: bool, unit: int)
     """Bytes by part at the highest need of the process that needs most, with a part ``exchange``.
 
     G is the size of the gradients, k a rank's partial sums (maximal aligned subtrees), K those of all ranks.
-    DDP keeps buckets of G beside all else. Exact also puts its k sums together in one room (and in a further one of G
+    DDP keeps buckets of G beside all else. Exact also copies its k sums into one buffer (and into another one of G
     if k > 1) and receives a slice of G/world of each of the K: k·G + k·G + (k > 1)·G + K·G/world beside parameters,
-    average, optimizer and buckets, when activations are gone; only where that exceeds the step's own peak it counts.
+    average, optimizer and buckets, after activations are freed; it counts only if that exceeds the step's own peak.
     FSDP divides parameters, average, gradients and optimizer by world and holds three times the largest unit (``unit``
     bytes): gathered, the next one being gathered, and its whole gradients.
     """
@@ -212,16 +212,16 @@ def with_exchange(step: Step, size: int, world_size: int, fsdp: bool, unit: int)
     if step.run.train.reduce == "exact":
         blocks = [len(block_sizes(share)) for share in ranges]
         most = max(blocks)
-        rooms = (most + (most > 1)) * gradients + -(-sum(blocks) * gradients // world_size)
+        buffers = (most + (most > 1)) * gradients + -(-sum(blocks) * gradients // world_size)
         exchanging = {name: step.held(name) for name in ("parameters", "average", "optimizer")} | {
-            "gradients": most * gradients, "activations": 0, "exchange": gradients + rooms
+            "gradients": most * gradients, "activations": 0, "exchange": gradients + buffers
         }  # fmt: skip
         parts = max(parts, exchanging, key=lambda need: sum(need.values()))
     return parts
 
 
 def workspace(traced: int) -> int:
-    """Bytes that no trace shows: assumed on the safe side, not measured by us.
+    """Bytes that no trace shows: a conservative assumption, not measured by us.
 
     0.5 GiB for the CUDA context and the loaded kernels of one process, 0.5 GiB for the workspaces of cuDNN's and
     cuBLAS's kernels (cuBLAS alone has 32 MiB in deterministic mode) and NCCL's channels, and 5 % of all that is held,
@@ -231,7 +231,7 @@ def workspace(traced: int) -> int:
 
 
 def largest_unit(run: Run, classes: int) -> int:
-    """Bytes of the largest piece that FSDP gathers at once; ValueError where the network has no pieces."""
+    """Bytes of the largest unit that FSDP gathers at once; ValueError if the network has none."""
     units = sharding_units(build_shapes(run.model, classes), run.model)
     return max(sum(p.numel() * p.element_size() for p in unit.parameters()) for unit in units)
 
@@ -248,8 +248,8 @@ def trace_step(run: Run, classes: int, precision: str) -> Step:
 
 
 def _trace(run: Run, size: int, classes: int, precision: str) -> tuple[Tape, bool]:
-    nobody: Any = None  # one process asks it for nothing
-    world = World(accelerator=nobody, rank=0, size=1, local_size=1, device=torch.device("cpu"))
+    unused: Any = None  # one process communicates nothing
+    world = World(accelerator=unused, rank=0, size=1, local_size=1, device=torch.device("cpu"))
     run = change(run, train={"batch": 2 * size, "micro_batch": size})
     model = build_shapes(run.model, classes)
     with torch.device("meta"):

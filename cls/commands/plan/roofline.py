@@ -1,4 +1,4 @@
-"""How long a step takes (a roofline), what the exchange adds, and how many cores feed it."""
+"""Time of a step (a roofline), of the exchange of gradients, and the cores that its input needs."""
 
 import time
 from math import ceil
@@ -16,8 +16,8 @@ from cls.data.sources import Splits
 from cls.distributed.tree_reduce import block_sizes, shares
 
 EFFICIENCY = 0.5  # of the datasheet's figures, for operations as for bandwidth; an assumption, not measured by us
-LAUNCH_SECONDS = 1e-5  # Python starts one operation after the other; an assumption, not measured by us
-PCIE_GB_PER_S = 10.0  # between GPUs of one machine: what PCIe 3.0 x16 really carries
+LAUNCH_SECONDS = 1e-5  # per operation; an assumption, not measured by us
+PCIE_GB_PER_S = 10.0  # between GPUs of one machine: PCIe 3.0 x16 in practice
 
 ASSUMPTIONS = (
     f"each operation takes the longer of FLOPs / peak and bytes / bandwidth, at {EFFICIENCY:.0%} of the datasheet, and "
@@ -65,7 +65,7 @@ def exchange_bytes(gradients: int, micro_batches: int, world_size: int, exact: b
 def estimate(
     step: Step, run: Run, gpu: Gpu, precision: str, gpus: int, nodes: int, link_gbit_per_s: float, fsdp: bool
 ) -> Speed:
-    """The step of the rank that carries most micro-batches; between nodes all of a node's GPUs share one link."""
+    """The step of the rank with most micro-batches; all GPUs of a node share one link to other nodes."""
     count = run.train.batch // run.train.micro_batch
     world_size = gpus * nodes
     most = len(shares(count, world_size)[0])
@@ -80,19 +80,19 @@ def estimate(
 def images_per_second_per_core(run: Run, splits: Splits, images: int = 250, chunks: int = 5) -> float:
     """Training images that one core reads, decodes and augments per second: the median of ``chunks`` timings.
 
-    In this process, on the user's own images from draw 0 on; the first 10 are not timed.
+    In this process, on the user's images from sample index 0 on; the first 10 are not timed.
     """
-    draws = train_dataset(images_of(splits.train), run)
+    dataset = train_dataset(images_of(splits.train), run)
     rates, each = [], max(1, images // chunks)
-    room = np.empty((max(10, each), run.data.size, run.data.size, 3), np.uint8)
-    draws.fill(range(10), room)
+    buffer = np.empty((max(10, each), run.data.size, run.data.size, 3), np.uint8)
+    dataset.fill(range(10), buffer)
     for chunk in range(chunks):
         start = time.perf_counter()
-        draws.fill(range(10 + chunk * each, 10 + (chunk + 1) * each), room)
+        dataset.fill(range(10 + chunk * each, 10 + (chunk + 1) * each), buffer)
         rates.append(each / (time.perf_counter() - start))
     return median(rates)
 
 
 def cores_needed(images_per_second: float, per_core: float) -> int:
-    """Cores of one node that decode what its GPUs consume, and one for the training process itself."""
+    """Cores of one node: those that decode what its GPUs consume, and one for the training process."""
     return ceil(images_per_second / per_core) + 1

@@ -29,31 +29,31 @@ PROCESS_GIB = 6.0  # host memory of one training process and its loader workers;
 SCRIPT = "slurm/train.sh"
 
 
-def plan(run: Run, request: PlanOptions) -> dict[str, Any]:
-    """The plan as one document; figures carry their unit in their name.
+def plan(run: Run, options: PlanOptions) -> dict[str, Any]:
+    """The plan as one document; names of figures end in their unit.
 
-    ``problems`` lists what would not work or is a mistake in the script, each with its remedy. ValueError for what
-    cannot be planned at all, naming the field.
+    ``problems`` lists what would not work and mistakes in the script, each with its remedy. ValueError, naming the
+    field, for what cannot be planned.
     """
-    gpu = request.card()
+    gpu = options.card()
     precision = _precision(run, gpu)
     check(run)
-    _check_request(run, request)
+    _check_options(run, options)
     check_model(replace(run.model, weights="none"), run.data)
     splits = load(run.data, run.seed)
     classes, steps = len(splits.classes), Steps(len(splits.train), run.train)
     step = trace_step(run, classes, precision)
-    usable = gpu.usable_gib if gpu else USABLE * request.memory
-    needs = _needs(step, run, classes, request)
+    usable = gpu.usable_gib if gpu else USABLE * options.memory
+    needs = _needs(step, run, classes, options)
     asked, fitting = run.train.micro_batch, [size for size, need in needs.items() if sum(need.values()) <= usable]
     best = max(fitting, default=0)
     problems = [] if asked in fitting else [advice(run, best)]
     chosen = change(run, train={"micro_batch": asked if asked in fitting or not best else best})
     document: dict[str, Any] = {
         "recipe": run.recipe,
-        "gpu": gpu.name if gpu else f"{request.memory:g} GB",
-        "gpus_per_node": request.gpus,
-        "nodes": request.nodes,
+        "gpu": gpu.name if gpu else f"{options.memory:g} GB",
+        "gpus_per_node": options.gpus,
+        "nodes": options.nodes,
         "precision": precision,
         "classes": classes,
         "training_images": len(splits.train),
@@ -64,20 +64,20 @@ def plan(run: Run, request: PlanOptions) -> dict[str, Any]:
         "usable_memory_gib": round(usable, 2),
         "memory_gib": {name: round(value, 3) for name, value in needs[asked].items()},
         "memory_by_micro_batch_gib": {str(size): round(sum(need.values()), 2) for size, need in needs.items()},
-        "micro_batches_per_gpu": _carried(chosen, request),
-        "sharding": _sharding(step, run, classes, asked, request),
+        "micro_batches_per_gpu": _carried(chosen, options),
+        "sharding": _sharding(step, run, classes, asked, options),
         "gflop_per_image": round(float(step.work(asked)[0].sum()) / asked / 1e9, 2),
-        "host_memory_gib_per_node": round(_host_gib(step, request), 1),
+        "host_memory_gib_per_node": round(_host_gib(step, options), 1),
     }
     if gpu:
-        document |= _times(chosen, request, gpu, precision, step, steps, splits)
-    document["sbatch"] = command(chosen, request, document.get("cores_per_node", 0))
-    document["problems"] = problems + _script_problems(request, gpu, document)
+        document |= _times(chosen, options, gpu, precision, step, steps, splits)
+    document["sbatch"] = command(chosen, options, document.get("cores_per_node", 0))
+    document["problems"] = problems + _script_problems(options, gpu, document)
     return document
 
 
 def _precision(run: Run, gpu: Gpu | None) -> str:
-    """As the run itself would find it; fp32, which needs more, where the GPU is not known."""
+    """As the run itself would choose; fp32, which needs more memory, if the GPU is unknown."""
     wanted = run.train.precision
     native = gpu is not None and gpu.bf16_tflops > 0
     if wanted == "bf16" and gpu and not native:
@@ -85,29 +85,29 @@ def _precision(run: Run, gpu: Gpu | None) -> str:
     return ("bf16" if native else "fp32") if wanted == "auto" else wanted
 
 
-def _check_request(run: Run, request: PlanOptions) -> None:
+def _check_options(run: Run, options: PlanOptions) -> None:
     for name in ("gpus", "nodes"):
-        if getattr(request, name) < 1:
-            raise ValueError(f"{name} is {getattr(request, name)}: give 1 or more")
-    if request.link <= 0:
-        raise ValueError(f"link is {request.link}: give the network's Gbit/s")
-    if request.time:
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} is {getattr(options, name)}: give 1 or more")
+    if options.link <= 0:
+        raise ValueError(f"link is {options.link}: give the network's Gbit/s")
+    if options.time:
         try:
-            sbatch.seconds(request.time)
+            sbatch.seconds(options.time)
         except ValueError as error:
             raise ValueError(f"time: {error}") from None
-    if request.script and not Path(request.script).is_file():
-        raise ValueError(f"script: {request.script}: no such file")
+    if options.script and not Path(options.script).is_file():
+        raise ValueError(f"script: {options.script}: no such file")
     if not run.data.path:
         raise ValueError(f"data.path is empty: name the images with {run.recipe} --data.path FOLDER")
-    count, world_size = run.train.batch // run.train.micro_batch, request.world_size
+    count, world_size = run.train.batch // run.train.micro_batch, options.world_size
     if world_size > count:
         raise ValueError(
             f"gpus: {world_size} GPUs but only {count} micro-batches (train.batch {run.train.batch} / "
             f"train.micro_batch {run.train.micro_batch}): plan for {count} GPUs in all, or "
             f"--train.batch {world_size * run.train.micro_batch} --optim.scale-lr sqrt"
         )
-    if not request.fsdp:
+    if not options.fsdp:
         return
     if world_size == 1:
         raise ValueError("fsdp: there is one GPU, nothing can be sharded: give --gpus 2 or more, or leave it out")
@@ -120,21 +120,21 @@ def _check_request(run: Run, request: PlanOptions) -> None:
         )
 
 
-def _needs(step: Step, run: Run, classes: int, request: PlanOptions) -> dict[int, dict[str, float]]:
-    """GiB by part for each micro-batch of which every GPU gets one; with FSDP equally many."""
-    unit = largest_unit(run, classes) if request.fsdp else 0
+def _needs(step: Step, run: Run, classes: int, options: PlanOptions) -> dict[int, dict[str, float]]:
+    """GiB by part for each micro-batch size that gives every GPU at least one; with FSDP equally many."""
+    unit = largest_unit(run, classes) if options.fsdp else 0
     needs = {}
     for size in range(2 if step.norms else 1, run.train.batch + 1):
         count, rest = divmod(run.train.batch, size)
-        if not rest and count >= request.world_size and not (request.fsdp and count % request.world_size):
-            needs[size] = _need(step, size, request.world_size, request.fsdp, unit)
-    if run.train.micro_batch not in needs:  # all else has been refused before
+        if not rest and count >= options.world_size and not (options.fsdp and count % options.world_size):
+            needs[size] = _need(step, size, options.world_size, options.fsdp, unit)
+    if run.train.micro_batch not in needs:  # everything else was rejected before
         raise ValueError("train.micro_batch is 1: BatchNorm needs the statistics of 2 or more images")
     return needs
 
 
-def _carried(run: Run, request: PlanOptions) -> list[int]:
-    return [len(share) for share in shares(run.train.batch // run.train.micro_batch, request.world_size)]
+def _carried(run: Run, options: PlanOptions) -> list[int]:
+    return [len(share) for share in shares(run.train.batch // run.train.micro_batch, options.world_size)]
 
 
 def _need(step: Step, size: int, world_size: int, fsdp: bool, unit: int) -> dict[str, float]:
@@ -143,9 +143,9 @@ def _need(step: Step, size: int, world_size: int, fsdp: bool, unit: int) -> dict
     return {name: value / GIB for name, value in parts.items()} | {"workspace": workspace(sum(parts.values())) / GIB}
 
 
-def _sharding(step: Step, run: Run, classes: int, size: int, request: PlanOptions) -> str:
-    """Whether FSDP would matter, in a sentence."""
-    world_size = max(2, request.world_size)
+def _sharding(step: Step, run: Run, classes: int, size: int, options: PlanOptions) -> str:
+    """DDP or FSDP, in a sentence."""
+    world_size = max(2, options.world_size)
     if run.train.batch // size < world_size:
         return "DDP: there is one micro-batch, so one GPU."
     whole = sum(_need(step, size, world_size, False, 0).values())
@@ -162,18 +162,18 @@ def _sharding(step: Step, run: Run, classes: int, size: int, request: PlanOption
     )
 
 
-def _host_gib(step: Step, request: PlanOptions) -> float:
-    """Per node: each process and its workers, and a pinned copy of the state that is being saved."""
+def _host_gib(step: Step, options: PlanOptions) -> float:
+    """Per node: each process with its workers and a pinned copy of the saved state."""
     state = sum(step.held(part) for part in ("parameters", "average", "optimizer"))
-    return request.gpus * (PROCESS_GIB + state / GIB)
+    return options.gpus * (PROCESS_GIB + state / GIB)
 
 
 def _times(
-    run: Run, request: PlanOptions, gpu: Gpu, precision: str, step: Step, steps: Steps, splits: Splits
+    run: Run, options: PlanOptions, gpu: Gpu, precision: str, step: Step, steps: Steps, splits: Splits
 ) -> dict[str, Any]:
     """Estimated seconds, cores and requeues."""
-    found = roofline.estimate(step, run, gpu, precision, request.gpus, request.nodes, request.link, request.fsdp)
-    per_node = run.train.batch / found.step / request.nodes
+    found = roofline.estimate(step, run, gpu, precision, options.gpus, options.nodes, options.link, options.fsdp)
+    per_node = run.train.batch / found.step / options.nodes
     look = len(splits.val) / run.train.batch * found.compute / 3
     epoch = len(splits.train) / run.train.batch * found.step + look
     whole = steps.total * found.step + ceil(steps.total * run.train.batch / len(splits.train)) * look
@@ -192,7 +192,7 @@ def _times(
         "images_per_second": run.train.batch / found.step,
         "images_per_second_per_core": round(per_core, 1),
         "cores_per_node": roofline.cores_needed(per_node, per_core),
-        "requeues": _requeues(request.time, whole, epoch),
+        "requeues": _requeues(options.time, whole, epoch),
         "assumptions": [*roofline.ASSUMPTIONS, f"{gpu.name}: NVIDIA's figures, {USABLE:.0%} of its memory usable"],
     }
 
@@ -205,17 +205,17 @@ def _requeues(time: str, whole: float, epoch: float) -> int:
     return sbatch.requeues(limit, whole)
 
 
-def command(run: Run, request: PlanOptions, cores: int) -> str:
+def command(run: Run, options: PlanOptions, cores: int) -> str:
     """The line to submit: the recipe and only the fields that differ from it, quoted for a shell.
 
     ``cores`` that feed a node's GPUs, 0 where that is not known; the GPUs' type as the script names it.
     """
-    script = sbatch.read(Path(request.script).read_text(errors="replace")) if request.script else None
+    script = sbatch.read(Path(options.script).read_text(errors="replace")) if options.script else None
     kind = (script.get("gpus-per-node") if script else "").rpartition(":")[0]
-    words = ["sbatch", f"--nodes={request.nodes}", f"--gpus-per-node={f'{kind}:' if kind else ''}{request.gpus}"]
-    words += [f"--time={request.time}"] if request.time else []
-    words += [f"--cpus-per-task={request.cpus or cores}"] if request.cpus or cores else []
-    words += [request.script or SCRIPT, run.recipe]
+    words = ["sbatch", f"--nodes={options.nodes}", f"--gpus-per-node={f'{kind}:' if kind else ''}{options.gpus}"]
+    words += [f"--time={options.time}"] if options.time else []
+    words += [f"--cpus-per-task={options.cpus or cores}"] if options.cpus or cores else []
+    words += [options.script or SCRIPT, run.recipe]
     usual = flat(recipes.get(run.recipe))
     for name, value in flat(run).items():
         if value != usual[name]:
@@ -223,33 +223,33 @@ def command(run: Run, request: PlanOptions, cores: int) -> str:
             flag = "--" + name.replace("_", "-")
             # a value with a leading dash would be read as a flag
             words += [f"{flag}={values[0]}"] if len(values) == 1 and values[0].startswith("-") else [flag, *values]
-    return ("CLS_ACCELERATE=fsdp " if request.fsdp else "") + shlex.join(words)
+    return ("CLS_ACCELERATE=fsdp " if options.fsdp else "") + shlex.join(words)
 
 
-def _script_problems(request: PlanOptions, gpu: Gpu | None, document: dict[str, Any]) -> list[str]:
+def _script_problems(options: PlanOptions, gpu: Gpu | None, document: dict[str, Any]) -> list[str]:
     cores = document.get("cores_per_node", 0)
-    if request.cpus and request.cpus < cores:
-        few = [f"cpus: {request.cpus} cores a node cannot feed its GPUs: ask for --cpus {cores}"]
+    if options.cpus and options.cpus < cores:
+        few = [f"cpus: {options.cpus} cores a node cannot feed its GPUs: ask for --cpus {cores}"]
     else:
         few = []
-    if not request.script:
+    if not options.script:
         return few
     needs = sbatch.Needs(
         gpu=gpu.slurm if gpu else "",
-        gpus=request.gpus,
-        nodes=request.nodes,
+        gpus=options.gpus,
+        nodes=options.nodes,
         cores=cores,
         host_gib=document["host_memory_gib_per_node"],
         epoch_seconds=document.get("epoch_seconds", 0.0),
         whole_seconds=document.get("whole_run_hours", 0.0) * 3600,
     )
-    found = sbatch.check(Path(request.script).read_bytes().decode(errors="replace"), needs)
-    found = [problem for problem in found if not (request.time and problem.rule == "time")]  # the command line's counts
-    return few + [f"{request.script}{f':{p.line}' if p.line else ''}: {p.rule}: {p.text}" for p in found]
+    found = sbatch.check(Path(options.script).read_bytes().decode(errors="replace"), needs)
+    found = [problem for problem in found if not (options.time and problem.rule == "time")]  # the command line's counts
+    return few + [f"{options.script}{f':{p.line}' if p.line else ''}: {p.rule}: {p.text}" for p in found]
 
 
 def table(document: dict[str, Any]) -> None:
-    """The plan for people, on standard error."""
+    """Print the plan."""
     memory = Table("memory of one GPU", "GiB", box=None)
     memory.columns[1].justify = "right"
     for name, value in document["memory_gib"].items():
@@ -267,7 +267,7 @@ def table(document: dict[str, Any]) -> None:
         console.print(f"assumed: {text}", markup=False, highlight=False)
     for text in document["problems"]:
         console.print(f"problem: {text}", style="red", markup=False, highlight=False)
-    print(document["sbatch"], file=sys.stderr)  # unwrapped, to be copied
+    print(document["sbatch"], file=sys.stderr)  # unwrapped, to copy
 
 
 def _shown(value: Any) -> str:
