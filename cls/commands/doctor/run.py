@@ -52,6 +52,11 @@ class Finding:
         return f"{self.state:<4}  {self.name}  {self.found}" + (f"  -> {self.remedy}" if self.remedy else "")
 
 
+def graded(name: str, found: str, remedy: str, *, warn: bool = False, bad: bool = False) -> Finding:
+    """``remedy`` is shown unless the finding is ok."""
+    return Finding("bad" if bad else "warn" if warn else "ok", name, found, remedy if warn or bad else "")
+
+
 def doctor(out: str, data: str, save: bool, seconds: float) -> list[dict[str, Any]]:
     """Check this machine; print one line per finding as soon as it is known, and return all.
 
@@ -127,12 +132,10 @@ def cores() -> list[Finding]:
 def core_finding(machine: int, allowed: int, quota: float) -> Finding:
     """``machine``: all cores; ``allowed``: those this process may run on; ``quota``: limit of CPU time, in cores."""
     found = f"{allowed} of the machine's {machine}" + (f", CPU time of {quota:g}" if quota < allowed else "")
+    remedy = "ask for more, e.g. srun --cpus-per-task 8: images are decoded on them"
     if quota < allowed:
         remedy = f"loaders start one process per core: use --data.workers {max(1, int(quota))}, or ask for more CPU"
-        return Finding("warn", "cores", found, remedy)
-    if allowed == 1 < machine:
-        return Finding("warn", "cores", found, "ask for more, e.g. srun --cpus-per-task 8: images are decoded on them")
-    return Finding("ok", "cores", found)
+    return graded("cores", found, remedy, warn=quota < allowed or allowed == 1 < machine)
 
 
 def memory() -> list[Finding]:
@@ -140,9 +143,8 @@ def memory() -> list[Finding]:
     limit = system.cgroup_limits().memory
     found = f"{available / GIB:.1f} of {total / GIB:.1f} GiB free"
     found += f", this job may use {limit / GIB:.1f} GiB" if limit < math.inf else ""
-    if min(limit, available) < 4 * GIB:
-        return [Finding("warn", "memory", found, "ask for more, e.g. sbatch --mem 16G: torch alone takes 1 to 3 GiB")]
-    return [Finding("ok", "memory", found)]
+    remedy = "ask for more, e.g. sbatch --mem 16G: torch alone takes 1 to 3 GiB"
+    return [graded("memory", found, remedy, warn=min(limit, available) < 4 * GIB)]
 
 
 def shared_memory() -> list[Finding]:
@@ -154,35 +156,26 @@ def shm_finding(total: int, free: int, gpus: int) -> Finding:
     """Whether /dev/shm (bytes) has space for NCCL; our loader uses none of it."""
     need = gpus * NCCL_SHM_BYTES if gpus > 1 else LITTLE_SHM_BYTES
     found = f"{free / 1e6:.0f} of {total / 1e6:.0f} MB free; {max(1, gpus)} processes want {need / 1e6:.0f} MB"
-    if free >= need:
-        return Finding("ok", "/dev/shm", found)
     remedy = "a larger one (docker run --shm-size 1g), or, slower between GPUs, export NCCL_SHM_DISABLE=1"
-    return Finding("bad", "/dev/shm", found, remedy)
+    return graded("/dev/shm", found, remedy, bad=free < need)
 
 
 def caches() -> list[Finding]:
     findings = []
     for variable, path in {"CLS_CACHE": cache_folder(), **library_caches()}.items():
         above = measure.existing(path)
-        free = shutil.disk_usage(above).free
-        found = f"{path}, {free / GIB:.1f} GiB free"
-        elsewhere = f"export {variable}=FOLDER on a large, writable disk"
-        if not os.access(above, os.W_OK):
-            findings.append(Finding("bad", variable, f"{path}: {above} cannot be written", elsewhere))
-        elif free < 5 * GIB:
-            findings.append(Finding("warn", variable, found, elsewhere))
-        else:
-            findings.append(Finding("ok", variable, found))
+        free, writable = shutil.disk_usage(above).free, os.access(above, os.W_OK)
+        found = f"{path}, {free / GIB:.1f} GiB free" if writable else f"{path}: {above} cannot be written"
+        remedy = f"export {variable}=FOLDER on a large, writable disk"
+        findings.append(graded(variable, found, remedy, warn=free < 5 * GIB, bad=not writable))
     return findings + [quota_finding(quota) for quota in measure.quotas()]
 
 
 def quota_finding(quota: measure.Quota) -> Finding:
     left = quota.limit - quota.used
     found = f"{quota.used / GIB:.1f} of {quota.limit / GIB:.1f} GiB used"
-    if left > 10 * GIB:
-        return Finding("ok", f"quota {quota.name}", found)
     remedy = "keep caches and runs elsewhere: export HF_HOME=… TORCH_HOME=… CLS_CACHE=…, and --out on another disk"
-    return Finding("bad" if left <= 0 else "warn", f"quota {quota.name}", found, remedy)
+    return graded(f"quota {quota.name}", found, remedy, warn=left <= 10 * GIB, bad=left <= 0)
 
 
 def wandb_login() -> list[Finding]:
@@ -210,9 +203,9 @@ def network() -> list[Finding]:
     remedy = "run `cls fetch RECIPE …` where there is internet, and train with --offline"
     findings = []
     for address in addresses:
-        own = "runs are logged offline: `wandb sync` later" if "wandb" in address else remedy
-        bad = Finding("warn", "network", f"{address} cannot be reached ({answers[address]})", own)
-        findings.append(bad if answers[address] else Finding("ok", "network", f"{address} answers"))
+        why, own = answers[address], "runs are logged offline: `wandb sync` later" if "wandb" in address else remedy
+        found = f"{address} cannot be reached ({why})" if why else f"{address} answers"
+        findings.append(graded("network", found, own, warn=bool(why)))
     return findings
 
 
@@ -221,16 +214,13 @@ def slurm(env: Mapping[str, str]) -> list[Finding]:
         return [Finding("ok", "SLURM", "not inside a job" + ("" if shutil.which("sbatch") else ", and no sbatch here"))]
     names = {"SLURM_JOB_NUM_NODES": "nodes", "SLURM_CPUS_PER_TASK": "cores a task", "SLURM_NTASKS": "tasks",
              "SLURM_GPUS_ON_NODE": "GPUs here", "SLURM_MEM_PER_NODE": "MB of memory a node"}  # fmt: skip
-    found = ", ".join(
-        [f"job {env['SLURM_JOB_ID']}", *(f"{env[key]} {text}" for key, text in names.items() if key in env)]
-    )
+    parts = [f"job {env['SLURM_JOB_ID']}", *(f"{env[key]} {text}" for key, text in names.items() if key in env)]
+    found = ", ".join(parts)
     if not env.get("SLURM_JOB_END_TIME", "").isdigit():
         remedy = "sbatch --signal=B:USR1@120 asks a run to save in time"
         return [Finding("warn", "SLURM", f"{found}; its end is not known (no SLURM_JOB_END_TIME)", remedy)]
     minutes = (int(env["SLURM_JOB_END_TIME"]) - time.time()) / 60
-    if minutes < 10:
-        return [Finding("warn", "SLURM", f"{found}; ends in {minutes:.0f} minutes", "ask for a longer --time")]
-    return [Finding("ok", "SLURM", f"{found}; ends in {minutes:.0f} minutes")]
+    return [graded("SLURM", f"{found}; ends in {minutes:.0f} minutes", "ask for a longer --time", warn=minutes < 10)]
 
 
 def run_disk(out: Path) -> list[Finding]:
@@ -241,7 +231,7 @@ def run_disk(out: Path) -> list[Finding]:
         return [Finding("bad", "disk", f"{folder}: {error.strerror}", "use --out on a disk with space to write to")]
     rates = f"{folder}: writes {found.write / 1e6:.0f} MB/s, reads {found.read / 1e6:.0f} MB/s"
     slow = f"a checkpoint of 1 GB takes {1e9 / found.write:.0f} s: use --out on a faster disk"
-    findings = [Finding("warn", "disk", rates, slow) if found.write < 50e6 else Finding("ok", "disk", rates)]
+    findings = [graded("disk", rates, slow, warn=found.write < 50e6)]
     if abs(found.skew) > 2:
         skew = f"{folder}: its file server's clock is {found.skew:+.0f} s off this machine's"
         findings.append(Finding("warn", "clock", skew, "ask the administrator for NTP: run locks compare file times"))
@@ -249,21 +239,15 @@ def run_disk(out: Path) -> list[Finding]:
 
 
 def user_data(path: Path) -> list[Finding]:
-    if not path.exists():
-        return [Finding("bad", "data", f"{path} does not exist", "name a folder of images or a file")]
-    found = measure.reading(path)
-    if not found.bytes:
-        return [Finding("bad", "data", f"{path} has no images", "name a folder of images or a file")]
+    found = measure.reading(path) if path.exists() else None
+    if not found or not found.bytes:
+        problem = "has no images" if found else "does not exist"
+        return [Finding("bad", "data", f"{path} {problem}", "name a folder of images or a file")]
     per_second = f"{found.files / found.seconds:.0f} files/s, " if path.is_dir() else ""
     text = f"{path}: {per_second}{found.bytes / found.seconds / 1e6:.0f} MB/s by one process, first byte after "
     text += f"{1000 * found.latency:.1f} ms"
-    if found.latency > 5e-3:
-        remedy = (
-            "a slow file system for small files: CLS_STAGE=1 before sbatch copies it to each node's disk, or do so: "
-            f"cp -r {shlex.quote(str(path))} $TMPDIR"
-        )
-        return [Finding("warn", "data", text, remedy)]
-    return [Finding("ok", "data", text)]
+    remedy = "a slow file system for small files: CLS_STAGE=1 before sbatch copies it to each node's disk, or do so: "
+    return [graded("data", text, f"{remedy}cp -r {shlex.quote(str(path))} $TMPDIR", warn=found.latency > 5e-3)]
 
 
 def transports(seconds: float, save: bool) -> list[Finding]:
@@ -273,12 +257,12 @@ def transports(seconds: float, save: bool) -> list[Finding]:
         more, needed = _tried("nccl", count, seconds, NCCL)
         findings, exports = findings + more, exports + needed
     path = cache_folder() / f"nccl-{socket.gethostname()}.sh"
-    if save and exports:
+    if not save:
+        return findings
+    if exports:
         write_whole(path, "".join(f"export {text}\n" for text in exports).encode())
-        findings = [*findings, Finding("ok", "transport", f"{path} now exports {' '.join(exports)}")]
-    elif save:
-        findings = [*findings, Finding("ok", "transport", "nothing to save: the defaults are best")]
-    return findings
+    found = f"{path} now exports {' '.join(exports)}" if exports else "nothing to save: the defaults are best"
+    return [*findings, Finding("ok", "transport", found)]
 
 
 def _tried(backend: str, world_size: int, seconds: float, settings: tuple[str, ...]) -> tuple[list[Finding], list[str]]:
@@ -299,9 +283,6 @@ def judge(backend: str, trials: Mapping[str, Trial]) -> tuple[list[Finding], lis
     for name, found in trials.items():
         label = f"{backend} on {found.world_size} processes" + (f" with {name}" if name else "")
         remedy = f"export {best}" if best and needed else f"no setting helps: run on one process, or fix {backend}"
-        if not found.problem:
-            text, state = f"{found.rate / 1e9:.2f} GB/s", "warn" if not name and needed else "ok"
-        else:
-            text, state = found.problem, "ok" if name else "bad"  # a setting that is not used may fail
-        findings.append(Finding(state, label, text, remedy if state != "ok" else ""))  # type: ignore[arg-type]  # mypy widens the choice to str
+        text, used = found.problem or f"{found.rate / 1e9:.2f} GB/s", not name  # a setting that is not used may fail
+        findings.append(graded(label, text, remedy, warn=used and needed, bad=used and bool(found.problem)))
     return findings, [best] if best and needed else []
