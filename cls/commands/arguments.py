@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import tyro
 
 from cls import recipes
+from cls.commands.fields import field_words
 from cls.commands.options import (
     BenchOptions,
     DeviceOptions,
@@ -24,7 +25,6 @@ from cls.commands.options import (
     SweepOptions,
 )
 from cls.commands.parsing import check_run, need_images, parse_options, plain_options, recipe_and_fields
-from cls.commands.sweep.overrides import field_words
 from cls.config import Data, Preset, Run, View, views_of
 from cls.runtime.files import write_whole
 from cls.runtime.paths import check_output, writing

@@ -18,8 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cls import recipes
-from cls.config import Run, flat
+from cls.commands.fields import changed_fields
+from cls.config import Run
 from cls.runtime.files import sha256, write_whole
 
 # The fields that decide what is fetched.
@@ -99,11 +99,7 @@ def needed_data(run: Run) -> str:
 
 def command(run: Run) -> str:
     """The ``cls fetch`` command for this run, for a shell, with the caches of this process."""
-    own, values = flat(recipes.get(run.recipe)), flat(run)
-    words = ["cls", "fetch", run.recipe]
-    for field in FIELDS:
-        if values[field] != own[field]:
-            words += ["--" + field.replace("_", "-"), values[field]]
+    words = ["cls", "fetch", run.recipe, *changed_fields(run, FIELDS)]
     moved = [f"{name}={shlex.quote(os.environ[name])} " for name in VARIABLES if os.environ.get(name)]
     return "".join(moved) + shlex.join(words)
 

@@ -4,6 +4,8 @@ import difflib
 import re
 from dataclasses import dataclass
 
+from cls.config import Run
+
 # Left for a model on a card: an A6000's error correction takes 6 %, a desktop and the driver about as much of 8 GB.
 USABLE = 0.94
 
@@ -57,3 +59,11 @@ def find(name: str) -> Gpu:
         f"gpu: unknown GPU {name!r}{hint} Known are {', '.join(gpu.name for gpu in GPUS)}; for another one give its "
         "memory instead: --memory GB"
     )
+
+
+def precision_on(run: Run, gpu: Gpu | None) -> str:
+    """bf16 or fp32, as the run itself would choose; fp32, which needs more memory, if the GPU is unknown."""
+    wanted = run.train.precision
+    if wanted == "bf16" and gpu and not gpu.bf16_tflops:
+        raise ValueError(f"train.precision is bf16, which {gpu.name} does not compute: use --train.precision fp32")
+    return ("bf16" if gpu and gpu.bf16_tflops else "fp32") if wanted == "auto" else wanted

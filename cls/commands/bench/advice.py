@@ -4,7 +4,7 @@ from math import ceil
 from statistics import median
 from typing import Any, NamedTuple
 
-from cls.commands.gpus import Gpu, find
+from cls.commands.gpus import find, precision_on
 from cls.commands.options import BenchOptions
 from cls.commands.plan import roofline
 from cls.commands.plan.memory import trace_step
@@ -19,14 +19,6 @@ class Demand(NamedTuple):
     per_gpu: float
     device: str
     source: str
-
-
-def precision_on(run: Run, gpu: Gpu) -> str:
-    """bf16 or fp32, as the run would choose it."""
-    wanted = run.train.precision
-    if wanted == "bf16" and not gpu.bf16_tflops:
-        raise ValueError(f"train.precision is bf16, which {gpu.name} does not compute: use --train.precision fp32")
-    return ("bf16" if gpu.bf16_tflops else "fp32") if wanted == "auto" else wanted
 
 
 def demand(run: Run, classes: int, options: BenchOptions, loop: dict[str, Any]) -> Demand | None:

@@ -15,10 +15,10 @@ import torch
 
 from cls import recipes
 from cls.commands.bench import loop, pipelines
-from cls.commands.bench.advice import advise, demand, precision_on
+from cls.commands.bench.advice import advise, demand
 from cls.commands.bench.render import say
 from cls.commands.bench.sample import about, choose
-from cls.commands.gpus import find
+from cls.commands.gpus import find, precision_on
 from cls.commands.options import BenchOptions
 from cls.config import Run, change
 from cls.data.readers import images_of

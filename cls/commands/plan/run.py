@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from cls import recipes
-from cls.commands.gpus import USABLE, Gpu
+from cls.commands.fields import changed_fields
+from cls.commands.gpus import USABLE, Gpu, precision_on
 from cls.commands.options import PlanOptions
 from cls.commands.plan import roofline, sbatch
 from cls.commands.plan.memory import Step, largest_unit, trace_step, with_exchange, workspace
-from cls.config import Run, change, flat
+from cls.config import Run, change
 from cls.data.sources import Splits, load
 from cls.distributed.micro_batches import advice
 from cls.distributed.tree_reduce import shares
@@ -36,7 +36,7 @@ def plan(run: Run, options: PlanOptions) -> dict[str, Any]:
     field, for what cannot be planned.
     """
     gpu = options.card()
-    precision = _precision(run, gpu)
+    precision = precision_on(run, gpu)
     check(run)
     _check_options(run, options)
     check_model(replace(run.model, weights="none"), run.data)
@@ -74,15 +74,6 @@ def plan(run: Run, options: PlanOptions) -> dict[str, Any]:
     document["sbatch"] = command(chosen, options, document.get("cores_per_node", 0))
     document["problems"] = problems + _script_problems(options, gpu, document)
     return document
-
-
-def _precision(run: Run, gpu: Gpu | None) -> str:
-    """As the run itself would choose; fp32, which needs more memory, if the GPU is unknown."""
-    wanted = run.train.precision
-    native = gpu is not None and gpu.bf16_tflops > 0
-    if wanted == "bf16" and gpu and not native:
-        raise ValueError(f"train.precision is bf16, which {gpu.name} does not compute: use --train.precision fp32")
-    return ("bf16" if native else "fp32") if wanted == "auto" else wanted
 
 
 def _check_options(run: Run, options: PlanOptions) -> None:
@@ -208,7 +199,7 @@ def _requeues(time: str, whole: float, epoch: float) -> int:
 def command(run: Run, options: PlanOptions, cores: int) -> str:
     """The line to submit: the recipe and only the fields that differ from it, quoted for a shell.
 
-    ``cores`` that feed a node's GPUs, 0 where that is not known; the GPUs' type as the script names it.
+    ``cores``: those that feed a node's GPUs, 0 if unknown. The type of GPU is as in the script.
     """
     script = sbatch.read(Path(options.script).read_text(errors="replace")) if options.script else None
     kind = (script.get("gpus-per-node") if script else "").rpartition(":")[0]
@@ -216,33 +207,21 @@ def command(run: Run, options: PlanOptions, cores: int) -> str:
     words += [f"--time={options.time}"] if options.time else []
     words += [f"--cpus-per-task={options.cpus or cores}"] if options.cpus or cores else []
     words += [options.script or SCRIPT, run.recipe]
-    usual = flat(recipes.get(run.recipe))
-    for name, value in flat(run).items():
-        if value != usual[name]:
-            values = [str(item) for item in value] if isinstance(value, tuple) else [str(value)]
-            flag = "--" + name.replace("_", "-")
-            # a value with a leading dash would be read as a flag
-            words += [f"{flag}={values[0]}"] if len(values) == 1 and values[0].startswith("-") else [flag, *values]
+    words += changed_fields(run)
     return ("CLS_ACCELERATE=fsdp " if options.fsdp else "") + shlex.join(words)
 
 
 def _script_problems(options: PlanOptions, gpu: Gpu | None, document: dict[str, Any]) -> list[str]:
-    cores = document.get("cores_per_node", 0)
+    cores, few = document.get("cores_per_node", 0), list[str]()
     if options.cpus and options.cpus < cores:
         few = [f"cpus: {options.cpus} cores a node cannot feed its GPUs: ask for --cpus {cores}"]
-    else:
-        few = []
     if not options.script:
         return few
     needs = sbatch.Needs(
-        gpu=gpu.slurm if gpu else "",
-        gpus=options.gpus,
-        nodes=options.nodes,
-        cores=cores,
-        host_gib=document["host_memory_gib_per_node"],
-        epoch_seconds=document.get("epoch_seconds", 0.0),
+        gpu=gpu.slurm if gpu else "", gpus=options.gpus, nodes=options.nodes, cores=cores,
+        host_gib=document["host_memory_gib_per_node"], epoch_seconds=document.get("epoch_seconds", 0.0),
         whole_seconds=document.get("whole_run_hours", 0.0) * 3600,
-    )
+    )  # fmt: skip
     found = sbatch.check(Path(options.script).read_bytes().decode(errors="replace"), needs)
     found = [problem for problem in found if not (options.time and problem.rule == "time")]  # the command line's counts
     return few + [f"{options.script}{f':{p.line}' if p.line else ''}: {p.rule}: {p.text}" for p in found]

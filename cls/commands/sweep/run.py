@@ -10,10 +10,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from cls.commands.fields import typed_values, without_out
 from cls.commands.options import SweepOptions
 from cls.commands.sweep.local import run_members
 from cls.commands.sweep.members import Member, Rows, find_members, unique
-from cls.commands.sweep.overrides import typed_values, without_out
 from cls.commands.sweep.scripts import arguments, write_slurm, write_wandb
 from cls.commands.sweep.table import show_sweeps
 from cls.config import Run

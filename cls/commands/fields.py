@@ -1,8 +1,9 @@
 """The fields of train.py on a command line, as its words: --section.field and its values."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+from cls import recipes
 from cls.config import Run, flat
 
 
@@ -37,3 +38,14 @@ def _groups(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
             groups[-1].append(word)
     for group in groups:
         yield group[0].removeprefix("--").partition("=")[0].replace("-", "_"), group
+
+
+def changed_fields(run: Run, names: Collection[str] = ()) -> list[str]:
+    """The fields in which a run differs from its recipe, with their values; of ``names`` only, if there are any."""
+    usual, words = flat(recipes.get(run.recipe)), list[str]()
+    for name, value in flat(run).items():
+        if value != usual[name] and (not names or name in names):
+            flag, values = "--" + name.replace("_", "-"), [*map(str, value if isinstance(value, tuple) else (value,))]
+            # a value with a leading dash would be read as a flag
+            words += [f"{flag}={values[0]}"] if len(values) == 1 and values[0].startswith("-") else [flag, *values]
+    return words
