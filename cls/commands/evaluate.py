@@ -17,15 +17,8 @@ from cls.runtime.console import console, printable
 from cls.runtime.signals import StopSignal
 
 
-def evaluate_images(
-    path: str,
-    images: str,
-    tta: tuple[View, ...],
-    device: str,
-    workers: int,
-    stop: StopSignal,
-    labels: Data | None = None,
-) -> dict[str, Any] | None:
+def evaluate_images(path: str, images: str, tta: tuple[View, ...], device: str, workers: int, stop: StopSignal,
+                    labels: Data | None = None) -> dict[str, Any] | None:  # fmt: skip
     """Figures on labelled images: another folder's, or the validation split of the run's own data.
 
     Another folder's labels are as the fields of ``labels`` say, by default in class folders. The run's own must still
@@ -34,12 +27,9 @@ def evaluate_images(
     trained = load_trained_model(path, device, workers, stop)
     data = dataclasses.replace(trained.run.data, copy="")  # that was on another machine's disk
     other = f"; to evaluate labelled images that lie elsewhere: {shlex.join(['cls', 'evaluate', trained.name])} FOLDER"
+    given = data.labelled_as(labels or Data())
     rows = trained.world.on_all_ranks(
-        lambda: (
-            load_labelled(images, trained.classes, data.labelled_as(labels or Data()))
-            if images
-            else trained.own_data(other).val
-        )
+        lambda: load_labelled(images, trained.classes, given) if images else trained.own_data(other).val
     )
     found = trained.predictor.predict(EvalDataset(rows, tta, trained.run))
     if not trained.world.main:
@@ -64,10 +54,6 @@ def _print(document: dict[str, Any]) -> None:
     table = Table("class", "images", "recall", "precision", "f1", box=None)
     ranked = sorted(document["classes"].items(), key=lambda item: (item[1]["recall"], item[0]))
     for name, figure in [item for item in ranked if item[1]["images"]][:10]:
-        table.add_row(
-            escape(printable(name)),
-            str(figure["images"]),
-            *(f"{figure[key]:.3f}" for key in ("recall", "precision", "f1")),
-        )
-    console.print("worst classes:")
-    console.print(table)
+        cells = [f"{figure[key]:.3f}" for key in ("recall", "precision", "f1")]
+        table.add_row(escape(printable(name)), str(figure["images"]), *cells)
+    console.print("worst classes:", table, sep="\n")

@@ -31,19 +31,12 @@ from cls.runtime.signals import Stopped, StopSignal
 PIPE = "-"
 """As the path: a list of paths on standard input. As --out: rows on standard output."""
 
+NOT_FINITE = "probabilities are not finite"
 Writer = Callable[[Predictions], None]
 
 
-def predict_images(
-    run: str,
-    paths: Sequence[str],
-    out: str,
-    tta: Sequence[View],
-    top_k: int,
-    device: str,
-    workers: int,
-    stop: StopSignal,
-) -> dict[str, Any] | None:
+def predict_images(run: str, paths: Sequence[str], out: str, tta: Sequence[View], top_k: int, device: str,
+                   workers: int, stop: StopSignal) -> dict[str, Any] | None:  # fmt: skip
     """Predictions of images without labels; None on other ranks than 0, and if the rows go to standard output."""
     if top_k < 1:
         raise ValueError(f"--top-k must be at least 1, found {top_k}")
@@ -57,13 +50,13 @@ def predict_images(
     names = trained.world.on_rank_0(read_list) if piped else list(paths)
     rows = trained.world.on_all_ranks(lambda: load_listed(names) if piped else load_given(names, trained.run.data))
     if out == PIPE or (piped and not out):
-        broken = _each(trained, rows, views, _to_stdout(top_k, stop) if main else _nothing, stop)
+        broken = _each(trained, rows, views, _to_stdout(top_k, stop) if main else _write_nothing, stop)
         _say(f"{len(rows)} predictions{_note(trained, broken)}", main)
         return None
     folder = Path(out) if out else trained.folder / f"predict-{_called(paths, piped)}"
     trained.world.on_rank_0(lambda: _clear(folder))  # before the work: a place that cannot be written
     found: list[Predictions] = []
-    broken = _each(trained, rows, views, _to_csv(folder / "top.csv", top_k, found) if main else _nothing, stop)
+    broken = _each(trained, rows, views, _to_csv(folder / "top.csv", top_k, found) if main else _write_nothing, stop)
     if not main:
         return None
     whole = joined(found)
@@ -108,19 +101,14 @@ def ranked(p: Predictions, row: int, k: int) -> list[tuple[str, float]]:
     return [(p.classes[i], float(p.probs[row, i])) for i in np.argsort(-p.probs[row], kind="stable")[:k]]
 
 
-def _fault(top: Sequence[Any]) -> str:
-    """Why an image that was read has no prediction."""
-    return "" if top else "probabilities are not finite"
-
-
-def _each(trained: TrainedModel, rows: Rows, views: Sequence[View], take: Writer, stop: StopSignal) -> int:
+def _each(trained: TrainedModel, rows: Rows, views: Sequence[View], write: Writer, stop: StopSignal) -> int:
     """Write each batch as soon as it is known, in row order; returns the number of images without a prediction."""
     broken, done = 0, 0
     try:
         # a stop request waits for the end of a batch, on all ranks: no row is cut, no communication interrupted
         with stop.deferred("this batch"), _shown(len(rows), trained.world.main) as show:
             for part in map(_kinds_named, trained.predictor.stream(EvalDataset(rows, views, trained.run))):
-                take(part)
+                write(part)
                 done += len(part.ids)
                 broken += int((~readable(part)).sum())
                 show(done)
@@ -139,19 +127,19 @@ def _kinds_named(part: Predictions) -> Predictions:
     return replace(part, errors=errors)
 
 
-def _nothing(part: Predictions) -> None:
-    """For ranks other than 0: all ranks have the same predictions, rank 0 writes them."""
+def _write_nothing(part: Predictions) -> None:
+    """For ranks other than 0, which have the same predictions."""
 
 
 def _to_stdout(top_k: int, stop: StopSignal) -> Writer:
     """One JSON object per line; requests a stop when standard output is closed (``| head``)."""
 
-    def take(part: Predictions) -> None:
+    def write(part: Predictions) -> None:
         text = []
         for row, (name, error) in enumerate(zip(part.ids, part.errors, strict=True)):
             top = ranked(part, row, top_k)
             text.append(json.dumps({
-                "id": name, "predicted": top[0][0] if top else None, "error": error or _fault(top),
+                "id": name, "predicted": top[0][0] if top else None, "error": error or ("" if top else NOT_FINITE),
                 "top": [{"class": label, "probability": value} for label, value in top],
             }))  # fmt: skip
         try:
@@ -160,7 +148,7 @@ def _to_stdout(top_k: int, stop: StopSignal) -> Writer:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             stop.reason = stop.reason or "standard output was closed"
 
-    return take
+    return write
 
 
 def _to_csv(path: Path, top_k: int, found: list[Predictions]) -> Writer:
@@ -172,15 +160,18 @@ def _to_csv(path: Path, top_k: int, found: list[Predictions]) -> Writer:
         csv.writer(text, lineterminator="\n").writerows(rows)
         file.add(text.getvalue().encode())
 
-    def take(part: Predictions) -> None:
+    def write(part: Predictions) -> None:
         if not found:
             columns = range(1, min(top_k, len(part.classes)) + 1)
             add([["id", "error", *(f"{what}_{i}" for i in columns for what in ("class", "probability"))]])
         found.append(part)
-        flat = [[value for pair in ranked(part, row, top_k) for value in pair] for row in range(len(part.ids))]
-        add([[name, error or _fault(top), *top] for name, error, top in zip(part.ids, part.errors, flat, strict=True)])
+        rows: list[list[str | float]] = []
+        for row, (name, error) in enumerate(zip(part.ids, part.errors, strict=True)):
+            top = ranked(part, row, top_k)
+            rows.append([name, error or ("" if top else NOT_FINITE), *(value for pair in top for value in pair)])
+        add(rows)
 
-    return take
+    return write
 
 
 @contextmanager
@@ -224,9 +215,8 @@ def _called(paths: Sequence[str], piped: bool) -> str:
 
 def _note(trained: TrainedModel, broken: int) -> str:
     world_size = trained.world.size
-    return (f", by {world_size} processes" if world_size > 1 else "") + (
-        f"; {broken} could not be read" if broken else ""
-    )
+    many = f", by {world_size} processes" if world_size > 1 else ""
+    return many + (f"; {broken} could not be read" if broken else "")
 
 
 def _say(text: str, main: bool) -> None:

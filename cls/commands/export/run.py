@@ -127,35 +127,22 @@ def _rows(trained: TrainedModel, options: ExportOptions) -> Rows:
         raise ValueError(f"{error}; the export is verified on real images: name some with --images FOLDER") from error
 
 
-def _write(
-    trained: TrainedModel,
-    aside: Path,
-    options: ExportOptions,
-    facts: dict[str, Any],
-    images: Tensor,
-    pixels: Tensor,
-    ours: Tensor,
-) -> dict[str, float]:
+def _write(trained: TrainedModel, aside: Path, options: ExportOptions, facts: dict[str, Any], images: Tensor,
+           pixels: Tensor, ours: Tensor) -> dict[str, float]:  # fmt: skip
     """Write all files; the largest difference of its logits from ours, by library."""
-    run, found = trained.run, dict[str, float]()
+    run, model, found = trained.run, trained.predictor.model, dict[str, float]()
     (aside / "config.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if "safetensors" in options.format:
         shutil.copyfile(trained.file, aside / "model.safetensors")  # only cls predict reads its header
-        text = loading(run.model, trained.predictor.model, len(trained.classes), aside)
+        text = loading(run.model, model, len(trained.classes), aside)
         scope: dict[str, Any] = {}
         exec(text, scope)  # the printed code itself: it imports and loads what another program does
         name = library(run.model)
         found[name] = _difference(name, scope["model"], images, ours, run.train.eval_batch)
     if "onnx" in options.format:
         stated = facts["pretrained_cfg"] | {"label_names": facts["label_names"], "input": options.input}
-        write_graph(
-            aside / "model.onnx",
-            trained.predictor.model,
-            trained.statistics,
-            run.data.evaluated.size,
-            options.input,
-            stated,
-        )
+        path, size = aside / "model.onnx", run.data.evaluated.size
+        write_graph(path, model, trained.statistics, size, options.input, stated)
         fed = pixels if options.input == "uint8" else images
         session = _session(aside, options, fed)
         found["onnxruntime"] = _difference("onnxruntime", session, fed, ours, run.train.eval_batch)
@@ -189,17 +176,16 @@ def _shown(
     trained: TrainedModel, to: Path, options: ExportOptions, count: int, differences: dict[str, float]
 ) -> dict[str, Any]:
     model = trained.run.model
-    document: dict[str, Any] = {
-        "folder": str(to), "files": sorted(path.name for path in to.glob("[!.]*")), "images": count, "limit": LIMIT,
-        "differences": differences, "python": {},
-    }  # fmt: skip
+    python = {}
     if "safetensors" in options.format:
-        text = f"{loading(model, trained.predictor.model, len(trained.classes), to)}\n{framing(model, to)}"
-        document["python"]["safetensors"] = text
+        python["safetensors"] = loading(model, trained.predictor.model, len(trained.classes), to)
+        python["safetensors"] += f"\n{framing(model, to)}"
     if "onnx" in options.format:
-        document["python"]["onnx"] = running(to, options.input)
+        python["onnx"] = running(to, options.input)
     for name, value in differences.items():
         print(f"{name}: logits differ by at most {value:.1e} on {count} images", file=sys.stderr)
-    for text in document["python"].values():
+    for text in python.values():
         print(f"\n{text}", file=sys.stderr)
-    return document
+    files = sorted(path.name for path in to.glob("[!.]*"))
+    return {"folder": str(to), "files": files, "images": count, "limit": LIMIT, "differences": differences,
+            "python": python}  # fmt: skip
