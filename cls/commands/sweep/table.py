@@ -160,7 +160,8 @@ def _print(title: str, head: Sequence[str], cells: Sequence[Sequence[str]]) -> N
 
 
 def _markdown(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *cells)]
+    first, *rest = ["| " + " | ".join(row) + " |" for row in (head, *cells)]
+    return [first, "|" + "---|" * len(head), *rest]
 
 
 def _write(stem: Path, markdown: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[str]:
