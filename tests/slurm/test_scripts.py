@@ -187,7 +187,7 @@ def test_inside_salloc_a_script_uses_what_was_allocated(
         assert len(start["gpus"].split(",")) * len(starts) == processes
 
 
-def test_control_c_inside_salloc_saves_and_prints_how_the_run_goes_on(fake: Fake) -> None:
+def test_control_c_inside_salloc_saves_and_prints_how_to_resume(fake: Fake) -> None:
     out = fake.folder / "run"
     salloc = ["salloc", *ONE, "bash", str(fake.script), "digits", "--out", str(out)]
     env = fake.world.environment(**fake.env | {"FAKE_RUN": "100", "FAKE_SAVE": "1"})
@@ -242,7 +242,7 @@ def test_a_path_with_a_tilde_is_what_python_makes_of_it(tmp_path: Path, home: st
 
 @pytest.mark.parametrize("words", [["--out=~/a run"], ["--out", "~/a run"], ["--out", "other", "--out", "~/a run"]])
 def test_a_stop_reaches_a_run_whose_out_has_a_tilde(fake: Fake, words: list[str]) -> None:
-    """The run is asked by a file in its directory, and its exit.json is read there."""
+    """The stop request is a file in its directory, and its exit.json is read there."""
     out = fake.folder / "home" / "a run"
     env = {"HOME": str(fake.folder / "home"), "FAKE_RUN": "100"}
     job = fake.sbatch("--no-requeue", *ONE, fake.script, "digits", *words, "--data.path=~/photos", **env)

@@ -124,7 +124,7 @@ def test_a_request_in_the_middle_of_an_epoch_changes_no_bit_and_a_finished_job_e
 
 
 @pytest.mark.parametrize("partition", ["a6000", pytest.param("rtx3090", marks=pytest.mark.soak)])
-def test_a_preempted_job_goes_on(world: Slurm, place: Path, whole: Result, partition: str) -> None:
+def test_a_preempted_job_resumes(world: Slurm, place: Path, whole: Result, partition: str) -> None:
     """By a higher partition, with 15 seconds of notice and with none."""
     node = f"{partition}-1"
     job = world.sbatch(place, "-p", partition, "-w", node, *ONE, "slurm/train.sh", *RUN)
@@ -145,7 +145,7 @@ def test_a_preempted_job_goes_on(world: Slurm, place: Path, whole: Result, parti
 def test_a_job_that_is_preempted_twice_in_a_row_changes_no_bit_and_the_job_after_it_waits(
     world: Slurm, place: Path, whole: Result
 ) -> None:
-    """The second time while the libraries of the second attempt are loaded: the run is asked after its first step."""
+    """The second time while the libraries of the second attempt are loaded: it stops after its first step."""
     job = world.sbatch(place, "-w", "a6000-1", *ONE, "slurm/train.sh", *RUN)
     out = place / "runs" / f"digits-{job.id}"
     after = world.sbatch(place, f"--dependency=afterok:{job.id}", "-w", "a6000-2", *ONE, "slurm/train.sh", *TINY)
@@ -161,7 +161,7 @@ def test_a_job_that_is_preempted_twice_in_a_row_changes_no_bit_and_the_job_after
     assert after.result(f"runs/digits-{after.id}").exit["outcome"] == "done"
 
 
-def test_a_cancelled_job_is_over_and_its_run_goes_on_elsewhere(world: Slurm, place: Path, whole: Result) -> None:
+def test_a_cancelled_job_is_final_and_its_run_resumes_elsewhere(world: Slurm, place: Path, whole: Result) -> None:
     """On the other partition, with twice as many GPUs."""
     job = world.sbatch(place, *ONE, "slurm/train.sh", *RUN, "--out", "moved")
     out = place / "moved"
@@ -178,9 +178,7 @@ def test_a_cancelled_job_is_over_and_its_run_goes_on_elsewhere(world: Slurm, pla
     assert bits(other.result("moved")) == bits(whole)
 
 
-def test_the_time_limit_is_not_noticed_and_a_job_that_comes_back_again_and_again_ends_at_the_cap(
-    world: Slurm, place: Path
-) -> None:
+def test_a_time_limit_loses_no_step_and_the_number_of_requeues_is_limited(world: Slurm, place: Path) -> None:
     """SLURM sends the request itself, up to a minute early; the run takes longer than any number of such limits."""
     run = [*RUN, "--train.epochs", "500"]
     job = world.sbatch(place, "-t", "1", "--signal=B:USR1@30", *ONE, "slurm/train.sh", *run, CLS_RESTARTS="1")
@@ -218,7 +216,7 @@ def test_a_run_that_ends_with_an_error_is_not_queued_again(
 
 @pytest.mark.soak
 def test_an_array_of_variants_makes_a_run_each_and_one_table(world: Slurm, place: Path) -> None:
-    """The last member, whose number is that of the whole array, is asked to leave: it alone comes back."""
+    """The last member, whose number is that of the whole array, gets a stop request: it alone is queued again."""
     short, long = "--train.max-steps 2", "--train.epochs 12"
     lines = ["# seeds", f"digits --seed 1 {short}", f"digits --seed 2 {short}", "", "  # and heads",
              f"digits --seed 3 {short}", f'digits --seed 4 {long} --model.head "16 relu"']  # fmt: skip
@@ -328,7 +326,7 @@ def test_staging_copies_once_whole_or_not_at_all(tmp_path: Path, photos: Path) -
 
 
 def printed_lines() -> list[str]:
-    """Each sbatch command that a person is shown in the README or at the head of a script."""
+    """Each sbatch command shown on the pages or at the head of a script."""
     found = []
     for path in (ROOT / "README.md", ROOT / "slurm" / "README.md", *sorted((ROOT / "slurm").glob("*.sh"))):
         for line in path.read_text().splitlines():
