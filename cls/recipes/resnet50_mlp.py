@@ -21,7 +21,7 @@ def resnet50_mlp() -> Run:
 
     Silent in the report, taken from the program: it erases before normalising. The seed is in neither; it is 0.
     BatchNorm statistics are those of micro-batches of 16; ``-code`` takes them over all 64.
-    The report's own caution: 300 validation images give ±3 points, so half a point between variants tells nothing.
+    The report's own caution: 300 validation images give ±3 points, so half a point between variants means nothing.
     """
     return Run(
         recipe="resnet50-mlp",

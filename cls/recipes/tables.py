@@ -214,7 +214,7 @@ def chosen(name: str) -> dict[str, Sweep]:
 
 
 def unknown(name: str) -> ValueError:
-    """What to tell of a name that is none, with the nearest ones."""
+    """The error message for an unknown name, with the nearest names."""
     near = difflib.get_close_matches(name, SWEEPS, 3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return ValueError(f"{name} is no sweep and no folder{hint} (`cls sweep` lists all)")
