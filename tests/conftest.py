@@ -1,68 +1,17 @@
-"""Starting real runs: train.py in one process, or in several gloo processes under torchrun."""
+"""Fixtures that several files share, and the tiers of the tests."""
 
-import json
 import os
-import socket
+import shutil
 import subprocess
-import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
-
-# Enough for BatchNorm, dropout, mixing, a moving average and a falling rate to matter, small enough for four processes.
-SMALL = [
-    "digits", "--data.limit", "100", "--data.workers", "0", "--train.batch", "32", "--train.micro-batch", "8",
-    "--train.epochs", "7", "--track.wandb", "disabled", "--train.eval-batch", "16",
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Result:
-    code: int
-    output: str
-    out: Path
-
-    @property
-    def exit(self) -> dict[str, Any]:
-        return json.loads((self.out / "exit.json").read_text())
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
-
-
-def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of a record without what a clock decides."""
-    return [
-        {k: v for k, v in row.items() if k not in ("time", "train/images_per_second") and not k.startswith("time/")}
-        for row in rows
-    ]
-
-
-def environment(**extra: str) -> dict[str, str]:
-    """A clean one: no W&B account, no launcher settings, no network, one thread a process."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WANDB", "ACCELERATE", "SLURM", "FSDP", "CLS_"))}
-    return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"} | extra
-
-
-def launch(out: Path, args: list[str], processes: int = 1, script: str = "train.py", **env: str) -> Result:
-    """Run a training script to its end; ``processes`` > 1 through torchrun on gloo."""
-    command = [sys.executable]
-    if processes > 1:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
-        command += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
-    command += [str(ROOT / script), *args, "--out", str(out)]
-    done = subprocess.run(command, env=environment(**env), capture_output=True, text=True, timeout=600, cwd=out.parent)
-    return Result(done.returncode, done.stdout + done.stderr, out)
-
+from tests.harness import SHARED, TINY, Mount
+from tests.harness.records import Result
+from tests.harness.runs import Runs
 
 # tests of real processes, without what `pytest` alone runs and without the soak tests of the same files
 INTEGRATION = "integration and not promise and not soak"
@@ -84,6 +33,47 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             "test_zoo")  # fmt: skip
     order = {f"{name}.py": place for place, name in enumerate(long)}
     items.sort(key=lambda item: order.get(item.path.name, len(long)))
+
+
+@pytest.fixture(scope="session")
+def runs() -> Iterator[Runs]:
+    """Real runs in forked processes."""
+    with Runs() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def tiny(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """TINY in one process, never interrupted: the reference of runs that were stopped or short of disk or memory."""
+    result = runs.run(tmp_path_factory.mktemp("tiny") / "run", TINY)
+    assert result.codes == [0], result.output
+    return result
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Mount]:
+    """Makes a disk of so many megabytes."""
+    mounted: list[Path] = []
+
+    def mount(megabytes: int) -> Path:
+        place = tmp_path / f"disk{len(mounted)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(place)]
+        if os.geteuid() != 0 or shutil.which("mount") is None:
+            pytest.skip("needs root to mount a small disk")
+        tried = subprocess.run(command, capture_output=True, text=True)
+        if tried.returncode:
+            pytest.skip(f"cannot mount a small disk here: {tried.stderr.strip()}")
+        mounted.append(place)
+        return place
+
+    try:
+        yield mount
+    finally:
+        for place in mounted:
+            while subprocess.run(["umount", str(place / "run")], capture_output=True).returncode == 0:
+                pass  # read-only views of the run directory
+            subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,13 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from cls import recipes
 from cls.commands.arguments import COMMANDS
 from cls.commands.main import parse_command
 from cls.commands.parsing import parse_run
 from cls.recipes.tables import SWEEPS, chosen
+from tests.harness import ROOT
 from tests.test_layers import LAYERS, modules, unit
 
 README, GUIDE = ROOT / "README.md", ROOT / ".github" / "CONTRIBUTING.md"

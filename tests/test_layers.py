@@ -4,7 +4,8 @@ import ast
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from tests.harness import ROOT
 
 LAYERS = {
     "config": 0, "runtime": 0, "cls": 1,

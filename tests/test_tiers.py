@@ -4,7 +4,9 @@ import re
 from itertools import product
 
 import pytest
-from conftest import INTEGRATION, ROOT
+
+from tests.conftest import INTEGRATION
+from tests.harness import ROOT
 
 TIERS = ("promise", "integration", "soak")
 

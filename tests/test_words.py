@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from conftest import ROOT
+from tests.harness import ROOT
 
 # Lower-case words as a regular expression, and what to write instead. `BadImages` and `bad_images` read "bad images".
 OUT = {

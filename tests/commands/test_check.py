@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import environment, launch
 from PIL import Image
 
 from cls.commands import main
@@ -29,6 +28,8 @@ from cls.evaluation.predictions import Predictions
 from cls.runtime.exit import DataError
 from cls.runtime.signals import StopSignal
 from tests.commands.test_duplicates import brighter, cut, mirror, quality, scaled
+from tests.harness import environment
+from tests.harness.runs import Runs
 from tests.transforms.test_fused import encode, picture
 
 
@@ -151,7 +152,7 @@ def forked(words: list[str], folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def commands(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def commands(runs: Runs, planted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The output of a check of the planted corpus, and a small run on small pictures."""
     root = tmp_path_factory.mktemp("commands")
     hues(root / "hues", 0, {"val/red/3.png": "green", "train/blue/5.png": "red"})
@@ -159,8 +160,7 @@ def commands(planted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     check = forked(["cls", "check", str(planted), "--workers", "0", "--json"], root / "check")
     args = ["digits", "--data.path", str(root / "hues"), "--data.size", "16", "--data.workers", "0"]
     args += ["--train.epochs", "4", "--train.batch", "12", "--train.micro-batch", "12", "--track.wandb", "disabled"]
-    # not forked: after a backward pass of another test of this process torch would reject the child's
-    run = launch(root / "out", args)
+    run = runs.run(root / "out", args)
     assert run.code == 0, run.output
     return {"check": check, "root": root}
 

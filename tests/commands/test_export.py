@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import ROOT, environment
 from PIL import Image, ImageOps
 from safetensors import safe_open
-from untrained import untrained
 
 from cls.commands.export import run as export_run
 from cls.commands.export.onnx import require_packages
@@ -30,6 +28,8 @@ from cls.data.sources import load_images
 from cls.evaluation.trained_model import load_trained_model
 from cls.runtime.signals import StopSignal
 from cls.transforms.ops import view_ops
+from tests.harness import ROOT, environment
+from tests.harness.untrained import untrained
 
 CLASSES = 7
 OURS: dict[str, Any] = {

@@ -22,7 +22,6 @@ from urllib.parse import parse_qs, urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, environment
 from PIL import Image
 
 from cls.commands.fetch import (
@@ -38,6 +37,7 @@ from cls.commands.fetch import (
 )
 from cls.commands.parsing import parse_run
 from cls.config import flat
+from tests.harness import ROOT, environment
 
 REVISION = "1" * 40
 WEIGHTS = b"weights" * 400_000

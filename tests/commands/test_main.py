@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment
 from PIL import Image
 
 from cls.commands.arguments import COMMANDS
 from cls.commands.main import parse_command
 from cls.config import Run, to_yaml
+from tests.harness import ROOT, environment
 
 CLS = [sys.executable, "-c", "from cls.commands.main import main; main()"]
 
@@ -33,6 +33,7 @@ def test_each_command_explains_itself_without_loading_torch(name: str) -> None:
     assert doc[:60] in " ".join(done.stdout.split()) and "--json" in done.stdout
 
 
+@pytest.mark.integration
 def test_a_plan_is_a_document_and_a_line_to_submit(tmp_path: Path) -> None:
     done = cls("plan", "digits", "--gpu", "3090", "--gpus", "2", "--seed", "3", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -114,6 +115,7 @@ def test_commands_take_the_path_as_messages_print_it(words: tuple[str, ...], pat
     assert command.path == path and getattr(command, "run", "RUN") in ("RUN", "")
 
 
+@pytest.mark.integration
 def test_what_a_message_of_check_prints_can_be_typed(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "t/photos" / name).mkdir(parents=True)

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, environment
 from PIL import Image
 
 from cls import config
@@ -30,6 +29,7 @@ from cls.data.shards import PLACES
 from cls.data.sources import labels_of, load
 from cls.runtime.exit import DataError
 from cls.transforms.decode import decode
+from tests.harness import ROOT, environment
 from tests.transforms.test_fused import encode
 
 

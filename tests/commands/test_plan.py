@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 
 from cls import recipes
 from cls.commands.gpus import GPUS, Gpu, find
@@ -22,6 +21,7 @@ from cls.commands.plan.run import command, plan, table
 from cls.commands.plan.sbatch import CHECKPOINT_SECONDS, STARTUP_SECONDS
 from cls.config import Run, change, flat
 from cls.data.sources import load
+from tests.harness import ROOT
 
 # --- GPUs ---
 

@@ -18,8 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, environment
-from untrained import untrained
 
 from cls.commands.options import PackOptions
 from cls.commands.pack import pack
@@ -30,6 +28,8 @@ from cls.data.sources import load_given
 from cls.evaluation.predictions import read_parquet
 from cls.evaluation.trained_model import load_trained_model
 from cls.runtime.signals import Stopped, StopSignal
+from tests.harness import ROOT, environment
+from tests.harness.untrained import untrained
 
 CLASSES = 7
 NETWORK: dict[str, Any] = {"backbone": "timm/test_resnet"}

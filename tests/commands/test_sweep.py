@@ -10,7 +10,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ROOT, environment
-from forked import thin
-from lent import order
 from PIL import Image
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
@@ -37,8 +33,9 @@ from cls.runtime.signals import StopSignal
 from cls.tracking.events import read_events
 from cls.tracking.goodput import attempts
 from cls.training.checkpoint import checkpoints, verify
-
-LENT = ROOT / "tests" / "lent.py"
+from tests.harness import ROOT, environment
+from tests.harness.faults import narrow
+from tests.harness.runs import Runs, submit
 
 # Typed off the reports' summary by hand: row, validation / test. A dash is where a report has no figure.
 TABLES = {
@@ -199,7 +196,7 @@ def test_a_recipes_line_ends_with_its_figures() -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos of three colours, the test images labelled; and the file with ResNet-50's V2 weights, of a thin one."""
+    """Photos of three colours, the test images labelled; and the file with ResNet-50's V2 weights, of a narrow one."""
     root = tmp_path_factory.mktemp("sweeps")
     splits = ("photos/train", 4), ("photos/val", 2), ("photos/test", 3)
     for split, count in (*splits, ("many/train", 22), ("many/val", 2), ("many/test", 3)):  # 64 and a bit to train on
@@ -211,7 +208,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 picture = Image.new("HSV", (40, 36 + i % 8), colour).convert("RGB")
                 picture.save(folder / f"{folder.parent.name}{label}{i}.png")
     with pytest.MonkeyPatch.context() as patch:
-        thin(patch.setattr)
+        narrow(patch.setattr)
         weights = plain("resnet50").state_dict()
     file = root / "torch" / "hub" / "checkpoints" / "resnet50-11ad3fa6.pth"
     file.parent.mkdir(parents=True)
@@ -221,28 +218,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Server:
-    """Runs real runs in forked processes, see lent.py; the ResNets are thin, no pictures are drawn."""
+    """Real runs in forked processes; the ResNets are narrow, no plots are drawn."""
 
     env: dict[str, str]
 
     def run(self, argv: list[str], log: Path) -> None:
         """A run that must end well."""
+        request = {"argv": argv, "cwd": os.getcwd(), "env": self.env, "world": 1, "fault": "", "patch": ""}
         with log.open("w") as file:
-            _, answers = order(self.env["LENT"], argv, self.env, (file.fileno(), file.fileno()))
-            assert next(answers) == "0\n", log.read_text()
+            _, answers = submit(self.env["HARNESS_SERVER"], request, (file.fileno(), file.fileno()))
+            assert json.loads(next(answers)) == [0], log.read_text()
 
 
 @pytest.fixture(scope="module")
-def server(place: Path) -> Iterator[Server]:
-    extra = {"FORKED_THIN": "1", "FORKED_NO_PICTURES": "1", "FORKED_NO_PROBE": "1", "TORCH_HOME": str(place / "torch")}
-    env = environment(PYTHONPATH=str(ROOT), LENT=str(place / "socket"), **extra)
-    process = subprocess.Popen([sys.executable, str(LENT), "--serve", env["LENT"]], env=env)
-    while not Path(env["LENT"]).exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    yield Server(env)
-    process.kill()
-    process.wait()
+def server(runs: Runs, place: Path) -> Server:
+    extra = {
+        "HARNESS_NARROW": "1",
+        "HARNESS_NO_PLOTS": "1",
+        "HARNESS_NO_PROBE": "1",
+        "TORCH_HOME": str(place / "torch"),
+    }
+    return Server(environment(PYTHONPATH=str(ROOT), HARNESS_SERVER=runs.address, **extra))
 
 
 # two steps of everything; a table about the backbone, its weights or the batch keeps its own
@@ -321,7 +317,7 @@ def check_table(name: str, table: dict[str, Any]) -> None:
         assert (row["seeds"], row["missing"], row["validation_sd"]) == ([0], {}, None)
         assert (figure(row["report_validation"]), figure(row["report_test"])) == (validation, test)
     markdown, comma = (Path(file) for file in table["files"])
-    lines = [line for line in markdown.read_text().splitlines() if line.startswith("| ")]
+    lines = [line for line in markdown.read_text().splitlines() if line.startswith("| ") and "---" not in line]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0][2:6] == ["report val", "report test", "our val", "our test"]
     assert [(c[0], c[2], c[3]) for c in cells[1:]] == printed(name)
@@ -353,7 +349,7 @@ class Local:
 
     @property
     def words(self) -> list[str]:
-        launch = shlex.join([sys.executable, str(LENT)])
+        launch = shlex.join([sys.executable, "-m", "tests.harness.launcher"])
         own = ["mlp-head/dropout", "--seeds", "2", "--run", "True", "--launch", launch, "--out", str(self.folder)]
         return [*own, *shlex.split(f"{SMALL_BATCH} {TOY} {LONGER}"), "--data.path", str(self.photos)]
 

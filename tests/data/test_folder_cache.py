@@ -14,7 +14,6 @@ from statistics import median
 import datasets
 import pyarrow as pa
 import pytest
-from conftest import ROOT, environment
 from PIL import Image
 
 from cls import config
@@ -23,6 +22,7 @@ from cls.data.readers import column, fingerprint, images_of
 from cls.data.sources import Splits, load
 from cls.runtime.files import replacing
 from cls.tracking.run_data import look
+from tests.harness import ROOT, environment
 
 TICK = 0.02  # of the file system's clock, at most: nobody can set the time that is looked at, so it is waited for
 

@@ -16,11 +16,9 @@ from pathlib import Path
 
 import datasets
 import pytest
-from conftest import ROOT, environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from untrained import untrained
 
 from cls import config
 from cls.commands.main import parse_command
@@ -35,6 +33,8 @@ from cls.data.sources import Splits, load, load_images, load_labelled
 from cls.data.split_words import splits_in
 from cls.runtime.signals import StopSignal
 from cls.validate import check_labels
+from tests.harness import ROOT, environment
+from tests.harness.untrained import untrained
 
 Files = dict[str, str]
 

@@ -10,7 +10,7 @@ import sys
 import tarfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
@@ -22,10 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, environment
 from datasets import ClassLabel, Features, Value
 from datasets import Image as ImageFeature
-from forked import Bench, bench
 from PIL import Image
 from scipy import stats
 
@@ -45,6 +43,8 @@ from cls.training.resume import _keep
 from cls.transforms.decode import CorruptImageError
 from cls.validate import check
 from tests.commands.test_fetch import Hub, Server, unmoved
+from tests.harness import ROOT
+from tests.harness.runs import Runs
 from tests.runs.test_any_run import undisturbed
 from tests.tracking.test_run_dir import CLUSTER
 
@@ -506,12 +506,6 @@ def test_combinations_that_contradict(fields: dict[str, Any], message: str) -> N
 # --- real runs ---
 
 
-@pytest.fixture(scope="module")
-def runs() -> Iterator[Bench]:
-    with bench(environment()) as found:
-        yield found
-
-
 def digits(root: Path) -> Path:
     """100 scans of digits in two uneven parquet files with row groups of 3; two training images are broken."""
     from sklearn.datasets import load_digits
@@ -578,7 +572,7 @@ def test_a_run_streams_each_image_once_and_replaces_broken_ones(tmp_path: Path) 
 
 
 @pytest.mark.soak
-def test_one_and_two_processes_train_the_same_weights(tmp_path: Path, runs: Bench) -> None:
+def test_one_and_two_processes_train_the_same_weights(tmp_path: Path, runs: Runs) -> None:
     """With uneven shards and broken images, replaced by the same others everywhere."""
     root = digits(tmp_path / "data")
     ends = [
@@ -594,7 +588,7 @@ def test_one_and_two_processes_train_the_same_weights(tmp_path: Path, runs: Benc
 
 
 @pytest.mark.soak
-def test_a_run_that_goes_on_elsewhere_ends_with_the_same_weights(tmp_path: Path, runs: Bench) -> None:
+def test_a_run_that_goes_on_elsewhere_ends_with_the_same_weights(tmp_path: Path, runs: Runs) -> None:
     root = digits(tmp_path / "data")
     whole = runs.run(tmp_path / "whole", run_args(root))
     assert whole.codes == [0] and replaced(root, whole.out, 7 * 32), whole.output
@@ -611,7 +605,7 @@ def test_a_run_that_goes_on_elsewhere_ends_with_the_same_weights(tmp_path: Path,
 
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", ["packed", "tar cls", "folder", "parquet"])
-def test_every_source_trains_the_same_on_any_number_of_processes(tmp_path: Path, runs: Bench, kind: str) -> None:
+def test_every_source_trains_the_same_on_any_number_of_processes(tmp_path: Path, runs: Runs, kind: str) -> None:
     root = SOURCES[kind](tmp_path / "data")
     found = set()
     for world_size in (1, 2, 4):

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT, environment
 from PIL import Image
 
 from cls.commands.options import PackOptions
 from cls.commands.pack import pack
 from cls.data.workers import WorkerDied, Workers, in_order
 from cls.runtime.exit import DataError
+from tests.harness import ROOT, environment
 from tests.tracking.test_tracker import history, inspect
 
 
@@ -224,7 +224,7 @@ def test_at_each_fork_of_a_run_the_only_thread_is_the_main_one(tmp_path: Path, i
     """Three epochs with W&B, checkpoints, a heartbeat, validations, a test split and test-time views: one set of loader
     processes for each rank."""
     record, out = tmp_path / "forks", tmp_path / "run"
-    command = [sys.executable, str(ROOT / "tests" / "audited.py"), str(record), "train", *SMALL]
+    command = [sys.executable, str(ROOT / "tests" / "harness" / "audited.py"), str(record), "train", *SMALL]
     command += ["--data.path", str(images), "--train.epochs", "3", "--train.save-minutes", "0", "--out", str(out)]
     if world_size > 1:
         command[1:1] = ["-m", "torch.distributed.run", f"--nproc_per_node={world_size}", "--standalone"]
@@ -236,7 +236,15 @@ def test_at_each_fork_of_a_run_the_only_thread_is_the_main_one(tmp_path: Path, i
     if world_size == 1:
         for words in (["evaluate", str(out)], ["predict", str(out), str(images / "test")], ["check", str(images)]):
             record.unlink(missing_ok=True)
-            command = [sys.executable, str(ROOT / "tests" / "audited.py"), str(record), "cls", *words, "--workers", "2"]
+            command = [
+                sys.executable,
+                str(ROOT / "tests" / "harness" / "audited.py"),
+                str(record),
+                "cls",
+                *words,
+                "--workers",
+                "2",
+            ]
             done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, cwd=tmp_path)
             assert done.returncode == 0, done.stdout + done.stderr
             assert forks(record) and forks(record) == [["MainThread"]] * len(forks(record)), words
@@ -256,7 +264,7 @@ def test_other_libraries_threads_are_not_there_at_a_fork(tmp_path: Path, images:
     if kind == "a key":
         env |= {"WANDB_API_KEY": "0123456789abcdef" * 2 + "fedcba98", "WANDB_BASE_URL": "http://127.0.0.1:9"}
     words += ["--track.wandb", "disabled"] if kind in ("parquet", "compiled") else []
-    command = [sys.executable, str(ROOT / "tests" / "audited.py"), str(record), "train", *words]
+    command = [sys.executable, str(ROOT / "tests" / "harness" / "audited.py"), str(record), "train", *words]
     process = started([*command, "--data.path", str(images)], tmp_path, **env)
     assert process.stdout is not None
     output = ""

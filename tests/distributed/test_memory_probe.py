@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import environment
-from forked import Bench, Ended, bench
 from torch.optim import Optimizer
 
 from cls.config import change
@@ -17,8 +15,9 @@ from cls.distributed.memory_probe import probe
 from cls.distributed.micro_batches import MicroBatches
 from cls.tracking.events import read_events
 from tests.distributed.test_tree_reduce import Net, one_step, run_of, world
-from tests.runs.test_stopping import TINY, saved
-from tests.runs.test_survival import bits
+from tests.harness import TINY
+from tests.harness.records import Result, bits, saved
+from tests.harness.runs import Runs
 
 # beyond what the process has at the start a micro-batch of 64 takes 540 to 600 MB, one of 32 less than 340
 LARGE = [
@@ -33,9 +32,9 @@ ADVICE = (
 
 
 @pytest.fixture(scope="module")
-def runs() -> Iterator[Bench]:
+def limited() -> Iterator[Runs]:
     # the limit is on addresses: glibc is to keep none of what is free, and to reserve no further heaps of 64 MB
-    with bench(environment(MALLOC_MMAP_THRESHOLD_="100000", MALLOC_ARENA_MAX="1")) as found:
+    with Runs(MALLOC_MMAP_THRESHOLD_="100000", MALLOC_ARENA_MAX="1") as found:
         yield found
 
 
@@ -44,34 +43,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("memory")
 
 
-@pytest.fixture(scope="module")
-def whole(runs: Bench, folder: Path) -> Ended:
-    """One process, never interrupted."""
-    ended = runs.run(folder / "whole", TINY)
-    assert ended.codes == [0], ended.output
-    return ended
-
-
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("world_size", "megabytes"),
     [pytest.param(2, 440, marks=pytest.mark.soak), pytest.param(1, 540, marks=pytest.mark.soak)],
 )
 def test_a_micro_batch_that_does_not_fit_on_one_rank_stops_all_with_one_that_does(
-    runs: Bench, folder: Path, world_size: int, megabytes: int
+    limited: Runs, folder: Path, world_size: int, megabytes: int
 ) -> None:
     """Only the last rank has the limit; the others would have gone on. The larger one ends the backward pass."""
     limit = f"limit={megabytes}@{world_size - 1}:probe:1"
-    ended = runs.run(folder / f"large-{world_size}", [*LARGE, "--train.micro-batch", "64"], world_size, limit)
-    assert ended.codes == [5] * world_size and ended.struck == ["probe"], ended.output
+    ended = limited.run(folder / f"large-{world_size}", [*LARGE, "--train.micro-batch", "64"], world_size, limit)
+    assert ended.codes == [5] * world_size and ended.faults == ["probe"], ended.output
     assert ended.exit == {"outcome": "out_of_memory", "code": 5, "reason": ADVICE, "step": 0}
     assert f"out of memory: {ADVICE}" in ended.output and "Traceback" not in ended.output
     assert saved(ended.out) == [] and read_events(ended.out) == [] and not (ended.out / "lock").exists()
     flag = re.findall(r"--train\.micro-batch \d+", ended.output)
     assert set(flag) == {"--train.micro-batch 32"}
-    blows = f"{limit};SIGTERM@0:step:1"  # a whole step fits as well; validation is left out, it takes longer
-    again = runs.run(folder / f"fits-{world_size}", [*LARGE, *flag[0].split()], world_size, blows)
-    assert again.codes == [85] * world_size and again.struck == ["probe", "step"], again.output
+    faults = f"{limit};SIGTERM@0:step:1"  # a whole step fits as well; validation is left out, it takes longer
+    again = limited.run(folder / f"fits-{world_size}", [*LARGE, *flag[0].split()], world_size, faults)
+    assert again.codes == [85] * world_size and again.faults == ["probe", "step"], again.output
     assert saved(again.out) == [(1, 0)]
 
 
@@ -81,40 +72,40 @@ def test_a_micro_batch_that_does_not_fit_on_one_rank_stops_all_with_one_that_doe
 )
 @pytest.mark.soak
 def test_a_piece_that_does_not_fit_on_one_rank_is_cut_on_all(
-    runs: Bench, folder: Path, world_size: int, megabytes: int, found: str
+    limited: Runs, folder: Path, world_size: int, megabytes: int, found: str
 ) -> None:
     """Micro-batches of 32; the whole share is tried first (64 or 128 images) on the rank that has the limit."""
     out, limit = folder / f"pieces-{world_size}", f"limit={megabytes}@{world_size - 1}:probe:1;SIGTERM@0:step:1"
-    ended = runs.run(out, [*LARGE, "--train.micro-batch", "32", "--train.reduce", "fast"], world_size, limit)
-    assert ended.codes == [85] * world_size and ended.struck == ["probe", "step"], ended.output
+    ended = limited.run(out, [*LARGE, "--train.micro-batch", "32", "--train.reduce", "fast"], world_size, limit)
+    assert ended.codes == [85] * world_size and ended.faults == ["probe", "step"], ended.output
     assert ended.output.count("per forward") == 1 and f"fast: {found} per forward\n" in ended.output
     assert saved(out) == [(1, 0)]
 
 
 @pytest.mark.integration
-def test_memory_that_is_short_later_on_costs_no_checkpoint(runs: Bench, folder: Path, whole: Ended) -> None:
+def test_memory_that_is_short_later_on_costs_no_checkpoint(limited: Runs, folder: Path, tiny: Result) -> None:
     """Rank 1 fails in the first of its two micro-batches of step 5; rank 0 loses its partner."""
     out = folder / "later"
-    ended = runs.run(out, TINY, 2, "raise@1:forward:9")
-    assert ended.codes == [1, 5] and ended.struck == ["forward"], ended.output
+    ended = limited.run(out, TINY, 2, "raise@1:forward:9")
+    assert ended.codes == [1, 5] and ended.faults == ["forward"], ended.output
     assert ended.exit["outcome"] == "out_of_memory" and ended.exit["code"] == 5 and ended.exit["step"] == 4
     assert ended.exit["reason"].startswith("a micro-batch of 4 images of 32 pixels does not fit into memory: add "
                                            "--train.micro-batch 2 (a step is then 8 micro-batches")  # fmt: skip
     assert "says the test" in ended.exit["reason"] and "Traceback" not in ended.output
     assert "ended because another process of this run did" in ended.output
     assert saved(out) == [(3, 3)]
-    again = runs.run(out, TINY, 2)
+    again = limited.run(out, TINY, 2)
     assert again.codes == [0, 0] and "step 3 of 8 ->" in again.output, again.output
-    assert bits(again) == bits(whole)
+    assert bits(again) == bits(tiny)
 
 
 @pytest.mark.soak
-def test_memory_that_is_short_in_the_only_process(runs: Bench, folder: Path, whole: Ended) -> None:
+def test_memory_that_is_short_in_the_only_process(limited: Runs, folder: Path, tiny: Result) -> None:
     out = folder / "alone"
-    ended = runs.run(out, TINY, 1, "raise@0:forward:17")
+    ended = limited.run(out, TINY, 1, "raise@0:forward:17")
     assert ended.codes == [5] and ended.exit["outcome"] == "out_of_memory" and saved(out) == [(3, 3)]
-    again = runs.run(out, TINY)
-    assert again.codes == [0] and bits(again) == bits(whole)
+    again = limited.run(out, TINY)
+    assert again.codes == [0] and bits(again) == bits(tiny)
 
 
 # --- the probe leaves nothing behind ---
@@ -164,23 +155,23 @@ FAST = [*TINY, "--train.reduce", "fast"]
 @pytest.mark.soak
 @pytest.mark.parametrize("world_size", [3, 4])
 def test_a_fast_run_that_is_continued_on_as_many_ranks_has_the_same_bits(
-    runs: Bench, folder: Path, world_size: int
+    limited: Runs, folder: Path, world_size: int
 ) -> None:
     """DDP rebuilds its buckets after its first backward pass; the probe has had that pass before the first step."""
-    straight = runs.run(folder / f"fast-{world_size}", FAST, world_size)
+    straight = limited.run(folder / f"fast-{world_size}", FAST, world_size)
     assert straight.codes == [0] * world_size, straight.output
     out = folder / f"fast-stopped-{world_size}"
-    stopped = runs.run(out, FAST, world_size, "SIGTERM@1:step:3")
+    stopped = limited.run(out, FAST, world_size, "SIGTERM@1:step:3")
     assert stopped.codes == [85] * world_size and saved(out)[-1][0] == stopped.exit["step"] in (3, 4)
-    again = runs.run(out, FAST, world_size)
+    again = limited.run(out, FAST, world_size)
     assert again.codes == [0] * world_size and bits(again) == bits(straight)
 
 
 @pytest.mark.soak
-def test_control_without_the_probe_a_continued_fast_run_has_other_bits(runs: Bench, folder: Path) -> None:
-    straight = runs.run(folder / "cold", FAST, 4, FORKED_NO_PROBE="1")
+def test_control_without_the_probe_a_continued_fast_run_has_other_bits(limited: Runs, folder: Path) -> None:
+    straight = limited.run(folder / "cold", FAST, 4, HARNESS_NO_PROBE="1")
     out = folder / "cold-stopped"
-    stopped = runs.run(out, FAST, 4, "SIGTERM@1:step:3", FORKED_NO_PROBE="1")
-    again = runs.run(out, FAST, 4, FORKED_NO_PROBE="1")
+    stopped = limited.run(out, FAST, 4, "SIGTERM@1:step:3", HARNESS_NO_PROBE="1")
+    again = limited.run(out, FAST, 4, HARNESS_NO_PROBE="1")
     assert (straight.codes, stopped.codes, again.codes) == ([0] * 4, [85] * 4, [0] * 4)
     assert bits(again) != bits(straight)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, environment
 
 from cls.commands.arguments import Compare
 from cls.commands.compare import markdown, sheets
@@ -19,6 +18,7 @@ from cls.evaluation.predictions import Predictions, write_parquet
 from cls.evaluation.stats import images_needed, mcnemar, paired_difference, pooled_accuracy, wilson
 from cls.runtime.files import write_whole
 from cls.runtime.signals import StopSignal
+from tests.harness import ROOT, environment
 
 CLASSES = ("0", "1", "2", "10")
 N = 300

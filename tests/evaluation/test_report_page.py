@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -42,6 +41,7 @@ from cls.tracking.events import EventLog
 from cls.tracking.run_data import keep, look
 from cls.transforms.jpeg import Decoder
 from cls.transforms.ops import view_ops
+from tests.harness import ROOT
 
 CHROMIUM = shutil.which("chromium")
 EVIL = (

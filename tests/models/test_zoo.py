@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED
 from datasets import Dataset
 from PIL import Image
 
@@ -33,6 +32,7 @@ from cls.transforms.ops import RandAugment, training_ops, view_ops
 from cls.transforms.params import RAND_OPS, RandOp
 from cls.transforms.params import draw as draw_parameters
 from cls.transforms.reference import apply
+from tests.harness import ROOT, SHARED
 
 # in the sandbox no warnings are allowed; here pytest has its own filters
 pytestmark = [pytest.mark.filterwarnings("ignore:::PIL"), pytest.mark.filterwarnings("ignore::UserWarning:PIL")]

@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from conftest import environment
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageColumn
 from hypothesis import HealthCheck, given, settings
@@ -34,6 +33,7 @@ import train
 from cls import recipes
 from cls.config import Run, change, flat, from_yaml
 from cls.models.backbones import plain
+from tests.harness import environment
 
 Values = dict[str, Any]
 

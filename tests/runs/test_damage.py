@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import launch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -43,6 +42,7 @@ from cls.training.checkpoint import restore
 from cls.training.resume import keep_data
 from cls.training.state import State, build_state
 from cls.training.steps import Steps
+from tests.runs.test_any_run import start
 from tests.tracking.test_run_dir import CLUSTER
 
 # --- a real run, and what reads it ---
@@ -72,13 +72,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Whole:
     words = ["digits", "--data.path", str(data), "--data.size", "32", "--data.workers", "0", "--data.max-corrupt", "1",
              "--model.backbone", "timm/test_resnet", "--train.batch", "16", "--train.micro-batch", "8",
              "--train.epochs", "2", "--track.wandb", "disabled", "--track.ledger", "True"]  # fmt: skip
-    ended = launch(data.parent / "runs" / "whole", words)
-    assert ended.code == 0, ended.output
-    run = read_run(ended.out / "config.yaml")
+    out = data.parent / "runs" / "whole"
+    code, said = start([*words, "--out", str(out)])
+    assert code in (0, None), said
+    run = read_run(out / "config.yaml")
     splits = load(run.data, run.seed)
-    return Whole(
-        ended.out, run, splits, build_state(run, len(splits.classes), Steps(len(splits.train), run.train), CLUSTER)
-    )
+    return Whole(out, run, splits, build_state(run, len(splits.classes), Steps(len(splits.train), run.train), CLUSTER))
 
 
 def resume(whole: Whole, out: Path) -> None:

@@ -1,6 +1,5 @@
 """The promise of the product: the same bits on 1, 2, 3 and 4 processes, and after moving a run from 4 to 2."""
 
-import hashlib
 import json
 import os
 import signal
@@ -10,10 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, SMALL, Result, environment, launch, timeless
 from safetensors.torch import load_file
+
+from tests.harness import ROOT, SMALL, environment
+from tests.harness.records import Result, bits
+from tests.harness.runs import Runs
 
 pytestmark = pytest.mark.integration
 
@@ -26,8 +27,8 @@ FULL = [*SMALL, *(word.replace("_", " ") if "dropout" in word else word for word
 STEPS = 22  # 7 epochs of 100 images in batches of 32: epochs end inside batches
 
 
-def run(folder: Path, name: str, processes: int, *extra: str) -> Result:
-    result = launch(folder / name, [*FULL, *extra], processes, script="tests/traced_train.py")
+def run(runs: Runs, folder: Path, name: str, processes: int, *extra: str) -> Result:
+    result = runs.run(folder / name, [*FULL, *extra], processes, patch="tests.harness.traces:record")
     assert result.code == 0, result.output
     return result
 
@@ -42,23 +43,14 @@ def traces(result: Result, world: int) -> list[dict[str, Any]]:
     return sorted((t for r in records for t in r["trace"]), key=lambda t: (t["step"], t["index"]))
 
 
-def bits(result: Result) -> dict[str, Any]:
-    """All that must agree: losses and rates of each step, validation figures, final weights, average, predictions."""
-    rows = timeless(result.rows)
-    last = max((result.out / "checkpoints").glob("step-*"))
-    files = {name: (last / name).read_bytes() for name in ("model.safetensors", "average.safetensors")}
-    predictions = pq.read_table(result.out / "predictions" / "val.parquet").to_pydict()
-    return {"rows": rows, "predictions": predictions} | {k: hashlib.sha256(v).hexdigest() for k, v in files.items()}
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("exact")
 
 
 @pytest.fixture(scope="module")
-def one(folder: Path) -> Result:
-    return run(folder, "one", 1)
+def one(runs: Runs, folder: Path) -> Result:
+    return run(runs, folder, "one", 1)
 
 
 @pytest.mark.promise
@@ -85,21 +77,21 @@ def test_control_every_image_once_per_epoch(one: Result) -> None:
     "processes",
     [*(pytest.param(n, marks=pytest.mark.soak) for n in (2, 3)), pytest.param(4, marks=pytest.mark.promise)],
 )
-def test_same_bits_on_any_number_of_processes(folder: Path, one: Result, processes: int) -> None:
-    result = run(folder, f"of{processes}", processes)
+def test_same_bits_on_any_number_of_processes(runs: Runs, folder: Path, one: Result, processes: int) -> None:
+    result = run(runs, folder, f"of{processes}", processes)
     assert traces(result, processes) == traces(one, 1)
     assert bits(result) == bits(one)
 
 
 @pytest.mark.soak
 def test_a_run_moved_from_four_processes_to_two_has_the_bits_of_the_uninterrupted_one(
-    folder: Path, one: Result
+    runs: Runs, folder: Path, one: Result
 ) -> None:
-    run(folder, "moved", 4, "--train.max-steps", "9")  # inside epoch 3
-    first = traces(Result(0, "", folder / "moved"), 4)
+    run(runs, folder, "moved", 4, "--train.max-steps", "9")  # inside epoch 3
+    first = traces(Result([0], "", folder / "moved"), 4)
     for rank in range(4):
         (folder / "moved" / f"trace-{rank}.json").unlink()
-    result = run(folder, "moved", 2)
+    result = run(runs, folder, "moved", 2)
     assert first + traces(result, 2) == traces(one, 1)
     ours, theirs = bits(result), bits(one)
     # the stop inside an epoch validated once more; nothing else may differ
@@ -108,7 +100,7 @@ def test_a_run_moved_from_four_processes_to_two_has_the_bits_of_the_uninterrupte
 
 
 @pytest.mark.soak
-def test_fast_reduction_of_a_model_without_batch_statistics_agrees_within_rounding(folder: Path) -> None:
+def test_fast_reduction_of_a_model_without_batch_statistics_agrees_within_rounding(runs: Runs, folder: Path) -> None:
     """GroupNorm: the sum's order is all that may differ between world sizes."""
     losses = {}
     for n in (1, 2, 4):
@@ -121,7 +113,7 @@ def test_fast_reduction_of_a_model_without_batch_statistics_agrees_within_roundi
             "--train.max-steps",
             "20",
         ]
-        result = launch(folder / f"gn{n}", [*args, "--train.channels-last", "False"], n)
+        result = runs.run(folder / f"gn{n}", [*args, "--train.channels-last", "False"], n)
         assert result.code == 0 and f"{n} process(es)" in result.output, result.output
         losses[n] = [row["train/loss"] for row in result.rows if "train/loss" in row]
     assert len(losses[1]) == 20 and losses[1][0] != losses[1][-1]
@@ -129,7 +121,7 @@ def test_fast_reduction_of_a_model_without_batch_statistics_agrees_within_roundi
 
 
 @pytest.mark.soak
-def test_a_killed_run_ends_with_the_bits_of_the_uninterrupted_one(folder: Path, one: Result) -> None:
+def test_a_killed_run_ends_with_the_bits_of_the_uninterrupted_one(runs: Runs, folder: Path, one: Result) -> None:
     """SIGKILL of the whole process group after the second checkpoint, then the same command again."""
     out = folder / "killed"
     command = [sys.executable, str(ROOT / "train.py"), *FULL, "--out", str(out)]
@@ -140,17 +132,17 @@ def test_a_killed_run_ends_with_the_bits_of_the_uninterrupted_one(folder: Path, 
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (out / "exit.json").exists()
-    again = launch(out, FULL)
+    again = runs.run(out, FULL)
     assert again.code == 0 and " of 22 ->" in again.output and "step 0 of 22" not in again.output
     assert bits(again) == bits(one)
 
 
 @pytest.mark.soak
-def test_control_another_seed_and_fast_reduction_differ(folder: Path, one: Result) -> None:
+def test_control_another_seed_and_fast_reduction_differ(runs: Runs, folder: Path, one: Result) -> None:
     short = ["--train.max-steps", "6"]
-    seed = run(folder, "seed", 1, "--seed", "1", *short)
+    seed = run(runs, folder, "seed", 1, "--seed", "1", *short)
     assert traces(seed, 1)[0] != traces(one, 1)[0]
-    fast = {n: run(folder, f"fast{n}", n, "--train.reduce", "fast", *short) for n in (1, 2)}
+    fast = {n: run(runs, folder, f"fast{n}", n, "--train.reduce", "fast", *short) for n in (1, 2)}
     losses = {n: [row["train/loss"] for row in r.rows if "train/loss" in row] for n, r in fast.items()}
     assert losses[1][0] == pytest.approx(losses[2][0], rel=1e-6)
     assert losses[1] != losses[2]

@@ -2,10 +2,9 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,17 @@ import pytest
 import timm
 import torch
 import yaml
-from conftest import ROOT, SMALL, environment
-from forked import Ended
 from safetensors.torch import load_file, save_file
-from sharded_train import Recorded, Tensors, gathered, records, sha
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from cls.commands.audit import audit
-from cls.config import Model
-from cls.models.build import build_shapes
-from cls.models.sharding import sharding_units
 from cls.tracking.events import read_events
 from cls.training.checkpoint import checkpoints, verify
-from tests.runs.test_survival import images
+from tests.harness import ROOT, SMALL, environment
+from tests.harness.records import Result, images
+from tests.harness.runs import Runs, free_port
+from tests.harness.sharding import RECORD, Tensors, gathered, records, sha
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what accelerate_configs/fsdp.yaml makes of the launcher
 METHOD = """
@@ -46,7 +42,7 @@ FROZEN = ("stem", "layer1", "layer2", "layer3")
 class Attempt:
     """One command's run, and what its ranks held."""
 
-    ended: Ended
+    ended: Result
     ranks: list[dict[str, Any]]
     start: Tensors
     last: Tensors
@@ -67,24 +63,17 @@ Go = Callable[..., Attempt]
 
 
 @pytest.fixture(scope="module")
-def runs() -> Iterator[Recorded]:
-    found = Recorded(environment())
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fsdp")
 
 
 @pytest.fixture(scope="module")
-def go(runs: Recorded, folder: Path) -> Go:
-    """A run on (mostly) two ranks that must end well, or as ``blow`` asks; every rank says how it holds the model."""
+def go(runs: Runs, folder: Path) -> Go:
+    """A run on (mostly) two ranks that must end well, or as ``fault`` asks; every rank says how it holds the model."""
 
-    def on_ranks(name: str, args: list[str], fsdp: bool, blow: str = "", world: int = 2) -> Attempt:
-        ended = runs.run(folder / name, args, world, blow, **(FSDP if fsdp else {}))
-        assert ended.codes == [85 if blow else 0] * world, ended.output
+    def on_ranks(name: str, args: list[str], fsdp: bool, fault: str = "", world: int = 2) -> Attempt:
+        ended = runs.run(folder / name, args, world, fault, RECORD, **(FSDP if fsdp else {}))
+        assert ended.codes == [85 if fault else 0] * world, ended.output
         assert "Traceback" not in ended.output
         ranks = records(ended)
         assert [(r["rank"], r["world"], r["fsdp"]) for r in ranks] == [(rank, world, fsdp) for rank in range(world)]
@@ -311,11 +300,11 @@ def test_uneven_and_empty_pieces_go_on_in_others(go: Go) -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("moment", ["micro:13", "update:11", "evaluation:3", "between files:5", "after rename:2"])
 def test_a_sharded_run_killed_anywhere_is_the_uninterrupted_one(
-    go: Go, runs: Recorded, folder: Path, fsdp: Attempt, moment: str
+    go: Go, runs: Runs, folder: Path, fsdp: Attempt, moment: str
 ) -> None:
     name = f"killed-{moment.replace(' ', '-').replace(':', '-')}"
     killed = runs.run(folder / name, WHOLE, 2, f"SIGKILL@0:{moment}", **FSDP)
-    assert killed.codes == [-9, -9] and killed.struck == [moment.split(":")[0]], killed.output
+    assert killed.codes == [-9, -9] and killed.faults == [moment.split(":")[0]], killed.output
     attempt = go(name, WHOLE, True)
     assert equal(attempt.last, fsdp.last)
     same_figures(attempt, fsdp, 0)
@@ -422,7 +411,7 @@ def test_the_moving_average_is_that_of_the_whole_weights(
     ids=["uneven", "version", "exact", "alone", "compile"],
 )
 def test_what_cannot_be_sharded_is_refused(
-    runs: Recorded, tmp_path: Path, world: int, args: list[str], env: dict[str, str], parts: list[str]
+    runs: Runs, tmp_path: Path, world: int, args: list[str], env: dict[str, str], parts: list[str]
 ) -> None:
     ended = runs.run(tmp_path / "run", [*NORMED, *args], world, **(FSDP | env))
     assert ended.codes == [2] * world, ended.output
@@ -433,95 +422,19 @@ def test_what_cannot_be_sharded_is_refused(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-# --- what is gathered together ---
-
-
-def blocks_of(network: nn.Module, kinds: tuple[str, ...]) -> list[nn.Module]:
-    return [module for module in network.modules() if type(module).__name__ in kinds]
-
-
-def meta(backbone: str, **more: Any) -> tuple[nn.Module, list[nn.Module]]:
-    config = Model(backbone=backbone, weights="none", **more)
-    network = build_shapes(config, 100)
-    return network, sharding_units(network, config)
-
-
-def size(parameters: Iterator[Tensor]) -> int:
-    return sum(p.numel() for p in parameters)
-
-
-@pytest.mark.parametrize(
-    ("backbone", "more", "kinds", "blocks", "head"),
-    [
-        ("resnet18", {}, ("BasicBlock",), 8, "fc"),
-        ("resnet50", {"head": "512 bn silu dropout:0.5"}, ("Bottleneck",), 16, "fc"),
-        ("resnext101_32x8d", {}, ("Bottleneck",), 33, "fc"),
-        ("resnext101_32x8d", {"cbam": (4,), "dropout3": 0.2}, ("Bottleneck", "CBAM"), 34, "fc"),
-        ("resnet50", {"cbam": (1, 2, 3, 4), "cbam_chained": True}, ("Bottleneck", "CBAM"), 20, "fc"),
-        ("resnext101_64x4d", {"gate": 500, "head": "bn 512 relu dropout:0.5"}, ("Bottleneck",), 33, "fc"),
-        ("resnext14_8x8d", {}, ("Bottleneck",), 4, "fc"),
-        ("timm/seresnext101d_32x8d.ah_in1k", {"head": "dropout:0.5"}, ("Bottleneck",), 33, "fc"),
-        ("timm/seresnextaa101d_32x8d", {}, ("Bottleneck",), 33, "fc"),
-        ("timm/vit_base_patch16_224", {}, ("Block",), 12, "head"),
-    ],
-)
-def test_each_block_and_the_head_are_gathered_alone(
-    backbone: str, more: dict[str, Any], kinds: tuple[str, ...], blocks: int, head: str
-) -> None:
-    network, units = meta(backbone, **more)
-    expected = [*blocks_of(network, kinds), network.get_submodule(head)]
-    assert len(expected) == blocks + 1
-    assert sorted(map(id, units)) == sorted(map(id, expected))
-    parameters = [id(p) for unit in units for p in unit.parameters()]
-    assert len(parameters) == len(set(parameters))
-    assert size(network.parameters()) - sum(size(unit.parameters()) for unit in units) < 0.02 * size(
-        network.parameters()
-    )
-
-
-@pytest.mark.parametrize(
-    ("backbone", "kind", "blocks", "left"),
-    [
-        ("timm/test_convnext", "ConvNeXtBlock", 9, 0.2),
-        ("timm/test_vit", "Block", 6, 0.2),
-        ("timm/convnext_tiny", "ConvNeXtBlock", 18, 0.1),
-        ("timm/regnety_016", "Bottleneck", 27, 0.01),  # its stages are no sequences
-    ],
-)
-def test_networks_of_other_kinds(backbone: str, kind: str, blocks: int, left: float) -> None:
-    """No block is cut or counted twice; a tiny transformer's patch embedding is a large part of it."""
-    network, units = meta(backbone)
-    found = blocks_of(network, (kind,))
-    assert len(found) == blocks
-    for block in found:
-        assert sum(any(block is module for module in unit.modules()) for unit in units) == 1
-    parameters = [id(p) for unit in units for p in unit.parameters()]
-    assert len(parameters) == len(set(parameters))
-    root = size(network.parameters()) - sum(size(unit.parameters()) for unit in units)
-    assert root < left * size(network.parameters())
-
-
-def test_a_network_without_blocks_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"model\.backbone: \d\d% of timm/efficientvit_b0's parameters.*use DDP"):
-        meta("timm/efficientvit_b0")
-
-
 # --- the command ---
 
 
 @pytest.mark.integration
 def test_the_real_command(tmp_path: Path) -> None:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--main_process_port", str(port)]
+    launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--main_process_port", str(free_port())]
     command = [*launcher, "--config_file", str(ROOT / "accelerate_configs" / "fsdp.yaml"), str(ROOT / "train.py")]
     args = [*SMALL, "--train.reduce", "fast", "--train.max-steps", "2", "--out", str(tmp_path / "run")]
     done = subprocess.run(
         [*command, *args], env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    ended = Ended([0, 0], done.stdout + done.stderr, tmp_path / "run", 0)
+    ended = Result([0, 0], done.stdout + done.stderr, tmp_path / "run")
     assert ended.exit["outcome"] == "done" and ended.exit["step"] == 2
     (start,) = [event for event in read_events(ended.out) if event["event"] == "start"]
     assert (start["processes"], start["sharded"]) == (2, True)

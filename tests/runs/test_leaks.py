@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment
+
+from tests.harness import ROOT, environment
 
 STEPS, SETTLED = int(os.environ.get("CLS_SOAK_STEPS", 10_000)), 0.2  # share of the steps until all is warm
 RUN = [

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SHARED, environment
+
+from tests.harness import ROOT, SHARED, environment
 
 pytestmark = pytest.mark.integration
 

@@ -5,41 +5,25 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment
-from forked import Bench, Ended, bench
 
 from cls.commands.audit import audit
 from cls.config import Data
 from cls.data.readers import images_of
 from cls.data.sources import load
 from cls.tracking.events import read_events
-from cls.training.checkpoint import checkpoints, verify
-from tests.runs.test_survival import bits
+from tests.harness import ROOT, TINY, environment
+from tests.harness.records import Result, bits, saved
+from tests.harness.runs import Runs, free_port
 
 pytestmark = pytest.mark.integration
 
-# 8 steps; the epochs end after steps 3, 5 and 8, the first two of them inside a batch; 3 slices a validation
-TINY = [
-    "digits", "--data.limit", "40", "--data.workers", "0", "--train.batch", "16", "--train.micro-batch", "4",
-    "--train.epochs", "3", "--train.eval-batch", "16", "--track.wandb", "disabled", "--model.backbone",
-    "timm/test_resnet", "--model.head", "32 bn relu dropout:0.5", "--augment.mixup", "0.4", "--optim.ema", "0.9",
-    "--track.ledger", "True",
-]  # fmt: skip
 STEPS = 8
-
-
-@pytest.fixture(scope="module")
-def runs() -> Iterator[Bench]:
-    with bench(environment()) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -47,23 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("signals")
 
 
-@pytest.fixture(scope="module")
-def whole(runs: Bench, folder: Path) -> Ended:
-    """One process, never interrupted."""
-    ended = runs.run(folder / "whole", TINY)
-    assert ended.codes == [0], ended.output
-    return ended
-
-
-def saved(out: Path) -> list[tuple[int, int]]:
-    """(step, last validation) of each checkpoint, all of them whole."""
-    found = checkpoints(out / "checkpoints")
-    assert [verify(path) for path in found] == [""] * len(found)
-    progress = [json.loads((path / "progress.json").read_text()) for path in found]
-    return [(record["step"], record["history"]["validated"]) for record in progress]
-
-
-def check_stopped(ended: Ended, world: int, reason: str, step: int, validated: int | None = None) -> None:
+def check_stopped(ended: Result, world: int, reason: str, step: int, validated: int | None = None) -> None:
     """``validated``: of the newest checkpoint, which is of ``step``; None where there is no checkpoint yet."""
     assert ended.codes == [85] * world, ended.output
     assert ended.exit == {"outcome": "stopped", "code": 85, "reason": reason, "step": step}
@@ -72,12 +40,12 @@ def check_stopped(ended: Ended, world: int, reason: str, step: int, validated: i
     assert not (ended.out / "lock").exists() and not list(ended.out.rglob(".*.tmp"))
 
 
-def check_continued(runs: Bench, stopped: Ended, whole: Ended, world: int) -> Ended:
+def check_continued(runs: Runs, stopped: Result, tiny: Result, world: int) -> Result:
     step = stopped.exit["step"]
     ended = runs.run(stopped.out, TINY, world)
     assert ended.codes == [0] * world and ended.exit["outcome"] == "done", ended.output
     assert f"{world} process(es)" in ended.output and f"step {step} of {STEPS} ->" in ended.output
-    assert bits(ended) == bits(whole)
+    assert bits(ended) == bits(tiny)
     return ended
 
 
@@ -96,29 +64,29 @@ MOMENTS: dict[str, tuple[int, int | None]] = {
 REPRESENTATIVES = ("micro:2", "evaluation:2", "evaluation:4")
 
 
-def stop_and_go_on(runs: Bench, folder: Path, whole: Ended, moment: str, name: str) -> None:
+def stop_and_go_on(runs: Runs, folder: Path, tiny: Result, moment: str, name: str) -> None:
     out = folder / f"{name}-{moment.replace(':', '-')}"
     stopped = runs.run(out, TINY, 2, f"{name}@1:{moment}")
-    assert stopped.struck == [moment.split(":")[0]]
+    assert stopped.faults == [moment.split(":")[0]]
     check_stopped(stopped, 2, name, *MOMENTS[moment])
-    check_continued(runs, stopped, whole, 2)
+    check_continued(runs, stopped, tiny, 2)
 
 
 @pytest.mark.parametrize("moment", [pytest.param(REPRESENTATIVES[0], marks=pytest.mark.promise), *REPRESENTATIVES[1:]])
-def test_a_signal_to_one_rank_stops_all(runs: Bench, folder: Path, whole: Ended, moment: str) -> None:
-    stop_and_go_on(runs, folder, whole, moment, "SIGTERM")
+def test_a_signal_to_one_rank_stops_all(runs: Runs, folder: Path, tiny: Result, moment: str) -> None:
+    stop_and_go_on(runs, folder, tiny, moment, "SIGTERM")
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
-def test_each_signal_at_each_moment(runs: Bench, folder: Path, whole: Ended, moment: str, name: str) -> None:
+def test_each_signal_at_each_moment(runs: Runs, folder: Path, tiny: Result, moment: str, name: str) -> None:
     if (moment, name) not in [(moment, "SIGTERM") for moment in REPRESENTATIVES]:
-        stop_and_go_on(runs, folder, whole, moment, name)
+        stop_and_go_on(runs, folder, tiny, moment, name)
 
 
 def test_a_stop_among_the_results_of_a_later_attempt_saves_no_best_weights(
-    runs: Bench, folder: Path, whole: Ended
+    runs: Runs, folder: Path, tiny: Result
 ) -> None:
     """The network then has the best weights, with which the last step's optimizer must not be saved."""
     out, words = folder / "later-results", [*TINY, "--train.max-steps", "5"]
@@ -127,61 +95,63 @@ def test_a_stop_among_the_results_of_a_later_attempt_saves_no_best_weights(
         assert stopped.codes == [85] and stopped.exit["step"] == 5, stopped.output
         assert saved(out)[-1] == (5, 5) and len({step for step, _ in saved(out)}) == len(saved(out))
     ended = runs.run(out, TINY)
-    assert ended.codes == [0] and bits(ended) == bits(whole), ended.output
+    assert ended.codes == [0] and bits(ended) == bits(tiny), ended.output
     again = runs.run(out, words)  # fewer steps than are done
-    assert again.codes == [0] and again.exit["step"] == STEPS and bits(again) == bits(whole), again.output
+    assert again.codes == [0] and again.exit["step"] == STEPS and bits(again) == bits(tiny), again.output
 
 
 @pytest.mark.parametrize("moment", ["between files:2", pytest.param("before rename:1", marks=pytest.mark.soak)])
-def test_a_signal_while_a_checkpoint_is_written(runs: Bench, folder: Path, whole: Ended, moment: str) -> None:
+def test_a_signal_while_a_checkpoint_is_written(runs: Runs, folder: Path, tiny: Result, moment: str) -> None:
     """The writing thread goes on: the checkpoint that it had begun is finished, and the stop's own comes after it."""
     stopped = runs.run(folder / moment.replace(" ", "-").replace(":", "-"), TINY, 2, f"SIGTERM@0:{moment}")
     step = stopped.exit["step"]
     assert step in (4, 5)  # 3 was being saved, behind the steps; one of the two is read at the end of an epoch
     check_stopped(stopped, 2, "SIGTERM", step, 3)
     assert (3, 3) in saved(stopped.out)
-    check_continued(runs, stopped, whole, 2)
+    check_continued(runs, stopped, tiny, 2)
 
 
 @pytest.mark.parametrize(
-    "blow",
+    "fault",
     [
         pytest.param("SIGTERM@0:micro:5;SIGTERM@0:micro:6;SIGTERM@0:feed:8", marks=pytest.mark.soak),
         "SIGTERM@0:micro:5;SIGINT@0:micro:5",
     ],
 )
-def test_requests_on_top_of_each_other_are_one(runs: Bench, folder: Path, whole: Ended, blow: str) -> None:
-    stopped = runs.run(folder / f"twice-{blow.count('INT')}", TINY, 1, blow)
-    assert len(stopped.struck) == len(blow.split(";"))
+def test_requests_on_top_of_each_other_are_one(runs: Runs, folder: Path, tiny: Result, fault: str) -> None:
+    stopped = runs.run(folder / f"twice-{fault.count('INT')}", TINY, 1, fault)
+    assert len(stopped.faults) == len(fault.split(";"))
     check_stopped(stopped, 1, "SIGTERM", 3, 0)  # heard in step 2, read after step 3, which an epoch ends with
-    check_continued(runs, stopped, whole, 1)
+    check_continued(runs, stopped, tiny, 1)
 
 
-def test_a_second_ctrl_c_leaves_within_a_micro_batch(runs: Bench, folder: Path, whole: Ended) -> None:
+def test_a_second_ctrl_c_leaves_within_a_micro_batch(runs: Runs, folder: Path, tiny: Result) -> None:
     """The step is given up after its third micro-batch of four; the checkpoint is of the step before, buffers too."""
-    blow = "SIGINT@0:micro:5;SIGINT@0:micro:7"
-    stopped = runs.run(folder / "second", TINY, 1, blow, FORKED_SET='{"cls.runtime.signals.ECHO_SECONDS": 0.0}')
-    assert stopped.struck == ["micro", "micro"]
+    fault = "SIGINT@0:micro:5;SIGINT@0:micro:7"
+    stopped = runs.run(folder / "second", TINY, 1, fault, HARNESS_SET='{"cls.runtime.signals.ECHO_SECONDS": 0.0}')
+    assert stopped.faults == ["micro", "micro"]
     check_stopped(stopped, 1, "SIGINT", 1, 0)
     assert [row["step"] for row in stopped.rows] == [1]
-    check_continued(runs, stopped, whole, 1)
+    check_continued(runs, stopped, tiny, 1)
 
 
 @pytest.mark.soak
-def test_a_second_ctrl_c_on_one_rank_of_two_leaves_no_process(runs: Bench, folder: Path, whole: Ended) -> None:
+def test_a_second_ctrl_c_on_one_rank_of_two_leaves_no_process(runs: Runs, folder: Path, tiny: Result) -> None:
     """The other rank may wait for it in vain: what counts is that both are gone and the run goes on."""
-    blow = "SIGINT@0:micro:3;SIGINT@0:micro:4"
-    stopped = runs.run(folder / "second-of-two", TINY, 2, blow, FORKED_SET='{"cls.runtime.signals.ECHO_SECONDS": 0.0}')
+    fault = "SIGINT@0:micro:3;SIGINT@0:micro:4"
+    stopped = runs.run(
+        folder / "second-of-two", TINY, 2, fault, HARNESS_SET='{"cls.runtime.signals.ECHO_SECONDS": 0.0}'
+    )
     assert stopped.codes[0] == 85 and stopped.codes[1] != 0
     assert stopped.exit["outcome"] == "stopped" and saved(stopped.out) == [(1, 0)]
-    check_continued(runs, stopped, whole, 2)
+    check_continued(runs, stopped, tiny, 2)
 
 
 @pytest.mark.parametrize(
-    ("blow", "world"), [("SIGTERM@0:micro:3", 1), ("SIGTERM@1:micro:1", 2), ("SIGINT@0:micro:7;SIGINT@0:micro:9", 1)]
+    ("fault", "world"), [("SIGTERM@0:micro:3", 1), ("SIGTERM@1:micro:1", 2), ("SIGINT@0:micro:7;SIGINT@0:micro:9", 1)]
 )
 def test_broken_images_are_counted_over_a_stop(
-    runs: Bench, tmp_path: Path, photos: Path, blow: str, world: int
+    runs: Runs, tmp_path: Path, photos: Path, fault: str, world: int
 ) -> None:
     """The next attempt begins after the draws that found the first one, and skips it: of two, one is allowed."""
     data = tmp_path / "photos"
@@ -191,8 +161,8 @@ def test_broken_images_are_counted_over_a_stop(
     order = images.sampler(0, False)
     for draw in (1, 46):  # of 48: in the first step, by rank 0, and in the last
         (data / images.name(order.row(draw))).write_bytes(b"broken")
-    stopped = runs.run(tmp_path / "run", words, world, blow, FORKED_SET='{"cls.runtime.signals.ECHO_SECONDS": 0.0}')
-    check_stopped(stopped, world, blow.partition("@")[0], 2, 0)
+    stopped = runs.run(tmp_path / "run", words, world, fault, HARNESS_SET='{"cls.runtime.signals.ECHO_SECONDS": 0.0}')
+    check_stopped(stopped, world, fault.partition("@")[0], 2, 0)
     ended = runs.run(tmp_path / "run", words, world)
     assert ended.codes == [3] * world and "2 of 48 training images are corrupt" in ended.output
     mended = data / images.name(order.row(1))
@@ -203,28 +173,28 @@ def test_broken_images_are_counted_over_a_stop(
     assert audit(tmp_path / "run", 48, 16, balanced=False)["problems"] == []
 
 
-def test_a_stop_file_stops_all_ranks(runs: Bench, folder: Path, whole: Ended) -> None:
+def test_a_stop_file_stops_all_ranks(runs: Runs, folder: Path, tiny: Result) -> None:
     out = folder / "stop-file"
-    command = {"TOUCH": f"touch {out}/stop", "FORKED_SET": '{"cls.runtime.signals.LOOK_SECONDS": 0.0}'}
+    command = {"TOUCH": f"touch {out}/stop", "HARNESS_SET": '{"cls.runtime.signals.LOOK_SECONDS": 0.0}'}
     stopped = runs.run(out, TINY, 2, "$TOUCH@1:step:1", **command)
     assert stopped.exit["step"] in (2, 3)  # rank 0 looks after the file is there, or once before
     check_stopped(stopped, 2, f"{out}/stop exists", stopped.exit["step"], 0)
-    check_continued(runs, stopped, whole, 2)
+    check_continued(runs, stopped, tiny, 2)
 
 
-def run_in_a_job(runs: Bench, out: Path, seconds: int, **args: str) -> tuple[Ended, int, int]:
+def run_in_a_job(runs: Runs, out: Path, seconds: int, **args: str) -> tuple[Result, int, int]:
     """A run of ten thousand epochs in a job that ends soon: how it ended, seconds left as it began to and after."""
     end = int(time.time()) + seconds
     words = [*TINY, "--train.epochs", "10000", "--track.ledger", "False", *args.values()]
     small = json.dumps({"cls.runtime.signals.SPARE_SECONDS": 0.0, "cls.runtime.signals.LOOK_SECONDS": 0.0})
-    stopped = runs.run(out, words, 2, FORKED_SET=small, SLURM_JOB_END_TIME=str(end))
+    stopped = runs.run(out, words, 2, HARNESS_SET=small, SLURM_JOB_END_TIME=str(end))
     left = int(end - time.time())
     reason = re.fullmatch(r"the job ends in (\d+) seconds", stopped.exit["reason"])
     assert reason, stopped.exit
     return stopped, int(reason[1]), left
 
 
-def test_the_jobs_end_stops_a_long_run_in_time(runs: Bench, folder: Path) -> None:
+def test_the_jobs_end_stops_a_long_run_in_time(runs: Runs, folder: Path) -> None:
     """No checkpoint has been written yet, so each is taken to last 30 seconds; the epoch is longer than the job."""
     stopped, asked, left = run_in_a_job(runs, folder / "job", 62, limit="--data.limit=0")
     assert 0 < left <= asked <= 63  # 3 times the longest step comes on top of 60
@@ -233,7 +203,7 @@ def test_the_jobs_end_stops_a_long_run_in_time(runs: Bench, folder: Path) -> Non
 
 
 @pytest.mark.soak
-def test_a_run_stays_longer_once_it_knows_how_long_a_checkpoint_takes(runs: Bench, folder: Path) -> None:
+def test_a_run_stays_longer_once_it_knows_how_long_a_checkpoint_takes(runs: Runs, folder: Path) -> None:
     stopped, asked, left = run_in_a_job(runs, folder / "long-job", 75)
     assert 0 <= left <= asked < 30 and stopped.exit["step"] > 20
     check_stopped(stopped, 2, stopped.exit["reason"], stopped.exit["step"], saved(stopped.out)[-1][1])
@@ -244,17 +214,18 @@ def test_a_run_stays_longer_once_it_knows_how_long_a_checkpoint_takes(runs: Benc
 LONG = [*TINY, "--train.epochs", "10000", "--track.ledger", "False"]
 
 
-def port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
-
-
 def launcher(kind: str, processes: int) -> list[str]:
     if kind == "torchrun":
-        return [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port", port()]
+        return [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc_per_node={processes}",
+            "--master_port",
+            str(free_port()),
+        ]
     config = ["--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml"), "--num_processes", str(processes)]
-    return [sys.executable, "-m", "accelerate.commands.launch", *config, "--main_process_port", port()]
+    return [sys.executable, "-m", "accelerate.commands.launch", *config, "--main_process_port", str(free_port())]
 
 
 def trainers(out: Path) -> list[int]:

@@ -1,20 +1,16 @@
 """A run killed anywhere, or moved to any number of processes, is the same run, bit for bit."""
 
-import csv
-import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-from conftest import SMALL, environment, timeless
-from forked import Bench, Ended, bench
 
 from cls.commands.audit import audit
 from cls.tracking.events import read_events
 from cls.training.checkpoint import checkpoints, verify
+from tests.harness import SMALL
+from tests.harness.records import Result, bits, images
+from tests.harness.runs import Runs
 
 pytestmark = pytest.mark.integration
 
@@ -28,45 +24,19 @@ STEPS, IMAGES, BATCH = 22, 100, 32  # 7 epochs that end inside batches
 
 
 @pytest.fixture(scope="module")
-def runs() -> Iterator[Bench]:
-    with bench(environment()) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("survival")
 
 
 @pytest.fixture(scope="module")
-def whole(runs: Bench, folder: Path) -> Ended:
+def whole(runs: Runs, folder: Path) -> Result:
     """One process, never interrupted."""
     ended = runs.run(folder / "whole", FULL)
     assert ended.codes == [0], ended.output
     return ended
 
 
-def bits(ended: Ended) -> dict[str, Any]:
-    """Losses, rates and validation of each step, final weights and average, best weights, predictions, ledger."""
-    rows = timeless(ended.rows)
-    last = checkpoints(ended.out / "checkpoints")[-1]
-    files = [last / "model.safetensors", last / "average.safetensors", last / "optimizer.safetensors"]
-    found: dict[str, Any] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    predictions = pq.read_table(ended.out / "predictions" / "val.parquet").to_pydict()
-    return found | {"rows": rows, "predictions": predictions, "images": images(ended.out)}
-
-
-def images(out: Path) -> dict[int, tuple[str, str]]:
-    """Image and pixel hash of each draw of the steps that count."""
-    found = {}
-    for path in sorted((out / "ledger").iterdir()):
-        for row in csv.reader(path.open(newline="")):
-            if len(row) == 4 and len(row[3]) == 32:
-                found[int(row[1])] = (row[2], row[3])
-    return found
-
-
-def check_survived(ended: Ended, whole: Ended, attempts: int) -> None:
+def check_survived(ended: Result, whole: Result, attempts: int) -> None:
     assert bits(ended) == bits(whole)
     assert sorted(images(ended.out)) == list(range(STEPS * BATCH))
     found = audit(ended.out, IMAGES, BATCH, balanced=False)
@@ -92,10 +62,10 @@ POINTS = [
 SLICE = [(1, "step:11"), (1, "between files:6"), (1, "after rename:2"), (2, "micro:21")]
 
 
-def survive(runs: Bench, folder: Path, whole: Ended, world: int, moment: str) -> None:
+def survive(runs: Runs, folder: Path, whole: Result, world: int, moment: str) -> None:
     out = folder / f"{world}-{moment.replace(' ', '-').replace(':', '-')}"
     killed = runs.run(out, FULL, world, f"SIGKILL@0:{moment}")
-    assert killed.codes == [-9] * world and killed.struck == [moment.split(":")[0]], killed.output
+    assert killed.codes == [-9] * world and killed.faults == [moment.split(":")[0]], killed.output
     assert not (out / "exit.json").exists()
     before = good_steps(out)
     again = runs.run(out, FULL, world)
@@ -105,13 +75,13 @@ def survive(runs: Bench, folder: Path, whole: Ended, world: int, moment: str) ->
 
 
 @pytest.mark.parametrize(("world", "moment"), [pytest.param(*SLICE[0], marks=pytest.mark.promise), *SLICE[1:]])
-def test_a_run_killed_at_one_point(runs: Bench, folder: Path, whole: Ended, world: int, moment: str) -> None:
+def test_a_run_killed_at_one_point(runs: Runs, folder: Path, whole: Result, world: int, moment: str) -> None:
     survive(runs, folder, whole, world, moment)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("world", "moment"), [point for point in POINTS if point not in SLICE])
-def test_a_run_killed_at_any_point(runs: Bench, folder: Path, whole: Ended, world: int, moment: str) -> None:
+def test_a_run_killed_at_any_point(runs: Runs, folder: Path, whole: Result, world: int, moment: str) -> None:
     survive(runs, folder, whole, world, moment)
 
 
@@ -121,16 +91,16 @@ def test_the_points_cover_what_they_should() -> None:
     assert sum(moment.startswith(("step", "micro", "feed", "update")) for _, moment in POINTS) >= 10
 
 
-def test_a_chain_of_four_two_three_and_one_processes(runs: Bench, folder: Path, whole: Ended) -> None:
+def test_a_chain_of_four_two_three_and_one_processes(runs: Runs, folder: Path, whole: Result) -> None:
     """Each link is stopped inside an epoch by a signal to one rank only, which all ranks agree on."""
     out = folder / "chain"
-    for world, blow in ((4, "SIGTERM@2:step:5"), (2, "SIGUSR1@1:step:4"), (3, "SIGINT@0:step:5")):
-        ended = runs.run(out, [*FULL, "--train.save-minutes", "0"], world, blow)  # a save reads the flags at once
+    for world, fault in ((4, "SIGTERM@2:step:5"), (2, "SIGUSR1@1:step:4"), (3, "SIGINT@0:step:5")):
+        ended = runs.run(out, [*FULL, "--train.save-minutes", "0"], world, fault)  # a save reads the flags at once
         assert ended.codes == [85] * world, ended.output
-        assert ended.exit["outcome"] == "stopped" and ended.exit["reason"] == blow.split("@")[0]
+        assert ended.exit["outcome"] == "stopped" and ended.exit["reason"] == fault.split("@")[0]
         assert good_steps(out)[-1] == ended.exit["step"]
     ended = runs.run(out, FULL, 1, "scramble@0:step:1;scramble@0:micro:3;scramble@0:evaluation:1;scramble@0:feed:9")
-    assert ended.codes == [0] and len(ended.struck) == 7, ended.output  # three signals before
+    assert ended.codes == [0] and len(ended.faults) == 7, ended.output  # three signals before
     assert "Traceback" not in ended.output
     check_survived(ended, whole, 4)
     starts = [event for event in read_events(out) if event["event"] == "start"]
@@ -140,7 +110,7 @@ def test_a_chain_of_four_two_three_and_one_processes(runs: Bench, folder: Path, 
     assert [event["step"] for event in starts] == [0, 6, 10, 16]
 
 
-def test_the_ledger_finds_what_is_planted(whole: Ended, tmp_path: Path) -> None:
+def test_the_ledger_finds_what_is_planted(whole: Result, tmp_path: Path) -> None:
     """A control of the proof: a row too many, one too few, another image, other pixels."""
     (tmp_path / "ledger").mkdir()
     (tmp_path / "events.jsonl").write_bytes((whole.out / "events.jsonl").read_bytes())

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SMALL, Result, environment, launch
 from PIL import Image
 from torch.nn import functional as F
 
@@ -35,6 +34,9 @@ from cls.runtime.signals import SIGNALS
 from cls.transforms.ops import view_ops
 from cls.transforms.params import draw
 from cls.transforms.reference import apply
+from tests.harness import ROOT, SMALL, environment
+from tests.harness.records import Result
+from tests.harness.runs import Runs, launch
 
 TINY = [
     "digits", "--model.backbone", "timm/test_resnet", "--data.size", "32", "--data.workers", "0", "--train.batch", "16",
@@ -58,7 +60,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Result:
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=900, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     (out,) = (folder / "runs").iterdir()
-    return Result(done.returncode, done.stdout, out)
+    return Result([done.returncode], done.stdout, out)
 
 
 @pytest.mark.promise
@@ -118,11 +120,11 @@ def test_a_finished_run_says_so_and_a_changed_one_is_refused(digits: Result) -> 
 
 
 @pytest.fixture(scope="module")
-def run12(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Result:
+def run12(runs: Runs, tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Result:
     """Classes 0 to 11, validation without three of them, a flat test folder; two processes; W&B offline."""
     out = tmp_path_factory.mktemp("run12") / "run"
     args = [*TINY, "--data.path", str(photos), "--track.wandb", "offline", "--train.epochs", "15", "--optim.lr", "0.01"]
-    result = launch(out, args, processes=2)
+    result = runs.run(out, args, world_size=2)
     assert result.code == 0, result.output
     assert "2 process(es) (gloo)" in result.output
     return result
@@ -170,7 +172,7 @@ def test_two_ranks_make_one_wandb_run(run12: Result) -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize(("name", "lr"), [("adamw", 1e-4), pytest.param("sgd", 3e-4, marks=pytest.mark.soak)])
-def test_epoch_one_matches_a_plain_loop(tmp_path: Path, name: str, lr: float) -> None:
+def test_epoch_one_matches_a_plain_loop(runs: Runs, tmp_path: Path, name: str, lr: float) -> None:
     """The same weights and batches in a loop of ten lines: losses and validation to 1e-5.
 
     The rates are low because BatchNorm on small maps is chaotic: at 3e-3 two plain loops that differ only in dividing
@@ -180,7 +182,7 @@ def test_epoch_one_matches_a_plain_loop(tmp_path: Path, name: str, lr: float) ->
     args += ["--model.backbone", "timm/test_resnet", "--data.size", "64", "--train.channels-last", "False"]
     args += ["--data.exact-order", "True"]
     args += ["--optim.name", name, "--optim.lr", str(lr), "--optim.schedule", "fixed"]
-    result = launch(tmp_path / "run", args)
+    result = runs.run(tmp_path / "run", args)
     assert result.code == 0, result.output
 
     run = parse_run(args)
@@ -214,13 +216,13 @@ def test_epoch_one_matches_a_plain_loop(tmp_path: Path, name: str, lr: float) ->
 
 
 @pytest.mark.integration
-def test_broken_images_are_replaced_counted_and_named_up_to_the_quota(photos: Path, tmp_path: Path) -> None:
+def test_broken_images_are_replaced_counted_and_named_up_to_the_quota(runs: Runs, photos: Path, tmp_path: Path) -> None:
     data = tmp_path / "photos"
     shutil.copytree(photos, data)
     (data / "train" / "3" / "3-1.jpg").write_bytes(b"")
     whole = (data / "val" / "2" / "2-0.jpg").read_bytes()
     (data / "val" / "2" / "2-0.jpg").write_bytes(whole[: len(whole) // 2])
-    result = launch(tmp_path / "one", [*TINY, "--data.path", str(data)])
+    result = runs.run(tmp_path / "one", [*TINY, "--data.path", str(data)])
     assert result.code == 0, result.output
     named = list(csv.DictReader((tmp_path / "one" / "corrupt_images.csv").read_text().splitlines()))
     assert [row["id"] for row in named] == ["train/3/3-1.jpg"]
@@ -230,7 +232,7 @@ def test_broken_images_are_replaced_counted_and_named_up_to_the_quota(photos: Pa
 
     for label in (4, 5):
         (data / "train" / str(label) / f"{label}-0.jpg").write_bytes(b"not an image")
-    result = launch(tmp_path / "three", [*TINY, "--data.path", str(data)])
+    result = runs.run(tmp_path / "three", [*TINY, "--data.path", str(data)])
     assert result.exit["outcome"] == "data" and result.code == 3 and "Traceback" not in result.output
     assert "3 of 48 training images are corrupt" in result.output
 
@@ -357,16 +359,16 @@ def test_misspelt_words_name_the_nearest(
 
 
 @pytest.mark.integration
-def test_no_write_permission_and_a_file_in_the_way(tmp_path: Path) -> None:
+def test_no_write_permission_and_a_file_in_the_way(runs: Runs, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    result = launch(tmp_path / "file", TINY)
+    result = runs.run(tmp_path / "file", TINY)
     assert result.code == 2 and "--out" in result.output and "Traceback" not in result.output
     assert (tmp_path / "file").read_text() == "mine"
 
 
 @pytest.mark.integration
-def test_more_ranks_than_micro_batches(tmp_path: Path) -> None:
-    result = launch(tmp_path / "out", [*TINY, "--data.limit", "40"], processes=3)
+def test_more_ranks_than_micro_batches(runs: Runs, tmp_path: Path) -> None:
+    result = runs.run(tmp_path / "out", [*TINY, "--data.limit", "40"], world_size=3)
     assert result.exit["outcome"] == "user_error"
     assert "--num_processes 2" in result.output and "--train.batch 24" in result.output
     assert result.output.count("user error: ") == 1  # not once per rank
@@ -383,37 +385,37 @@ def test_a_visible_but_broken_gpu_is_not_a_silent_cpu_run(tmp_path: Path) -> Non
 
 
 @pytest.mark.integration
-def test_launcher_settings_that_change_the_method_are_refused_by_name(tmp_path: Path) -> None:
+def test_launcher_settings_that_change_the_method_are_refused_by_name(runs: Runs, tmp_path: Path) -> None:
     for variable, name in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_FSDP", "FSDP")):
-        result = launch(tmp_path / name, TINY, **{variable: "true"})
+        result = runs.run(tmp_path / name, TINY, **{variable: "true"})
         assert result.exit["outcome"] == "user_error" and f"asks for {name}" in result.output
 
 
 @pytest.mark.integration
-def test_a_diverging_run_names_the_draws(tmp_path: Path) -> None:
+def test_a_diverging_run_names_the_draws(runs: Runs, tmp_path: Path) -> None:
     args = [*TINY, "--data.limit", "40", "--optim.lr", "1e30", "--optim.name", "sgd", "--optim.schedule", "fixed"]
-    result = launch(tmp_path / "out", args)
+    result = runs.run(tmp_path / "out", args)
     assert result.exit["outcome"] == "non_finite" and result.code == 4
     assert "draws " in result.output and "Traceback" not in result.output
 
 
 @pytest.mark.integration
-def test_a_long_average_of_a_short_run_is_about_as_good_as_its_weights(tmp_path: Path) -> None:
+def test_a_long_average_of_a_short_run_is_about_as_good_as_its_weights(runs: Runs, tmp_path: Path) -> None:
     """64 steps at optim.ema 0.9999; without a warm-up its accuracy was that of chance, 0.1, at every epoch."""
     small = ["digits", "--data.limit", "256", "--data.workers", "0", "--train.epochs", "8", "--train.batch", "32",
              "--train.micro-batch", "32", "--track.wandb", "disabled"]  # fmt: skip
     found = {}
     for ema in ("0", "0.9999"):
-        result = launch(tmp_path / ema, [*small, "--optim.ema", ema])
+        result = runs.run(tmp_path / ema, [*small, "--optim.ema", ema])
         assert result.code == 0, result.output
         found[ema] = [row["val/accuracy"] for row in result.rows if "val/accuracy" in row][-1]
     assert found["0"] > 0.9 and abs(found["0.9999"] - found["0"]) < 0.03
 
 
 @pytest.mark.integration
-def test_weights_that_stop_being_finite_in_the_last_step_are_not_saved(tmp_path: Path) -> None:
+def test_weights_that_stop_being_finite_in_the_last_step_are_not_saved(runs: Runs, tmp_path: Path) -> None:
     args = [*TINY, "--data.limit", "40", "--optim.lr", "1e25", "--optim.name", "sgd", "--optim.schedule", "fixed"]
-    result = launch(tmp_path / "out", [*args, "--train.max-steps", "1"])
+    result = runs.run(tmp_path / "out", [*args, "--train.max-steps", "1"])
     assert result.exit["outcome"] == "non_finite" and result.code == 4
     assert "validation loss after step 1" in result.output
     assert not (tmp_path / "out" / "checkpoints").exists() and not (tmp_path / "out" / "best").exists()
@@ -427,11 +429,11 @@ def test_configuration_is_stored_with_its_resolved_precision(run12: Result) -> N
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", ["attention-gate", "cbam-mixup", "mlp-head", "se-resnext", "resnet50-mlp"])
-def test_five_systems_train_on_photos(name: str, photos: Path, tmp_path: Path) -> None:
+def test_five_systems_train_on_photos(runs: Runs, name: str, photos: Path, tmp_path: Path) -> None:
     """The real networks and methods, two steps at a small size, from random values (no weights without a network)."""
     few = ["--data.size", "64", "--train.batch", "8", "--train.micro-batch", "4", "--train.max-steps", "2"]
     args = [name, "--data.path", str(photos), "--model.weights", "none", "--track.wandb", "disabled", *few]
-    result = launch(tmp_path / "run", args)
+    result = runs.run(tmp_path / "run", args)
     assert result.code == 0, result.output
     assert [row["step"] for row in result.rows if "train/loss" in row] == [1, 2]
     assert (tmp_path / "run" / "prediction.csv").read_text().count("\n") == 7
@@ -451,7 +453,7 @@ def test_real_photos_with_real_weights_reach_85_percent(clothing: Path, tmp_path
     command = [sys.executable, str(ROOT / "train.py"), *args, "--out", str(tmp_path / "run")]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = Result(0, "", tmp_path / "run").rows
+    rows = Result([0], "", tmp_path / "run").rows
     assert max(row.get("val/accuracy", 0) for row in rows) >= 0.85
     answer, _ = cls("predict", str(tmp_path / "run"), str(clothing / "test"))
     assert answer["images"] == 372

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-from conftest import ROOT, environment
-from untrained import untrained
 
 from cls.commands.arguments import COMMANDS
 from cls.commands.main import parse_command
 from cls.commands.parsing import out_of, parse_run
 from cls.config import Run, change, diff
 from cls.runtime.paths import PATHS, check_output, command_line, elsewhere, name_problem, writing
+from tests.harness import ROOT, environment
+from tests.harness.untrained import untrained
 
 HOME = os.path.expanduser("~")
 

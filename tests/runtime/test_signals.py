@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment
 
 from cls.runtime import signals as module
 from cls.runtime.signals import SIGNALS, Stopped, StopSignal
+from tests.harness import ROOT, environment
 
 
 @pytest.fixture

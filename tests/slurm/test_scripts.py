@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sandbox
-from conftest import ROOT, environment
-from sandbox import Job, Slurm
 
-pytestmark = [pytest.mark.integration, pytest.mark.skipif(bool(sandbox.reason()), reason=sandbox.reason())]
+from tests.harness import ROOT, environment, slurm
+from tests.harness.slurm import Job, Slurm
+
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(bool(slurm.reason()), reason=slurm.reason())]
 
 ONE = ("--gpus-per-node=1", "--cpus-per-task=1")
 SCRIPTS = ("train", "a6000", "rtx3090", "predict", "sweep")
@@ -24,7 +24,7 @@ SCRIPTS = ("train", "a6000", "rtx3090", "predict", "sweep")
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[Slurm]:
-    with sandbox.slurm() as found:
+    with slurm.started() as found:
         yield found
 
 
@@ -37,7 +37,7 @@ class Fake:
         for made in (self.here, self.notes, folder / "venv" / "bin"):
             made.mkdir(parents=True)
         launcher = folder / "venv" / "bin" / "accelerate"
-        launcher.write_text(f"#!{sys.executable}\n{(ROOT / 'tests' / 'fake_launcher.py').read_text()}")
+        launcher.write_text(f"#!{sys.executable}\n{(ROOT / 'tests' / 'harness' / 'fake_launcher.py').read_text()}")
         launcher.chmod(0o755)
         (folder / "venv" / "bin" / "activate").write_text(f"PATH={shlex.quote(str(folder / 'venv' / 'bin'))}:$PATH\n")
         self.env = {"CLS_VENV": str(folder / "venv"), "FAKE_NOTES": str(self.notes), "FAKE_RUN": "0.2"}

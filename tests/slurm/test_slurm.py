@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sandbox
-from conftest import ROOT, Result, environment, launch, timeless
-from sandbox import Job, Slurm
 
 from cls import recipes
 from cls.commands.options import PlanOptions
@@ -22,8 +19,12 @@ from cls.commands.plan.run import command
 from cls.config import from_yaml
 from cls.tracking.events import read_events
 from cls.tracking.goodput import attempts
+from tests.harness import ROOT, environment, slurm
+from tests.harness.records import Result, timeless
+from tests.harness.runs import Runs
+from tests.harness.slurm import Job, Slurm
 
-pytestmark = [pytest.mark.integration, pytest.mark.skipif(bool(sandbox.reason()), reason=sandbox.reason())]
+pytestmark = [pytest.mark.integration, pytest.mark.skipif(bool(slurm.reason()), reason=slurm.reason())]
 
 # Long enough to be hit in the middle, with checkpoints inside epochs.
 METHOD = """
@@ -39,7 +40,7 @@ TWO = ("--gpus-per-node=2", "--cpus-per-task=2")
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[Slurm]:
-    with sandbox.slurm() as found:
+    with slurm.started() as found:
         yield found
 
 
@@ -50,9 +51,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(place: Path) -> Result:
+def whole(runs: Runs, place: Path) -> Result:
     """The uninterrupted run, on this machine, in one process."""
-    result = launch(place / "whole", RUN)
+    result = runs.run(place / "whole", RUN)
     assert result.code == 0, result.output
     return result
 

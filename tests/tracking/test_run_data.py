@@ -10,7 +10,7 @@ import shlex
 import shutil
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -22,8 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import environment
-from forked import Bench, bench
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -59,6 +57,7 @@ from cls.tracking.run_data import (  # fmt: skip
 from cls.tracking.run_dir import RunDir
 from cls.tracking.run_files import read_data
 from cls.training.resume import _keep
+from tests.harness.runs import Runs
 
 
 @pytest.fixture(autouse=True)
@@ -577,19 +576,13 @@ def test_the_log_shows_no_control_characters(caplog: pytest.LogCaptureFixture) -
     assert caplog.messages == ["3 images of esc\\x1b[31m\\x85 are\nempty"]
 
 
-@pytest.fixture(scope="module")
-def runs() -> Iterator[Bench]:
-    with bench(environment()) as found:
-        yield found
-
-
 def clean(text: str) -> bool:
     return all(line.isprintable() for line in text.split("\n"))
 
 
 @pytest.mark.integration
 def test_a_real_run_with_such_classes_goes_on_and_notices_other_images(
-    runs: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, out = photos(tmp_path / "photos", ("train",), HOSTILE, 4), tmp_path / "run"
     photos(root, ("val",), HOSTILE[:4], 2)  # validation lacks classes: they are named

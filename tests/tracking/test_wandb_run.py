@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, SMALL, environment, timeless
-from forked import Bench, bench
 
 from cls.tracking.events import read_events
 from cls.tracking.goodput import PARTS, attempts, total
+from tests.harness import ROOT, SMALL, environment
+from tests.harness.records import timeless
+from tests.harness.runs import Runs
 
 pytestmark = pytest.mark.integration
 
@@ -25,10 +26,10 @@ STEPS = 22
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     home = tmp_path_factory.mktemp("home")
     own = {f"WANDB_{name}_DIR": str(home) for name in ("CONFIG", "CACHE", "DATA")}
-    with bench(environment(NETRC=str(home / "netrc"), **own)) as found:
+    with Runs(NETRC=str(home / "netrc"), **own) as found:
         yield found
 
 
@@ -39,7 +40,7 @@ def read(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_three_kills_leave_one_complete_page(runs: Bench, tmp_path: Path) -> None:
+def test_three_kills_leave_one_complete_page(runs: Runs, tmp_path: Path) -> None:
     out = tmp_path / "run"
     for count in (6, 5, 4):
         killed = runs.run(out, OFFLINE, 1, f"SIGKILL@0:step:{count}")
@@ -70,7 +71,7 @@ def test_three_kills_leave_one_complete_page(runs: Bench, tmp_path: Path) -> Non
     assert sum(lost) == sum("train/loss" in row for row in gone)
 
 
-def test_goodput_accounts_for_all_the_time_there_was(runs: Bench, tmp_path: Path) -> None:
+def test_goodput_accounts_for_all_the_time_there_was(runs: Runs, tmp_path: Path) -> None:
     out = tmp_path / "run"
     rare = [*SMALL, "--train.save-minutes", "0"]  # checkpoints at the ends of epochs only: steps get lost
     killed = runs.run(out, rare, 1, "SIGKILL@0:step:12")
@@ -95,7 +96,7 @@ def test_goodput_accounts_for_all_the_time_there_was(runs: Bench, tmp_path: Path
     assert all(0 < row["time/goodput"] < 1 and row["time/slowest_rank"] == 0 for row in validated)
 
 
-def test_the_slow_rank_is_named(runs: Bench, tmp_path: Path) -> None:
+def test_the_slow_rank_is_named(runs: Runs, tmp_path: Path) -> None:
     """Rank 1 waits 6 s in all, more than what a busy machine takes from rank 0 meanwhile."""
     ended = runs.run(tmp_path / "run", SMALL, 2, ";".join(f"$NAP@1:forward:{n}" for n in range(2, 12)), NAP="sleep 0.6")
     assert ended.codes == [0, 0], ended.output
@@ -104,7 +105,7 @@ def test_the_slow_rank_is_named(runs: Bench, tmp_path: Path) -> None:
     assert attempts(read_events(tmp_path / "run"))[0]["slowest_rank"] == 1
 
 
-def test_a_server_that_never_answers_holds_nothing_up(runs: Bench, tmp_path: Path) -> None:
+def test_a_server_that_never_answers_holds_nothing_up(runs: Runs, tmp_path: Path) -> None:
     """It takes connections and says nothing; the run is over long before W&B's 90 seconds are."""
     plain = runs.run(tmp_path / "plain", SMALL)
     with socket.create_server(("127.0.0.1", 0), backlog=50) as server:
@@ -112,7 +113,7 @@ def test_a_server_that_never_answers_holds_nothing_up(runs: Bench, tmp_path: Pat
         slow = {"cls.tracking.wandb_run.INIT_SECONDS": 90, "cls.training.logger.FINISH_SECONDS": 2}
         ended = runs.run(
             tmp_path / "run", [*SMALL, "--track.wandb", "online"], 2,
-            WANDB_API_KEY=KEY, WANDB_BASE_URL=url, FORKED_SET=json.dumps(slow),
+            WANDB_API_KEY=KEY, WANDB_BASE_URL=url, HARNESS_SET=json.dumps(slow),
         )  # fmt: skip
     assert ended.codes == [0, 0] and plain.codes == [0], ended.output
     assert "W&B took longer than 2 seconds to end" in ended.output

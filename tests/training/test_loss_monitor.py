@@ -6,7 +6,6 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, environment
 
 from cls.config import Run, change
 from cls.distributed.launch import check_launcher, choose_device, ignore_mpi, resolve_precision, visible_gpus
@@ -14,6 +13,7 @@ from cls.distributed.world import start
 from cls.runtime.exit import NonFiniteError
 from cls.runtime.signals import StopSignal
 from cls.training.loss_monitor import Finished, LossMonitor
+from tests.harness import ROOT, environment
 
 CPU = torch.device("cpu")
 

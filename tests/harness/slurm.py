@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from conftest import ROOT, SHARED, Result, environment
+from tests.harness import ROOT, SHARED, environment
+from tests.harness.records import Result
 
 SANDBOX = SHARED / "slurm-sandbox"
 PATIENCE_SECONDS = 150
@@ -76,11 +77,11 @@ class Job:
         self.until(lambda: rows.exists() and rows.read_text().count("train/loss") >= count)
 
     def result(self, out: str) -> Result:
-        return Result(0, self.output(), self.cwd / out)
+        return Result([0], self.output(), self.cwd / out)
 
 
 @contextmanager
-def slurm() -> Iterator[Slurm]:
+def started() -> Iterator[Slurm]:
     with tempfile.TemporaryDirectory(prefix="cls-slurm-", dir="/tmp") as place:
         folder = Path(place)
         port = 26817 + 5 * (os.getpid() % 500)

@@ -1,51 +1,44 @@
-"""train.py in the processes of tests/forked.py, with a record of how each rank holds and gathers its tensors.
+"""How each rank of a run holds and gathers its tensors, and what is read back of it.
 
-As a script this file is the server of a :class:`forked.Bench`. Each rank of a run leaves ``<out>.rank<r>.json``; rank 0
-also ``<out>.<when>.safetensors``, the whole tensors at the start of an attempt and after its last step, put together
-from the ranks' pieces without DTensor's help, and ``<out>.ema.safetensors``, the moving average recomputed in float64.
+Each rank leaves ``<out>.rank<r>.json``; rank 0 also ``<out>.<when>.safetensors``, the whole tensors at the start of an
+attempt and after its last step, put together from the ranks' rows without DTensor's help, and
+``<out>.ema.safetensors``, the moving average recomputed in float64.
 """
 
-import contextlib
 import gc
 import hashlib
-import importlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import forked
 import torch
 import torch.distributed as dist
-from forked import Bench, Ended
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+import train
+from cls.training.checkpoint import optimizer_tensors
+from cls.training.state import State
+from tests.harness.records import Result
+
 Tensors = dict[str, Tensor]
-
-
-class Recorded(Bench):
-    def __init__(self, env: dict[str, str]) -> None:
-        self.server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True
-        )
+RECORD = "tests.harness.sharding:record"
 
 
 def beside(out: Path, end: str) -> Path:
     return out.parent / f"{out.name}.{end}"
 
 
-def records(ended: Ended) -> list[dict[str, Any]]:
-    return [json.loads(beside(ended.out, f"rank{rank}.json").read_text()) for rank in range(len(ended.codes))]
+def records(result: Result) -> list[dict[str, Any]]:
+    return [json.loads(beside(result.out, f"rank{rank}.json").read_text()) for rank in range(len(result.codes))]
 
 
-def gathered(ended: Ended, when: str) -> Tensors:
-    return load_file(beside(ended.out, f"{when}.safetensors"))
+def gathered(result: Result, when: str) -> Tensors:
+    return load_file(beside(result.out, f"{when}.safetensors"))
 
 
 # --- inside the processes ---
@@ -160,8 +153,6 @@ class Record:
 
     def whole(self) -> Tensors:
         """Weights, average and optimizer state by part and name."""
-        from cls.training.checkpoint import optimizer_tensors
-
         found = {f"model.{k}": v for k, v in self.state.model.state_dict().items()}
         if self.average is not None:
             found |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
@@ -218,12 +209,9 @@ class Record:
                 save_file({k: v.contiguous() for k, v in tensors.items()}, beside(self.out, f"{when}.safetensors"))
 
 
-def record_runs() -> None:
-    """Put a record into train.py; forked children have one each."""
-    import train
-    from cls.training.state import State
-
-    record = Record()
+def record(_: list[str]) -> None:
+    """Put a record into train.py of this process."""
+    found = Record()
 
     def following(owner: Any, name: str, note: Callable[..., None]) -> None:
         real = getattr(owner, name)
@@ -235,23 +223,14 @@ def record_runs() -> None:
 
         setattr(owner, name, wrapped)
 
-    following(train, "setup", lambda result, folder, world: record.begin(result[2], folder.run, world))
-    following(State, "update", lambda *_: record.updated())
-    following(train, "record_validation", lambda *_: record.resharded())
-    following(train, "write_results", lambda *_: record.resharded())
+    following(train, "setup", lambda result, folder, world: found.begin(result[2], folder.run, world))
+    following(State, "update", lambda *_: found.updated())
+    following(train, "record_validation", lambda *_: found.resharded())
+    following(train, "write_results", lambda *_: found.resharded())
     leave = train.ExitHandler.__exit__
 
     def ending(*args: Any) -> None:
-        record.write()  # it may leave by os._exit
+        found.write()  # it may leave by os._exit
         leave(*args)
 
     train.ExitHandler.__exit__ = ending
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(forked.ROOT))
-    for name in ("timm", "torch._dynamo", "torch.utils.tensorboard", "pyarrow.parquet", "sklearn.datasets"):
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)  # here once instead of once in every child
-    record_runs()
-    forked.serve()
