@@ -87,12 +87,17 @@ def decode(data: bytes) -> Image.Image:
         raise CorruptImageError(f"cannot be decoded: {reason or type(error).__name__}") from None
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1 (upright) where there is none."""
     try:
-        orientation = image.getexif().get(0x0112)
+        found = image.getexif().get(0x0112)
     except Exception:  # struct.error, SyntaxError, TypeError and others: corrupt EXIF says nothing about the pixels
-        return image
-    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    method = _UPRIGHT.get(orientation(image))
     return image if method is None else image.transpose(method)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from cls.transforms.decode import MAX_PIXELS, decode
+from cls.transforms.decode import MAX_PIXELS, decode, orientation
 
 Pixels = np.ndarray
 """Upright RGB, uint8 [h, w, 3], or [h, w, 4] with a fourth channel of no meaning where that is said; may be a window of
@@ -135,10 +135,10 @@ def _header(data: bytes | memoryview) -> Jpeg | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    orientation = _orientation(data) if _has_app1(data) else 1
-    if colours not in ("YCbCr", "Gray") or not 0 < width * height <= MAX_PIXELS or orientation is None:
+    turned = _orientation(data) if _has_app1(data) else 1
+    if colours not in ("YCbCr", "Gray") or not 0 < width * height <= MAX_PIXELS or turned is None:
         return None
-    return Jpeg(data, *((width, height) if orientation < 5 else (height, width)), orientation)
+    return Jpeg(data, *((width, height) if turned < 5 else (height, width)), turned)
 
 
 def _has_app1(data: bytes | memoryview) -> bool:
@@ -160,8 +160,4 @@ def _orientation(data: bytes | memoryview) -> int | None:
         image = Image.open(io.BytesIO(data), formats=("JPEG",))
     except Exception:  # what decode() makes a BadImage of
         return None
-    try:
-        found = image.getexif().get(0x0112)
-    except Exception:  # corrupt EXIF says nothing about the pixels
-        return 1
-    return found if isinstance(found, int) and found in _UPRIGHT else 1
+    return orientation(image)

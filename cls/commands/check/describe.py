@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from cls.commands.check.duplicates import outline
-from cls.transforms.decode import FORMATS, CorruptImageError, decode
+from cls.transforms.decode import FORMATS, CorruptImageError, decode, orientation
 from cls.transforms.jpeg import damage
 
 ASPECT = 3.0  # a centre crop of such an image shows a third of it
@@ -68,7 +68,7 @@ def _unusual(file: Image.Image, data: bytes, width: int, height: int) -> list[st
         "deep": mode.startswith(("I", "F")),
         "long": max(width, height) >= ASPECT * min(width, height),
         "tiny": min(width, height) < TINY,
-        "rotated": _orientation(file) > 1,
+        "rotated": orientation(file) > 1,
         "animated": file.format != "MPO" and _frames(file) > 1,  # MPO: a phone's second view
         "partly corrupt": bool(damage(data)),
     }
@@ -81,11 +81,3 @@ def _frames(file: Image.Image) -> int:
         return int(getattr(file, "n_frames", 1))
     except Exception:  # whatever Pillow raises on a corrupt later frame: there is one
         return 2
-
-
-def _orientation(file: Image.Image) -> int:
-    try:
-        found = file.getexif().get(0x0112)
-    except Exception:  # corrupt EXIF says nothing about the pixels
-        return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
