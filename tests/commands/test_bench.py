@@ -271,11 +271,11 @@ def figures(us: float) -> dict[str, Any]:
     ("wanted", "gpus", "cores", "workers", "short", "text"),
     [
         (300.0, 1, 2, -1, 300, "so there is nothing to do"),  # one core decodes 1,000 a second
-        (300.0, 2, 3, -1, 300, "ask for 2 cores a GPU (4 in all; 3 are here)."),
-        (2500.0, 1, 4, -1, 300, "4 cores a GPU are enough and 4 are here, so there is nothing to do"),
+        (300.0, 2, 3, -1, 300, "ask for 2 cores per GPU (4 in all; 3 are here)."),
+        (2500.0, 1, 4, -1, 300, "4 cores per GPU are enough and 4 are here, so there is nothing to do"),
         (2500.0, 1, 4, 2, 300, "leave --data.workers out, or give 3; 2 are too few"),
         (2500.0, 1, 2, -1, 1200, "or make smaller copies with `cls pack --short 512` (their short side is 1200 now)"),
-        (2500.0, 1, 2, -1, 700, "ask for 4 cores a GPU (4 in all; 2 are here)."),
+        (2500.0, 1, 2, -1, 700, "ask for 4 cores per GPU (4 in all; 2 are here)."),
     ],
 )
 def test_the_advice_follows_from_the_figures(

@@ -67,8 +67,8 @@ def _remedy(run: Run, options: BenchOptions, want: Demand, per_core: float, shor
     if cores >= needed * options.gpus:
         if 0 <= asked < loaders:
             return f"leave --data.workers out, or give {ceil(loaders)}; {asked} are too few"
-        return f"{needed} cores a GPU are enough and {cores:g} are here, so there is nothing to do"
-    text = f"ask for {needed} cores a GPU ({needed * options.gpus} in all; {cores:g} are here)"
+        return f"{needed} cores per GPU are enough and {cores:g} are here, so there is nothing to do"
+    text = f"ask for {needed} cores per GPU ({needed * options.gpus} in all; {cores:g} are here)"
     enough = round(run.data.size / run.data.crop_pct)
     enough *= 2 if run.augment.frame == "crop" else 1  # small boxes are enlarged
     if short_side >= ROOMY * enough:
