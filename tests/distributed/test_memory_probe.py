@@ -71,7 +71,7 @@ def test_a_micro_batch_that_does_not_fit_on_one_rank_stops_all_with_one_that_doe
     [(2, 440, "1 micro-batch"), (1, 800, "2 micro-batches")],
 )
 @pytest.mark.soak
-def test_a_piece_that_does_not_fit_on_one_rank_is_cut_on_all(
+def test_a_chunk_that_does_not_fit_on_one_rank_is_cut_on_all(
     limited: Runs, folder: Path, world_size: int, megabytes: int, found: str
 ) -> None:
     """Micro-batches of 32; the whole share is tried first (64 or 128 images) on the rank that has the limit."""

@@ -64,21 +64,21 @@ def sha(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
-def pieces_together(tensors: Tensors) -> Tensors:
+def whole_tensors(tensors: Tensors) -> Tensors:
     """Rows of all ranks one below the other, which is how a sharded tensor is cut; whole ones are only copied."""
     cut = {name: mine(t.detach()) for name, t in tensors.items() if isinstance(t, DTensor)}
     if not cut:
         return {name: t.detach().clone() for name, t in tensors.items()}
-    assert all(piece.dtype == torch.float32 for piece in cut.values())
+    assert all(shard.dtype == torch.float32 for shard in cut.values())
     # one tensor: an exchange of hundreds of small ones takes longer than a step
-    sent = [piece.shape for piece in cut.values()], torch.cat([piece.flatten() for piece in cut.values()])
+    sent = [shard.shape for shard in cut.values()], torch.cat([shard.flatten() for shard in cut.values()])
     received: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(received, sent)
     ranks = [
         [part.view(shape) for part, shape in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True)]
         for shapes, flat in received
     ]
-    joined = {name: torch.cat(pieces) for name, *pieces in zip(cut, *ranks, strict=True)}
+    joined = {name: torch.cat(shards) for name, *shards in zip(cut, *ranks, strict=True)}
     return {name: joined[name] if name in joined else t.detach().clone() for name, t in tensors.items()}
 
 
@@ -157,7 +157,7 @@ class Record:
         if self.average is not None:
             found |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
         moments = optimizer_tensors(self.state.model, self.state.optimizer)
-        return pieces_together(found | {f"optimizer.{k}": v for k, v in moments.items()})
+        return whole_tensors(found | {f"optimizer.{k}": v for k, v in moments.items()})
 
     def resharded(self) -> None:
         if self.facts["fsdp"]:
@@ -199,7 +199,7 @@ class Record:
 
     def write(self) -> None:
         if "world" not in self.facts:
-            return  # refused before there was a model
+            return  # rejected before there was a model
         state = self.state
         self.facts["weights"] = sha(state.model.state_dict())
         self.facts["training"] = sorted(name for name, module in state.model.named_modules() if module.training)

@@ -95,6 +95,6 @@ def test_networks_of_other_kinds(backbone: str, kind: str, blocks: int, left: fl
     assert root < left * size(network.parameters())
 
 
-def test_a_network_without_blocks_is_refused_by_name() -> None:
+def test_a_network_without_blocks_is_rejected_by_name() -> None:
     with pytest.raises(ValueError, match=r"model\.backbone: \d\d% of timm/efficientvit_b0's parameters.*use DDP"):
         meta("timm/efficientvit_b0")

@@ -1,8 +1,8 @@
-"""Any configuration either trains or is refused by the name of the field that is wrong; nothing ends in a traceback.
+"""Any configuration either trains or is rejected by the name of the field that is wrong; nothing ends in a traceback.
 
-FIELDS holds values of every field of the configuration, REFUSALS what may be refused, when, and in which words. An
-example is some fields at some values, sometimes with one of the refused combinations put on top. REFUSALS decides what
-must come of it, so a run that is refused without a reason fails as well as one that trains in spite of one.
+FIELDS holds values of every field of the configuration, REJECTS what may be rejected, when, and in which words. An
+example is some fields at some values, sometimes with one of the rejected combinations put on top. REJECTS decides what
+must come of it, so a run that is rejected without a reason fails as well as one that trains in spite of one.
 """
 
 import contextlib
@@ -119,7 +119,7 @@ def subsets(*values: Any) -> st.SearchStrategy[tuple[Any, ...]]:
 SWITCH = among(False, True)
 OPS = ("frame", "hflip", "vflip", "rotate", "affine", "jitter", "randaugment", "blur")
 
-# A value of each field that trains unless a combination in REFUSALS forbids it. Rates are such that one step cannot
+# A value of each field that trains unless a combination in REJECTS forbids it. Rates are such that one step cannot
 # blow up; None: see the strategy `configurations`.
 FIELDS: dict[str, st.SearchStrategy[Any] | None] = {
     "recipe": None,
@@ -269,15 +269,15 @@ def configurations(draw: st.DrawFn) -> tuple[str, Values]:
     if draw(SWITCH) or not wanted_ops(effective) <= set(effective["augment.order"]):
         values["augment.order"] = (*draw(st.permutations(OPS)), "erase")
     if draw(among(False, False, False, True)):
-        values |= draw(among(*draw(among(*REFUSALS)).wrong))
+        values |= draw(among(*draw(among(*REJECTS)).wrong))
     return name, values
 
 
-# --- values that are refused ---
+# --- values that are rejected ---
 
 
 @dataclass(frozen=True)
-class Refusal:
+class Reject:
     when: Callable[[Values], bool]
     words: str
     """Regular expression of the message."""
@@ -285,21 +285,21 @@ class Refusal:
     """Examples, to be put over values that train."""
 
 
-def number(field: str, good: Callable[[Any], bool], words: str, *wrong: Any) -> Refusal:
+def number(field: str, good: Callable[[Any], bool], words: str, *wrong: Any) -> Reject:
     """One number out of its range; nan and infinity have a message of their own."""
 
     def when(values: Values) -> bool:
         return math.isfinite(values[field]) and not good(values[field])
 
-    return Refusal(when, rf"^{re.escape(field)} .*{words}", tuple({field: value} for value in wrong))
+    return Reject(when, rf"^{re.escape(field)} .*{words}", tuple({field: value} for value in wrong))
 
 
-def pair(field: str, top: float, *wrong: tuple[float, float]) -> Refusal:
+def pair(field: str, top: float, *wrong: tuple[float, float]) -> Reject:
     def when(values: Values) -> bool:
         low, high = values[field]
         return not 0 < low <= high <= top
 
-    return Refusal(when, rf"^{re.escape(field)} .*0 < from <= to|^{re.escape(field)} must be two ascending",
+    return Reject(when, rf"^{re.escape(field)} .*0 < from <= to|^{re.escape(field)} must be two ascending",
                    tuple({field: value} for value in wrong))  # fmt: skip
 
 
@@ -344,8 +344,8 @@ FLOATS = fields("", float)
 UNKNOWN = ("timm/test_resnets", "resnext14", "test_vit", "", "timm/")
 UNUSABLE = {"timm/dla46_c": "is no linear layer", "timm/deit_tiny_distilled_patch16_224": "no single output layer"}
 
-REFUSALS = [
-    Refusal(
+REJECTS = [
+    Reject(
         lambda v: any(not math.isfinite(v[name]) for name in FLOATS),
         f"^({'|'.join(map(re.escape, FLOATS))}) is (nan|inf|-inf): it must be a finite number",
         tuple({name: value} for name, value in zip(FLOATS, [math.nan, math.inf, -math.inf] * 99, strict=False)),
@@ -367,99 +367,99 @@ REFUSALS = [
     number("data.workers", lambda x: x >= -1, "-1 .automatic., 0 or more", -2),
     *(pair(f"augment.{name}", top, (0.0, 1.0), (0.5, 0.4), (0.5, top + 0.1), (math.nan, 1.0), (0.1, math.inf))
       for name, top in (("crop_scale", 1.0), ("erase_scale", 1.0), ("zoom", 10.0))),
-    Refusal(lambda v: not all(0 <= x < 1 for x in v["optim.betas"]), r"^optim\.betas .* from 0 to below 1",
+    Reject(lambda v: not all(0 <= x < 1 for x in v["optim.betas"]), r"^optim\.betas .* from 0 to below 1",
             tuple({"optim.betas": x} for x in ((-0.1, 0.9), (0.9, 1.0), (math.nan, 0.9)))),
     # combinations
-    Refusal(lambda v: v["train.micro_batch"] > 0 and v["train.batch"] % v["train.micro_batch"] != 0,
+    Reject(lambda v: v["train.micro_batch"] > 0 and v["train.batch"] % v["train.micro_batch"] != 0,
             r"^train\.micro_batch is \d+, which does not divide train\.batch \d+: use --train\.micro-batch \d",
             ({"train.batch": 5, "train.micro_batch": 2}, {"train.batch": 2, "train.micro_batch": 4})),
-    Refusal(lambda v: v["data.path"] in SOURCES and 0 < v["data.val_fraction"] < 1
+    Reject(lambda v: v["data.path"] in SOURCES and 0 < v["data.val_fraction"] < 1
             and v["train.batch"] > training_images(v),
             r"^train\.batch is \d+ but there are only \d+ training images: use --train\.batch \d",
             ({"train.batch": 1440}, {"data.limit": 1, "train.batch": 2, "train.micro_batch": 2})),
-    Refusal(lambda v: v["train.micro_batch"] == 1 and has_batch_norm(v), r"^train\.micro_batch is 1: BatchNorm",
+    Reject(lambda v: v["train.micro_batch"] == 1 and has_batch_norm(v), r"^train\.micro_batch is 1: BatchNorm",
             ({"train.micro_batch": 1, "model.head": "bn"},
              {"train.micro_batch": 1, "model.backbone": "timm/test_byobnet"})),
-    Refusal(lambda v: v["train.compile"] and v["train.reduce"] == "exact", r"^train\.compile .*--train\.reduce fast",
+    Reject(lambda v: v["train.compile"] and v["train.reduce"] == "exact", r"^train\.compile .*--train\.reduce fast",
             ({"train.compile": True, "train.reduce": "exact"},)),
-    Refusal(lambda v: v["optim.schedule"] == "warmup-cosine" and v["optim.warmup"] >= v["train.epochs"],
+    Reject(lambda v: v["optim.schedule"] == "warmup-cosine" and v["optim.warmup"] >= v["train.epochs"],
             r"^optim\.warmup is .* epochs, not fewer than train\.epochs",
             ({"optim.schedule": "warmup-cosine", "optim.warmup": 1.0, "train.epochs": 1},)),
-    Refusal(lambda v: v["optim.min_lr"] > v["optim.lr"], r"^optim\.min_lr is .*, above optim\.lr",
+    Reject(lambda v: v["optim.min_lr"] > v["optim.lr"], r"^optim\.min_lr is .*, above optim\.lr",
             ({"optim.min_lr": 0.5},)),
-    Refusal(lambda v: v["optim.loss"] == "mse" and v["optim.label_smoothing"] != 0,
+    Reject(lambda v: v["optim.loss"] == "mse" and v["optim.label_smoothing"] != 0,
             r"^optim\.label_smoothing applies to cross entropy",
             ({"optim.loss": "mse", "optim.label_smoothing": 0.1},)),
-    Refusal(lambda v: bool(v["data.labels"] and v["data.label_pattern"]),
+    Reject(lambda v: bool(v["data.labels"] and v["data.label_pattern"]),
             r"^data\.labels and data\.label_pattern are two sources",
             ({"data.labels": ("a.csv",), "data.label_pattern": "(a)"},)),
-    Refusal(lambda v: bool(v["data.id_column"] and not v["data.labels"]), r"^data\.id_column names a column",
+    Reject(lambda v: bool(v["data.id_column"] and not v["data.labels"]), r"^data\.id_column names a column",
             ({"data.id_column": "id", "data.labels": ()},)),
-    Refusal(lambda v: bool(v["data.labels"] or v["data.label_pattern"]) and v["data.path"] in ("digits", "table"),
+    Reject(lambda v: bool(v["data.labels"] or v["data.label_pattern"]) and v["data.path"] in ("digits", "table"),
             r"^data\.labels and data\.label_pattern are for (image files|folders of image files)",
             tuple({"data.path": path, "data.label_pattern": "(a)", "data.labels": (), "data.label_column": ""}
                   for path in ("digits", "table"))),
-    Refusal(lambda v: v["data.label_pattern"] in ("(", "a", "(a)(b)"), r"^data\.label_pattern is '.*'",
+    Reject(lambda v: v["data.label_pattern"] in ("(", "a", "(a)(b)"), r"^data\.label_pattern is '.*'",
             tuple({"data.label_pattern": pattern, "data.label_column": ""} for pattern in ("(", "a", "(a)(b)"))),
     # augmentation
-    Refusal(lambda v: len(set(v["augment.order"])) < len(v["augment.order"]),
+    Reject(lambda v: len(set(v["augment.order"])) < len(v["augment.order"]),
             r"^augment\.order: each operation at most once", ({"augment.order": ("frame", "hflip", "frame")},)),
-    Refusal(lambda v: not wanted_ops(v) <= set(v["augment.order"]),
+    Reject(lambda v: not wanted_ops(v) <= set(v["augment.order"]),
             r"^augment\.order: '\w+' is wanted and must appear once",
             ({"augment.order": ()}, {"augment.order": ("frame",), "augment.hflip": 0.5})),
-    Refusal(erase_is_followed, r"^augment\.order: 'erase' must come last",
+    Reject(erase_is_followed, r"^augment\.order: 'erase' must come last",
             ({"augment.order": ("erase", *OPS), "augment.erase": 0.5},)),
     # model
-    Refusal(lambda v: v["model.backbone"] in UNKNOWN, r"^model\.backbone: unknown backbone",
+    Reject(lambda v: v["model.backbone"] in UNKNOWN, r"^model\.backbone: unknown backbone",
             tuple({"model.backbone": name} for name in UNKNOWN)),
-    *(Refusal(lambda v, name=name: v["model.backbone"] == name, rf"^model\.backbone: .*{words}",
+    *(Reject(lambda v, name=name: v["model.backbone"] == name, rf"^model\.backbone: .*{words}",
               ({"model.backbone": name},)) for name, words in UNUSABLE.items()),
-    Refusal(lambda v: v["model.backbone"] in SIZES and v["data.size"] > 0
+    Reject(lambda v: v["model.backbone"] in SIZES and v["data.size"] > 0
             and not SIZES[v["model.backbone"]](v["data.size"]),
             r"^model\.backbone: timm/test_\w+ cannot take images of data\.size \d",
             ({"model.backbone": "timm/test_vit", "data.size": 24},
              {"model.backbone": "timm/test_vit_relpos", "data.size": 32},
              {"model.backbone": "timm/test_convnext", "data.size": 8})),
-    Refusal(lambda v: v["model.backbone"] in SIZES and v["data.eval_size"] > 0
+    Reject(lambda v: v["model.backbone"] in SIZES and v["data.eval_size"] > 0
             and not SIZES[v["model.backbone"]](v["data.eval_size"]),
             r"^model\.backbone: timm/test_\w+ cannot take images of data\.eval_size \d",
             ({"model.backbone": "timm/test_vit", "data.size": 32, "data.eval_size": 24},)),
-    Refusal(lambda v: v["model.weights"] not in ("none", "small.safetensors", "./nothing.pth"),
+    Reject(lambda v: v["model.weights"] not in ("none", "small.safetensors", "./nothing.pth"),
             r"^model\.weights: .* has no weights .* it takes none", ({"model.weights": "IMAGENET1K_V9"},)),
-    Refusal(lambda v: v["model.weights"] == "./nothing.pth", r"^model\.weights: .*no such file",
+    Reject(lambda v: v["model.weights"] == "./nothing.pth", r"^model\.weights: .*no such file",
             ({"model.weights": "./nothing.pth"},)),
-    Refusal(lambda v: v["model.weights"] == "small.safetensors" and v["model.backbone"] != SMALL,
+    Reject(lambda v: v["model.weights"] == "small.safetensors" and v["model.backbone"] != SMALL,
             r"small\.safetensors: does not fit the model",
             ({"model.weights": "small.safetensors", "model.backbone": "timm/test_resnet"},)),
-    Refusal(lambda v: not known_head(v["model.head"]), r"^model\.head: unknown word",
+    Reject(lambda v: not known_head(v["model.head"]), r"^model\.head: unknown word",
             tuple({"model.head": words} for words in ("8 gelu", "dropout", "dropout:1.5", "-8", "8.5", "0"))),
-    Refusal(lambda v: len(set(v["model.cbam"]) & {1, 2, 3, 4}) < len(v["model.cbam"]),
+    Reject(lambda v: len(set(v["model.cbam"]) & {1, 2, 3, 4}) < len(v["model.cbam"]),
             r"^model\.cbam: expected different stages from 1 to 4",
             tuple({"model.cbam": stages} for stages in ((7,), (0,), (2, 2), (-1, 3)))),
-    Refusal(lambda v: v["model.backbone"] not in STAGED and v["model.cbam"] != (), r"^model\.cbam: .* has no stage",
+    Reject(lambda v: v["model.backbone"] not in STAGED and v["model.cbam"] != (), r"^model\.cbam: .* has no stage",
             ({"model.backbone": "timm/test_vit", "data.size": 16, "model.cbam": (4,)},)),
-    Refusal(lambda v: v["model.backbone"] not in STAGED and v["model.dropout3"] != 0, r"^model\.dropout3: .* no stage",
+    Reject(lambda v: v["model.backbone"] not in STAGED and v["model.dropout3"] != 0, r"^model\.dropout3: .* no stage",
             ({"model.backbone": "timm/test_convnext", "data.size": 32, "model.dropout3": 0.5},)),
-    Refusal(lambda v: not set(v["model.freeze"]) <= {"stem", "layer1", "layer2", "layer3", "layer4", "fc"}
+    Reject(lambda v: not set(v["model.freeze"]) <= {"stem", "layer1", "layer2", "layer3", "layer4", "fc"}
             or (v["model.backbone"] not in STAGED and v["model.freeze"] != ()), r"^model\.freeze: no part named",
             ({"model.freeze": ("layer9",)}, {"model.backbone": "timm/test_vit", "model.freeze": ("layer1",)})),
-    Refusal(lambda v: {"stem", "layer1", "layer2", "layer3", "layer4", "fc"} == set(v["model.freeze"])
+    Reject(lambda v: {"stem", "layer1", "layer2", "layer3", "layer4", "fc"} == set(v["model.freeze"])
             and v["model.cbam"] == (), r"^model\.freeze: .* leaves nothing to train",
             ({"model.freeze": ("stem", "layer1", "layer2", "layer3", "layer4", "fc"), "model.cbam": (),
               "model.backbone": SMALL},)),
     # where it runs, what it reads and where it writes
-    Refusal(lambda v: v["train.device"] == "cuda", r"^train\.device is cuda but this machine shows no GPU",
+    Reject(lambda v: v["train.device"] == "cuda", r"^train\.device is cuda but this machine shows no GPU",
             ({"train.device": "cuda"},)),
-    Refusal(lambda v: v["track.wandb"] == "online", r"^track\.wandb is online .* no W&B key",
+    Reject(lambda v: v["track.wandb"] == "online", r"^track\.wandb is online .* no W&B key",
             ({"track.wandb": "online"},)),
-    Refusal(lambda v: v["data.path"] == "", r"^data\.path is empty", ({"data.path": ""},)),
-    Refusal(lambda v: v["data.path"] in ("nowhere", "mine"), r"^data\.path: (there is no file or folder|.* holds no)",
+    Reject(lambda v: v["data.path"] == "", r"^data\.path is empty", ({"data.path": ""},)),
+    Reject(lambda v: v["data.path"] in ("nowhere", "mine"), r"^data\.path: (there is no file or folder|.* holds no)",
             ({"data.path": "nowhere"}, {"data.path": "mine"})),
-    *(Refusal(lambda v, field=field, known=known: v["data.path"] == "table" and v[field] not in known,
+    *(Reject(lambda v, field=field, known=known: v["data.path"] == "table" and v[field] not in known,
               rf"^{re.escape(field)}[: ]", ({"data.path": "table", field: "side"},))
       for field, known in (("data.image_column", ("front", "back")), ("data.label_column", ("", "animal", "coat")))),
-    Refusal(lambda v: v["out"] == "mine", r"^out: .* holds other files", ({"out": "mine"},)),
-    Refusal(lambda v: v["recipe"] == "another", r"^recipe is another: the recipe is the first word",
+    Reject(lambda v: v["out"] == "mine", r"^out: .* holds other files", ({"out": "mine"},)),
+    Reject(lambda v: v["recipe"] == "another", r"^recipe is another: the recipe is the first word",
             ({"recipe": "another"},)),
 ]  # fmt: skip
 
@@ -524,10 +524,10 @@ def start(argv: list[str]) -> tuple[object, str]:
 
 
 def judge(name: str, values: Values, sources: dict[str, str]) -> bool:
-    """Start it and hold what comes of it against REFUSALS; True if it trained."""
+    """Start it and hold what comes of it against REJECTS; True if it trained."""
     meant = run_of(name, values)
     expected = flat(meant) | ({"recipe": name} if "recipe" not in values else {})
-    reasons = [refusal.words for refusal in REFUSALS if refusal.when(expected)]
+    reasons = [rejection.words for rejection in REJECTS if rejection.when(expected)]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(sources["mine"] if values.get("out") else f"{folder}/run")
         real = {"data.path": sources[values["data.path"]], "out": str(out)}
@@ -537,10 +537,10 @@ def judge(name: str, values: Values, sources: dict[str, str]) -> bool:
         code, said = start(argv)
         shown = f"train.py {' '.join(argv)}\n{said[-3000:]}"
         if reasons:
-            assert code == 2, f"not refused, though {reasons}: {code}\n{shown}"
+            assert code == 2, f"not rejected, though {reasons}: {code}\n{shown}"
             message = said.partition("user error: ")[2].strip()
             assert any(re.search(words, message) for words in reasons), (
-                f"refused in other words than {reasons}\n{shown}"
+                f"rejected in other words than {reasons}\n{shown}"
             )
             assert "Traceback" not in said, shown
             if values.get("out"):
@@ -566,17 +566,17 @@ def judge(name: str, values: Values, sources: dict[str, str]) -> bool:
 
 
 def test_every_field_has_values() -> None:
-    assert set(FIELDS) == set(flat(Run())), "a new field needs values here, and REFUSALS of its bad ones"
+    assert set(FIELDS) == set(flat(Run())), "a new field needs values here, and REJECTS of its bad ones"
     assert set(CHEAP) <= set(FIELDS)
 
 
-WRONG = [(refusal, wrong) for refusal in REFUSALS for wrong in refusal.wrong]
+WRONG = [(rejection, wrong) for rejection in REJECTS for wrong in rejection.wrong]
 
 
-@pytest.mark.parametrize(("refusal", "wrong"), WRONG, ids=lambda item: str(item) if isinstance(item, dict) else "")
-def test_every_refusal_of_the_table_happens(refusal: Refusal, wrong: Values, sources: dict[str, str]) -> None:
+@pytest.mark.parametrize(("rejection", "wrong"), WRONG, ids=lambda item: str(item) if isinstance(item, dict) else "")
+def test_every_rejection_of_the_table_happens(rejection: Reject, wrong: Values, sources: dict[str, str]) -> None:
     values = CHEAP | {"augment.order": (*OPS, "erase")} | wrong
-    assert refusal.when(flat(run_of("digits", values)))
+    assert rejection.when(flat(run_of("digits", values)))
     assert not judge("digits", values, sources)
 
 

@@ -67,7 +67,7 @@ class Whole:
 def whole(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Whole:
     data = tmp_path_factory.mktemp("damage") / "photos"
     shutil.copytree(photos, data)
-    (data / "train" / "0" / "broken.jpg").write_bytes(b"no image")
+    (data / "train" / "0" / "corrupt.jpg").write_bytes(b"no image")
     (data.parent / "runs").mkdir()
     words = ["digits", "--data.path", str(data), "--data.size", "32", "--data.workers", "0", "--data.max-corrupt", "1",
              "--model.backbone", "timm/test_resnet", "--train.batch", "16", "--train.micro-batch", "8",
@@ -254,7 +254,7 @@ def test_any_damage_is_one_line_that_names_the_file(
     shutil.rmtree(out.parent)
 
 
-# --- the damage that people have met ---
+# --- damage that has happened ---
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A disk that is full, read-only, slow or gone, and images that vanish: the last good checkpoint always survives."""
+"""A disk that is full, read-only, slow or missing, and images that vanish: the last good checkpoint always survives."""
 
 import shutil
 import subprocess
@@ -42,7 +42,7 @@ def failures(out: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.integration
-def test_a_disk_that_is_too_small_is_refused_before_training(runs: Runs, disk: Mount) -> None:
+def test_a_disk_that_is_too_small_is_rejected_before_training(runs: Runs, disk: Mount) -> None:
     """376,186 parameters: model, average and two moments are 6.0 MB, best weights 1.5 MB."""
     ended = runs.run(disk(5) / "run", KEEP1)
     assert ended.codes == [2] and ended.exit["outcome"] == "user_error", ended.output
@@ -110,7 +110,7 @@ def test_a_disk_in_trouble_to_the_end_is_one_clear_message(
 @pytest.mark.integration
 @pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_a_disk_that_is_full_at_the_first_save_ends_the_run(runs: Runs, disk: Mount, tiny: Result, world: int) -> None:
-    """There is nothing yet that the run could go on from, so each further step would be lost time."""
+    """There is no checkpoint to resume from yet, so each further step would be lost time."""
     place = disk(60)
     ended = runs.run(place / "run", KEEP1, world, "$FILL@0:before a save:1", **commands(place))
     assert ended.codes[0] == 2 and all(ended.codes), ended.output
@@ -121,7 +121,7 @@ def test_a_disk_that_is_full_at_the_first_save_ends_the_run(runs: Runs, disk: Mo
 
 
 @pytest.mark.integration
-def test_a_read_only_place_is_refused_by_name(runs: Runs, disk: Mount) -> None:
+def test_a_read_only_place_is_rejected_by_name(runs: Runs, disk: Mount) -> None:
     place = disk(20)
     (place / "run").mkdir()
     subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
@@ -178,7 +178,7 @@ def test_images_that_vanish_end_the_run_on_all_ranks(
 ) -> None:
     folder, args = images
     ended = runs.run(tmp_path / "run", args, world, f"$GONE@{world - 1}:step:5", GONE=f"mv {folder} {folder}-away")
-    assert 3 in ended.codes and set(ended.codes) <= {3, 1}, ended.output  # 1: the partner was gone first
+    assert 3 in ended.codes and set(ended.codes) <= {3, 1}, ended.output  # 1: the partner ended first
     assert ended.exit["outcome"] == "data" and ended.exit["code"] == 3 and "Traceback" not in ended.output
     assert saved(ended.out) == [(3, 3)]
     Path(f"{folder}-away").rename(folder)
@@ -213,7 +213,7 @@ def test_a_directory_that_is_deleted_or_renamed_ends_the_run(
     runs: Runs, tmp_path: Path, tiny: Result, fault: str, moment: str, world: int
 ) -> None:
     """With a clear error on all ranks, and without a folder of that name that has no configuration; a renamed
-    directory goes on where it was.
+    run directory resumes where it was.
     """
     out = tmp_path / "run"
     ended = runs.run(

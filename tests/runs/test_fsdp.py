@@ -114,7 +114,7 @@ def same_figures(ours: Attempt, theirs: Attempt, rel: float) -> None:
 
 @pytest.fixture(scope="module")
 def ddp(go: Go) -> Attempt:
-    """GroupNorm, so that nothing but the order of sums tells DDP from FSDP."""
+    """GroupNorm, so that DDP and FSDP differ in nothing but the order of sums."""
     return go("ddp", WHOLE, False)
 
 
@@ -236,7 +236,7 @@ def halves(go: Go) -> list[Attempt]:
 
 
 @pytest.mark.integration
-def test_a_run_goes_on_from_ddp_to_fsdp_and_back(chain: list[Attempt], ddp: Attempt) -> None:
+def test_a_run_resumes_from_ddp_to_fsdp_and_back(chain: list[Attempt], ddp: Attempt) -> None:
     starts = [event for event in read_events(chain[-1].out) if event["event"] == "start"]
     assert [(e["step"], e["processes"], e["sharded"]) for e in starts] == [(0, 2, False), (6, 2, True), (12, 2, False)]
     assert [attempt.ranks[0]["steps"] for attempt in chain] == [6, 6, 8]
@@ -271,7 +271,7 @@ def test_fsdp_after_fsdp_is_the_uninterrupted_run_bit_for_bit(halves: list[Attem
 
 
 @pytest.mark.soak
-def test_control_without_the_moments_the_losses_are_others(go: Go, halves: list[Attempt], fsdp: Attempt) -> None:
+def test_control_without_the_moments_the_losses_differ(go: Go, halves: list[Attempt], fsdp: Attempt) -> None:
     path = newest(halves[0].out.with_name("halfway"))
     (path / "optimizer.safetensors").unlink()
     manifest = json.loads((path / "manifest.json").read_text())
@@ -284,7 +284,7 @@ def test_control_without_the_moments_the_losses_are_others(go: Go, halves: list[
 
 
 @pytest.mark.soak
-def test_uneven_and_empty_pieces_go_on_in_others(go: Go) -> None:
+def test_uneven_and_empty_shards_are_resumed_in_others(go: Go) -> None:
     """CBAM's last convolution has one row, the output layer ten: four ranks hold 1 0 0 0 and 3 3 3 1, then two do."""
     args = [*COMMON, "--model.backbone", "timm/test_resnet", "--model.cbam", "4", "--model.freeze", *FROZEN]
     args += ["--model.weights", "none", "--train.max-steps", "6"]
@@ -390,7 +390,7 @@ def test_the_moving_average_is_that_of_the_whole_weights(
         assert moved  # it is not the weights themselves
 
 
-# --- refusals ---
+# --- rejected ---
 
 
 @pytest.mark.integration
@@ -410,7 +410,7 @@ def test_the_moving_average_is_that_of_the_whole_weights(
     ],
     ids=["uneven", "version", "exact", "alone", "compile"],
 )
-def test_what_cannot_be_sharded_is_refused(
+def test_what_cannot_be_sharded_is_rejected(
     runs: Runs, tmp_path: Path, world: int, args: list[str], env: dict[str, str], parts: list[str]
 ) -> None:
     ended = runs.run(tmp_path / "run", [*NORMED, *args], world, **(FSDP | env))

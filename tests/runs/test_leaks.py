@@ -1,4 +1,4 @@
-"""Memory and file descriptors of a long run, read from the kernel while the run goes on."""
+"""Memory and file descriptors of a long run, read from the kernel during the run."""
 
 import json
 import os

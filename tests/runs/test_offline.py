@@ -89,8 +89,8 @@ def test_digits_train_predict_and_evaluate_without_a_network(tmp_path: Path, pho
         ["cls", "evaluate", str(out), "--workers", "0", "--json"],
     ]  # fmt: skip
     said = cut_off(tmp_path, "-c", COMMANDS, json.dumps(commands))
-    for verb in ("digits", "predict", "evaluate"):
-        assert f"{verb}: exit status 0" in said, said
+    for command in ("digits", "predict", "evaluate"):
+        assert f"{command}: exit status 0" in said, said
     assert json.loads((out / "exit.json").read_text())["outcome"] == "done"
     assert f"wandb sync {out}" in said and len(list((out / "wandb").glob("offline-run-*"))) == 1
     lines = (out / "predict-test" / "prediction.csv").read_text().splitlines()
@@ -101,10 +101,10 @@ def test_digits_train_predict_and_evaluate_without_a_network(tmp_path: Path, pho
     assert json.loads(document)["accuracy"] == pytest.approx(best)
 
 
-def test_missing_weights_are_told_with_the_command_that_fetches_them(tmp_path: Path, photos: Path) -> None:
+def test_missing_weights_are_reported_with_the_command_that_fetches_them(tmp_path: Path, photos: Path) -> None:
     since = time.monotonic()
     said = cut_off(tmp_path, str(ROOT / "train.py"), "mlp-head", "--data.path", str(photos), "--offline").splitlines()
-    assert time.monotonic() - since < 5  # told before the libraries are loaded
+    assert time.monotonic() - since < 5  # reported before the libraries are loaded
     assert said[0] == "user error: offline, but this run needs what is not on this machine:"
     assert said[1].startswith("  weights IMAGENET1K_V2 of resnext101_32x8d (torchvision ")
     assert said[1].endswith("): not fetched") and len(said) == 4

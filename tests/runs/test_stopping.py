@@ -1,4 +1,4 @@
-"""A signal, a stop-file or the job's end stops all ranks at one step with a checkpoint, and the run goes on from it."""
+"""A signal, a stop-file or the job's end stops all ranks at one step with a checkpoint, and the run resumes from it."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def check_continued(runs: Runs, stopped: Result, tiny: Result, world: int) -> Re
 
 
 # moment on rank 1, which carries two micro-batches of a step: (step, last validation) of the newest checkpoint. The
-# request travels with the step in which it is heard and is read one step later; a validation is begun but not finished.
+# request travels with the step in which it arrives and is read one step later; a validation is begun but not finished.
 MOMENTS: dict[str, tuple[int, int | None]] = {
     "micro:2": (2, 0),
     "step:6": (7, 5),
@@ -102,7 +102,7 @@ def test_a_stop_among_the_results_of_a_later_attempt_saves_no_best_weights(
 
 @pytest.mark.parametrize("moment", ["between files:2", pytest.param("before rename:1", marks=pytest.mark.soak)])
 def test_a_signal_while_a_checkpoint_is_written(runs: Runs, folder: Path, tiny: Result, moment: str) -> None:
-    """The writing thread goes on: the checkpoint that it had begun is finished, and the stop's own comes after it."""
+    """The writing thread continues: the checkpoint that it had begun is finished, and the stop's own comes after it."""
     stopped = runs.run(folder / moment.replace(" ", "-").replace(":", "-"), TINY, 2, f"SIGTERM@0:{moment}")
     step = stopped.exit["step"]
     assert step in (4, 5)  # 3 was being saved, behind the steps; one of the two is read at the end of an epoch
@@ -121,7 +121,7 @@ def test_a_signal_while_a_checkpoint_is_written(runs: Runs, folder: Path, tiny: 
 def test_requests_on_top_of_each_other_are_one(runs: Runs, folder: Path, tiny: Result, fault: str) -> None:
     stopped = runs.run(folder / f"twice-{fault.count('INT')}", TINY, 1, fault)
     assert len(stopped.faults) == len(fault.split(";"))
-    check_stopped(stopped, 1, "SIGTERM", 3, 0)  # heard in step 2, read after step 3, which an epoch ends with
+    check_stopped(stopped, 1, "SIGTERM", 3, 0)  # received in step 2, read after step 3, which an epoch ends with
     check_continued(runs, stopped, tiny, 1)
 
 
@@ -137,7 +137,7 @@ def test_a_second_ctrl_c_leaves_within_a_micro_batch(runs: Runs, folder: Path, t
 
 @pytest.mark.soak
 def test_a_second_ctrl_c_on_one_rank_of_two_leaves_no_process(runs: Runs, folder: Path, tiny: Result) -> None:
-    """The other rank may wait for it in vain: what counts is that both are gone and the run goes on."""
+    """The other rank may wait for it in vain: what counts is that both end and the run resumes."""
     fault = "SIGINT@0:micro:3;SIGINT@0:micro:4"
     stopped = runs.run(
         folder / "second-of-two", TINY, 2, fault, HARNESS_SET='{"cls.runtime.signals.ECHO_SECONDS": 0.0}'
@@ -150,7 +150,7 @@ def test_a_second_ctrl_c_on_one_rank_of_two_leaves_no_process(runs: Runs, folder
 @pytest.mark.parametrize(
     ("fault", "world"), [("SIGTERM@0:micro:3", 1), ("SIGTERM@1:micro:1", 2), ("SIGINT@0:micro:7;SIGINT@0:micro:9", 1)]
 )
-def test_broken_images_are_counted_over_a_stop(
+def test_corrupt_images_are_counted_over_a_stop(
     runs: Runs, tmp_path: Path, photos: Path, fault: str, world: int
 ) -> None:
     """The next attempt begins after the draws that found the first one, and skips it: of two, one is allowed."""
@@ -160,13 +160,13 @@ def test_broken_images_are_counted_over_a_stop(
     images = images_of(load(Data(path=str(data)), 0).train)
     order = images.sampler(0, False)
     for draw in (1, 46):  # of 48: in the first step, by rank 0, and in the last
-        (data / images.name(order.row(draw))).write_bytes(b"broken")
+        (data / images.name(order.row(draw))).write_bytes(b"corrupt")
     stopped = runs.run(tmp_path / "run", words, world, fault, HARNESS_SET='{"cls.runtime.signals.ECHO_SECONDS": 0.0}')
     check_stopped(stopped, world, fault.partition("@")[0], 2, 0)
     ended = runs.run(tmp_path / "run", words, world)
     assert ended.codes == [3] * world and "2 of 48 training images are corrupt" in ended.output
-    mended = data / images.name(order.row(1))
-    mended.write_bytes(next(path for path in mended.parent.iterdir() if path != mended).read_bytes())
+    repaired = data / images.name(order.row(1))
+    repaired.write_bytes(next(path for path in repaired.parent.iterdir() if path != repaired).read_bytes())
     ended = runs.run(tmp_path / "run", words, world)  # the same command, as the message says
     assert ended.codes == [0] * world, ended.output
     assert len((tmp_path / "run" / "corrupt_images.csv").read_text().splitlines()) == 3
@@ -242,7 +242,7 @@ def trainers(out: Path) -> list[int]:
 
 
 def launched_and_stopped(out: Path, kind: str, processes: int, number: signal.Signals, **env: str) -> tuple[int, str]:
-    """Start a run that would not end, signal the launcher alone once two epochs are over, wait until all are gone."""
+    """Start a run that would not end, signal the launcher alone once two epochs are over, wait until all have ended."""
     log = out.with_suffix(".log")
     command = [*launcher(kind, processes), str(ROOT / "train.py"), *LONG, "--out", str(out)]
     with log.open("w") as file:

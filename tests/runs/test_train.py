@@ -45,7 +45,7 @@ TINY = [
 
 
 def cls(*args: str) -> tuple[Any, str]:
-    """Run a verb of the console script with --json: its document and what it told people."""
+    """Run a command of the console script with --json: its document and its standard error."""
     command = [str(Path(sys.executable).with_name("cls")), *args, "--json"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -86,7 +86,7 @@ def test_the_readme_command_reaches_97_percent(digits: Result) -> None:
 
 @pytest.mark.promise
 @pytest.mark.integration
-def test_the_report_of_a_run_tells_its_result(digits: Result) -> None:
+def test_the_report_of_a_run_has_its_result(digits: Result) -> None:
     page = (digits.out / "report.html").read_text()
     best = max(row.get("val/accuracy", 0) for row in digits.rows)
     assert f'<p class="big">{100 * best:.1f}%</p>' in page and "on 359 images" in page
@@ -105,7 +105,7 @@ def test_evaluate_agrees_with_training(digits: Result) -> None:
 
 
 @pytest.mark.integration
-def test_a_finished_run_says_so_and_a_changed_one_is_refused(digits: Result) -> None:
+def test_a_finished_run_is_left_as_it_is_and_a_changed_one_is_rejected(digits: Result) -> None:
     def again(*more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "train.py"), "digits", "--out", str(digits.out), *more]
         return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
@@ -216,7 +216,9 @@ def test_epoch_one_matches_a_plain_loop(runs: Runs, tmp_path: Path, name: str, l
 
 
 @pytest.mark.integration
-def test_broken_images_are_replaced_counted_and_named_up_to_the_quota(runs: Runs, photos: Path, tmp_path: Path) -> None:
+def test_corrupt_images_are_replaced_counted_and_named_up_to_the_quota(
+    runs: Runs, photos: Path, tmp_path: Path
+) -> None:
     data = tmp_path / "photos"
     shutil.copytree(photos, data)
     (data / "train" / "3" / "3-1.jpg").write_bytes(b"")
@@ -325,10 +327,10 @@ def test_bad_input_is_one_clear_message(
     assert not (tmp_path / "out" / "checkpoints").exists() and not (tmp_path / "out" / "lock").exists()
 
 
-def test_a_mistyped_folder_is_told_before_weights_are_fetched_for_it(
+def test_a_mistyped_folder_is_reported_before_weights_are_fetched_for_it(
     tmp_path: Path, quiet: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path in (str(tmp_path / "gone"), "./gone", "~/gone/photos"):
+    for path in (str(tmp_path / "missing"), "./missing", "~/missing/photos"):
         with pytest.raises(SystemExit) as left:
             fail_early(["mlp-head", "--data.path", path, "--out", str(tmp_path / "out")])
         assert left.value.code == 2 and f"there is no file or folder {path}" in capsys.readouterr().err
@@ -336,7 +338,7 @@ def test_a_mistyped_folder_is_told_before_weights_are_fetched_for_it(
         fail_early(["mlp-head", "--data.path", path])
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "config.yaml").touch()  # a finished run says so, with or without its images
-    fail_early(["mlp-head", "--data.path", "./gone", "--out", str(tmp_path / "done")])
+    fail_early(["mlp-head", "--data.path", "./missing", "--out", str(tmp_path / "done")])
 
 
 @pytest.mark.parametrize(
@@ -385,14 +387,14 @@ def test_a_visible_but_broken_gpu_is_not_a_silent_cpu_run(tmp_path: Path) -> Non
 
 
 @pytest.mark.integration
-def test_launcher_settings_that_change_the_method_are_refused_by_name(runs: Runs, tmp_path: Path) -> None:
+def test_launcher_settings_that_change_the_method_are_rejected_by_name(runs: Runs, tmp_path: Path) -> None:
     for variable, name in (("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_FSDP", "FSDP")):
         result = runs.run(tmp_path / name, TINY, **{variable: "true"})
         assert result.exit["outcome"] == "user_error" and f"asks for {name}" in result.output
 
 
 @pytest.mark.integration
-def test_a_diverging_run_names_the_draws(runs: Runs, tmp_path: Path) -> None:
+def test_a_diverging_run_names_the_sample_indices(runs: Runs, tmp_path: Path) -> None:
     args = [*TINY, "--data.limit", "40", "--optim.lr", "1e30", "--optim.name", "sgd", "--optim.schedule", "fixed"]
     result = runs.run(tmp_path / "out", args)
     assert result.exit["outcome"] == "non_finite" and result.code == 4

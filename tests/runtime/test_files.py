@@ -11,7 +11,7 @@ from cls.runtime.files import Lines
 from tests.harness import Mount
 
 
-def test_half_a_line_of_a_cut_off_life_is_dropped(tmp_path: Path) -> None:
+def test_half_a_line_of_a_killed_attempt_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "lines"
     path.write_bytes(b"one\ntwo\nthr")
     lines = Lines(path)
@@ -24,8 +24,8 @@ def test_half_a_line_of_a_cut_off_life_is_dropped(tmp_path: Path) -> None:
     assert path.read_bytes() == b""
 
 
-def test_lines_that_the_disk_refuses_in_the_middle_wait(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A limit on file sizes takes a part of a line and refuses the rest, as a nearly full disk does."""
+def test_lines_that_the_disk_rejects_in_the_middle_wait(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A limit on file sizes takes a part of a line and rejects the rest, as a nearly full disk does."""
     path, lines = tmp_path / "lines", Lines(tmp_path / "lines")
     text = [str(i).encode() * 300_000 + b"\n" for i in range(6)]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -110,7 +110,7 @@ def test_best_weights_are_made_again_from_the_checkpoint_that_knows_them(tmp_pat
         assert found.metadata() == {"note": "kept", "step": "1"}
 
 
-def test_best_weights_that_no_checkpoint_has_are_said_to_be_lost(
+def test_best_weights_that_no_checkpoint_has_are_reported_as_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = build()
@@ -133,7 +133,7 @@ def test_best_weights_that_no_checkpoint_has_are_said_to_be_lost(
 
 
 def test_a_failed_save_keeps_the_best_weights_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file in the way of the checkpoints makes each save fail; the best epoch is over by the time it is gone."""
+    """A file in the way of the checkpoints makes each save fail; the best epoch is over by the time it is deleted."""
     monkeypatch.setattr(checkpoint_writer, "RETRY_SECONDS", 0.0)
     state, folder, events = build(), place_of(tmp_path), EventLog(tmp_path, 0)
     shutil.rmtree(folder.path / "checkpoints")
@@ -162,7 +162,7 @@ def test_a_failed_save_keeps_the_best_weights_for_the_next(tmp_path: Path, monke
     ]  # fmt: skip
 
 
-def test_room_for_one_checkpoint_and_the_best_weights_is_asked_for(disk: Mount) -> None:
+def test_space_for_one_checkpoint_and_the_best_weights_is_required(disk: Mount) -> None:
     state = build()  # 1380 parameters and 17 buffer values: model, average, two moments, best weights
     checkpoint_writer.check_disk_space(disk(1), state)
     small = disk(1)
