@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -249,6 +250,13 @@ def test_the_contact_sheet_shows_all_findings(found: dict[str, Any]) -> None:
 def test_processes_do_not_change_the_findings(found: dict[str, Any], planted: Path, tmp_path: Path) -> None:
     again = checked(planted, workers=2)
     assert again == {key: value for key, value in found.items() if key != "contact_sheet"}
+
+
+def test_a_process_that_dies_is_an_error_that_names_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean(tmp_path)
+    monkeypatch.setattr("cls.commands.check.survey.describe", lambda data: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DataError, match="at images 0 to 16: if memory ran out, use fewer with --workers"):
+        checked(tmp_path, workers=1)
 
 
 @pytest.mark.integration
