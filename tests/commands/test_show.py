@@ -1,0 +1,40 @@
+"""`cls show` draws what the model is given: the same samples, pixels and targets as training."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cls.commands.contact_sheet import Tile
+from cls.commands.show import contact_sheet
+from cls.data.dataset import train_dataset
+from cls.data.loader import load_batch
+from cls.data.readers import images_of
+from cls.data.sources import load
+from tests.commands.test_bench import SMALL, on
+
+
+def test_the_samples_of_a_step_are_listed_with_their_mixed_labels(photos: Path, tmp_path: Path) -> None:
+    run = on(photos, train=SMALL, augment={"mixup": 0.4})
+    document = contact_sheet(run, tmp_path / "samples.png", 10, 2)
+    splits = load(run.data, run.seed)
+    images = images_of(splits.train)
+    rows = [images.sampler(run.seed, False).row(index) for index in range(16, 26)]  # step 2 of batches of 8
+    assert [one["index"] for one in document["samples"]] == list(range(16, 26))
+    assert [one["id"] for one in document["samples"]] == [images.name(row) for row in rows]
+    for one, row in zip(document["samples"], rows, strict=True):
+        assert splits.classes[images.labels[row]] in one["labels"]
+        assert sum(one["labels"].values()) == pytest.approx(1)
+    assert max(len(one["labels"]) for one in document["samples"]) == 2
+    with Image.open(document["file"]) as sheet:
+        assert sheet.format == "PNG" and sheet.width > sheet.height > 300
+
+
+def test_the_pixels_are_those_that_training_gets(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = on(photos, train=SMALL, augment={"erase": 0.0, "mixup": 0.0, "cutmix": 0.0})
+    drawn: list[Tile] = []
+    monkeypatch.setattr("cls.commands.show.write_sheet", lambda to, tiles, title: drawn.extend(tiles))
+    contact_sheet(run, tmp_path / "samples.png", 3, 1)
+    dataset = train_dataset(images_of(load(run.data, run.seed).train), run)
+    expected = load_batch(dataset, [8, 9, 10]).pixels
+    assert len(drawn) == 3 and all(tile.image.equal(pixels) for tile, pixels in zip(drawn, expected, strict=True))
