@@ -17,15 +17,17 @@ from cls.commands.fields import field_words
 from cls.commands.options import (
     BenchOptions,
     DeviceOptions,
+    EvaluateOptions,
     ExportOptions,
-    LabelOptions,
     PackOptions,
     PlanOptions,
+    PredictOptions,
+    ReportOptions,
     SplitOptions,
     SweepOptions,
 )
 from cls.commands.parsing import check_run, need_images, parse_options, plain_options, recipe_and_fields
-from cls.config import Data, Preset, Run, View, views_of
+from cls.config import Data, Run
 from cls.runtime.files import write_whole
 from cls.runtime.paths import check_output, writing
 from cls.runtime.signals import StopSignal
@@ -105,7 +107,7 @@ class Show(RunCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(DeviceOptions, Command):
+class Predict(PredictOptions, Command):
     """Predict the classes of images with a run's best weights; each row is written as soon as it is known."""
 
     run: RunPath
@@ -114,25 +116,15 @@ class Predict(DeviceOptions, Command):
     """Folder of images, image files, or tables of images (parquet, arrow, tar). - reads a list of files from standard
     input, one per line or each ended by NUL; a file that cannot be read gets a row with the error. An image's id is its
     path below the folder, its path as given here or in the list, or its id in the table."""
-    out: str = ""
-    """Folder for top.csv (written row by row) and, at the end, prediction.csv, prediction.zip and predictions.parquet
-    (all probabilities); empty: predict-<name of path> in the run directory. - writes a JSON line per image to standard
-    output instead; this is the default if the path is -."""
-    tta: tuple[View | Preset, ...] = ()
-    """Views whose softmax is averaged: none: the image, flip: the image and its mirror image, all: all four; empty: the
-    recipe's own."""
-    top_k: int = 5
-    """Number of most probable classes in each row."""
 
     def do(self, stop: StopSignal) -> Answer:
         from cls.commands.predict import predict_images
 
-        views = views_of(self.tta)
-        return predict_images(self.run, self.path, self.out, views, self.top_k, self.device, self.workers, stop), None
+        return predict_images(self.run, self.path, self, stop), None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(LabelOptions, DeviceOptions, Command):
+class Evaluate(EvaluateOptions, Command):
     """Score a run's best weights on labelled images: accuracy, top-5, macro-F1, and the worst classes."""
 
     path_place: ClassVar[int] = 1
@@ -140,38 +132,27 @@ class Evaluate(LabelOptions, DeviceOptions, Command):
     """Run directory, or its best/model.safetensors."""
     path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[PATH]")] = ""
     """Labelled images; empty: the validation split of the run's own data."""
-    tta: tuple[View | Preset, ...] = ()
-    """Views whose softmax is averaged: flip: the image and its mirror image, all: all four; empty: one plain view."""
 
     def do(self, stop: StopSignal) -> Answer:
-        data = self.data(self.path)
-        if data != Data(path=self.path) and not self.path:
+        if self.data(self.path) != Data(path=self.path) and not self.path:
             raise ValueError("the options for labels need a path: cls evaluate RUN PATH --labels FILE")
         from cls.commands.evaluate import evaluate_images
 
-        return evaluate_images(self.run, self.path, views_of(self.tta), self.device, self.workers, stop, data), None
+        return evaluate_images(self.run, self.path, self, stop), None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(DeviceOptions, Command):
+class Report(ReportOptions, Command):
     """Write report.html: curves, confusion matrix, wrong images, calibration, time and setup of a run on one page."""
 
     run: RunPath
     """Run directory; the run need not be finished."""
-    to: str = ""
-    """File to write; empty: report.html in the run directory."""
-    neighbours: int = 0
-    """Number of nearest training images of the predicted and of the true class to show beside the 24 most confident
-    mistakes; costs a pass over at most 5,000 training images."""
-    predict: bool = False
-    """Predict the validation images with the best weights if the run has not stored that yet, plain and with its
-    test-time views: one pass over them per view."""
 
     def do(self, stop: StopSignal) -> Answer:
         check_output("to", self.to)
         from cls.commands.report import report_run
 
-        return report_run(self.run, self.to, self.neighbours, self.predict, self.device, self.workers, stop), None
+        return report_run(self.run, self, stop), None
 
 
 @dataclass(frozen=True, kw_only=True)

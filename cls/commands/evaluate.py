@@ -8,7 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from cls.config import Data, View
+from cls.commands.options import EvaluateOptions
+from cls.config import views_of
 from cls.data.dataset import EvalDataset
 from cls.data.sources import load_labelled
 from cls.evaluation.metrics import per_class, summary
@@ -17,21 +18,19 @@ from cls.runtime.console import console, printable
 from cls.runtime.signals import StopSignal
 
 
-def evaluate_images(path: str, images: str, tta: tuple[View, ...], device: str, workers: int, stop: StopSignal,
-                    labels: Data | None = None) -> dict[str, Any] | None:  # fmt: skip
-    """Figures on labelled images: another folder's, or the validation split of the run's own data.
+def evaluate_images(path: str, images: str, options: EvaluateOptions, stop: StopSignal) -> dict[str, Any] | None:
+    """Figures on labelled images: another folder's, or the validation split of the run's own data ('').
 
-    Another folder's labels are as the fields of ``labels`` say, by default in class folders. The run's own must still
-    be what it was trained on (:func:`cls.tracking.run_data.run_data`).
+    The latter must still be what the run was trained on (:func:`cls.tracking.run_data.run_data`).
     """
-    trained = load_trained_model(path, device, workers, stop)
+    trained = load_trained_model(path, options.device, options.workers, stop)
     data = dataclasses.replace(trained.run.data, copy="")  # that was on another machine's disk
     other = f"; to evaluate labelled images that lie elsewhere: {shlex.join(['cls', 'evaluate', trained.name])} FOLDER"
-    given = data.labelled_as(labels or Data())
+    given = data.labelled_as(options.data(images))
     rows = trained.world.on_all_ranks(
         lambda: load_labelled(images, trained.classes, given) if images else trained.own_data(other).val
     )
-    found = trained.predictor.predict(EvalDataset(rows, tta, trained.run))
+    found = trained.predictor.predict(EvalDataset(rows, views_of(options.tta), trained.run))
     if not trained.world.main:
         return None
     classes = per_class(found)

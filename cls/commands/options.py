@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from cls.commands.gpus import Gpu, find
-from cls.config import Data
+from cls.config import Data, Preset, View
 from cls.validate import check_labels
 
 Format = Literal["safetensors", "onnx"]
@@ -53,6 +53,43 @@ class SplitOptions(LabelOptions):
     """Seed of the held-out split."""
     image_column: str = ""
     """Column with the images in parquet, arrow or hub data; empty: found by type, then by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(DeviceOptions):
+    """What is predicted, and where it is written."""
+
+    out: str = ""
+    """Folder for top.csv (written row by row) and, at the end, prediction.csv, prediction.zip and predictions.parquet
+    (all probabilities); empty: predict-<name of path> in the run directory. - writes a JSON line per image to standard
+    output instead; this is the default if the path is -."""
+    tta: tuple[View | Preset, ...] = ()
+    """Views whose softmax is averaged: none: the image, flip: the image and its mirror image, all: all four; empty: the
+    recipe's own."""
+    top_k: int = 5
+    """Number of most probable classes in each row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(LabelOptions, DeviceOptions):
+    """The labels of images of another folder, and the views."""
+
+    tta: tuple[View | Preset, ...] = ()
+    """Views whose softmax is averaged: flip: the image and its mirror image, all: all four; empty: one plain view."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(DeviceOptions):
+    """What a report shows besides the stored results."""
+
+    to: str = ""
+    """File to write; empty: report.html in the run directory."""
+    neighbours: int = 0
+    """Number of nearest training images of the predicted and of the true class to show beside the 24 most confident
+    mistakes; costs a pass over at most 5,000 training images."""
+    predict: bool = False
+    """Predict the validation images with the best weights if the run has not stored that yet, plain and with its
+    test-time views: one pass over them per view."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from cls.config import View
+from cls.commands.options import PredictOptions
+from cls.config import View, views_of
 from cls.data.dataset import EvalDataset
 from cls.data.folders.ignored import ending, is_unread_image
 from cls.data.sources import Rows, load_given, load_listed
@@ -35,9 +36,9 @@ NOT_FINITE = "probabilities are not finite"
 Writer = Callable[[Predictions], None]
 
 
-def predict_images(run: str, paths: Sequence[str], out: str, tta: Sequence[View], top_k: int, device: str,
-                   workers: int, stop: StopSignal) -> dict[str, Any] | None:  # fmt: skip
+def predict_images(run: str, paths: Sequence[str], options: PredictOptions, stop: StopSignal) -> dict[str, Any] | None:
     """Predictions of images without labels; None on other ranks than 0, and if the rows go to standard output."""
+    out, top_k = options.out, options.top_k
     if top_k < 1:
         raise ValueError(f"--top-k must be at least 1, found {top_k}")
     if not paths:
@@ -45,8 +46,8 @@ def predict_images(run: str, paths: Sequence[str], out: str, tta: Sequence[View]
     piped = list(paths) == [PIPE]
     if PIPE in paths and not piped:
         raise ValueError("- reads a list of files from standard input: give it alone, or name the files")
-    trained = load_trained_model(run, device, workers, stop)
-    main, views = trained.world.main, tta or trained.run.augment.tta
+    trained = load_trained_model(run, options.device, options.workers, stop)
+    main, views = trained.world.main, views_of(options.tta) or trained.run.augment.tta
     names = trained.world.on_rank_0(read_list) if piped else list(paths)
     rows = trained.world.on_all_ranks(lambda: load_listed(names) if piped else load_given(names, trained.run.data))
     if out == PIPE or (piped and not out):

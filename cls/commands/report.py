@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cls.commands.options import ReportOptions
 from cls.data.dataset import EvalDataset
 from cls.data.readers import images_of
 from cls.data.sources import Splits
@@ -18,40 +19,35 @@ from cls.runtime.signals import StopSignal
 from cls.tracking.run_data import run_data
 
 
-def report_run(
-    path: str, to: str, neighbours: int, predict_first: bool, device: str, workers: int, stop: StopSignal
-) -> dict[str, Any] | None:
+def report_run(path: str, options: ReportOptions, stop: StopSignal) -> dict[str, Any] | None:
     """Write report.html of a run, from its directory and, if requested, from its best weights."""
+    neighbours = options.neighbours
     if neighbours < 0:
         raise ValueError(f"--neighbours must be 0 or more, found {neighbours}")
-    material, file = read_record(Path(path)), Path(to) if to else Path(path) / "report.html"
+    material, file = read_record(Path(path)), Path(options.to) if options.to else Path(path) / "report.html"
     check_output("to", file)
     splits, why = _own_images(path, material, ("train", "val") if neighbours else ("val",))
-    if (predict_first or neighbours) and splits is None:
+    if (options.predict or neighbours) and splits is None:
         raise ValueError(f"--predict and --neighbours need the run's images: {why}")
-    if neighbours and not (material.val or predict_first):
+    if neighbours and not (material.val or options.predict):
         raise ValueError("--neighbours needs predictions, which this run has not stored yet: add --predict True")
-    trained = load_trained_model(path, device, workers, stop) if predict_first or neighbours else None
-    if trained and splits and predict_first:
+    trained = load_trained_model(path, options.device, options.workers, stop) if options.predict or neighbours else None
+    if trained and splits and options.predict:
         tta = material.run.augment.tta
-        views = material.views or (
-            trained.predictor.predict(EvalDataset(splits.val, tta, trained.run)) if tta else None
-        )
-        material = dataclasses.replace(
-            material,
-            val=material.val or trained.predictor.predict(EvalDataset(splits.val, (), trained.run)),
-            views=views,
-        )
+        predict = trained.predictor.predict
+        val = material.val or predict(EvalDataset(splits.val, (), trained.run))
+        views = material.views or (predict(EvalDataset(splits.val, tta, trained.run)) if tta else None)
+        material = dataclasses.replace(material, val=val, views=views)
     if trained and not trained.world.main:
         return None
     pictures = Pictures(note=f"Without pictures: {why}" if why else "")
     if splits and material.val:
-        val = images_of(splits.val)
-        pictures = Pictures(thumbs=thumbnails(val, material.val))
+        images = images_of(splits.val)
+        pictures = Pictures(thumbs=thumbnails(images, material.val))
         if trained and neighbours:
             look = neighbors.features(trained.predictor.model, trained.run, trained.predictor.prepare)
             near, note = neighbors.neighbours(
-                look, images_of(splits.train), val, material.val, neighbours, trained.run.seed
+                look, images_of(splits.train), images, material.val, neighbours, trained.run.seed
             )
             pictures = dataclasses.replace(pictures, near=near, note=note)
     with writing("to", file):

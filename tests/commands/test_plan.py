@@ -215,7 +215,7 @@ BAD: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no data named": ({"data": {"path": ""}}, {"gpu": "3090"}, "data.path is empty"),
     "data missing": ({"data": {"path": "/nowhere/photos"}}, {"gpu": "3090"}, "/nowhere/photos"),
     "batch larger than the data": ({"data": {"limit": 60}}, {"gpu": "3090"}, "only 60 training images"),
-    "unknown time": ({}, {"gpu": "3090", "time": "1h"}, "time: '1h' is no SLURM time"),
+    "unknown time": ({}, {"gpu": "3090", "time": "1h"}, "time: '1h' is not a SLURM time"),
     "time too short": ({}, {"gpu": "3090", "time": "2"}, "time is 2, shorter than start-up and one epoch: give 5 or"),
     "script missing": ({}, {"gpu": "3090", "script": "nowhere.sh"}, "script: nowhere.sh: no such file"),
     "unknown backbone": ({"model": {"backbone": "resnet51"}}, {"gpu": "3090"}, "did you mean resnet"),

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cls.commands.options import PackOptions
+from cls.commands.options import PackOptions, PredictOptions
 from cls.commands.pack import pack
 from cls.commands.predict import predict_images, ranked, read_list
 from cls.config import View, views_of
@@ -61,8 +61,9 @@ def folder(clothing: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def predicted(run: Path, paths: list[Path] | list[str], out: Path | str = "", **more: Any) -> Any:
-    options: dict[str, Any] = {"tta": (), "top_k": 3, "device": "cpu", "workers": 0, "stop": StopSignal()} | more
-    return predict_images(str(run), tuple(map(str, paths)), str(out), **options)
+    options: dict[str, Any] = {"top_k": 3, "device": "cpu", "workers": 0} | more
+    stop = options.pop("stop", StopSignal())
+    return predict_images(str(run), tuple(map(str, paths)), PredictOptions(out=str(out), **options), stop)
 
 
 Answers = list[dict[str, Any]]

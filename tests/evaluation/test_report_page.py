@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from cls import recipes
 from cls.commands.evaluate import evaluate_images
+from cls.commands.options import EvaluateOptions, ReportOptions
 from cls.commands.report import report_run
 from cls.config import change, to_yaml
 from cls.data.dataset import ViewDataset
@@ -113,7 +114,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keep(out, look(splits))
     (out / "exit.json").write_text(json.dumps({"outcome": "done"}))
     record(out, 40)
-    report_run(str(out), "", 0, False, "cpu", 0, StopSignal())
+    report_run(str(out), ReportOptions(), StopSignal())
     return out
 
 
@@ -483,9 +484,9 @@ def test_predictions_that_a_run_has_not_stored_can_be_made(run: Path, tmp_path: 
     save_file(weights, out / "best" / "model.safetensors", best_header(config, splits))
     before = {path for path in out.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=r"--neighbours needs predictions, .*: add --predict True"):
-        report_run(str(out), "", 1, False, "cpu", 0, StopSignal())
-    told = report_run(str(out), "", 1, True, "cpu", 0, StopSignal())
-    figures = evaluate_images(str(out), "", (), "cpu", 0, StopSignal())
+        report_run(str(out), ReportOptions(neighbours=1, device="cpu", workers=0), StopSignal())
+    told = report_run(str(out), ReportOptions(neighbours=1, predict=True, device="cpu", workers=0), StopSignal())
+    figures = evaluate_images(str(out), "", EvaluateOptions(device="cpu", workers=0), StopSignal())
     assert told is not None and figures is not None
     assert told["summary"]["validation accuracy"].startswith(f"{100 * figures['accuracy']:.2f}% ")
     assert told["summary"]["loss"] == f"{figures['loss']:.4f}" and {p for p in out.rglob("*") if p.is_file()} == before

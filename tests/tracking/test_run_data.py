@@ -33,7 +33,7 @@ from cls.commands.contact_sheet import Tile, end
 from cls.commands.evaluate import evaluate_images
 from cls.commands.export.run import export
 from cls.commands.main import parse_command
-from cls.commands.options import ExportOptions, PackOptions
+from cls.commands.options import EvaluateOptions, ExportOptions, PackOptions, ReportOptions
 from cls.commands.pack import pack
 from cls.commands.report import report_run
 from cls.config import Data, Run, change, to_yaml
@@ -110,7 +110,7 @@ def start(out: Path, splits: Splits) -> None:
 
 
 def evaluated(out: Path, images: str = "") -> dict[str, Any]:
-    found = evaluate_images(str(out), images, (), "cpu", 0, StopSignal())
+    found = evaluate_images(str(out), images, EvaluateOptions(device="cpu", workers=0), StopSignal())
     assert found is not None
     return found
 
@@ -176,10 +176,10 @@ def test_a_run_s_own_data_that_has_changed_is_rejected(tmp_path: Path, case: str
     else:
         assert "new" in said
     with pytest.raises(ValueError, match=r"need the run's images: .* is not what"):
-        report_run(str(out), "", 0, True, "cpu", 0, StopSignal())
+        report_run(str(out), ReportOptions(predict=True, device="cpu", workers=0), StopSignal())
     with pytest.raises(ValueError, match=r"is not what .* was trained on .*name some with --images FOLDER"):
         export(str(out), tmp_path / "to", ExportOptions(), StopSignal())
-    assert report_run(str(out), "", 0, False, "cpu", 0, StopSignal())  # a page without pictures
+    assert report_run(str(out), ReportOptions(), StopSignal())  # a page without pictures
 
 
 def rows_of(*names: str) -> str:
@@ -241,18 +241,18 @@ def test_what_does_not_touch_the_validation_images_is_no_drift_for_them(tmp_path
     photos(root, ("train",), ("aaa",))
     (root / "train/bee/0.jpg").write_bytes(picture(77))
     assert evaluated(out) == before
-    assert report_run(str(out), "", 0, True, "cpu", 0, StopSignal())
+    assert report_run(str(out), ReportOptions(predict=True, device="cpu", workers=0), StopSignal())
     with pytest.raises(ValueError, match=r"need the run's images: .*is not what"):  # these need the training images
-        report_run(str(out), "", 2, True, "cpu", 0, StopSignal())
+        report_run(str(out), ReportOptions(neighbours=2, predict=True, device="cpu", workers=0), StopSignal())
 
 
 def test_neighbours_want_the_training_images_of_then(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos")
     out = begun(tmp_path / "run", root)
-    assert report_run(str(out), "", 2, True, "cpu", 0, StopSignal())
+    assert report_run(str(out), ReportOptions(neighbours=2, predict=True, device="cpu", workers=0), StopSignal())
     (root / "train/bee/0.jpg").write_bytes(picture(77))
     with pytest.raises(ValueError, match="1 of 24 training images have other contents"):
-        report_run(str(out), "", 2, True, "cpu", 0, StopSignal())
+        report_run(str(out), ReportOptions(neighbours=2, predict=True, device="cpu", workers=0), StopSignal())
 
 
 def test_data_that_has_moved_is_named_with_the_command(tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_a_model_without_its_directory_says_that_nothing_is_proved(
 def test_check_knows_the_images_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = photos(tmp_path / "photos", classes=("ant", "bee"))
     out = begun(tmp_path / "run", root)
-    assert report_run(str(out), "", 0, True, "cpu", 0, StopSignal())
+    assert report_run(str(out), ReportOptions(predict=True, device="cpu", workers=0), StopSignal())
 
     def asked() -> dict[str, Any]:
         return check_images(Data(path=str(root)), 0, str(out), None, 0, "cpu", StopSignal())["asked"]
@@ -514,9 +514,9 @@ def test_the_embedded_digits_are_known_by_their_names_alone(tmp_path: Path, capl
 def test_a_report_of_a_run_that_has_not_read_its_images_says_so(tmp_path: Path) -> None:
     run = change(Run(), data={"path": str(photos(tmp_path / "photos", images=2))})
     (tmp_path / "config.yaml").write_text(to_yaml(run))
-    assert report_run(str(tmp_path), "", 0, False, "cpu", 0, StopSignal())
+    assert report_run(str(tmp_path), ReportOptions(), StopSignal())
     with pytest.raises(ValueError, match=r"need the run's images: .* has not read its images yet"):
-        report_run(str(tmp_path), "", 0, True, "cpu", 0, StopSignal())
+        report_run(str(tmp_path), ReportOptions(predict=True, device="cpu", workers=0), StopSignal())
 
 
 def test_numbering_by_name_keeps_images_and_moves_labels(tmp_path: Path) -> None:
@@ -599,7 +599,7 @@ def test_a_real_run_with_such_classes_goes_on_and_notices_other_images(
     capsys.readouterr()
     figures = evaluated(out)
     assert set(figures["classes"]) == set(HOSTILE) and clean(capsys.readouterr().err)
-    assert report_run(str(out), "", 0, False, "cpu", 0, StopSignal())
+    assert report_run(str(out), ReportOptions(), StopSignal())
     with (out / "prediction.csv").open(newline="") as file:
         guesses = [row["pred_label"] for row in csv.DictReader(file)]
     assert len(guesses) == 2 and set(guesses) <= set(HOSTILE)  # exact: the next program reads it
