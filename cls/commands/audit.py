@@ -132,7 +132,7 @@ def _whole_steps(rows: list[Row], batch: int, first: int) -> int:
 
 
 def _come_to(rows: list[Row], batch: int, last: int) -> int:
-    """The step up to which the last attempt's rows count: ``last``, and whole ones behind it."""
+    """The step up to which the last attempt's rows count: ``last``, and whole steps after it."""
     counts = Counter(step for step, *_ in rows)
     while counts[last] >= batch:
         last += 1

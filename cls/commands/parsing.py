@@ -33,14 +33,14 @@ def out_of(argv: list[str]) -> str:
         elif word.startswith("--out="):
             found = word.removeprefix("--out=")  # the last one counts, as for the parser
     found = os.path.expanduser(found)
-    return "" if found.startswith("~") else found  # an unknown user's: the parser rejects it
+    return "" if found.startswith("~") else found  # of an unknown user: the parser rejects it
 
 
 def parse_run(argv: list[str]) -> Run:
     """The run of a command line; without a recipe, the embedded digits. ``--show`` prints it as YAML and exits.
 
     A misspelt field or a wrong type exits with the nearest field named; a bad value is a ValueError naming its field,
-    as are images of one's own without a recipe.
+    as are images without a recipe.
     """
     name, rest = recipe_and_fields(argv)
     text = (
@@ -75,7 +75,7 @@ def fail_early(argv: list[str]) -> None:
 
 
 def _leave_early(*_: object) -> None:
-    """Ctrl-C during the imports: nothing has begun, and a traceback of them helps nobody."""
+    """Ctrl-C during the imports: exit without their traceback."""
     os.write(2, b"\nstopped: SIGINT, before the run began\n")
     os._exit(CODES["stopped"])
 
@@ -85,7 +85,7 @@ def parse_options(kind: type[T], default: T | None, argv: list[str], prog: str, 
     reject_renamed(argv)
     markers = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)  # --field True, as sweeps write it
     prints = os.environ.get("RANK", "0") == "0"  # every rank finds the same mistake
-    with _reader_may_leave():
+    with _pipe_may_close():
         given: dict[str, Any] = {} if default is None else {"default": default}
         found: T = tyro.cli(
             kind, args=argv, prog=prog, description=text, config=markers, console_outputs=prints, **given
@@ -100,7 +100,7 @@ def recipe_and_fields(argv: list[str]) -> tuple[str, list[str]]:
 
 
 def check_run(run: Run, program: str, argv: list[str]) -> None:
-    """ValueError for fields out of range, and for images of one's own without a recipe: digits is a 32 px network."""
+    """ValueError for fields out of range, and for images without a recipe: digits, the default, is for 32 px."""
     name, fields = recipe_and_fields(argv)
     if run.recipe != name:
         raise ValueError(f"recipe is {run.recipe}: the recipe is the first word of the command, not a field")
@@ -122,11 +122,11 @@ def need_images(run: Run) -> None:
 
 
 def _need_folder(run: Run, argv: list[str]) -> None:
-    """Before weights are downloaded for it; only of what cannot name a dataset of a hub. Names it as it was typed."""
+    """ValueError for a missing local folder, before weights are downloaded; a name without / or . may be on a hub."""
     path = run.data.copy or run.data.path
     if path.startswith(("/", ".")) and not os.path.exists(path):
-        typed = (word.rpartition("=")[2] for word in argv if os.path.expanduser(word.rpartition("=")[2]) == path)
-        raise ValueError(f"data.path: there is no file or folder {next(typed, path)}")
+        given = (word.rpartition("=")[2] for word in argv if os.path.expanduser(word.rpartition("=")[2]) == path)
+        raise ValueError(f"data.path: there is no file or folder {next(given, path)}")
 
 
 def plain_options(argv: list[str], place: int) -> list[str]:
@@ -148,17 +148,17 @@ def plain_options(argv: list[str], place: int) -> list[str]:
         return words
     if any(word.startswith("-") for word in words[:place]):  # options come first: the words may be anywhere
         return [*words, paths[-1]]
-    typed = len(words) > place and not words[place].startswith("-")
-    return [*words[:place], paths[-1], *words[place + typed :]]
+    replaced = len(words) > place and not words[place].startswith("-")
+    return [*words[:place], paths[-1], *words[place + replaced :]]
 
 
 def print_document(text: str) -> None:
-    with _reader_may_leave():
+    with _pipe_may_close():
         print(text, flush=True)
 
 
 @contextmanager
-def _reader_may_leave() -> Iterator[None]:
+def _pipe_may_close() -> Iterator[None]:
     """Standard output may be a pipe that is closed early: ``| head``."""
     try:
         yield

@@ -62,5 +62,5 @@ def _own_images(path: str, material: RunRecord, which: tuple[str, ...]) -> tuple
         return None, f"{path} has not read its images yet"
     try:
         return run_data(material.folder, path, material.run, material.classes, which), ""
-    except (ValueError, OSError) as error:  # another person's images may not be readable
+    except (ValueError, OSError) as error:  # another user's images may not be readable
         return None, str(error)

@@ -1,4 +1,4 @@
-"""``cls show``: a contact sheet of training images as the model gets them."""
+"""``cls show``: a contact sheet of training images as the model receives them."""
 
 import sys
 from pathlib import Path

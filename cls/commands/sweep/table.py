@@ -36,7 +36,7 @@ def show_directory(folder: Path) -> list[dict[str, Any]]:
     """
     found = sorted(path.parent for path in folder.glob("*/config.yaml"))
     if not found:
-        raise ValueError(f"{folder} holds no run directories: name the folder that slurm/sweep.sh wrote to")
+        raise ValueError(f"{folder} holds no run directories: name the one that slurm/sweep.sh wrote to")
     configs = [flat(read_run(path / "config.yaml")) for path in found]
     differing = [name for name in configs[0] if len({str(config[name]) for config in configs}) > 1]
     shown = [name for name in differing if not name.startswith(RUNTIME_FIELDS)]
