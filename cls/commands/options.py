@@ -1,6 +1,6 @@
 """Options that commands share, and those of single commands; no heavy imports, so that --help returns immediately."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cls.commands.gpus import Gpu, find
@@ -37,8 +37,8 @@ class LabelOptions:
 
     def data(self, path: str) -> Data:
         """The images of ``path`` with these labels; ValueError for options that exclude each other."""
-        names = {*LabelOptions.__dataclass_fields__, "val_fraction", "image_column"}
-        data = Data(path=path, **{name: value for name, value in asdict(self).items() if name in names})
+        data = Data(path=path, labels=self.labels, id_column=self.id_column, label_column=self.label_column,
+                    label_pattern=self.label_pattern)  # fmt: skip
         check_labels(data)
         return data
 
@@ -53,6 +53,9 @@ class SplitOptions(LabelOptions):
     """Seed of the held-out split."""
     image_column: str = ""
     """Column with the images in parquet, arrow or hub data; empty: found by type, then by name."""
+
+    def data(self, path: str) -> Data:
+        return replace(super().data(path), val_fraction=self.val_fraction, image_column=self.image_column)
 
 
 @dataclass(frozen=True, kw_only=True)
