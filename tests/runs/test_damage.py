@@ -418,7 +418,7 @@ def test_missing_and_misplaced_files_are_named_on_resume(whole: Whole, out: Path
 def test_an_index_of_the_ledger_that_is_no_number_is_named(whole: Whole, out: Path, row: str) -> None:
     path = out / "ledger" / "0000-0000.csv"
     path.write_text(path.read_text() + row + "0" * 32 + "\n")
-    rejected(lambda: audit_run(str(out)), path, "is no number")
+    rejected(lambda: audit_run(str(out)), path, "is not a step or sample index")
 
 
 @pytest.mark.parametrize("lock", ['{"host": "HOST", "pid": "seven", "job": "", "birth": ""}', "[]", "{}", "\xff", "["])
