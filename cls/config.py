@@ -140,6 +140,13 @@ class Augment:
     tta: tuple[View, ...] = ()
     """Test-time views whose softmax is averaged for the test prediction; empty: one plain view."""
 
+    @property
+    def active(self) -> tuple[Op, ...]:
+        """The operations that do something."""
+        jitter = self.brightness or self.contrast or self.saturation or self.hue
+        strength = vars(self) | {"affine": self.translate or self.zoom != (1.0, 1.0), "jitter": jitter}
+        return tuple(name for name in typing.get_args(Op) if strength[name])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Model:

@@ -1,58 +1,77 @@
-"""Values and combinations that cannot train: refused before anything is built, by the field's name."""
+"""Values and combinations that cannot train: rejected by the field's name before anything is built or written."""
 
 import math
 import re
+from collections.abc import Callable
+from typing import Any
 
-from cls.config import Data, Run, flat
+from cls.config import Augment, Data, Run, flat
 from cls.runtime.paths import name_problem
 
-POSITIVE = ("data.size", "train.epochs", "train.batch", "train.micro_batch", "train.eval_batch", "train.keep",
-            "optim.lr", "optim.lr_batch", "optim.head_lr")  # fmt: skip
-NOT_NEGATIVE = ("seed", "data.limit", "data.eval_size", "augment.rotate", "augment.brightness", "augment.contrast",
-                "augment.saturation", "augment.randaugment", "augment.blur", "augment.mixup", "augment.cutmix",
-                "model.gate", "optim.weight_decay", "optim.clip", "optim.class_weight", "optim.t_max", "optim.min_lr",
-                "optim.patience", "optim.warmup", "train.max_steps", "train.early_stop",
-                "train.save_minutes")  # fmt: skip
-SHARES = ("data.max_corrupt", "augment.hflip", "augment.vflip", "augment.translate", "augment.erase",
-          "augment.mix_probability", "optim.label_smoothing")  # fmt: skip
-BELOW_ONE = ("model.dropout3", "optim.ema", "optim.factor")
+
+def _ascending(most: float) -> Callable[[tuple[float, float]], bool]:
+    return lambda pair: 0 < pair[0] <= pair[1] <= most
+
+
+# what a field must be, the test, and the fields: every number of a run is here once
+RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    ("greater than 0", lambda x: x > 0, (
+        "data.size", "train.epochs", "train.batch", "train.micro_batch", "train.eval_batch", "train.keep",
+        "optim.lr", "optim.lr_batch", "optim.head_lr")),
+    ("0 or more", lambda x: x >= 0, (
+        "seed", "data.limit", "data.eval_size", "augment.mixup", "augment.cutmix", "model.gate", "optim.weight_decay",
+        "optim.clip", "optim.class_weight", "optim.t_max", "optim.min_lr", "optim.patience", "optim.warmup",
+        "train.max_steps", "train.early_stop", "train.save_minutes")),
+    ("from 0 to 1", lambda x: 0 <= x <= 1, (
+        "data.max_corrupt", "augment.hflip", "augment.vflip", "augment.translate", "augment.erase",
+        "augment.mix_probability", "optim.label_smoothing")),
+    ("from 0 to below 1", lambda x: 0 <= x < 1, ("model.dropout3", "optim.ema", "optim.factor")),
+    ("from 0 to 180", lambda x: 0 <= x <= 180, ("augment.rotate",)),
+    ("from 0 to 10", lambda x: 0 <= x <= 10, ("augment.brightness", "augment.contrast", "augment.saturation")),
+    ("from 0 to 0.5", lambda x: 0 <= x <= 0.5, ("augment.hue",)),
+    ("from 0 to 14", lambda x: 0 <= x <= 14, ("augment.randaugment",)),
+    ("from 0 to 30", lambda x: 0 <= x <= 30, ("augment.randaugment_magnitude",)),
+    ("0 or odd", lambda x: x == 0 or (x > 0 and x % 2 == 1), ("augment.blur",)),
+    ("two shares of the area, 0 < from <= to <= 1", _ascending(1), ("augment.crop_scale", "augment.erase_scale")),
+    ("0 < from <= to <= 10", _ascending(10), ("augment.zoom",)),
+    ("above 0 and at most 1", lambda x: 0 < x <= 1, ("data.crop_pct",)),
+    ("between 0 and 1", lambda x: 0 < x < 1, ("data.val_fraction",)),
+    ("-1 (automatic), 0 or more", lambda x: x >= -1, ("data.workers",)),
+    ("both from 0 to below 1", lambda pair: all(0 <= x < 1 for x in pair), ("optim.betas",)),
+    ("different stages from 1 to 4", lambda x: len(set(x)) == len(x) and set(x) <= {1, 2, 3, 4}, ("model.cbam",)),
+)  # fmt: skip
 
 
 def check(run: Run) -> None:
     """ValueError naming the field, what it is and what it may be."""
     values = flat(run)
     for name, value in values.items():
-        _need(not isinstance(value, float) or math.isfinite(value), name, value, "must be a finite number")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}: it must be a finite number")
         for text in (value,) if isinstance(value, str) else value if name == "data.labels" else ():
             # bytes of a path that are no UTF-8 are lone surrogates in Python
             if text.encode("utf-8", "ignore").decode() != text:
                 raise ValueError(f"{name} is {text!a}: it {name_problem().replace('is not', 'must be', 1)}")
-    for name in POSITIVE:
-        _need(values[name] > 0, name, values[name], "must be greater than 0")
-    for name in NOT_NEGATIVE:
-        _need(values[name] >= 0, name, values[name], "must be 0 or more")
-    for name in SHARES:
-        _need(0 <= values[name] <= 1, name, values[name], "must be from 0 to 1")
-    for name in BELOW_ONE:
-        _need(0 <= values[name] < 1, name, values[name], "must be from 0 to below 1")
-    for name in ("augment.crop_scale", "augment.erase_scale"):
-        low, high = values[name]
-        _need(0 < low <= high <= 1, name, values[name], "must be two shares of the area, 0 < from <= to <= 1")
-    _need(0 < run.augment.zoom[0] <= run.augment.zoom[1], "augment.zoom", run.augment.zoom, "must be 0 < from <= to")
-    _need(0 <= run.augment.hue <= 0.5, "augment.hue", run.augment.hue, "must be from 0 to 0.5")
-    _need(run.augment.blur == 0 or run.augment.blur % 2 == 1, "augment.blur", run.augment.blur, "must be 0 or odd")
-    _need(run.augment.randaugment_magnitude in range(31), "augment.randaugment_magnitude",
-          run.augment.randaugment_magnitude, "must be from 0 to 30")  # fmt: skip
-    _need(0 < run.data.crop_pct <= 1, "data.crop_pct", run.data.crop_pct, "must be above 0 and at most 1")
-    _need(0 < run.data.val_fraction < 1, "data.val_fraction", run.data.val_fraction, "must be between 0 and 1")
-    _need(all(0 <= b < 1 for b in run.optim.betas), "optim.betas", run.optim.betas, "must both be from 0 to below 1")
-    _need(run.data.workers >= -1, "data.workers", run.data.workers, "must be -1 (automatic), 0 or more")
-    check_labels(run.data)
+    _check_ranges(values)
+    _check_labels(run.data)
+    _check_order(run.augment)
     _combinations(run)
 
 
-def check_labels(data: Data) -> None:
-    """ValueError for label options that contradict each other, the data or themselves."""
+def check_data(data: Data) -> None:
+    """ValueError for numbers out of range and for label options that contradict each other, the data or themselves."""
+    _check_ranges({f"data.{name}": value for name, value in vars(data).items()})
+    _check_labels(data)
+
+
+def _check_ranges(values: dict[str, Any]) -> None:
+    for rule, good, names in RULES:
+        for name in names:
+            if name in values and not good(values[name]):
+                raise ValueError(f"{name} is {values[name]}: it must be {rule}")
+
+
+def _check_labels(data: Data) -> None:
     if data.labels and data.label_pattern:
         raise ValueError("data.labels and data.label_pattern are two sources of the same labels: set one of them")
     if data.id_column and not data.labels:
@@ -72,6 +91,18 @@ def check_labels(data: Data) -> None:
             f"data.label_pattern is {data.label_pattern!r} with {groups} groups: put ( ) around the class alone, and "
             "(?: ) around the rest, as in '(.+)_[0-9]+'"
         )
+
+
+def _check_order(augment: Augment) -> None:
+    order = augment.order
+    if repeated := sorted({name for name in order if order.count(name) > 1}):
+        raise ValueError(f"augment.order: each operation at most once, found {', '.join(repeated)} more often")
+    for name in augment.active:
+        if name not in order:
+            raise ValueError(f"augment.order: {name!r} is wanted and must appear once, but appears 0 times in {order}")
+    last = [name for name in order if name in augment.active][-1]
+    if augment.erase and last != "erase":  # its noise is added on the device, after all that a worker does
+        raise ValueError(f"augment.order: 'erase' must come last, but {last!r} follows it in {order}")
 
 
 def _combinations(run: Run) -> None:
@@ -98,11 +129,6 @@ def _combinations(run: Run) -> None:
         )
     if run.optim.loss == "mse" and run.optim.label_smoothing:
         raise ValueError("optim.label_smoothing applies to cross entropy: set it to 0 with optim.loss mse")
-
-
-def _need(good: bool, name: str, value: object, rule: str) -> None:
-    if not good:
-        raise ValueError(f"{name} is {value}: it {rule}")
 
 
 def _divisor(batch: int, near: int) -> int:

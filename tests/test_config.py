@@ -7,6 +7,7 @@ import re
 import shlex
 import typing
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from cls import recipes, validate
 from cls.commands.main import parse_command
 from cls.commands.parsing import out_of, parse_run
-from cls.config import RENAMED, RUNTIME_FIELDS, Run, change, diff, flat, from_yaml, to_yaml
+from cls.config import RENAMED, RUNTIME_FIELDS, Data, Run, change, diff, flat, from_yaml, to_yaml
 from cls.validate import check
 
 SECTIONS = ("data", "augment", "model", "optim", "train", "track")
@@ -165,20 +166,32 @@ def test_diff_names_every_change() -> None:
 # --- checks ---
 
 BAD = [
-    *((name, 0, "must be greater than 0") for name in validate.POSITIVE),
-    *((name, -1, "must be greater than 0") for name in validate.POSITIVE),
-    *((name, -1, "must be 0 or more") for name in validate.NOT_NEGATIVE),
-    *((name, value, "must be from 0 to 1") for name in validate.SHARES for value in (-0.01, 1.01)),
-    *((name, value, "must be from 0 to below 1") for name in validate.BELOW_ONE for value in (-0.01, 1.0)),
+    *((name, value, "must be greater than 0") for name in (
+        "data.size", "train.epochs", "train.batch", "train.micro_batch", "train.eval_batch", "train.keep", "optim.lr",
+        "optim.lr_batch", "optim.head_lr") for value in (0, -1)),
+    *((name, -1, "must be 0 or more") for name in (
+        "seed", "data.limit", "data.eval_size", "augment.mixup", "augment.cutmix", "model.gate", "optim.weight_decay",
+        "optim.clip", "optim.class_weight", "optim.t_max", "optim.min_lr", "optim.patience", "optim.warmup",
+        "train.max_steps", "train.early_stop", "train.save_minutes")),
+    *((name, value, "must be from 0 to 1") for name in (
+        "data.max_corrupt", "augment.hflip", "augment.vflip", "augment.translate", "augment.erase",
+        "augment.mix_probability", "optim.label_smoothing") for value in (-0.01, 1.01)),
+    *((name, value, "must be from 0 to below 1") for name in ("model.dropout3", "optim.ema", "optim.factor")
+      for value in (-0.01, 1.0)),
+    *(("augment.rotate", value, "from 0 to 180") for value in (-1.0, 180.5, 200.0)),
+    *((f"augment.{name}", value, "from 0 to 10") for name in ("brightness", "contrast", "saturation")
+      for value in (-0.1, 10.1)),
+    *(("augment.randaugment", value, "from 0 to 14") for value in (-1, 15)),
     *((f"augment.{name}", value, "0 < from <= to <= 1") for name in ("crop_scale", "erase_scale")
       for value in ((0.0, 1.0), (0.5, 0.4), (0.5, 1.1))),
-    *(("augment.zoom", value, "0 < from <= to") for value in ((0.0, 1.0), (1.2, 1.1))),
+    *(("augment.zoom", value, "0 < from <= to <= 10") for value in ((0.0, 1.0), (1.2, 1.1), (1.0, 10.1))),
     *(("augment.hue", value, "0 to 0.5") for value in (-0.1, 0.51)),
-    *(("augment.blur", value, "must be") for value in (2, 4, -3)),
+    *(("augment.blur", value, "0 or odd") for value in (2, 4, -3)),
     *(("augment.randaugment_magnitude", value, "0 to 30") for value in (-1, 31)),
     *(("data.crop_pct", value, "above 0 and at most 1") for value in (0.0, -0.1, 1.1)),
     *(("data.val_fraction", value, "between 0 and 1") for value in (0.0, 1.0)),
-    *(("optim.betas", value, "from 0 to below 1") for value in ((-0.1, 0.9), (0.9, 1.0))),
+    *(("optim.betas", value, "both from 0 to below 1") for value in ((-0.1, 0.9), (0.9, 1.0))),
+    *(("model.cbam", value, "different stages from 1 to 4") for value in ((5,), (0, 1), (4, 4))),
     ("data.workers", -2, "-1 (automatic), 0 or more"),
     *((name, math.nan, "must be") for name in ("optim.lr", "augment.hflip", "optim.ema", "optim.clip", "augment.hue")),
     *((name, math.inf, "must be") for name in ("optim.lr", "optim.weight_decay")),
@@ -259,15 +272,54 @@ def test_the_proposed_micro_batch_is_the_largest_divisor_not_above_the_wanted_on
             assert validate._divisor(batch, wanted) == max(divisors)
 
 
-def test_every_number_has_a_rule_or_a_reason() -> None:
-    """A new numeric field must be added to a table of checks.py, or here."""
-    elsewhere = {
-        "augment.hue", "augment.crop_scale", "augment.erase_scale", "augment.zoom", "augment.randaugment_magnitude",
-        "data.crop_pct", "data.workers", "data.val_fraction", "optim.betas", "model.cbam",
-    }  # fmt: skip
+def test_every_number_has_exactly_one_rule_and_a_bad_value_here() -> None:
     numeric = {name for name in flat(Run()) if re.search(r"\b(int|float)\b", str(hint_of(name)))}
-    tables = {*validate.POSITIVE, *validate.NOT_NEGATIVE, *validate.SHARES, *validate.BELOW_ONE}
-    assert numeric == tables | elsewhere
+    ruled = [name for _, _, names in validate.RULES for name in names]
+    assert numeric == set(ruled) == {name for name, *_ in BAD} - {"train.compile"}
+    assert len(ruled) == len(set(ruled))
+
+
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        ({"order": ("frame",), "hflip": 0.5}, "augment.order: 'hflip' is wanted and must appear once"),
+        ({"order": ("hflip",), "hflip": 0.5}, "augment.order: 'frame' is wanted"),
+        ({"order": ("frame",), "zoom": (0.9, 1.0)}, "augment.order: 'affine' is wanted"),
+        ({"order": ("frame",), "saturation": 0.1}, "augment.order: 'jitter' is wanted"),
+        ({"order": ("frame", "hflip", "hflip"), "hflip": 0.5}, "augment.order: each operation at most once.*hflip"),
+        ({"order": ("frame", "vflip", "vflip")}, "augment.order: each operation at most once.*vflip"),
+        ({"order": ("erase", "frame"), "erase": 0.5}, "augment.order: 'erase' must come last, but 'frame' follows it"),
+    ],
+)
+def test_impossible_orders_of_augmentations_are_rejected(augment: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check(change(Run(), augment=augment))
+
+
+def test_operations_at_zero_need_no_place_in_the_order() -> None:
+    check(change(Run(), augment={"order": ("frame",)}))
+    check(change(Run(), augment={"order": ("erase", "frame")}))
+
+
+def test_commands_that_read_images_check_the_same_numbers() -> None:
+    with pytest.raises(ValueError, match=r"data\.val_fraction is 1\.0: it must be between 0 and 1"):
+        validate.check_data(Data(path="photos", val_fraction=1.0))
+    validate.check_data(Data(path="photos"))
+
+
+NUMBERS = [one for one in BAD if isinstance(one[1], tuple) or (type(one[1]) in (int, float) and math.isfinite(one[1]))]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), NUMBERS)
+def test_a_bad_number_is_rejected_before_the_run_directory_is_claimed(
+    name: str, value: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else config.yaml would hold it, and the corrected command would be another configuration."""
+    monkeypatch.chdir(tmp_path)
+    words = map(str, value if isinstance(value, tuple) else (value,))
+    with pytest.raises(ValueError, match=f"^{re.escape(name)} is ") as caught:
+        parse_run(["digits", "--out", "run", "--train.batch", "64", f"--{name}", *words])
+    assert message in str(caught.value) and not any(tmp_path.iterdir())
 
 
 # --- the command line ---

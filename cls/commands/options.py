@@ -5,7 +5,7 @@ from typing import Literal
 
 from cls.commands.gpus import Gpu, find
 from cls.config import Data, Preset, View
-from cls.validate import check_labels
+from cls.validate import check_data
 
 Format = Literal["safetensors", "onnx"]
 Input = Literal["float", "uint8"]
@@ -39,7 +39,7 @@ class LabelOptions:
         """The images of ``path`` with these labels; ValueError for options that exclude each other."""
         data = Data(path=path, labels=self.labels, id_column=self.id_column, label_column=self.label_column,
                     label_pattern=self.label_pattern)  # fmt: skip
-        check_labels(data)
+        check_data(data)
         return data
 
 

@@ -81,8 +81,6 @@ def load(data: config.Data, seed: int) -> Splits:
                 f"data.streaming needs validation images of their own, which {data.path} lacks: "
                 f"hold some out with {streaming.pack_command(data.path)}"
             )
-        if not 0 < data.val_fraction < 1:
-            raise ValueError(f"data.val_fraction must be between 0 and 1, found {data.val_fraction}")
         everything = labelled["train"]
         held = held_out(column(everything, "id"), labels_of(everything), data.val_fraction, seed, "split")
         labelled["train"] = everything.select(np.delete(np.arange(len(everything)), held))

@@ -53,10 +53,6 @@ def add_attention(net: nn.Module, cbam: tuple[int, ...], *, chained: bool, dropo
 
     A stage is an ``nn.Sequential`` of blocks: the added parts are its last elements, so no pretrained key changes.
     """
-    if len(set(cbam)) != len(cbam) or not set(cbam) <= {1, 2, 3, 4}:
-        raise ValueError(f"model.cbam: expected different stages from 1 to 4, found {list(cbam)}")
-    if not 0.0 <= dropout3 < 1.0:
-        raise ValueError(f"model.dropout3: expected a probability below 1, found {dropout3}")
     for number in sorted(cbam):
         stage = _stage(net, number, "model.cbam")
         norm = getattr(stage[-1], "bn3", None) or getattr(stage[-1], "bn2", None)  # of the block's last convolution

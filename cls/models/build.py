@@ -64,12 +64,12 @@ class _NoValues(TorchFunctionMode):
 
 
 def check_model(config: Model, data: Data) -> None:
-    """Make sure, before any set-up, that weights and backbone exist and that it takes images of these sizes.
+    """Make sure, before any set-up, that weights, backbone and frozen parts exist and that it takes these image sizes.
 
     May download the weights; else forward passes on fake tensors, 0.5 s. ValueError names the field or the file.
     """
     check_weights(config)
-    model = build_shapes(replace(config, freeze=()), 2).eval()
+    model = build_shapes(config, 2).eval()
     with torch.device("meta"):
         for field, size in {"data.size": data.size, "data.eval_size": data.evaluated.size}.items():
             try:

@@ -49,8 +49,6 @@ def replace_classifier(net: nn.Module, classifier: str, *, words: str, gate: int
         raise ValueError(
             f"model.backbone: {classifier} of {type(net).__name__} is no linear layer; use another backbone"
         )
-    if gate < 0:
-        raise ValueError(f"model.gate: expected a width, or 0 for none, found {gate}")
     layers: list[nn.Module] = [own, LogitGate(own.out_features, gate)] if gate else []
     layers += head_layers(words, own.out_features if gate else own.in_features, classes)
     net.set_submodule(classifier, layers[0] if len(layers) == 1 else nn.Sequential(*layers))

@@ -112,39 +112,23 @@ Op = (
 def training_ops(augment: config.Augment, data: config.Data, mean: tuple[float, float, float]) -> tuple[Op, ...]:
     """The operations of a training image in ``augment.order``, those at zero left out.
 
-    ``mean`` is the normalisation's, 0 to 1, RGB; it is the fill colour where ``augment.fill`` is "mean". A number out
-    of range, or an order that leaves out a wanted operation, is a ValueError naming the field.
+    ``mean`` is the normalisation's, 0 to 1, RGB; it is the fill colour where ``augment.fill`` is "mean".
     """
-    _check(augment)
-    fill = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255)) if augment.fill == "mean" else (0, 0, 0)
-    a = augment
-    wanted: dict[str, tuple[Op, ...]] = {"frame": _frame(augment, data)}
-    if a.hflip:
-        wanted["hflip"] = (HFlip(p=a.hflip),)
-    if a.vflip:
-        wanted["vflip"] = (VFlip(p=a.vflip),)
-    if a.rotate:
-        wanted["rotate"] = (Rotate(degrees=a.rotate, fill=fill),)
-    if a.translate or a.zoom != (1.0, 1.0):
-        wanted["affine"] = (Affine(translate=a.translate, zoom=a.zoom, fill=fill),)
-    if a.brightness or a.contrast or a.saturation or a.hue:
-        jitter = Jitter(brightness=a.brightness, contrast=a.contrast, saturation=a.saturation, hue=a.hue)
-        wanted["jitter"] = (jitter,)
-    if a.randaugment:
-        wanted["randaugment"] = (RandAugment(n=a.randaugment, magnitude=a.randaugment_magnitude, fill=fill),)
-    if a.blur:
-        wanted["blur"] = (Blur(kernel=a.blur),)
-    if a.erase:
-        wanted["erase"] = (Erase(p=a.erase, scale=a.erase_scale),)
-    for name in wanted:
-        if a.order.count(name) != 1:
-            found = f"appears {a.order.count(name)} times"
-            raise ValueError(f"augment.order: {name!r} is wanted and must appear once, but {found} in {a.order}")
-    active = [name for name in a.order if name in wanted]
-    if a.erase and active[-1] != "erase":
-        # Its noise is added on the device, after all that a worker does: nothing can come after it.
-        raise ValueError(f"augment.order: 'erase' must come last, but {active[-1]!r} follows it in {a.order}")
-    return tuple(op for name in active for op in wanted[name])
+    a, active = augment, augment.active
+    assert set(active) <= set(a.order), "validate.check rejects such an order"
+    fill = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255)) if a.fill == "mean" else (0, 0, 0)
+    known: dict[str, tuple[Op, ...]] = {
+        "frame": _frame(augment, data),
+        "hflip": (HFlip(p=a.hflip),),
+        "vflip": (VFlip(p=a.vflip),),
+        "rotate": (Rotate(degrees=a.rotate, fill=fill),),
+        "affine": (Affine(translate=a.translate, zoom=a.zoom, fill=fill),),
+        "jitter": (Jitter(brightness=a.brightness, contrast=a.contrast, saturation=a.saturation, hue=a.hue),),
+        "randaugment": (RandAugment(n=a.randaugment, magnitude=a.randaugment_magnitude, fill=fill),),
+        "blur": (Blur(kernel=a.blur),),
+        "erase": (Erase(p=a.erase, scale=a.erase_scale),),
+    }
+    return tuple(op for name in a.order if name in active for op in known[name])
 
 
 def view_ops(view: config.View, data: config.Data) -> tuple[Op, ...]:
@@ -166,8 +150,6 @@ def view_ops(view: config.View, data: config.Data) -> tuple[Op, ...]:
 
 
 def _center(data: config.Data) -> tuple[Op, Op]:
-    if not 0 < data.crop_pct <= 1:
-        raise ValueError(f"data.crop_pct must be above 0 and at most 1, found {data.crop_pct}")
     return ResizeShort(size=round(data.size / data.crop_pct)), CenterCrop(size=data.size)
 
 
@@ -175,23 +157,3 @@ def _frame(augment: config.Augment, data: config.Data) -> tuple[Op, ...]:
     if augment.frame == "crop":
         return (RandomResizedCrop(size=data.size, scale=augment.crop_scale),)
     return (Squash(size=data.size),) if augment.frame == "squash" else _center(data)
-
-
-def _check(augment: config.Augment) -> None:
-    a = augment
-    repeated = sorted({name for name in a.order if a.order.count(name) > 1})
-    if repeated:
-        raise ValueError(f"augment.order: each operation at most once, found {', '.join(repeated)} more often")
-    for field, low, high in (
-        ("hflip", 0, 1), ("vflip", 0, 1), ("erase", 0, 1), ("rotate", 0, 180), ("translate", 0, 1), ("hue", 0, 0.5),
-        ("brightness", 0, 10), ("contrast", 0, 10), ("saturation", 0, 10),
-        ("randaugment", 0, 14), ("randaugment_magnitude", 0, 30),
-    ):  # fmt: skip
-        if not low <= getattr(a, field) <= high:
-            raise ValueError(f"augment.{field} must be in {low} to {high}, found {getattr(a, field)}")
-    for field, high in (("crop_scale", 1.0), ("erase_scale", 1.0), ("zoom", 10.0)):
-        small, large = getattr(a, field)
-        if not 0 < small <= large <= high:
-            raise ValueError(f"augment.{field} must be two ascending numbers in 0 to {high:g}, found {small} {large}")
-    if a.blur < 0 or (a.blur and a.blur % 2 == 0):
-        raise ValueError(f"augment.blur must be an odd number of pixels, or 0 for off, found {a.blur}")

@@ -32,7 +32,7 @@ from cls.data.readers import images_of
 from cls.data.sources import Splits, load, load_images, load_labelled
 from cls.data.split_words import splits_in
 from cls.runtime.signals import StopSignal
-from cls.validate import check_labels
+from cls.validate import check_data
 from tests.harness import ROOT, environment
 from tests.harness.untrained import untrained
 
@@ -793,7 +793,7 @@ def test_one_name_in_two_unicode_forms_is_one_class_and_one_file(tmp_path: Path)
 )
 def test_options_that_cannot_be_together(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_labels(config.Data(**{"path": "photos", **fields}))
+        check_data(config.Data(**{"path": "photos", **fields}))
 
 
 def test_labels_are_for_folders_of_images(tmp_path: Path) -> None:
