@@ -13,7 +13,7 @@ from cls.data.loader import batches, preprocess, worker_count
 from cls.data.readers import images_of
 from cls.data.sampler import MicroBatchSampler
 from cls.data.sources import load
-from cls.models.build import input_statistics
+from cls.models.backbones import input_statistics
 from cls.runtime.paths import writing
 from cls.training.steps import Steps
 from cls.transforms.mixup import draw_mixing, mix, partners, soft_targets

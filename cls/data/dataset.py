@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from cls.config import Run, View
 from cls.data.readers import Encoded, Images, images_of
-from cls.models.build import input_statistics
+from cls.models.backbones import input_statistics
 from cls.runtime.exit import DataError
 from cls.runtime.rng import generator, rewind
 from cls.transforms.decode import CorruptImageError

@@ -8,8 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from cls.config import Run, from_yaml, to_yaml
 from cls.data.sources import Splits, labels_of
-from cls.models.backbones import Statistics
-from cls.models.build import input_statistics
+from cls.models.backbones import Statistics, input_statistics
 from cls.validate import check
 
 

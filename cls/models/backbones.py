@@ -9,7 +9,7 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from cls.config import Model
+from cls.config import Model, Run
 
 SMALL = "resnext14_8x8d"  # one block per stage: trains on a CPU in seconds
 
@@ -82,6 +82,13 @@ def normalization(config: Model) -> Statistics:
         return HALF
     stated = _timm_config(config.backbone) if "/" in config.backbone else None
     return (_rgb(stated.mean), _rgb(stated.std)) if stated else IMAGENET
+
+
+def input_statistics(run: Run) -> Statistics:
+    """Mean and std of the input, in units of [0, 1]: what the weights want unless data.normalize says else."""
+    if run.data.normalize == "auto":
+        return normalization(run.model)
+    return HALF if run.data.normalize == "half" else IMAGENET
 
 
 def _rgb(values: Sequence[float]) -> tuple[float, float, float]:

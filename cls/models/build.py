@@ -7,19 +7,13 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from cls.config import Data, Model, Run
+from cls.config import Data, Model
 from cls.models.attention import CBAM, add_attention
-from cls.models.backbones import HALF, IMAGENET, Statistics, classifier_name, normalization, plain
-from cls.models.freeze import freeze_parts, train_mode
+from cls.models.backbones import classifier_name, plain
+from cls.models.freeze import freeze_parts
 from cls.models.heads import replace_classifier
-from cls.models.sharding import sharding_units
-from cls.models.weights import check_weights, load_exact, load_pretrained, weight_file
+from cls.models.weights import check_weights, load_pretrained, weight_file
 from cls.runtime.rng import torch_seed
-
-__all__ = [
-    "Statistics", "build_model", "build_shapes", "check_model", "count_parameters", "fresh_parameters",
-    "input_statistics", "load_exact", "normalization", "output_layer", "sharding_units", "train_mode",
-]  # fmt: skip
 
 
 def build_model(config: Model, classes: int, seed: int) -> nn.Module:
@@ -103,10 +97,3 @@ def output_layer(model: nn.Module, config: Model) -> nn.Linear:
     last = head[-1] if isinstance(head, nn.Sequential) else head
     assert isinstance(last, nn.Linear)
     return last
-
-
-def input_statistics(run: Run) -> Statistics:
-    """Mean and std of the input, in units of [0, 1]: what the weights want unless data.normalize says else."""
-    if run.data.normalize == "auto":
-        return normalization(run.model)
-    return HALF if run.data.normalize == "half" else IMAGENET

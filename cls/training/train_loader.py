@@ -11,7 +11,7 @@ from cls.data.readers import images_of
 from cls.data.sampler import MicroBatchSampler
 from cls.data.sources import Splits
 from cls.distributed.world import World
-from cls.models.build import input_statistics
+from cls.models.backbones import input_statistics
 from cls.models.loss import class_weights
 from cls.tracking.ledger import Ledger
 from cls.tracking.run_dir import RunDir

@@ -22,7 +22,7 @@ from cls.commands.bench.sample import Sample, about, choose
 from cls.config import Run, change
 from cls.data.readers import Images, images_of
 from cls.data.sources import load
-from cls.models.build import input_statistics
+from cls.models.backbones import input_statistics
 from cls.transforms.ops import training_ops
 from tests.benchmarks import baselines
 

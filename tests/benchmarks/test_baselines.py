@@ -14,7 +14,7 @@ from cls.data.dataset import train_dataset
 from cls.data.loader import load_batch
 from cls.data.readers import images_of
 from cls.data.sources import load
-from cls.models.build import input_statistics
+from cls.models.backbones import input_statistics
 from cls.transforms.ops import training_ops
 from tests.benchmarks import baselines, bench_pipelines
 from tests.commands.test_bench import SMALL, Kept, jpeg, on

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cls.config import Run, change, to_yaml
-from cls.models.build import build_model, input_statistics
+from cls.models.backbones import input_statistics
+from cls.models.build import build_model
 
 
 def untrained(out: Path, classes: int, data: dict[str, Any], model: dict[str, Any], eval_batch: int = 8) -> Run:

@@ -19,7 +19,7 @@ from cls.distributed.launch import resolve_precision
 from cls.distributed.memory_probe import probe
 from cls.distributed.micro_batches import MicroBatches
 from cls.distributed.world import World, start
-from cls.models.build import input_statistics
+from cls.models.backbones import input_statistics
 from cls.models.freeze import train_mode
 from cls.models.loss import class_weights, loss_per_image
 from cls.runtime.signals import StopSignal
