@@ -1,4 +1,4 @@
-"""One run is one frozen value: everything that decides its result, and nothing else.
+"""The configuration of a run: everything that decides its result.
 
 Every field is reachable from the command line as ``--section.field value``; the text under a field is its help.
 A feature is off at its zero (``mixup=0.0``, ``cbam=()``), never ``None``.
@@ -31,13 +31,13 @@ class Data:
     """Which images, and how they are framed when nothing is random."""
 
     path: str = ""
-    """A folder of images, a parquet, arrow or webdataset file or folder, a hub name, or 'digits' (embedded)."""
+    """An image folder, a parquet, arrow or webdataset file or folder, a hub name, or 'digits' (embedded)."""
     copy: str = ""
-    """The same images on this machine's own disk, read in place of data.path (slurm/env.sh puts them there)."""
+    """Local copy of data.path, read instead of it (slurm/env.sh makes one)."""
     size: int = 224
     """Side of the square image the model sees, pixels."""
     eval_size: int = 0
-    """Side of validation and test images where it differs (random crops show things larger, Touvron et al. 2019)."""
+    """Side of validation and test images if different (random crops enlarge objects, Touvron et al. 2019)."""
     eval_frame: Literal["center", "squash"] = "center"
     """Validation and test: resize the short side and crop the centre, or squash the whole image to a square."""
     crop_pct: float = 0.875
@@ -61,15 +61,15 @@ class Data:
     limit: int = 0
     """Smoke run: at most this many training and validation images each (seeded, stratified); 0: all. Test is whole."""
     balanced: bool = False
-    """Draw every class equally often instead of every image exactly once per epoch."""
+    """Sample every class equally often instead of every image exactly once per epoch."""
     max_corrupt: float = 0.01
     """Stop when more than this share of the training images (and more than one) are corrupt."""
     streaming: bool = False
-    """Read a folder, parquet, tar or hub set block by block in a computed order, when it is too large to index."""
+    """Read a folder, parquet, tar or hub set block by block in a computed order; for sets too large to index."""
     exact_order: bool = False
-    """Slow: every operation by torchvision on the full-size image, in the recipe's order, as the programs do it."""
+    """Slow: every operation by torchvision on the full-size image, in the recipe's order, as published."""
     workers: int = -1
-    """Loader processes per rank; -1 takes one per core this rank really has; 0 decodes in the main process."""
+    """Loader processes per rank; -1: one per core available to this rank; 0: decode in the main process."""
 
     @property
     def own_labels(self) -> bool:
@@ -77,7 +77,7 @@ class Data:
         return bool(self.labels or self.label_pattern)
 
     def labelled_as(self, other: "Data") -> "Data":
-        """The same with another one's label files, pattern and columns; a table's label_column stays by default."""
+        """This data with the label options of ``other``; label_column is kept where both read tables."""
         kept = "" if self.own_labels or other.own_labels else self.label_column
         return dataclasses.replace(self, labels=other.labels, id_column=other.id_column,
                                    label_column=other.label_column or kept,
@@ -85,13 +85,13 @@ class Data:
 
     @property
     def evaluated(self) -> "Data":
-        """As validation and test see it: ``size`` is theirs."""
+        """The data for validation and test: ``size`` is eval_size."""
         return dataclasses.replace(self, size=self.eval_size or self.size)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Random changes of training images, in the given order; every number is drawn from (seed, draw)."""
+    """Random changes of training images, in the given order; every number is drawn from (seed, sample index)."""
 
     order: tuple[Op, ...] = (
         "frame", "hflip", "vflip", "rotate", "affine", "jitter", "randaugment", "blur", "erase",
@@ -157,7 +157,7 @@ class Model:
     weights: str = "DEFAULT"
     """'none', a torchvision name such as IMAGENET1K_V2 or DEFAULT, 'timm' (that model's own), or a local file."""
     head: str = ""
-    """Layers before the output layer, in words: a number is a linear layer of that width; bn, relu, silu, dropout:P."""
+    """Hidden head layers, e.g. '500 relu dropout:0.5': a number is a linear layer of that width; also bn, silu."""
     gate: int = 0
     """Width of the attention gate on the backbone's own logits, which are then kept (report 1 uses 500); 0 is off."""
     cbam: tuple[int, ...] = ()
@@ -212,21 +212,21 @@ class Optim:
     factor: float = 0.1
     """Plateau: factor on the rate."""
     patience: int = 10
-    """Plateau: bad epochs that are tolerated; the next one lowers the rate."""
+    """Plateau: epochs without improvement that are tolerated; the next one lowers the rate."""
     plateau_on: Literal["loss", "accuracy", "either"] = "loss"
-    """Plateau: the validation figure that must improve; either: an epoch is bad when neither improved."""
+    """Plateau: the validation figure that must improve; either: at least one of them."""
     warmup: float = 0.0
     """Warm-up + cosine: epochs of linear warm-up from zero."""
 
     def learning_rate(self, batch: int) -> float:
-        """The rate for this global batch: stated for ``lr_batch``, scaled by the ratio or its root if asked to."""
+        """The rate for this global batch: ``lr``, scaled by batch / lr_batch as ``scale_lr`` says."""
         ratio = batch / self.lr_batch
         return self.lr * {"none": 1.0, "sqrt": math.sqrt(ratio), "linear": ratio}[self.scale_lr]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """How long, in which pieces, with which arithmetic."""
+    """Length of the run, batch sizes, precision, device, checkpoints."""
 
     epochs: int = 100
     """Passes over the training images."""
@@ -263,7 +263,7 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Track:
-    """Where the numbers go besides metrics.jsonl; none of it changes the result."""
+    """Logging options; they do not affect results."""
 
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """W&B: auto is online when an API key is known, else offline."""
@@ -272,11 +272,11 @@ class Track:
     name: str = ""
     """W&B run name; empty: the run directory's name."""
     artifact: Literal["auto", "always", "never"] = "auto"
-    """Give W&B the best weights with classes and preprocessing: auto does so online; offline it costs a copy."""
+    """Upload the best weights with classes and preprocessing to W&B: auto does so online; offline it costs a copy."""
     tensorboard: bool = False
     """Also write TensorBoard event files (needs the extra 'tensorboard')."""
     ledger: bool = False
-    """Note each training image with its draw and a hash of its pixels (0.4 ms at 224 px), for `cls audit`."""
+    """Record the sample index and a hash of the pixels of each training image (0.4 ms at 224 px), for `cls audit`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,7 +310,7 @@ def reject_renamed(argv: Sequence[str]) -> None:
             raise ValueError(f"{option} is now --{new.replace('_', '-')}")
 
 
-# Fields of the moment: a continued run may have other values without being another run.
+# may change on resume without changing the experiment
 RUNTIME_FIELDS = (
     "out", "data.copy", "data.workers", "data.max_corrupt", "train.device", "train.keep", "train.save_minutes",
     "train.max_steps", "track.",
@@ -319,11 +319,9 @@ RUNTIME_FIELDS = (
 
 def change(run: Run, *, recipe: str = "", seed: int | None = None, **sections: dict[str, Any]) -> Run:
     """A variant of a run: ``change(run, train=dict(batch=32), model=dict(head=""))``."""
-    top: dict[str, Any] = {} if seed is None else {"seed": seed}
-    if recipe:
-        top["recipe"] = recipe
-    parts = {name: dataclasses.replace(getattr(run, name), **values) for name, values in sections.items()}
-    return dataclasses.replace(run, **top, **parts)
+    changed = {name: dataclasses.replace(getattr(run, name), **values) for name, values in sections.items()}
+    seed = run.seed if seed is None else seed
+    return dataclasses.replace(run, recipe=recipe or run.recipe, seed=seed, **changed)
 
 
 def views_of(words: Sequence[View | Preset]) -> tuple[View, ...]:
@@ -334,37 +332,23 @@ def views_of(words: Sequence[View | Preset]) -> tuple[View, ...]:
 
 def flat(run: Run) -> dict[str, Any]:
     """All fields as one level of dotted names, in the order of definition."""
-    out: dict[str, Any] = {}
-    for item in dataclasses.fields(run):
-        value = getattr(run, item.name)
-        if dataclasses.is_dataclass(value):
-            out |= {f"{item.name}.{inner.name}": getattr(value, inner.name) for inner in dataclasses.fields(value)}
-        else:
-            out[item.name] = value
-    return out
+    found: dict[str, Any] = {}
+    for name, value in vars(run).items():
+        is_section = dataclasses.is_dataclass(value)
+        found |= {f"{name}.{key}": inner for key, inner in vars(value).items()} if is_section else {name: value}
+    return found
 
 
 def to_yaml(run: Run) -> str:
-    plain = {
-        key: {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()} if isinstance(value, dict) else value
-        for key, value in dataclasses.asdict(run).items()
-    }
-    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    return str(yaml.safe_dump(dataclasses.asdict(run), sort_keys=False, allow_unicode=True))
 
 
 def from_yaml(text: str) -> Run:
     """Rebuild a run from :func:`to_yaml`'s text; an unknown or ill-typed field is a ValueError that names it."""
     try:
         loaded = yaml.safe_load(text)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ) as error:  # of bad dates and the like
-        said = " ".join(str(error).split())
-        raise ValueError(f"config: not YAML: {said}") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:  # bad dates and the like
+        raise ValueError(f"config: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):
         raise ValueError(f"config: expected a mapping of sections, found {type(loaded).__name__}")
     return typing.cast(Run, _build(Run, loaded, ""))
@@ -372,29 +356,28 @@ def from_yaml(text: str) -> Run:
 
 def _build(kind: type, values: dict[Any, Any], prefix: str) -> Any:
     hints = typing.get_type_hints(kind)
-    values = {RENAMED.get(f"{prefix}{key}", "").removeprefix(prefix) or key: value for key, value in values.items()}
-    for key in values:
+    built = {}
+    for given, value in values.items():
+        key = RENAMED.get(f"{prefix}{given}", "").removeprefix(prefix) or given
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, 1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else ""
             raise ValueError(f"config: unknown field {prefix}{key}{hint}")
-    built = {}
-    for key, value in values.items():
-        if dataclasses.is_dataclass(hints[key]):
-            if not isinstance(value, dict):
-                raise ValueError(f"config: {prefix}{key} must be a mapping of fields, found {value!r}")
+        if not dataclasses.is_dataclass(hints[key]):
+            built[key] = _convert(hints[key], value, prefix + key)
+        elif isinstance(value, dict):
             built[key] = _build(typing.cast(type, hints[key]), value, f"{prefix}{key}.")
         else:
-            built[key] = _coerce(hints[key], value, prefix + key)
+            raise ValueError(f"config: {prefix}{key} must be a mapping of fields, found {value!r}")
     return kind(**built)
 
 
-def _coerce(hint: Any, value: Any, name: str) -> Any:
+def _convert(hint: Any, value: Any, name: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple and isinstance(value, list):
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
         if len(kinds) == len(value):
-            return tuple(_coerce(kind, item, name) for kind, item in zip(kinds, value, strict=True))
+            return tuple(_convert(kind, item, name) for kind, item in zip(kinds, value, strict=True))
     elif (origin is Literal and value in args) or (isinstance(hint, type) and type(value) is hint):
         return value
     elif hint is float and isinstance(value, int | str) and not isinstance(value, bool):
@@ -405,9 +388,11 @@ def _coerce(hint: Any, value: Any, name: str) -> Any:
 
 
 def diff(old: Run, new: Run) -> list[str]:
-    """One line for each field that differs and is not of the moment."""
+    """One line for each field that differs, except RUNTIME_FIELDS."""
     before, after = flat(old), flat(new)
-    before["data.path"] = os.path.expanduser(before["data.path"])  # written down before the command line expanded it
+    before["data.path"] = os.path.expanduser(
+        before["data.path"]
+    )  # config.yaml may hold ~, the command line is expanded
     before["model.weights"] = os.path.expanduser(before["model.weights"])
     return [
         f"{name}: {before[name]!r} -> {after[name]!r}"

@@ -27,8 +27,7 @@ def held_out(ids: pa.ChunkedArray, labels: np.ndarray, fraction: float, seed: in
 
 def limited(table: Dataset, limit: int, seed: int, split: str) -> Dataset:
     """At most ``limit`` rows in their order, drawn one per class in turn so that every class is there early."""
-    if limit < 0:
-        raise ValueError(f"data.limit must be 0 (all) or positive, found {limit}")
+    assert limit >= 0
     turns: list[tuple[int, int, int]] = []
     classes = _by_class(column(table, "id"), column(table, "label").to_numpy())
     order = generator(seed, "limit", split).permutation(len(classes)).tolist()

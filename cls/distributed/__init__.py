@@ -1,1 +1,1 @@
-"""Processes and the work they share: who carries which micro-batches, and how their results become one sum."""
+"""Processes, micro-batches and the sum of their gradients."""

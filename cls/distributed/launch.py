@@ -1,4 +1,4 @@
-"""What the launcher and the machine must be for a run to be what it says; refused by name where they are not."""
+"""Checks of the launcher's settings and of the device; what is not supported is rejected by name."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from cls.runtime.paths import command_line
 
 
 def check_launcher(env: os._Environ[str] | dict[str, str]) -> None:
-    """An inherited accelerate configuration may ask for what this program does not do: say which, and what to do."""
+    """ValueError where accelerate's configuration, which may be inherited, asks for something that is not supported."""
     asked = {
         "DeepSpeed": env.get("ACCELERATE_USE_DEEPSPEED", "false") == "true",
         "Megatron-LM": env.get("ACCELERATE_USE_MEGATRON_LM", "false") == "true",
@@ -37,10 +37,10 @@ MPI_LOCAL = ("MPI_LOCALRANKID", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_RANK",
 
 
 def ignore_mpi(env: MutableMapping[str, str]) -> None:
-    """Remove MPI's variables, which accelerate would believe more than its own launcher's.
+    """Remove MPI's variables: accelerate prefers them to those of its own launcher.
 
-    srun and mpirun set them for each process that they start, also for accelerate's launcher of each node. ValueError
-    where there are several processes and no launcher: each would train alone, or wait for a network that nobody opened.
+    srun and mpirun set them for each process, also for accelerate's launcher on each node. ValueError for several
+    processes without a launcher: each would train alone, or wait forever for the others.
     """
     for name in MPI:
         size = env.get(f"{name}_SIZE", "")
@@ -56,7 +56,7 @@ def ignore_mpi(env: MutableMapping[str, str]) -> None:
 
 
 def check_fsdp(env: os._Environ[str] | dict[str, str], train: Train) -> bool:
-    """True where the launcher asks for FSDP; ValueError where that cannot be given as asked."""
+    """True where the launcher asks for FSDP; ValueError where these settings do not allow it."""
     if env.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False
     version = env.get("FSDP_VERSION", "1")
@@ -81,13 +81,13 @@ def check_fsdp(env: os._Environ[str] | dict[str, str], train: Train) -> bool:
 
 
 def choose_device(wanted: str) -> str:
-    """'cuda', with this process's GPU as the current one, or 'cpu'; never that silently where GPUs are visible."""
+    """'cuda', with this process's GPU as the current device, or 'cpu'; ValueError where a visible GPU is unusable."""
     if wanted == "cpu":
         return "cpu"
     problem = ""
     try:
         if torch.cuda.is_available():
-            # its own: on GPU 0 each process would leave a context of some hundred MB, or be refused in exclusive mode
+            # on GPU 0 each process would leave a context of some hundred MB, or fail in exclusive mode
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
             torch.zeros(1, device="cuda")
             return "cuda"
@@ -106,7 +106,7 @@ def choose_device(wanted: str) -> str:
 
 
 def visible_gpus(env: os._Environ[str] | dict[str, str], device_file: bool) -> str:
-    """The sign that this process was given a GPU, or ''. An explicitly empty CUDA_VISIBLE_DEVICES means none."""
+    """Evidence that this process was given a GPU, or ''. An explicitly empty CUDA_VISIBLE_DEVICES means none."""
     chosen = env.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return f"CUDA_VISIBLE_DEVICES={chosen}" if chosen.strip() not in ("", "-1", "NoDevFiles") else ""

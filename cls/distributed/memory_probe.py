@@ -1,4 +1,4 @@
-"""What fits? Tried at the start, on all ranks, at full size, beside all that a step will hold."""
+"""Find at the start, on all ranks, how many micro-batches fit into memory, beside all else that a step holds."""
 
 import sys
 
@@ -12,11 +12,11 @@ from cls.runtime.exit import OutOfMemory
 
 
 def probe(micro: MicroBatches, optimizer: Optimizer, run: Run) -> MicroBatches:
-    """Forward and backward of one chunk; nothing of it stays. It is warm-up as well. Gives ``micro``, cut into chunks.
+    """Try forward and backward of one chunk, which is the warm-up, too. Returns ``micro`` with its chunk size set.
 
-    A micro-batch is part of the method and never changes by itself: where it does not fit this raises OutOfMemory, on
-    all ranks, with the largest one that fits on each of them. How many of them make a chunk (reduce=fast) is not: the
-    whole share of a rank where that fits, else half as many and so on, the same number on all ranks.
+    The micro-batch is part of the method and never changed: where it does not fit, all ranks raise OutOfMemory with the
+    largest one that fits on each of them. The chunk (reduce=fast) is a rank's whole share if that fits, else half of it
+    and so on, the same on all ranks.
     """
     size = run.train.micro_batch
     most = 1 if micro.exact or not micro.norms.chunkable else -(-micro.count // micro.world.size)
@@ -35,36 +35,36 @@ def probe(micro: MicroBatches, optimizer: Optimizer, run: Run) -> MicroBatches:
     if micro.world.main:
         print(f"fast: {most} micro-batch{'es' * (most > 1)} per forward", file=sys.stderr, flush=True)
     if micro.world.size > 1 and not micro.world.fsdp:
-        # DDP rebuilds its buckets after its first backward; a resumed run must add in the order of the first attempt
+        # DDP rebuilds its buckets after its first backward pass: a resumed run must add in the same order
         for _ in range(2):
             _forward_backward(micro, run, size, micro.chunks[-1])
     return micro
 
 
 def _sharded(micro: MicroBatches, optimizer: Optimizer, run: Run, most: int) -> int:
-    """How many micro-batches make a chunk of a sharded model: reckoned, since a rank that fails leaves the others in a
-    collective. One is tried; its activations are what was held at the highest moment beyond what was held before.
+    """The chunk size of a sharded model, computed from the peak memory of one micro-batch: a rank that runs out of
+    memory would leave the others in a collective.
     """
     fits(micro, optimizer, run, run.train.micro_batch)
     if micro.world.device.type != "cuda":
-        return most  # a CPU's memory has no limit that can be asked for
+        return most  # free memory of a CPU is unknown
     held = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     fits(micro, optimizer, run, run.train.micro_batch)
     free, _ = torch.cuda.mem_get_info()
-    room = free + torch.cuda.memory_reserved() - held
-    return min(micro.world.gather(chunks_in(room, torch.cuda.max_memory_allocated() - held, most)))
+    available = free + torch.cuda.memory_reserved() - held
+    return min(micro.world.gather(chunks_in(available, torch.cuda.max_memory_allocated() - held, most)))
 
 
-def chunks_in(room: int, one: int, most: int) -> int:
-    """``most``, halved until so many times ``one`` bytes fit into 0.8 of ``room`` (gaps, workspaces); at least 1."""
-    while most > 1 and most * one > 0.8 * room:
+def chunks_in(available: int, one: int, most: int) -> int:
+    """``most``, halved until so many times ``one`` bytes fit into 0.8 of ``available`` (fragmentation, workspace)."""
+    while most > 1 and most * one > 0.8 * available:
         most = -(-most // 2)
     return most
 
 
 def fits(micro: MicroBatches, optimizer: Optimizer, run: Run, size: int, count: int = 1) -> bool:
-    """``count`` micro-batches at once on this rank. Sharded models need all ranks in it: there a failure is raised."""
+    """Whether ``count`` micro-batches fit at once on this rank; with FSDP all ranks call it, and it raises if not."""
     try:
         held = _held(micro, optimizer, run, count)
         _forward_backward(micro, run, size, range(-count, 0))
@@ -74,7 +74,7 @@ def fits(micro: MicroBatches, optimizer: Optimizer, run: Run, size: int, count: 
         if micro.world.fsdp:
             raise
     finally:
-        # a backward pass that failed leaves its activations in autograd's queue until the next one
+        # a failed backward pass keeps its activations in autograd's queue until the next one
         torch.zeros(1, requires_grad=True).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         if micro.world.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -82,7 +82,7 @@ def fits(micro: MicroBatches, optimizer: Optimizer, run: Run, size: int, count: 
 
 
 def _held(micro: MicroBatches, optimizer: Optimizer, run: Run, count: int) -> list[torch.Tensor]:
-    """As much as the optimizer's state (if there is none yet) and earlier gradients will take."""
+    """Memory of the size of the optimizer's state (if there is none yet) and of earlier gradients."""
     share = micro.share
     # before the forward of micro-batch `stop`; if its left sibling is there, that one's gradients are still in .grad
     before = [range(share.start, stop - stop % 2) for stop in share[1:]]

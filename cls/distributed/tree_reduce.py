@@ -1,8 +1,8 @@
-"""One sum over all micro-batches with one result, whoever carried them.
+"""The sum over all micro-batches, with the same bits on any number of ranks.
 
 Floating-point addition is not associative, so the order is fixed: micro-batches are the leaves of one binary tree
-(a binary counter: equal neighbours merge; at the end the remainders merge, smallest first). A rank adds the maximal
-aligned subtrees of its own range; ranks exchange those partial sums and finish the same tree on a slice each.
+(a binary counter: equal neighbours merge; at the end the remainders merge, smallest first). Each rank sums the maximal
+aligned subtrees of its range; ranks exchange these sums and finish the tree on a slice each.
 """
 
 from dataclasses import dataclass
@@ -29,14 +29,14 @@ class Block:
 
 
 def shares(micro_batches: int, world_size: int) -> list[range]:
-    """Contiguous micro-batches of each rank, the first ones carrying one more where it does not divide."""
+    """The contiguous micro-batches of each rank; the first ranks have one more where it does not divide."""
     each, more = divmod(micro_batches, world_size)
     starts = [rank * each + min(rank, more) for rank in range(world_size + 1)]
     return [range(a, b) for a, b in pairwise(starts)]
 
 
 def push(stack: list[Block], index: int, values: list[Tensor], size: int = 1) -> None:
-    """Add the sum of ``size`` micro-batches from ``index`` on; merges in place, so ``values`` must be the caller's."""
+    """Add the sum of ``size`` micro-batches from ``index`` on; ``values`` is changed in place."""
     stack.append(Block(index, size, values))
     _merge_siblings(stack)
 
@@ -58,7 +58,7 @@ def _merge_rest(stack: list[Block]) -> list[Tensor]:
 
 
 def block_sizes(share: range) -> list[tuple[int, int]]:
-    """(start, size) of the maximal aligned subtrees in a rank's range: what is left on its stack."""
+    """(start, size) of the maximal aligned subtrees in a rank's range: its final stack."""
     sizes: list[tuple[int, int]] = []
     start = share.start
     while start < share.stop:
@@ -75,7 +75,7 @@ def total(
 ) -> list[Tensor]:
     """The sum over all micro-batches of the run, the same bits on every rank and for every number of ranks.
 
-    With the ``buffers`` of an earlier call the result takes the memory of that call's result.
+    The memory in ``buffers``, and with it the result of an earlier call, is overwritten.
     """
     if world.size == 1:
         return _merge_rest(stack)
@@ -103,13 +103,13 @@ def total(
     tree: list[Block] = []
     for (start, size), row in zip(blocks, received.view(-1, part), strict=True):
         push(tree, start, [row], size)
-    whole = sent[:length]  # what was sent is not needed any more
+    whole = sent[:length]  # its content is no longer needed
     _gather(whole, _merge_rest(tree)[0], world)
     return _views(whole, shapes, sizes)
 
 
 def _buffer(buffers: dict[str, Tensor], name: str, like: Tensor, length: int) -> Tensor:
-    """Memory kept from step to step: fresh pages cost a CPU 1 ms per MB. A GPU's allocator keeps its own."""
+    """Memory reused by each step: new pages cost a CPU 1 ms per MB. CUDA's allocator caches its own."""
     buffer = buffers.get(name)
     if buffer is None or buffer.numel() != length:
         buffer = like.new_empty(length)
@@ -119,7 +119,7 @@ def _buffer(buffers: dict[str, Tensor], name: str, like: Tensor, length: int) ->
 
 
 def _gather(whole: Tensor, mine: Tensor, world: World) -> None:
-    """All ranks' pieces in rank order. gloo's all_gather copies through a fresh buffer: 3 times as long."""
+    """All ranks' slices in rank order. gloo's all_gather takes 3 times as long: it copies through a new buffer."""
     if mine.is_cuda:
         dist.all_gather_single(whole, mine)
         return
@@ -131,9 +131,9 @@ def _gather(whole: Tensor, mine: Tensor, world: World) -> None:
 
 
 def _views(flat: Tensor, shapes: list[Layout], sizes: list[int]) -> list[Tensor]:
-    """Windows of a flat buffer with the shapes and strides of the originals (channels-last convolutions stay so)."""
-    windows, offset = [], 0
+    """Views of a flat buffer with the shapes and strides of the originals (channels-last is kept)."""
+    views, offset = [], 0
     for (shape, stride), size in zip(shapes, sizes, strict=True):
-        windows.append(flat.as_strided(shape, stride, offset))
+        views.append(flat.as_strided(shape, stride, offset))
         offset += size
-    return windows
+    return views

@@ -1,4 +1,4 @@
-"""The Accelerator, the guards around it, and the few ways in which ranks talk to each other."""
+"""The processes of a run: start, collectives, and errors and stop requests that all ranks share."""
 
 import os
 import pickle
@@ -22,7 +22,7 @@ from cls.runtime.timer import Timer
 
 T = TypeVar("T")
 
-# A rank that waits longer than this for another one reports an error; hub downloads on rank 0 are the longest wait.
+# the longest wait is for a hub download on rank 0
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
@@ -44,11 +44,11 @@ class World:
         return self.rank == 0
 
     def on_rank_0(self, work: Callable[[], T]) -> T:
-        """Run on rank 0 only and give every rank its result, or its error, or Stopped where any was asked to stop."""
+        """Run on rank 0 only; all ranks get its result, its error, or Stopped if any rank has a stop request."""
         return self._share(work, [0])
 
     def on_all_ranks(self, work: Callable[[], T]) -> T:
-        """Run on every rank; if one fails, all raise that rank's error instead of waiting for it in a collective."""
+        """Run on every rank; if one fails, all raise its error instead of waiting for it in a collective."""
         return self._share(work, list(range(self.size)))
 
     def _share(self, work: Callable[[], T], ranks: list[int]) -> T:
@@ -58,7 +58,7 @@ class World:
         result: Any = None
         error: BaseException | None = None
         try:
-            with self.stop.interruptible():  # not inside the exchange: the others would wait for this rank's part
+            with self.stop.interruptible():  # not around the exchange, in which the others wait
                 result = work() if self.rank in ranks else None
         except (Exception, Stopped) as raised:
             error = raised
@@ -66,13 +66,13 @@ class World:
         dist.all_gather_object(errors, error and _sendable(error))
         failed = [index for index, found in enumerate(errors) if found is not None]
         if failed:
-            # the local object keeps its traceback; others get the copy from the first rank that failed
+            # its own error with its traceback, else a copy from the first rank that failed
             raise error or errors[failed[0]]
         if ranks == [0]:
             box = [result]
             dist.broadcast_object_list(box, src=0)
             result = box[0]
-        return result  # type: ignore[no-any-return]  # what work() returned, here or on rank 0
+        return result  # type: ignore[no-any-return]  # the result of work()
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over ranks in place; exact where at most one rank holds a non-zero in each element."""
@@ -89,25 +89,25 @@ class World:
         return items
 
     def stop_reason(self) -> str:
-        """The reason of the first rank that was asked to stop; alone where this one does not wait for the others."""
+        """The reason of the first rank with a stop request; only this rank's if it must not wait for the others."""
         reasons = [self.stop.reason] if self.stop.at_once else self.gather(self.stop.reason)
         return next((reason for reason in reasons if reason), "")
 
     def mesh(self) -> DeviceMesh:
-        """All ranks in a row, to shard over."""
+        """All ranks in one dimension, to shard over."""
         return init_device_mesh(self.device.type, (self.size,))
 
     def stop_flag(self) -> "StopFlag":
-        """A question to all ranks that costs no wait; see :class:`StopFlag`."""
+        """See :class:`StopFlag`."""
         return StopFlag(self)
 
     def wrap(self, model: nn.Module, compiled: bool) -> nn.Module:
-        """The model as training calls it: compiled in place if asked, in DDP when there are several processes.
+        """The model for training: compiled in place if asked, in DDP if there are several processes.
 
-        A sharded one is what it is: it has been wrapped before the optimizer saw its parameters.
+        A sharded model is already wrapped, before the optimizer was built.
         """
         if compiled:
-            model.compile()  # in place: the keys of the state dict stay as they are
+            model.compile()  # in place: keeps the keys of the state dict
         if self.fsdp:
             return model
         with warnings.catch_warnings():
@@ -120,16 +120,16 @@ class World:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
 
     def close(self) -> None:
-        """Leave the process group after every rank has got here."""
+        """Wait for all ranks and leave the process group."""
         if self.size > 1:
             dist.barrier()
             dist.destroy_process_group()
 
 
 class StopFlag:
-    """Whether any rank was asked to stop, answered one call later, so that no rank waits for another one.
+    """Asynchronous flag: has any rank a stop request? The answer is one call old, so no rank waits.
 
-    All ranks call it equally often; they get the same answers.
+    All ranks must call it equally often and get the same answers.
     """
 
     def __init__(self, world: World) -> None:
@@ -137,7 +137,7 @@ class StopFlag:
         self._waiting: tuple[Any, torch.Tensor] | None = None
 
     def check(self) -> None:
-        """Stopped, on all ranks at the same call, if one of them had been asked before its last call."""
+        """Raises Stopped on all ranks at the same call if one of them had a stop request at the call before."""
         asked = self.world.stop.requested()
         if self.world.stop.at_once or (asked and self.world.size == 1):
             raise Stopped(self.world.stop.reason)
@@ -156,19 +156,18 @@ class StopFlag:
 
 
 def _sendable(error: BaseException) -> BaseException:
-    """The error itself where it survives pickling, else its name and text: no error may stop the exchange of errors."""
+    """The error itself if it can be pickled, else a RuntimeError with its name and text."""
     try:
         pickle.loads(pickle.dumps(error))
         return error
-    except Exception:  # an error of any library, with whatever it carries: pickling it may raise anything
+    except Exception:  # pickling an error of any library may raise anything
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def start(train: Train, stop: StopSignal) -> World:
-    """Join the other processes; every guard of DESIGN 6 that can be checked before data and model exist.
+    """Join the other processes.
 
-    Raises ValueError for a device that is not there, for launcher settings that would change the method, and for
-    processes that do not find each other.
+    ValueError for a missing device, launcher settings that would change the method, or unconnected processes.
     """
     check_launcher(os.environ)
     ignore_mpi(os.environ)
@@ -176,7 +175,7 @@ def start(train: Train, stop: StopSignal) -> World:
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
         torch.use_deterministic_algorithms(True)
-        # NaN in every empty tensor costs 3 % of a step
+        # filling empty tensors with NaN costs 3 % of a step
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # mypy cannot see it
     device = choose_device(train.device)
     wanted, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -187,9 +186,9 @@ def start(train: Train, stop: StopSignal) -> World:
         )
     accelerator = Accelerator(
         cpu=device == "cpu",
-        mixed_precision="no",  # autocast is entered where the forward is; the launcher's choice must not add another
+        mixed_precision="no",  # World.autocast does it; the launcher's choice is not used
         kwargs_handlers=[
-            # fast: gradients live in the buckets that are exchanged, one set less; exact never fills the buckets
+            # fast: gradients live in DDP's buckets, which saves one set of them; exact never fills the buckets
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=train.reduce == "fast"),
             InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
         ],
@@ -206,7 +205,7 @@ def start(train: Train, stop: StopSignal) -> World:
         rank=accelerator.process_index,
         size=accelerator.num_processes,
         local_size=local,
-        # one process is given a GPU without its number by accelerate
+        # accelerate gives a single process a GPU without an index
         device=torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else accelerator.device,
         fsdp=fsdp,
         stop=stop,

@@ -1,1 +1,1 @@
-"""From a config to a network: backbones, pretrained weights, attention, heads, frozen parts, the loss."""
+"""Backbones, pretrained weights, attention, heads, frozen parts, sharding, the loss."""

@@ -57,9 +57,7 @@ def add_attention(net: nn.Module, cbam: tuple[int, ...], *, chained: bool, dropo
         stage = _stage(net, number, "model.cbam")
         norm = getattr(stage[-1], "bn3", None) or getattr(stage[-1], "bn2", None)  # of the block's last convolution
         if not isinstance(norm, nn.BatchNorm2d):
-            raise ValueError(
-                f"model.cbam: cannot tell the width of layer{number} of {type(net).__name__}; use a ResNet"
-            )
+            raise ValueError(f"model.cbam: unknown width of layer{number} of {type(net).__name__}; use a ResNet")
         stage.append(CBAM(norm.num_features, chained=chained))
     if dropout3:
         _stage(net, 3, "model.dropout3").append(nn.Dropout(dropout3))

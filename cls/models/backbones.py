@@ -1,4 +1,4 @@
-"""Which backbones there are, what they are called, and how their input is normalised."""
+"""Backbones by name, and the normalisation of their input."""
 
 import difflib
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ HALF: Statistics = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @cache
 def _timm_names() -> frozenset[str]:
-    import timm  # here and below: 1.5 s at every start that only its backbones need to pay
+    import timm  # imported late here and below: it takes 1.5 s
 
     return frozenset(timm.list_models()) | frozenset(timm.list_pretrained())
 

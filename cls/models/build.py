@@ -1,4 +1,4 @@
-"""From a config to a network: a backbone with pretrained weights, optional attention, a head, frozen parts."""
+"""Build the network: a backbone with pretrained weights, optional attention, a head, frozen parts."""
 
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ from cls.runtime.rng import torch_seed
 
 
 def build_model(config: Model, classes: int, seed: int) -> nn.Module:
-    """The network for images b 3 h w -> logits b classes, on the CPU in fp32, in train mode but see :func:`train_mode`.
+    """The network for images b 3 h w -> logits b classes, on the CPU in fp32, in train mode.
 
     Keys of the state dict are torchvision's or timm's own; added parts only add keys. Fresh layers are drawn from
     (seed, "init") alone: neither the global generator nor the backbone changes them, and the global generator is left
@@ -51,7 +51,7 @@ def build_shapes(config: Model, classes: int) -> nn.Module:
 
 
 class _NoValues(TorchFunctionMode):
-    """Draws no random values: on the meta device they are none, and each tensor of them takes 1 ms."""
+    """Skips random initialisation: the meta device has no values, and each tensor would take 1 ms."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **kwargs or {})

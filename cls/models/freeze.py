@@ -1,4 +1,4 @@
-"""Frozen parts: no gradient, and eval mode (BatchNorm statistics move in train mode, whatever requires_grad says)."""
+"""Frozen parts: no gradient, and eval mode, since train mode updates BatchNorm statistics despite requires_grad."""
 
 from torch import nn
 

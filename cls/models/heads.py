@@ -1,4 +1,4 @@
-"""The head: what stands between the backbone's features and the class logits."""
+"""The head, from the backbone's features to the class logits."""
 
 from torch import nn
 

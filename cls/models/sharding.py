@@ -1,4 +1,4 @@
-"""Tensors that are spread over ranks (FSDP): made, put together, filled. Whole tensors pass through unchanged."""
+"""Shard models (FSDP); gather, convert and fill sharded tensors. Ordinary tensors pass through unchanged."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from cls.models.backbones import classifier_name
 
 
 def shard(model: nn.Module, units: list[nn.Module], mesh: DeviceMesh) -> None:
-    """Spread the parameters over the mesh in place, gathered unit by unit while a forward or backward pass needs them.
+    """Shard the parameters over the mesh in place; forward and backward gather them unit by unit.
 
     fp32 throughout (the forward runs under autocast, as with DDP); names stay as they are. Accelerate's own wrapper is
     not used: it wraps nothing in torchvision's and timm's models, reduces in bf16, and fails on BatchNorm's buffers
@@ -35,10 +35,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def like(target: Tensor, value: Tensor) -> Tensor:
-    """``value``, the same on all ranks, on the device of ``target``, spread and laid out in memory as it is.
+    """``value``, the same on all ranks, with the device, sharding and memory layout of ``target``.
 
-    Fused optimizers go through parameters and moments by address: row-major moments (a file knows no others) beside
-    channels-last parameters are another training, without a word on a CPU.
+    Fused optimizers iterate over memory: row-major moments, as read from a file, beside channels-last parameters would
+    silently change the training results on a CPU.
     """
     value = value.to(target.device)
     if isinstance(target, DTensor):
@@ -64,8 +64,8 @@ def sharding_units(model: nn.Module, config: Model) -> list[nn.Module]:
     left = 1 - sum(map(_size, units)) / total
     if left > 0.5:
         raise ValueError(
-            f"model.backbone: {left:.0%} of {config.backbone}'s parameters are in no block that could be sharded by "
-            "itself: use DDP (--config_file accelerate_configs/ddp.yaml)"
+            f"model.backbone: {left:.0%} of {config.backbone}'s parameters are in no block that could be "
+            "sharded: use DDP (--config_file accelerate_configs/ddp.yaml)"
         )
     return units
 

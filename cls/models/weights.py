@@ -1,4 +1,4 @@
-"""Pretrained weights: found or fetched before anything is built, read without unpickling, loaded without guessing."""
+"""Pretrained weights: found or downloaded before anything is built; read with safetensors or weights_only=True."""
 
 import difflib
 import hashlib
@@ -78,7 +78,7 @@ def weight_source(config: Model) -> "Path | TorchFile | HubFile | None":
 
 
 def _timm_source(name: str) -> "TorchFile | HubFile":
-    import timm  # 1.5 s that only its backbones need to pay
+    import timm  # imported late: it takes 1.5 s
 
     stated = timm.get_pretrained_cfg(name)
     if stated and stated.hf_hub_id:

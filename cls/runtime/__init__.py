@@ -1,1 +1,1 @@
-"""What every part stands on: files, locks, signals, exit status, random numbers, messages."""
+"""Files, locks, signals, exit status, random numbers, console messages."""

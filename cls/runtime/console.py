@@ -1,4 +1,4 @@
-"""Where people are told things: standard error, so that standard output is left to documents."""
+"""User-facing messages go to standard error; standard output carries only machine-readable output."""
 
 import re
 import sys
@@ -7,25 +7,25 @@ import textwrap
 from rich.console import Console
 
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 180)
-"""As wide as the terminal; a log gets whole tables."""
-SOURCE = 116  # characters of a line of a function's docstring
+"""As wide as the terminal; 180 columns in a log, so that tables are not cut."""
+SOURCE = 116  # columns of a docstring line in the source
 
 
 def printable(text: str) -> str:
-    """A file's name may hold what a terminal obeys."""
+    """``text`` with control characters escaped: a file name may contain terminal commands."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def clean(text: str) -> str:
-    """A message, its own line breaks kept: names in it that may hold one are passed through :func:`printable`."""
+    """A message with control characters escaped, line breaks kept: escape names in it with :func:`printable` first."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def folded(text: str, width: int) -> str:
-    """A docstring's text in lines of at most ``width``, literals in single backticks; breaks that were meant stay.
+    """A docstring's text in lines of at most ``width``, literals in single backticks.
 
-    A line was only broken for the source's sake where the next word would not have fitted there. Indented lines hang
-    below their last column, which two spaces part from the one before.
+    Lines are joined where the next word would not have fitted in the source; other line breaks stay. Indented lines
+    wrap below their last column; columns are separated by two spaces.
     """
     lines: list[str] = []
     last = ""  # of the source

@@ -21,20 +21,18 @@ from cls.runtime.files import write_whole
 from cls.runtime.signals import StopSignal
 
 CODES = {"done": 0, "error": 1, "user_error": 2, "data": 3, "non_finite": 4, "out_of_memory": 5, "stopped": 85}
-AGREED = ("done", "stopped", "user_error")  # all ranks end so together, and rank 0 speaks for them
+AGREED = ("done", "stopped", "user_error")  # the same on all ranks: only rank 0 reports them
 ONEDNN = "could not create a primitive"
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 PLACE = (*DISK, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
-"""What the system says against a place; with the name of a file it is a message to the user."""
-
+"""Errors about a path; with a file name they are a message to the user."""
 
 HANGING: list[str] = []
-"""What of this process still waits for a network when the run is over: leaving does not ask it (W&B's own exit may
-wait without end for an upload)."""
+"""Background uploads still pending at exit; we exit without joining them (W&B's own exit may wait forever)."""
 
 
 class DataError(Exception):
-    """The images cannot be used any further."""
+    """Too many images are corrupt."""
 
 
 class NonFiniteError(Exception):
@@ -42,7 +40,7 @@ class NonFiniteError(Exception):
 
 
 class ForeignDirectoryError(ValueError):
-    """The run directory belongs to something else: not even exit.json may be written there."""
+    """The run directory belongs to another process or is not ours: not even exit.json may be written there."""
 
 
 class OutOfMemory(Exception):
@@ -50,11 +48,11 @@ class OutOfMemory(Exception):
 
 
 class ExitHandler:
-    """``with Ending() as ending:`` around a run: turns what ends it into exit.json, a message and an exit status.
+    """``with ExitHandler(out) as handler:`` around a run: writes exit.json, prints a message and sets the exit status.
 
-    A ValueError raised by this program's own code is a message to the user and is printed without a traceback.
-    ``ending.out`` is the run directory once it is known, ``claimed`` once it is this run's; ``unnamed``: this start
-    made it without --out, and it is removed where no step is done; ``step``: steps done. ``stop`` hears the signals.
+    A ValueError raised by this program's own code is printed without a traceback. ``out``: the run directory, once
+    known; ``claimed``: it is this run's; ``unnamed``: it was created without --out and is removed if no step is done;
+    ``step``: steps done; ``stop`` receives the signals.
     """
 
     def __init__(self, out: str) -> None:
@@ -67,78 +65,78 @@ class ExitHandler:
         self._main = os.environ.get("RANK", "0") == "0"
 
     def __enter__(self) -> Self:
-        with contextlib.suppress(AttributeError):  # a stream that a test put there
+        with contextlib.suppress(AttributeError):  # a test's stream
             sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that a locale lacks
         self.stop.listen()
         return self
 
     def claim(self, out: Path, unnamed: bool) -> None:
-        """``out`` is the directory of this run from here on."""
+        """From now on ``out`` is this run's directory."""
         self.out, self.claimed, self.unnamed = out, True, unnamed
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if isinstance(error, SystemExit) and error.code in (0, None):
             return
-        self.stop.ignore_signals()  # a repeated signal must not cut exit.json off: this takes milliseconds
+        self.stop.ignore_signals()  # another signal must not interrupt writing exit.json: it takes milliseconds
         outcome, reason = self._outcome(error)
         code = CODES[outcome]
         if not isinstance(error, SystemExit) and (error is not None or outcome != "done"):
-            self._say(outcome, reason, error)
-        if self._useless(outcome) and self._main:
+            self._print(outcome, reason, error)
+        if self._is_empty(outcome) and self._main:
             self._remove()
         else:
             self._write(outcome, code, reason, error)
         sys.stdout.flush()
         sys.stderr.flush()
-        torch = sys.modules.get("torch")  # not imported for this: a slip on the command line is told without it
+        torch = sys.modules.get("torch")  # not imported here: command-line mistakes are reported without it
         group = torch and torch.distributed.is_available() and torch.distributed.is_initialized()
         if group or HANGING:
-            os._exit(code)  # gloo's teardown aborts one process in ten; everything is flushed and closed by now
+            os._exit(code)  # gloo's teardown aborts one process in ten; everything is flushed and closed
         sys.exit(code)
 
     def _outcome(self, error: BaseException | None) -> tuple[str, str]:
-        """The outcome and its reason in words."""
+        """The outcome and its reason."""
         if self._lost() and classify(error) in ("done", "stopped", "user_error", "error"):
             return "user_error", lost_directory(self.out)
         reason = self.message if error is None else str(error) or type(error).__name__
         if isinstance(error, OSError) and error.errno in PLACE and classify(error) == "user_error":
-            reason += f": {self._way_out(error)}"
+            reason += f": {self._remedy(error)}"
         if isinstance(error, SystemExit):
             return "user_error", "the command line could not be understood"
         return classify(error), reason
 
-    def _way_out(self, error: OSError) -> str:
+    def _remedy(self, error: OSError) -> str:
         if error.errno not in DISK:
             return "ask its owner for access, or name another place"
         if error.errno == errno.ENOSPC and error.filename is None and little_shared_memory():
             return "/dev/shm is full: give it more (docker run --shm-size 1g), or use fewer --data.workers, or 0"
         if self.claimed:
-            return "free space, or copy the run directory elsewhere; then the same command goes on, with --out COPY"
+            return "free space, or copy the run directory elsewhere and resume with the same command and --out COPY"
         return "free space, or name another place with --out or --to"
 
     def _lost(self) -> bool:
         """Whether the run directory was deleted or renamed under this run."""
         return self.claimed and self.out is not None and is_missing(self.out / "config.yaml")
 
-    def _useless(self, outcome: str) -> bool:
+    def _is_empty(self, outcome: str) -> bool:
         return self.unnamed and self.step == 0 and outcome != "done"
 
     def _remove(self) -> None:
-        """A directory that nobody named and that has no step: nothing would ever go on from it."""
+        """Remove an unnamed directory without a step: no run would ever resume from it."""
         assert self.out is not None
         shutil.rmtree(self.out, ignore_errors=True)
         left = "could not be removed" if self.out.exists() else "was removed"
         print(f"{self.out} {left}: no step was done, and --out did not name it", file=sys.stderr)
 
-    def _say(self, outcome: str, reason: str, error: BaseException | None) -> None:
-        if outcome == "error" and self._told():
+    def _print(self, outcome: str, reason: str, error: BaseException | None) -> None:
+        if outcome == "error" and self._reported():
             print("ended because another process of this run did; its message is the cause", file=sys.stderr)
         elif outcome == "error":
             assert error is not None
             traceback.print_exception(error)
-        elif self._main or (outcome not in AGREED and not self._told()):
+        elif self._main or (outcome not in AGREED and not self._reported()):
             print(f"{outcome.replace('_', ' ')}: {clean(reason)}", file=sys.stderr)
-            if outcome == "stopped" and self.out is not None and not self._useless(outcome):
+            if outcome == "stopped" and self.out is not None and not self._is_empty(outcome):
                 way = f" with --out {shlex.quote(str(self.out))}" if self.unnamed else ""
                 print(f"the same command{way} continues from the last checkpoint", file=sys.stderr)
 
@@ -146,27 +144,27 @@ class ExitHandler:
         """Rank 0 writes; another rank only its own failure, which rank 0, stopped from outside, leaves in place."""
         if self.out is None or isinstance(error, ForeignDirectoryError) or (not self._main and outcome in AGREED):
             return
-        if self._lost():  # no folder of this name is made for a record alone
+        if self._lost():  # do not recreate it only for exit.json
             return
-        if outcome in ("stopped", "error") and self._told():
+        if outcome in ("stopped", "error") and self._reported():
             return
         if not self.claimed and self.out.is_dir() and set(os.listdir(self.out)) - {"exit.json"}:
-            return  # a command that was refused does not speak for the run, or the stranger, that lives there
+            return  # not claimed: it may belong to a running process or to other software
         path, record = self.out / "exit.json", {"outcome": outcome, "code": code, "reason": reason, "step": self.step}
         try:
             write_whole(path, (json.dumps(record) + "\n").encode())
         except OSError as problem:
-            if "cannot be written" not in reason:  # of this same place
+            if "cannot be written" not in reason:  # already reported
                 print(f"{path} could not be written: {problem}", file=sys.stderr)
 
-    def _told(self) -> bool:
-        """True if a rank that failed first has said so in exit.json, in this attempt."""
+    def _reported(self) -> bool:
+        """True if another rank has written exit.json in this attempt."""
         path = self.out / "exit.json" if self.out else None
         return path is not None and path.exists() and path.stat().st_mtime >= self._since
 
 
 def is_missing(path: Path) -> bool:
-    """Whether there is no such file; a file system that cannot say so just now (ESTALE, EIO) is no sign of that."""
+    """True only if the file does not exist; other errors (ESTALE, EIO) may be temporary."""
     try:
         os.stat(path)
     except FileNotFoundError:
@@ -177,7 +175,7 @@ def is_missing(path: Path) -> bool:
 
 
 def lost_directory(out: Path | None) -> str:
-    """What to say of a run directory that is no longer where it was."""
+    """The message for a run directory that no longer exists."""
     return (
         f"out: {out} was deleted or renamed while the run was writing to it: where it was renamed, the same command "
         "with --out NEW_NAME continues from its last checkpoint"
@@ -185,10 +183,7 @@ def lost_directory(out: Path | None) -> str:
 
 
 def little_shared_memory(path: str = "/dev/shm") -> bool:
-    """Whether the place of locks and of memory that processes share has less than 64 kB free: containers keep it small.
-
-    The system names no file where a lock finds no room there.
-    """
+    """True if shared memory has under 64 kB free: containers keep it small, and the system's error names no file."""
     try:
         found = os.statvfs(path)
     except OSError:
@@ -219,12 +214,12 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
-    # CUDA's, cuBLAS's, cuDNN's and NCCL's words, the host's, and all that oneDNN says where it gets no memory
+    # messages of CUDA, cuBLAS, cuDNN and NCCL, of the host, and the only one of oneDNN
     said = ("allocate memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
     return isinstance(error, RuntimeError) and (any(each in str(error) for each in said) or str(error) == ONEDNN)
 
 
 def raised_by_us(error: BaseException) -> bool:
-    """True if the raise statement is in this package, not in a library that was handed something odd."""
+    """True if the raise statement is in this package, not in a library."""
     frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and Path(__file__).parents[1] in Path(frames[-1].filename).parents

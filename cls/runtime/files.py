@@ -25,14 +25,14 @@ def write_whole(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path, parents: bool = True) -> Iterator[Path]:
-    """A path to write to that becomes ``path`` when the block ends well, and nothing otherwise.
+    """A temporary path, renamed to ``path`` if the block succeeds and deleted otherwise.
 
-    ``parents``: make its folders where they are not there. A run directory that was deleted is never made again.
-    The mode is 0644 whatever the umask was made for: other users of a cluster read the run directory.
+    ``parents``: create missing folders. A run directory that was deleted is never created again.
+    The mode is 0644 whatever the umask: other users of a cluster read the run directory.
     """
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
-    own = f"{socket.gethostname()}-{os.getpid()}"  # two nodes of a shared file system may have the same process id
+    own = f"{socket.gethostname()}-{os.getpid()}"  # process ids are unique on one node only
     aside = path.with_name(f".{path.name}.{own}.tmp")  # same folder: a rename across file systems is a copy
     try:
         yield aside
@@ -49,14 +49,14 @@ ASIDE = re.compile(r"\..+-\d+\.tmp")
 
 
 def drop_asides(folder: Path) -> None:
-    """Delete what killed processes were writing; only where no living one writes. They can be as large as a model."""
+    """Delete temporary files of killed processes (as large as a model); call it only where no other process writes."""
     for path in folder.glob(".*.tmp"):
         if ASIDE.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """fsync a file or a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -65,19 +65,19 @@ def sync(path: Path) -> None:
 
 
 class Lines:
-    """A file that lines are added to; each is in the kernel when ``add`` returns, so it survives a kill.
+    """An append-only file; each line is in the kernel when ``add`` returns, so it survives a kill.
 
-    What a full disk refuses waits in memory and is written before the next line: a record must not end what it records.
+    On a full disk lines are kept in memory and written before the next one: logging must not end the run.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if path.exists():
             content = path.read_bytes()
-            os.truncate(path, content.rfind(b"\n") + 1)  # half a line of an attempt that was cut off
+            os.truncate(path, content.rfind(b"\n") + 1)  # an incomplete line of a killed attempt
         self._file = path.open("ab", buffering=0)
         self._waiting = b""
-        self._lock = threading.Lock()  # a background save notes its end, too
+        self._lock = threading.Lock()  # background saves log, too
 
     def add(self, line: bytes) -> None:
         with self._lock:
@@ -86,7 +86,7 @@ class Lines:
     def _add(self, line: bytes) -> None:
         known, self._waiting = bool(self._waiting), self._waiting + line
         try:
-            while self._waiting:  # a nearly full disk takes a part
+            while self._waiting:  # a nearly full disk accepts a part
                 self._waiting = self._waiting[self._file.write(self._waiting) :]
         except OSError as error:
             if not known:
@@ -105,7 +105,7 @@ def sha256(path: Path) -> str:
 
 
 def await_file(path: Path, good: Callable[[], bool] | None = None) -> None:
-    """Wait until this host sees what rank 0 has seen: network file systems show new names late."""
+    """Wait until a file that rank 0 sees is visible on this host: network file systems show new names late."""
     since = time.monotonic()
     while not _seen(path, good):
         if time.monotonic() - since > VISIBLE_SECONDS:

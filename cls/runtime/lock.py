@@ -14,7 +14,7 @@ from typing import Self
 from cls.runtime.exit import ForeignDirectoryError
 
 HEARTBEAT_SECONDS = 30
-DEAD_AFTER_SECONDS = 300  # a writer on another host is gone
+DEAD_AFTER_SECONDS = 300  # without a heartbeat, a writer on another host counts as dead
 
 
 def claim(lock: Path, field: str = "out") -> None:
@@ -24,10 +24,11 @@ def claim(lock: Path, field: str = "out") -> None:
 
 
 def _take(lock: Path, own: bytes, what: str) -> None:
-    """Create the lock, or replace a dead owner's one, which only the holder of a second lock, named after the first
-    one's content, may do: whoever comes too late finds another content. That one's holder may have died as well.
+    """Create the lock, or replace that of a dead owner.
 
-    Needs nothing of a file system but exclusive creation and renaming; Lustre may have no flock, others no links.
+    Only the holder of a second lock, named by the hash of the first one's content, may replace it; a process that is
+    too late finds other content. The second lock's holder may be dead, too, hence the recursion. Needs only exclusive
+    creation and renaming: Lustre may have no flock, other file systems no links.
     """
     for _ in range(2):
         try:
@@ -37,9 +38,9 @@ def _take(lock: Path, own: bytes, what: str) -> None:
             if owner and _alive(owner, lock):
                 raise ForeignDirectoryError(
                     f"{what} is being written by process {owner['pid']} on {owner['host']} "
-                    f"(job {owner['job'] or '-'}): wait for it, or delete {lock} if it is gone"
+                    f"(job {owner['job'] or '-'}): wait for it, or delete {lock} if that process no longer exists"
                 ) from None
-            if dead is None:  # given back just now
+            if dead is None:  # released just now
                 continue
             right = lock.with_name(f"{lock.name}.{hashlib.sha256(dead).hexdigest()[:16]}")
             _take(right, own, what)
@@ -55,7 +56,7 @@ def _take(lock: Path, own: bytes, what: str) -> None:
 
 
 class Heartbeat:
-    """Inside ``with``, other hosts see that the lock's owner is alive; at the end the lock is removed."""
+    """Touches the lock, so that other hosts see that its owner is alive; removes it at the end."""
 
     def __init__(self, lock: Path) -> None:
         self.lock = lock
@@ -75,7 +76,7 @@ class Heartbeat:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Without its thread, so that processes can be forked."""
+        """Stops the thread inside, so that processes can be forked."""
         self._stop()
         try:
             yield
@@ -89,12 +90,12 @@ class Heartbeat:
 
     def _beat(self) -> None:
         while not self._left.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(OSError):  # deleted by hand, or a disk in trouble: no reason to die
+            with contextlib.suppress(OSError):  # deleted by hand, or a disk error: not fatal
                 os.utime(self.lock)
 
 
 def in_use(path: Path) -> bool:
-    """Whether a living process writes to a run directory."""
+    """Whether a running process writes to a run directory."""
     owner = owner_of(path / "lock")
     return bool(owner) and _alive(owner, path / "lock")
 
@@ -107,13 +108,13 @@ def _content(lock: Path) -> bytes | None:
 
 
 def owner_of(lock: Path) -> dict[str, str | int]:
-    """Who holds a lock; empty if nobody does, "?" while it is being written."""
+    """The lock's owner; empty if there is none, "?" while it is being written."""
     try:
         found = json.loads(lock.read_text())
         texts = isinstance(found, dict) and all(isinstance(found.get(key), str) for key in ("host", "job", "birth"))
-        return found if texts and type(found.get("pid")) is int else {}  # another content is no owner: it is replaced
+        return found if texts and type(found.get("pid")) is int else {}  # other content is no owner
     except (OSError, ValueError, RecursionError):
-        # being written this very moment by somebody else, unless it is old
+        # being written right now, unless it is old
         fresh = lock.exists() and time.time() - lock.stat().st_mtime < 5
         return {"host": "?", "pid": "?", "job": "", "birth": ""} if fresh else {}
 
@@ -132,10 +133,12 @@ def _alive(owner: dict[str, str | int], lock: Path) -> bool:
 
 
 def _birth(pid: int) -> str:
-    """Start time of a process in clock ticks since boot, '' if there is none: tells a reused pid from the old one."""
+    """Start time of a process in clock ticks since boot, '' if there is none: pids are reused."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             state, *fields = file.read().rpartition(")")[2].split()
-            return fields[18] if state not in "ZX" else ""  # in a container nobody may ever bury a zombie
+            return (
+                fields[18] if state not in "ZX" else ""
+            )  # zombies count as dead: in a container they may never be reaped
     except OSError:
         return ""

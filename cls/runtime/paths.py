@@ -1,4 +1,4 @@
-"""Paths that people type: ``~`` at their start, and places that cannot be written."""
+"""Paths in options: ``~`` is expanded, and output paths are checked before the work."""
 
 import dataclasses
 import errno
@@ -78,14 +78,14 @@ def check_output(option: str, path: str | Path, folder: bool = False) -> None:
 
 @contextmanager
 def writing(option: str, path: str | Path) -> Iterator[None]:
-    """What cannot be written inside becomes a ValueError with the command that writes to another place.
+    """Turns an OSError of writing to ``path`` into a ValueError with a command that writes elsewhere.
 
-    Only writing belongs inside: errors of reading are no fault of ``path``.
+    Only for code that writes, not for code that reads other files.
     """
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # one of ours, with its own text
+        if error.errno is None:  # raised by us
             raise
         reason = error.strerror
         way = "free space, or write" if error.errno in FULL else "write"
@@ -96,7 +96,7 @@ def writing(option: str, path: str | Path) -> Iterator[None]:
 
 
 def elsewhere(path: str | Path) -> str:
-    """A new name that can be written, for the command of a message: in this folder, at home, or for temporary files."""
+    """An unused, writable path for an error message: in this folder, the home or the temporary directory."""
     places = [Path(), Path.home(), Path(tempfile.gettempdir())]
     place = next((place for place in places if os.access(place, os.W_OK | os.X_OK)), Path("FOLDER"))
     name = Path(path).name or "out"
@@ -106,9 +106,9 @@ def elsewhere(path: str | Path) -> str:
 
 
 def name_problem() -> str:
-    """What is wrong with a name that Python could not decode, and what to do: the name or the locale may be the cause.
+    """The problem with a name that Python could not decode, and the remedy: the name or the locale may be the cause.
 
-    Python itself takes LC_ALL=C for UTF-8, unless PYTHONUTF8=0 forbids it; other locales it takes at their word.
+    Python treats LC_ALL=C as UTF-8 unless PYTHONUTF8=0; other locales it obeys.
     """
     encoding = sys.getfilesystemencoding()
     if encoding.replace("-", "").lower() == "utf8":
@@ -117,7 +117,7 @@ def name_problem() -> str:
 
 
 def command_line(options: dict[str, str], launcher: Sequence[str] = ()) -> str:
-    """This process's command line with some options set to other values, for a shell; started by ``launcher``."""
+    """This process's command line for a shell, with some options changed, started by ``launcher``."""
     program, *words = sys.argv
     kept: list[str] = []
     skip = False

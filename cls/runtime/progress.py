@@ -1,4 +1,4 @@
-"""How far a long task is, on standard error, every few seconds: rate and time left."""
+"""Progress of a long task on standard error, every few seconds: rate and time left."""
 
 import sys
 import time
@@ -8,24 +8,21 @@ EVERY_SECONDS = 5.0
 
 
 class ProgressMeter:
-    """Counts what is done of ``left`` and tells it, e.g. '300 images packed, 60 images/s, 700 left, ETA 0:00:12'.
-
-    ``what`` begins with the plural of what is counted.
-    """
+    """Prints e.g. '300 images packed, 60 images/s, 700 left, ETA 0:00:12'; ``what`` is 'images packed'."""
 
     def __init__(self, left: int, what: str) -> None:
         self.left, self.what, self.done, self.bytes = left, what, 0, 0
-        self.since = self.told = time.monotonic()
+        self.since = self.printed = time.monotonic()
 
     def skip(self, count: int) -> None:
         self.left -= count
 
     def add(self, count: int, size: int = 0) -> None:
-        """``size``: their bytes, whose rate is told too."""
+        """``size``: their bytes, to print MB/s."""
         self.left, self.done, self.bytes = self.left - count, self.done + count, self.bytes + size
         now = time.monotonic()
-        if now - self.told >= EVERY_SECONDS or not self.left:
-            self.told, seconds = now, max(now - self.since, 1e-3)
+        if now - self.printed >= EVERY_SECONDS or not self.left:
+            self.printed, seconds = now, max(now - self.since, 1e-3)
             eta = timedelta(seconds=round(self.left * seconds / self.done))
             rates = f"{self.done / seconds:.0f} {self.what.split()[0]}/s"
             rates += f", {self.bytes / seconds / 1e6:.1f} MB/s" if self.bytes else ""

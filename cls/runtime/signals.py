@@ -1,4 +1,4 @@
-"""Requests to end a run early. They set a flag; the loop asks for it where leaving is safe, and ranks agree on it."""
+"""Stop requests. They set a flag, which the training loop reads at step boundaries and on which all ranks agree."""
 
 import os
 import signal
@@ -9,30 +9,30 @@ from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-ECHO_SECONDS = 2.0  # a launcher passes the terminal's Ctrl-C on: the same request, heard twice
-LOOK_SECONDS = 1.0  # how often the stop-file, the deadline and the launcher are looked at
-SPARE_SECONDS = 30.0  # left before the end of the job for starting and ending programs
+ECHO_SECONDS = 2.0  # the launcher forwards Ctrl-C: ignore a second SIGINT within this time
+LOOK_SECONDS = 1.0  # between checks of the stop file, the deadline and the launcher
+SPARE_SECONDS = 30.0  # reserved before the job's end for starting and ending programs
 
 
 class Stopped(KeyboardInterrupt):
-    """The run leaves early; torch's loader workers leave quietly on a KeyboardInterrupt."""
+    """The run ends early. A KeyboardInterrupt, on which torch's loader workers exit silently."""
 
 
 class StopSignal:
-    """What this process knows of requests to stop.
+    """The stop requests of this process.
 
     SIGTERM, SIGINT, SIGUSR1, SIGHUP, a file ``<out>/stop``, the end of the SLURM job (SLURM_JOB_END_TIME) minus the
-    time that leaving takes, and the launcher's death. ``reason`` is '' until one comes. A second Ctrl-C sets
-    ``at_once``: leave without waiting for the other processes; a third one kills.
+    time that stopping takes, and the launcher's death. ``reason`` is '' until the first. A second Ctrl-C sets
+    ``at_once``: stop without waiting for the other processes; a third one kills.
     """
 
     def __init__(self) -> None:
         self.reason = ""
         self.at_once = False
-        self.leave_seconds = 30.0  # how long a checkpoint takes; the longest one seen, once there is one
+        self.leave_seconds = 30.0  # of a checkpoint; the longest so far, once there is one
         self._file: Path | None = None
         self._end = 0.0
-        # without a launcher the parent is a shell, which may go: `nohup python train.py &`, then logging out
+        # without a launcher the parent is a shell, which may end: `nohup python train.py &`, then logging out
         launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
         self._launcher = os.getppid() if launched else 0
         self._interruptible = False
@@ -45,21 +45,21 @@ class StopSignal:
         self._process = os.getpid()
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP, on purpose
-                signal.signal(number, self._hear)
+                signal.signal(number, self._receive)
 
     def ignore_signals(self) -> None:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
     def watch(self, out: Path) -> None:
-        """Also look for a stop-file and at the job's end; for one rank, the others hear of it from that one."""
+        """Also check the stop file and the job's end; on one rank, which the others follow."""
         self._file = out / "stop"
-        self._file.unlink(missing_ok=True)  # an earlier attempt's request has been met
+        self._file.unlink(missing_ok=True)  # an earlier attempt's request
         self._end = float(os.environ.get("SLURM_JOB_END_TIME") or 0)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Work without anything to lose and without partners that wait: a signal raises Stopped inside it."""
+        """A signal raises Stopped inside: for work that loses nothing and for which no other rank waits."""
         if self.reason:
             raise Stopped(self.reason)
         before, self._interruptible = self._interruptible, True
@@ -70,7 +70,7 @@ class StopSignal:
 
     @contextmanager
     def deferred(self, until: str) -> Iterator[None]:
-        """Work that must not be cut off in the middle: inside it a signal only sets ``reason``; says ``until`` when."""
+        """Inside, a signal only sets ``reason`` and prints ``until``: for work that must not be interrupted."""
         before, self._interruptible, self._until = (self._interruptible, self._until), False, until
         try:
             yield
@@ -78,28 +78,28 @@ class StopSignal:
             self._interruptible, self._until = before
 
     def requested(self) -> bool:
-        """True once this process wants the run to stop; 1 us, and some system calls once a second."""
+        """True once this process was asked to stop; 1 us, and some system calls once a second."""
         now = time.monotonic()
         self._slowest, self._asked = max(self._slowest, now - self._asked), now
         if not self.reason and now - self._looked >= LOOK_SECONDS:
             self._looked, seen = now, self._look()
-            self.reason = self.reason or seen  # a signal may have come while it looked
+            self.reason = self.reason or seen  # a signal may have arrived meanwhile
         return bool(self.reason)
 
     def _look(self) -> str:
         if self._launcher not in (0, os.getppid()):
-            return "the launcher is gone"
+            return "the launcher has ended"
         if self._file is not None and self._file.exists():
             return f"{self._file} exists"
         left = self._end - time.time()
-        # flags are read one step later: two steps may pass between the request and the checkpoint
+        # flags are read one step later: two steps may pass before the checkpoint
         if self._end and left < SPARE_SECONDS + 2 * self.leave_seconds + 3 * self._slowest:
             return f"the job ends in {left:.0f} seconds"
         return ""
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a loader worker, which the terminal's Ctrl-C reaches too: it goes when its owner goes
+            return  # a loader worker, which Ctrl-C reaches, too: it ends with its owner
         now, first = time.monotonic(), not self.reason
         self.reason = self.reason or signal.Signals(number).name
         if number == signal.SIGINT:

@@ -1,4 +1,4 @@
-"""What this process may really use: cores and memory by the limits of its control group."""
+"""Cores and memory available to this process by its control group's limits."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Limits:
-    """Of the control groups above this process: cores by quota, and bytes; infinite where there is none."""
+    """Cores and bytes; infinite without a limit."""
 
     cores: float
     memory: float

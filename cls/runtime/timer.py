@@ -1,4 +1,4 @@
-"""Where the time of a process goes, for the goodput of its run."""
+"""Seconds of a process by kind, for the goodput of its run."""
 
 import os
 import time
@@ -12,10 +12,9 @@ KINDS = ("startup", "data", "compute", "exchange", "evaluation", "saving")
 class Timer:
     """Seconds by kind; each moment counts once, for the innermost kind.
 
-    ``startup`` lasts from the job's or the process's beginning to the first micro-batch, whatever is done in it;
-    ``data`` is waiting for the loader, ``exchange`` the sum over ranks with the wait for slower ones (on a GPU, and
-    with ``train.reduce = fast``, it runs beside the computation and is counted there), ``saving`` what a checkpoint
-    keeps the training waiting. ``compute`` is the rest: what all the others are there for.
+    ``startup``: from the start of the job or process to the first micro-batch; ``data``: waiting for the loader;
+    ``exchange``: the sum over ranks, with the wait for slower ones (on a GPU and with ``train.reduce = fast`` it
+    overlaps with the computation and counts as that); ``saving``: waiting for checkpoints; ``compute``: the rest.
     """
 
     def __init__(self) -> None:
@@ -25,19 +24,19 @@ class Timer:
         self._since = time.monotonic()
 
     def loop(self) -> None:
-        """A micro-batch is there: start-up is over; costs a comparison."""
+        """The first micro-batch ends start-up."""
         if self._kind == "startup":
             self.turn("compute")
 
     def turn(self, kind: str) -> None:
-        """What follows is of this kind."""
+        """From now on time counts as ``kind``."""
         now = time.monotonic()
         self._seconds[self._kind] += now - self._since
         self._since, self._kind = now, kind
 
     @contextmanager
     def on(self, kind: str) -> Iterator[None]:
-        """What happens inside is of this kind; costs 3 us, a step has a handful of them."""
+        """Time inside counts as ``kind``; costs 3 us."""
         before = self._kind
         if before != "startup":
             self.turn(kind)
@@ -53,7 +52,7 @@ class Timer:
 
 
 def began() -> float:
-    """Unix time at which this attempt began: the job's start where slurm/train.sh tells it, else this process's."""
+    """Unix time at which this attempt began: the job's start from slurm/train.sh, else this process's."""
     if "CLS_SUBMIT_TIME" in os.environ and os.environ.get("SLURM_JOB_START_TIME"):
         return float(os.environ["SLURM_JOB_START_TIME"])
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # since boot
@@ -62,6 +61,6 @@ def began() -> float:
 
 
 def queued() -> float:
-    """Seconds this job waited before it could start, as slurm/train.sh tells it; 0 elsewhere."""
+    """Seconds that this job was queued, from slurm/train.sh; 0 elsewhere."""
     submitted = os.environ.get("CLS_SUBMIT_TIME")
     return max(0.0, began() - float(submitted)) if submitted else 0.0

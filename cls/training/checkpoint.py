@@ -1,6 +1,6 @@
-"""Checkpoints: written aside, hashed, renamed; read back only when every byte is what was written.
+"""Checkpoints: written to a temporary folder, hashed, renamed; verified by hash when read.
 
-They hold whole tensors by name, whoever carried them, so a run goes on under any number of ranks, DDP or FSDP.
+They hold whole tensors by name, so a run resumes on any number of ranks, with DDP or FSDP.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ log = logging.getLogger("cls")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state on the host: what a checkpoint is written from while training goes on."""
+    """A copy of the state on the host, to be written while training continues."""
 
     step: int
     model: Tensors
@@ -46,13 +46,13 @@ class Snapshot:
 
 
 class HostCopies:
-    """Copies of tensors in host memory that is kept for the next time; pinned where the tensors are on a GPU."""
+    """Copies of tensors in host memory, which the next snapshot reuses; pinned if the tensors are on a GPU."""
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, str], Tensor] = {}
 
     def snapshot(self, step: int, state: State, main: bool) -> Snapshot:
-        """All ranks call it (sharded tensors are gathered one by one); only ``main`` gets the values."""
+        """All ranks call it (sharded tensors are gathered one by one); only ``main`` stores the values."""
         progress: dict[str, Any] = {
             "step": step,
             "schedule": state.schedule.state_dict(),
@@ -75,14 +75,14 @@ class HostCopies:
             value = whole(tensor.detach())
             if main:
                 host = self._buffers.get((part, name))
-                if host is None:  # row-major, which safetensors needs
+                if host is None:  # safetensors needs row-major tensors
                     host = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
                     self._buffers[part, name] = host
                 copies[name] = host.copy_(value, non_blocking=True)
         return copies
 
     def release(self) -> None:
-        """What was handed out stays as it is; the next copies get memory of their own."""
+        """Do not reuse the memory of earlier snapshots."""
         self._buffers.clear()
 
 
@@ -98,13 +98,13 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> Tensors:
 
 
 def write(folder: Path, snapshot: Snapshot) -> Path:
-    """Write ``folder/step-0001234``: whole or absent. A name is never used twice: a second one is step-0001234-2."""
+    """Write ``folder/step-0001234``, whole or not at all; a second one of that step is step-0001234-2."""
     names = (f"step-{snapshot.step:07d}" + (f"-{n}" if n > 1 else "") for n in count(1))
     final = folder / next(name for name in names if not (folder / name).exists())
     aside = folder / f".{final.name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        folder.mkdir(exist_ok=True)  # in the run directory, which is never made anew
+        folder.mkdir(exist_ok=True)  # a deleted run directory is not created again
         aside.mkdir()
         for part in ("model", "average", "optimizer"):
             if tensors := cast(Tensors, getattr(snapshot, part)):
@@ -117,17 +117,17 @@ def write(folder: Path, snapshot: Snapshot) -> Path:
             sync(path)
         aside.rename(final)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)  # a full disk needs the room for the next attempt
+        shutil.rmtree(aside, ignore_errors=True)  # on a full disk the next save needs the space
         raise
     sync(folder)
     return final
 
 
 def restore(folder: Path, state: State, world: World) -> int:
-    """Load the newest checkpoint that is whole into ``state``, on all ranks; gives its step, 0 when there is none.
+    """Load the newest valid checkpoint into ``state``, on all ranks; returns its step, 0 if there is none.
 
-    Each damaged one is named in one line and set aside as ``damaged-step-…``. If there are checkpoints but none can be
-    used, that is a ValueError: starting over would throw the run away.
+    Each damaged one is logged and renamed to ``damaged-step-…``. ValueError if there are checkpoints but none is valid:
+    starting over would discard the run.
     """
     world.on_rank_0(lambda: _clean(folder))
     found = world.on_rank_0(lambda: checkpoints(folder)[::-1])
@@ -138,7 +138,7 @@ def restore(folder: Path, state: State, world: World) -> int:
             world.on_all_ranks(lambda path=path: await_file(path / "manifest.json"))  # type: ignore[misc]  # as above
             try:
                 step = world.on_all_ranks(lambda path=path: load(path, state))  # type: ignore[misc]  # as above
-                world.on_rank_0(lambda: _set_aside(damaged))
+                world.on_rank_0(lambda: _rename_damaged(damaged))
                 return int(step)
             except ValueError as error:
                 problem = str(error)
@@ -151,7 +151,7 @@ def restore(folder: Path, state: State, world: World) -> int:
 
 
 def load(path: Path, state: State) -> int:
-    """Fill ``state`` from a checkpoint; gives its step. ValueError when a file is not what this program writes."""
+    """Fill ``state`` from a checkpoint and return its step; ValueError for a file with other content."""
     with _naming("progress.json"):
         progress: dict[str, Any] = json.loads((path / "progress.json").read_text())
         history, step, rates = History.of(progress["history"]), int(progress["step"]), list(progress["rates"])
@@ -173,7 +173,7 @@ def load(path: Path, state: State) -> int:
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Whatever a file that was tampered with makes Python and its libraries raise, as one ValueError."""
+    """Any error of reading this file as a ValueError that names it."""
     try:
         yield
     except Exception as error:
@@ -183,7 +183,7 @@ def _naming(name: str) -> Iterator[None]:
 def _load_optimizer(state: State, file: Path) -> None:
     named = dict(state.model.named_parameters())
     by_name: dict[str, dict[str, Tensor]] = {}
-    for key, value in (load_file(file) if file.exists() else {}).items():  # before the first step there is no state
+    for key, value in (load_file(file) if file.exists() else {}).items():  # step 0 has no state
         name, _, kind = key.rpartition(".")
         if value.ndim and value.shape != named[name].shape:
             raise ValueError(f"{key} has shape {list(value.shape)}, the parameter {list(named[name].shape)}")
@@ -196,10 +196,10 @@ def _load_optimizer(state: State, file: Path) -> None:
 
 
 def verify(path: Path) -> str:
-    """What is wrong with a checkpoint, or ''."""
+    """The problem with a checkpoint, or ''."""
     try:
         hashes = json.loads((path / "manifest.json").read_text())["sha256"]
-        present = {file.name for file in path.iterdir()}  # and whatever a file manager has put beside them
+        present = {file.name for file in path.iterdir()}  # and perhaps files of a file manager
         missing = {"model.safetensors", "progress.json", *hashes} - present
         if missing:
             return f"{', '.join(sorted(missing))} missing"
@@ -216,13 +216,13 @@ def step_of(path: Path) -> tuple[int, int] | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """All complete checkpoints of a run, oldest first, whole or damaged; other things beside them are ignored."""
+    """All checkpoints of a run, oldest first, valid or not; other files are ignored."""
     found = {path: step for path in folder.glob("step-*") if (step := step_of(path))}
     return sorted(found, key=found.__getitem__)
 
 
 def prune(folder: Path, keep: int, history: History) -> None:
-    """Delete all but the last ``keep``, the best by accuracy and the best by loss; called after a new one is whole."""
+    """Delete all but the last ``keep``, the best by accuracy and the best by loss; call it after writing a new one."""
     best = {history.best_accuracy_step, history.best_loss_step}
     newest = {step: path for path in checkpoints(folder) if (step := (step_of(path) or (0, 0))[0])}
     for path in checkpoints(folder)[:-keep]:
@@ -232,13 +232,13 @@ def prune(folder: Path, keep: int, history: History) -> None:
 
 
 def _clean(folder: Path) -> None:
-    """Half-written ones of an attempt that was cut off take room."""
+    """Delete incomplete checkpoints of a killed attempt."""
     for path in folder.glob(".step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _set_aside(damaged: list[Path]) -> None:
-    """They must not count among those that are kept; deleting them is left to people."""
+def _rename_damaged(damaged: list[Path]) -> None:
+    """They must not count as kept checkpoints; the user may delete them."""
     for path in damaged:
         with contextlib.suppress(OSError):
             path.rename(path.with_name(f"damaged-{path.name}-{time.time():.0f}"))
@@ -246,7 +246,7 @@ def _set_aside(damaged: list[Path]) -> None:
 
 def save_weights(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None:
     """One self-contained safetensors file for prediction and export, replaced whole."""
-    path.parent.mkdir(exist_ok=True)  # in the run directory, which is never made anew
+    path.parent.mkdir(exist_ok=True)  # a deleted run directory is not created again
     with replacing(path, parents=False) as aside:
         _save(tensors, aside, metadata)
 
@@ -254,7 +254,7 @@ def save_weights(path: Path, tensors: Tensors, metadata: dict[str, str]) -> None
 def _save(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -> None:
     try:
         save_file(tensors, path, metadata)
-    except SafetensorError as error:  # its own type, for a full disk as well
+    except SafetensorError as error:  # also for a full disk
         number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else errno.EIO
         raise OSError(code, os.strerror(code), str(path)) from error

@@ -1,4 +1,4 @@
-"""When and how a run is saved: rank 0 writes in the background, and a disk in trouble does not end the training."""
+"""Save checkpoints: rank 0 writes in a background thread, and a failed save does not end the training."""
 
 import logging
 import shutil
@@ -27,28 +27,27 @@ log = logging.getLogger("cls")
 class CheckpointWriter:
     """Checkpoints and best/model.safetensors of one attempt.
 
-    A step waits for the copy to host memory only. The order on disk is checkpoint, best weights, pruning: each kill
-    leaves all that was there before, and :func:`repair_best` restores the best weights from the checkpoint that knows
-    them. A failed save is told of, noted in events.jsonl and tried again with a newer state; only where there is no
-    checkpoint at all yet it ends the run.
+    Training waits only for the copy to host memory. The order on disk is checkpoint, best weights, pruning: a kill
+    loses nothing, and :func:`repair_best` restores the best weights from their checkpoint. A failed save is logged and
+    retried with a newer state; it ends the run only if there is no checkpoint at all yet.
     """
 
     def __init__(
-        self, folder: RunDir, world: World, state: State, header: dict[str, str], events: EventLog | None
+        self, run_dir: RunDir, world: World, state: State, header: dict[str, str], events: EventLog | None
     ) -> None:
         """``events`` of rank 0; the others have none."""
-        self.folder, self.world, self.state, self.header, self.events = folder, world, state, header, events
-        self.checkpoints = folder.path / "checkpoints"
+        self.run_dir, self.world, self.state, self.header, self.events = run_dir, world, state, header, events
+        self.checkpoints = run_dir.path / "checkpoints"
         self.copies = HostCopies()
-        self.saved = (-1, -1)  # (step, last validation) of the newest one asked for
-        self._interval = 60 * folder.run.train.save_minutes
+        self.saved = (-1, -1)  # (step, last validation) of the newest request
+        self._interval = 60 * run_dir.run.train.save_minutes
         self._due = time.monotonic() + self._interval
         self._thread: threading.Thread | None = None
         self._waiting_best: tuple[int, Tensors] | None = None
         self._problem = ""
         self._slowest, self._over = 0.0, False
-        world.on_rank_0(lambda: check_disk_space(folder.path, state))
-        world.on_rank_0(lambda: repair_best(folder.path, state, header))
+        world.on_rank_0(lambda: check_disk_space(run_dir.path, state))
+        world.on_rank_0(lambda: repair_best(run_dir.path, state, header))
 
     def __enter__(self) -> Self:
         return self
@@ -58,7 +57,7 @@ class CheckpointWriter:
             self._thread.join()
 
     def due(self) -> bool:
-        """Rank 0: True once each time a checkpoint inside an epoch is due. ValueError where none can be written."""
+        """Rank 0: True once per checkpoint due inside an epoch. ValueError if the first could not be written."""
         if not self.world.main or (self._thread and self._thread.is_alive()):
             return False
         if self._problem and not checkpoint.checkpoints(self.checkpoints):
@@ -72,14 +71,14 @@ class CheckpointWriter:
         return True
 
     def save(self, step: int) -> None:
-        """Copy the state (all ranks call it) and start to write it; waits for an earlier writing to end first."""
+        """Wait for the previous write, copy the state (all ranks call it) and start to write it."""
         with self.world.timer.on("saving"):
             self._save(step)
 
     def save_and_wait(self, step: int) -> None:
-        """:meth:`save` before leaving: a launcher that sees one rank leave kills the others after 30 s.
+        """:meth:`save` before exit, without returning early: 30 s after one rank exits the launcher kills the others.
 
-        A sharded model is not saved where the stop cannot wait for the other ranks: a shard alone is useless.
+        A sharded model is not saved on a stop that cannot wait for other ranks: one shard is useless.
         """
         if self.world.stop.at_once and self.world.fsdp:
             return
@@ -89,10 +88,10 @@ class CheckpointWriter:
                 self._thread.join()
 
     def _save(self, step: int) -> None:
-        if self._over:  # a stop after the end
+        if self._over:  # stopped after finish()
             return
         self._reject_lost()
-        if self.saved == (step, self.state.history.validated):  # a stop right after a save; the same on all ranks
+        if self.saved == (step, self.state.history.validated):  # already saved; the same on all ranks
             return
         since = time.monotonic()
         if self._thread:
@@ -101,24 +100,24 @@ class CheckpointWriter:
         snapshot = self.copies.snapshot(step, self.state, self.world.main)
         if not self.world.main:
             return
-        self.folder.refuse_successor()
+        self.run_dir.refuse_successor()
         waited = time.monotonic() - since
         self._due = time.monotonic() + self._interval
-        # not a daemon: a write that has begun is finished whatever ends the run
+        # not a daemon: a write that has begun is finished even if the run ends
         clock = self.world.timer.read()
         self._thread = threading.Thread(target=self._write, args=(snapshot, self._best(snapshot), waited, clock))
         self._thread.start()
 
     def _reject_lost(self) -> None:
-        """ForeignFolderError, on all ranks, where the run directory is no longer there: nothing can be saved in it."""
-        lost = self.world.main and self.folder.lost
-        if not self.world.stop.at_once:  # then no rank waits for another one
+        """ForeignDirectoryError, on all ranks, if the run directory no longer exists."""
+        lost = self.world.main and self.run_dir.lost
+        if not self.world.stop.at_once:  # then ranks do not communicate
             lost = any(self.world.gather(lost))
         if lost:
-            raise ForeignDirectoryError(lost_directory(self.folder.path))
+            raise ForeignDirectoryError(lost_directory(self.run_dir.path))
 
     def finish(self) -> None:
-        """Wait for the last writing and save no more: the network will be the best one, which nothing continues from.
+        """Wait for the last write; later saves are ignored, since the model will get the best weights.
 
         Rank 0: ValueError if the best weights could not be written.
         """
@@ -131,12 +130,12 @@ class CheckpointWriter:
                 self._write_best(step, tensors)
             except OSError as error:
                 raise ValueError(
-                    f"{self.folder.path}: the best weights could not be written ({error.strerror}): free space, then "
-                    "the same command goes on from the last checkpoint"
+                    f"{self.run_dir.path}: the best weights could not be written ({error.strerror}): free space, then "
+                    "the same command resumes from the last checkpoint"
                 ) from error
 
     def _best(self, snapshot: Snapshot) -> tuple[int, Tensors] | None:
-        """The weights to keep as the best: this step's if it is the best epoch's, or if no epoch is over yet."""
+        """The weights to write as the best: this step's after the best epoch, or if there is no complete epoch yet."""
         history = self.state.history
         if history.best_accuracy_step == snapshot.step or (
             history.best_accuracy_step < 0 and history.validated == snapshot.step
@@ -151,14 +150,14 @@ class CheckpointWriter:
         assert self.events is not None
         try:
             if best and best[0] != snapshot.step:
-                self._write_best(*best)  # of an earlier save that failed: no checkpoint holds these weights
+                self._write_best(*best)  # of a failed save: no checkpoint holds these weights
             path = checkpoint.write(self.checkpoints, snapshot)
             if best and best[0] == snapshot.step:
                 self._write_best(*best)
-            checkpoint.prune(self.checkpoints, self.folder.run.train.keep, history)
+            checkpoint.prune(self.checkpoints, self.run_dir.run.train.keep, history)
             size = sum(file.stat().st_size for file in path.iterdir())
             self._problem = ""
-        except Exception as error:  # whatever it is: a save that fails must not end the training, nor go unseen
+        except Exception as error:  # no failed save may end the training or be silent
             self._failed(snapshot.step, best, error)
             return
         seconds = time.monotonic() - since
@@ -168,7 +167,7 @@ class CheckpointWriter:
         )
 
     def _write_best(self, step: int, tensors: Tensors) -> None:
-        path = self.folder.path / "best" / "model.safetensors"
+        path = self.run_dir.path / "best" / "model.safetensors"
         checkpoint.save_weights(path, tensors, self.header | {"step": str(step)})
         self._waiting_best = None
 
@@ -186,7 +185,7 @@ class CheckpointWriter:
 
 
 def check_disk_space(out: Path, state: State) -> None:
-    """ValueError where not even one checkpoint and the best weights fit on the disk."""
+    """ValueError if one checkpoint and the best weights do not fit on the disk."""
     weights = sum(t.numel() * t.element_size() for t in state.model.state_dict().values())
     moments = 2 if isinstance(state.optimizer, torch.optim.AdamW) else 1
     needed = weights * (1 + moments + (state.average is not None)) + weights
@@ -199,7 +198,7 @@ def check_disk_space(out: Path, state: State) -> None:
 
 
 def repair_best(out: Path, state: State, header: dict[str, str]) -> None:
-    """Make best/model.safetensors what the history says, where a kill or a damaged checkpoint came between them."""
+    """Restore best/model.safetensors from its checkpoint if a kill or a damaged checkpoint left other weights there."""
     step = state.history.best_accuracy_step
     if step < 0 or best_step(out) == step:
         return
@@ -209,12 +208,12 @@ def repair_best(out: Path, state: State, header: dict[str, str]) -> None:
             weights = load_file(path / f"{part}.safetensors")
             checkpoint.save_weights(out / "best" / "model.safetensors", weights, header | {"step": str(step)})
             return
-    log.warning("the best weights (step %d) are lost with their checkpoint: the next epoch's take their place", step)
+    log.warning("the best weights (step %d) are lost with their checkpoint: those of the next epoch replace them", step)
     state.history.best_accuracy = float("-inf")
 
 
 def best_step(out: Path) -> int:
-    """The step of best/model.safetensors; -1 if there is none that can be read."""
+    """The step of best/model.safetensors; -1 if it cannot be read."""
     try:
         with safe_open(out / "best" / "model.safetensors", framework="pt") as file:
             return int((file.metadata() or {})["step"])

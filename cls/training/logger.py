@@ -1,4 +1,4 @@
-"""What rank 0 writes and shows while a run goes on; the other ranks' journals do nothing."""
+"""Rank 0 logs metrics, events and progress; on other ranks the logger does nothing."""
 
 import contextlib
 import logging
@@ -32,37 +32,37 @@ from cls.training.state import History
 from cls.training.steps import Steps
 
 log = logging.getLogger("cls")
-# the libraries whose versions decide a result
+# libraries whose versions may change a result
 DECIDE = ("torch", "torchvision", "timm", "accelerate", "datasets", "numpy", "opencv-python-headless", "simplejpeg")
 
 
 class RunLogger:
     """metrics.jsonl with its mirrors, events.jsonl, and the progress display."""
 
-    def __init__(self, folder: RunDir, world: World, steps: Steps, first: int, model: nn.Module) -> None:
-        self.folder, self.count = folder, steps
+    def __init__(self, run_dir: RunDir, world: World, steps: Steps, first: int, model: nn.Module) -> None:
+        self.run_dir, self.count = run_dir, steps
         self.tracker: Tracker | None = None
         self.figures: dict[str, float] = {}
         self.validated: dict[str, float] = {}
         self.events: EventLog | None = None
-        self.step, self.world, self._looked = first, world, time.monotonic()
+        self.step, self.world, self._checked = first, world, time.monotonic()
         if world.main:
-            gone = goodput.lost(read_rows(folder.path), rewind(folder.path, first))
-            before = spent_so_far(folder.path)["lost_steps"]
-            info = describe(world, model) | {"attempts": folder.attempt + 1, "lost_steps": before + gone["lost"]}
-            self.tracker = Tracker(folder.run, folder.path, info)
-            self.progress = ProgressBar(steps.total, first, epochs=folder.run.train.epochs)
-            self.events = EventLog(folder.path, folder.attempt)
+            discarded = goodput.lost(read_rows(run_dir.path), rewind(run_dir.path, first))
+            before = spent_so_far(run_dir.path)["lost_steps"]
+            info = describe(world, model) | {"attempts": run_dir.attempt + 1, "lost_steps": before + discarded["lost"]}
+            self.tracker = Tracker(run_dir.run, run_dir.path, info)
+            self.progress = ProgressBar(steps.total, first, epochs=run_dir.run.train.epochs)
+            self.events = EventLog(run_dir.path, run_dir.attempt)
             self.events.add(
                 "start", step=first, processes=world.size, sharded=world.fsdp,
                 **{key: info[key] for key in ("device", "host", "job", "nodes", "command", "versions")},
-                began=round(began(), 3), queue=round(queued(), 3), **gone,
+                began=round(began(), 3), queue=round(queued(), 3), **discarded,
             )  # fmt: skip
             gloo = " (gloo)" if world.size > 1 and world.device.type == "cpu" else ""
             self.progress.line(
-                f"{folder.run.recipe}: {info['parameters']:,} parameters ({info['trainable']:,} trainable), "
+                f"{run_dir.run.recipe}: {info['parameters']:,} parameters ({info['trainable']:,} trainable), "
                 f"{steps.images:,} training images, {world.size} process(es){gloo} on {info['device']}, "
-                f"{folder.run.train.precision}, step {first} of {steps.total} -> {folder.path}"
+                f"{run_dir.run.train.precision}, step {first} of {steps.total} -> {run_dir.path}"
             )
 
     def __enter__(self) -> Self:
@@ -74,7 +74,7 @@ class RunLogger:
             self.events.add("end", step=self.step, outcome=classify(error), clock=self.world.timer.read())
             self.events.close()
             self.progress.close()
-            spent = spent_so_far(self.folder.path)
+            spent = spent_so_far(self.run_dir.path)
             self.figures |= {f"time/{part}": seconds for part, seconds in spent["seconds"].items()}
             self.figures |= {key: spent[key] for key in ("goodput", "attempts", "lost_steps")}
             hint = self._finish_tracker(stopped=kind is not None)
@@ -82,17 +82,17 @@ class RunLogger:
                 print(hint, flush=True)
 
     def _finish_tracker(self, stopped: bool) -> str:
-        """A request to stop ends the wait for an upload; where the run was stopped by one, a second Ctrl-C does."""
+        """A stop request ends the wait for an upload; after a stopped run, a second Ctrl-C does."""
         assert self.tracker is not None
         stop, seconds = self.world.stop, LEAVE_SECONDS if stopped else FINISH_SECONDS
         with stop.deferred("what has been uploaded so far"):
             return self.tracker.finish(self.figures, seconds, lambda: stop.at_once if stopped else bool(stop.reason))
 
     def log_steps(self, finished: list[Finished]) -> None:
-        """Steps whose loss has reached the host."""
+        """Log steps whose loss has reached the host."""
         if not self.tracker:
             return
-        self._look()
+        self._check_run_dir()
         for done in finished:
             self.step = done.step
             row = {
@@ -105,33 +105,33 @@ class RunLogger:
             self.tracker.log(row)
             self.progress.step(done.step, row | self.validated)
 
-    def _look(self) -> None:
-        """Ask for a stop, on which all ranks agree, where the run directory was deleted or renamed: one stat a second.
+    def _check_run_dir(self) -> None:
+        """Request a stop if the run directory was deleted or renamed; one stat per second.
 
-        Files that are open would take its rows without an error, and be lost.
+        Writes to its open files would succeed, and be lost.
         """
         now = time.monotonic()
-        if now - self._looked >= LOOK_SECONDS:
-            self._looked = now
-            if self.folder.lost:
-                self.world.stop.reason = self.world.stop.reason or f"{self.folder.path} no longer exists"
+        if now - self._checked >= LOOK_SECONDS:
+            self._checked = now
+            if self.run_dir.lost:
+                self.world.stop.reason = self.world.stop.reason or f"{self.run_dir.path} no longer exists"
 
     def log_validation(self, step: int, figures: dict[str, float], history: History) -> None:
-        """A validation: its figures go to the record, one line to the screen; all ranks call it."""
+        """Log a validation and print one line; all ranks call it."""
         clocks = self.world.gather(self.world.timer.read())
         if not self.tracker:
             return
         epoch, best = self.count.epochs_done(step), max(history.best_accuracy, figures["accuracy"])
         self.validated = {"val/accuracy": figures["accuracy"]}
-        spent = self.spent(step, clocks)
+        spent = self._time_spent(step, clocks)
         self.tracker.log({"step": step, "epoch": epoch, **{f"val/{k}": v for k, v in figures.items()}, **spent})
         self.progress.line(
             f"epoch {epoch}/{self.count.train.epochs} done  val accuracy {figures['accuracy']:.4f} (best {best:.4f})  "
             f"val loss {figures['loss']:.4f}"
         )
 
-    def spent(self, step: int, clocks: list[dict[str, float]]) -> dict[str, float]:
-        """Where this attempt's seconds have gone so far, on rank 0, and the rank that the others waited for."""
+    def _time_spent(self, step: int, clocks: list[dict[str, float]]) -> dict[str, float]:
+        """This attempt's seconds by kind, on rank 0, and the slowest rank."""
         assert self.events is not None
         rank, longer = goodput.slowest(clocks)
         self.events.add("epoch", step=step, slowest=rank, clock=clocks[0])
@@ -143,16 +143,16 @@ class RunLogger:
         }
 
     def log_results(self, results: Results) -> str:
-        """Log the results of the finished run and give its last line."""
+        """Log the results of the finished run and return its last line."""
         if self.tracker:
-            best = self.folder.path / "best" / "model.safetensors"
+            best = self.run_dir.path / "best" / "model.safetensors"
             self.tracker.results(results.pictures, results.mistakes, best)
             self.figures = results.figures
             self.progress.line(results.text)
         return results.text
 
     def log_predicted(self) -> None:
-        """The predictions are written: where the time has gone until here, for the report."""
+        """Log the time spent until the predictions were written, for the report."""
         if self.events:
             self.events.add("results", step=self.step, clock=self.world.timer.read())
 
@@ -167,7 +167,7 @@ def spent_so_far(folder: Path) -> dict[str, Any]:
 
 
 def describe(world: World, model: nn.Module) -> dict[str, Any]:
-    """Facts of this attempt of the run that its configuration does not hold."""
+    """Facts of this attempt that the configuration does not contain."""
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -185,6 +185,6 @@ def describe(world: World, model: nn.Module) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     found = {}
     for name in DECIDE:
-        with contextlib.suppress(PackageNotFoundError):  # another distribution of the same library, as conda's
+        with contextlib.suppress(PackageNotFoundError):  # conda may use another distribution name
             found[name] = version(name)
     return found

@@ -1,4 +1,4 @@
-"""Losses and wishes on their way to the host: read one step later, so that no step waits for the device."""
+"""Non-blocking copy of the loss and the stop and save requests to the host, read one step later."""
 
 import math
 import time
@@ -18,10 +18,10 @@ class Finished(NamedTuple):
 
 
 class LossMonitor:
-    """A queue of one: ``put`` starts the copy of this step's loss and gives the step before, whose copy has ended.
+    """A queue of one: ``put`` starts the copy of this step's result and returns the step before.
 
-    ``stop`` and ``save``: what any rank wished at the step last read. They come with the loss, so all ranks read the
-    same at the same step.
+    ``stop_requested`` and ``save_requested``: by any rank, as of the step last read. They travel with the loss, so all
+    ranks read the same values at the same step.
     """
 
     def __init__(self, batch: int) -> None:
@@ -31,7 +31,7 @@ class LossMonitor:
         self._last = time.perf_counter()
 
     def put(self, step: int, result: Tensor, lr: float) -> list[Finished]:
-        """``result``: loss, ranks that want to stop, ranks that want a checkpoint."""
+        """``result``: the loss, the number of stop requests and of save requests."""
         host = torch.empty(3, pin_memory=result.is_cuda)
         host.copy_(result, non_blocking=True)
         event = torch.cuda.Event() if result.is_cuda else None  # type: ignore[no-untyped-call]  # torch's
@@ -43,10 +43,7 @@ class LossMonitor:
         return done
 
     def drain(self) -> list[Finished]:
-        """The step still on its way, if any, with its wishes.
-
-        NonFiniteError names the draws of a step whose loss is not a number.
-        """
+        """The step in the queue, if any; NonFiniteError, with its sample indices, for a non-finite loss."""
         self.save_requested = False
         if self._waiting is None:
             return []
@@ -59,12 +56,12 @@ class LossMonitor:
         if not math.isfinite(value):
             first = (step - 1) * self.batch
             raise NonFiniteError(
-                f"the loss of step {step} is {value} (draws {first} to {first + self.batch - 1}); that step may "
-                "have been applied: the last checkpoint is the state to continue from. Try a lower --optim.lr or "
+                f"the loss of step {step} is {value} (sample indices {first} to {first + self.batch - 1}); that step "
+                "may have been applied: the last checkpoint is the state to continue from. Try a lower --optim.lr or "
                 "--optim.clip 1"
             )
         return [Finished(step, value, lr, seconds)]
 
     def reset_timer(self) -> None:
-        """Forget the time that passed outside the loop (validation, saving)."""
+        """Do not count the time of validation and saving as a step's."""
         self._last = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Parameter groups, optimizers, schedules and the moving average; torch's own, given the recipe's numbers."""
+"""Parameter groups, optimizers, learning-rate schedules and the moving average, built from the configuration."""
 
 import math
 from typing import Any
@@ -26,9 +26,7 @@ def parameter_groups(model: nn.Module, config: Optim, fresh: set[str], lr: float
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: Optim) -> Optimizer:
-    """Fused, one pass over memory, on a CPU too: for ResNet-50 on one core AdamW takes 79 ms in place of 196, SGD 57 in
-    place of 70.
-    """
+    """Fused, on a CPU too: for ResNet-50 on one core AdamW takes 79 instead of 196 ms, SGD 57 instead of 70."""
     if config.name == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, fused=True)
     return torch.optim.AdamW(groups, betas=config.betas, fused=True)

@@ -61,7 +61,7 @@ class State:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The weights that are validated, kept as best and used for prediction."""
+        """The model with the weights to validate, keep as best and predict with."""
         if self.average is None:
             return self.model
         module: nn.Module = self.average.module
@@ -71,10 +71,7 @@ class State:
         train_mode(self.model, self.frozen)
 
     def update(self, clip: float) -> float:
-        """One step of optimizer, moving average and schedule from the batch's gradients; gives the rate it had.
-
-        clip 0 does not clip.
-        """
+        """One step of optimizer, moving average and schedule; returns its learning rate. ``clip`` 0: no clipping."""
         lr = self.schedule.lr
         if clip:
             nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], clip)

@@ -1,4 +1,4 @@
-"""Time is one integer, the optimizer step; epochs are places on it."""
+"""Epochs and validations as functions of the optimizer step."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -9,7 +9,7 @@ from cls.config import Train
 
 @dataclass(frozen=True)
 class Steps:
-    """Steps of a run over ``images`` training images; step s (from 0) consumes draws [s·batch, (s+1)·batch)."""
+    """Steps of a run over ``images`` training images; step s uses the sample indices [s·batch, (s+1)·batch)."""
 
     images: int
     train: Train
@@ -36,7 +36,7 @@ class Steps:
         return step * self.train.batch // self.images
 
     def syncs(self, step: int) -> bool:
-        """Where ranks tell each other of broken images, which costs them a wait: every 50 steps and at the ends."""
+        """Where ranks exchange the corrupt images found, which costs a wait: every 50 steps and at the ends."""
         return step % 50 == 0 or self.ends_epoch(step) or step == self.total
 
     def validates(self, step: int) -> bool:

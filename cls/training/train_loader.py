@@ -19,13 +19,13 @@ from cls.transforms.mixup import soft_targets
 
 
 class TrainLoader:
-    """Micro-batches of this rank for the given steps, in order, and the evaluation splits: one loader serves them all.
+    """This rank's micro-batches of the given steps, in order, and the evaluation sets, in the same worker processes.
 
-    Notes training images that could not be read. Construct it before the run has threads: it forks the loader.
+    Records corrupt training images. Construct it before the process has threads: it forks the workers.
     """
 
-    def __init__(self, splits: Splits, folder: RunDir, world: World, share: range, steps: range) -> None:
-        run, self.device, self.timer = folder.run, world.device, world.timer
+    def __init__(self, splits: Splits, run_dir: RunDir, world: World, share: range, steps: range) -> None:
+        run, self.device, self.timer = run_dir.run, world.device, world.timer
         images = images_of(splits.train)
         self.prepare = preprocess(input_statistics(run), run.seed, run.train.channels_last, self.device)
         self.dataset = train_dataset(images, run)
@@ -34,14 +34,14 @@ class TrainLoader:
             Group([self.dataset], run.train.micro_batch, PREFETCH),
             Group(list(self.evaluated.named().values()), run.train.eval_batch, AHEAD),
         ]
-        with folder.without_threads():
+        with run_dir.without_threads():
             self.shared = Loader(groups, worker_count(run.data.workers, world.local_size), world.device)
         sampler = MicroBatchSampler(steps.start, steps.stop, run.train.batch, run.train.micro_batch, share)
         self.batches = self.shared.batches(self.dataset, sampler)
-        self.corrupt = CorruptImages(folder.path, images, run.data.max_corrupt, world)
+        self.corrupt = CorruptImages(run_dir.path, images, run.data.max_corrupt, world)
         self.classes, self.smoothing = len(splits.classes), run.optim.label_smoothing
         self.weights = class_weights(self.dataset.labels, self.classes, run.optim.class_weight, world.device)
-        path = folder.path / "ledger" / f"{folder.attempt:04d}-{world.rank:04d}.csv"
+        path = run_dir.path / "ledger" / f"{run_dir.attempt:04d}-{world.rank:04d}.csv"
         self.ledger = Ledger(path, images, run.train.batch) if run.track.ledger else None
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""What the figures of a validation change: the learning-rate schedule, the history of the epochs, the log."""
+"""After a validation: update the learning-rate schedule and the history, and log the figures."""
 
 import math
 
@@ -9,9 +9,9 @@ from cls.training.steps import Steps
 
 
 def record_validation(step: int, steps: Steps, state: State, figures: dict[str, float], logger: RunLogger) -> None:
-    """After an epoch, or where a smoke run stops; the model is back in train mode.
+    """Call it after an epoch or the last step of a smoke run; sets the model back to train mode.
 
-    NonFiniteError before weights are saved that no training can continue from: the training losses came before them.
+    NonFiniteError before unusable weights are saved: training losses are computed before the step's update.
     """
     if not math.isfinite(figures["loss"]):
         raise NonFiniteError(

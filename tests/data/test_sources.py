@@ -551,7 +551,7 @@ def test_bad_folders(tmp_path: Path) -> None:
     refuse(make(tmp_path / "flat val", train={"a": 2, "b": 2}, val={"": 2}), "val has no class folders")
     refuse(make(tmp_path / "two", train={"a": 2, "b": 2}, val={"a": 1}, valid={"a": 1}), "val and valid")
     refuse(make(tmp_path / "single", flat={"a": 1, "b": 1}), "no class has two images")
-    refuse(tmp_path / "fraction", r"data\.limit", limit=-1)
+    make(tmp_path / "fraction", flat={"a": 2, "b": 2})
     name = os.fsdecode(b"caf\xe9.jpg")
     shutil.copy(tmp_path / "x.jpg", tmp_path / "fraction/a" / name)
     refuse(tmp_path / "fraction", "not UTF-8")

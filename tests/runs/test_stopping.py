@@ -286,7 +286,7 @@ def check_launched(folder: Path, kind: str, processes: int, name: str) -> None:
     record = json.loads((out / "exit.json").read_text())
     assert code != 0 and (record["outcome"], record["code"]) == ("stopped", 85), output
     # torchrun passes each signal on as what it has been sent
-    assert record["reason"] == ("the launcher is gone" if name == "SIGKILL" else name), output
+    assert record["reason"] == ("the launcher has ended" if name == "SIGKILL" else name), output
     assert saved(out)[-1][0] == record["step"] >= 7
     assert "cls/" not in "".join(line for line in output.splitlines() if line.strip().startswith("File ")), output
     assert not (out / "lock").exists() and [event["event"] for event in read_events(out)][-1] == "end"

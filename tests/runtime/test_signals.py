@@ -123,7 +123,7 @@ open(sys.argv[3], "w").write(f"{found.requested()} {found.reason}")
 """
 
 
-@pytest.mark.parametrize(("launched", "said"), [(True, "True the launcher is gone"), (False, "False ")])
+@pytest.mark.parametrize(("launched", "said"), [(True, "True the launcher has ended"), (False, "False ")])
 def test_the_launchers_death_is_a_request_and_a_shells_is_not(tmp_path: Path, launched: bool, said: str) -> None:
     parent = (
         "import subprocess, sys, os; p = subprocess.Popen([sys.executable, '-c', sys.argv[1], sys.argv[2], "
