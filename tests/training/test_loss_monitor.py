@@ -55,7 +55,7 @@ def test_a_loss_that_is_no_number_names_its_draws(value: float) -> None:
     losses.put(7, result(value), 0.1)
     with pytest.raises(NonFiniteError) as caught:
         losses.put(8, result(1.0), 0.1)
-    assert "step 7" in str(caught.value) and "draws 192 to 223" in str(caught.value)
+    assert "step 7" in str(caught.value) and "sample indices 192 to 223" in str(caught.value)
     assert "last checkpoint" in str(caught.value)
 
 
