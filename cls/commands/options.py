@@ -55,7 +55,9 @@ class SplitOptions(LabelOptions):
     """Column with the images in parquet, arrow or hub data; empty: found by type, then by name."""
 
     def data(self, path: str) -> Data:
-        return replace(super().data(path), val_fraction=self.val_fraction, image_column=self.image_column)
+        data = replace(super().data(path), val_fraction=self.val_fraction, image_column=self.image_column)
+        check_data(data)
+        return data
 
 
 @dataclass(frozen=True, kw_only=True)
