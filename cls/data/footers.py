@@ -1,4 +1,4 @@
-"""What tells two tables apart without reading their images: size, footer and, of `cls pack`, the noted checksum."""
+"""Table files are compared without reading images: by size, footer and, for `cls pack`, the stored checksum."""
 
 import hashlib
 import json
@@ -13,11 +13,10 @@ DIGITS = 16  # of each hash
 
 
 def footers(paths: Sequence[str]) -> list[dict[str, Any]]:
-    """Of each local table: name (below the folder of all), bytes, footer (hash), packed (checksum in pack.json).
+    """For each local table: name (below the common folder), bytes, footer (hash), packed (checksum in pack.json).
 
-    Some 50 us a file where the kernel knows it. Of a tar its size alone: with the sizes of its images that is all that
-    its index says, without its members' times of change; of a compressed one, where the times decide the size, nothing.
-    Files of a hub (``hf://…``) are named by their version and left out.
+    About 50 us a cached file. Tars have no footer: all but size and image sizes depends on the members' mtimes.
+    Compressed tars, whose size depends on them, and hub files (``hf://…``), named by their version, are left out.
     """
     local = [path for path in paths if "://" not in path and not path.lower().endswith((".tgz", ".tar.gz"))]
     root = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in local]) if local else ""
@@ -36,7 +35,7 @@ def footers(paths: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _footer(path: str) -> tuple[int, str]:
-    """Size in bytes and hash; -1 and '' of a file that cannot be read: reading its images will say why."""
+    """Size in bytes and hash; -1 and '' if the file cannot be read: reading its images reports why."""
     try:
         with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -50,7 +49,7 @@ def _footer(path: str) -> tuple[int, str]:
 
 
 def _packed(folder: Path) -> dict[str, str]:
-    """Checksums of `cls pack` by file name; none where there is no whole pack.json."""
+    """Checksums of `cls pack` by file name; {} without a valid pack.json."""
     try:
         files = json.loads((folder / "pack.json").read_bytes())["files"]
         return {str(name): str(entry["sha256"])[:DIGITS] for name, entry in files.items()}

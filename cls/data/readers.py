@@ -1,4 +1,4 @@
-"""Encoded images by row, many at a time: what the loader reads, whatever the images are kept in."""
+"""Encoded images by row, from any kind of storage."""
 
 import errno
 import hashlib
@@ -21,29 +21,17 @@ from cls.transforms.decode import CorruptImageError
 T = TypeVar("T")
 Encoded = bytes | memoryview | CorruptImageError
 """The bytes of an image file, or why there are none."""
-PASSING = {
-    getattr(errno, name)
-    for name in (
-        "EAGAIN",
-        "EHOSTDOWN",
-        "EIO",
-        "EMFILE",
-        "ENFILE",
-        "ENOMEM",
-        "ENOTCONN",
-        "EREMOTEIO",
-        "ESTALE",
-        "ETIMEDOUT",
-    )
-}
-"""Faults of the file system or the machine: an image that another stands in for would make the weights depend on them.
-"""
-LOOKED_AT = 1000  # paths at a time: those of all as Python's strings would take 150 bytes each, and stay so
+TRANSIENT = {
+    errno.EAGAIN, errno.EHOSTDOWN, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOTCONN,
+    errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT,
+}  # fmt: skip
+"""Faults of the file system or machine: replacing the image would make the weights depend on them."""
+LOOKED_AT = 1000  # paths at a time: as Python strings, all of them would take 150 bytes each
 PAUSES = (0.2, 1.0, 5.0)  # seconds before another try
 
 
 class Images(Protocol):
-    """Labelled images by row. A broken image is a value; only where the file system fails reading is a DataError."""
+    """Labelled images by row. A corrupt image is a value; a failing file system is a DataError."""
 
     labels: np.ndarray
     """Class index of each row, -1 unknown."""
@@ -61,7 +49,7 @@ class Images(Protocol):
 
 
 class Blocks(Protocol):
-    """Images that lie in blocks, each of which is cheap to read as a whole; rows are counted through all blocks."""
+    """Images in blocks that are cheap to read as a whole; rows are counted through all blocks."""
 
     counts: np.ndarray
     """Rows of each block."""
@@ -71,14 +59,14 @@ class Blocks(Protocol):
     def read(self, rows: Sequence[int]) -> list[Encoded]: ...
 
     def identity(self) -> list[Any]:
-        """What the images are known by, besides counts and labels, in JSON's terms."""
+        """What identifies the images, besides counts and labels; JSON values."""
 
     def sizes(self) -> np.ndarray:
-        """Bytes of each image, int64, as far as known without reading them; of none: empty."""
+        """Bytes of each image, int64; empty if unknown without reading them."""
 
 
 class Indexed:
-    """Images of a Hugging Face dataset (columns image, label, id), whose Arrow tables are mapped, not read."""
+    """Images of a Hugging Face dataset (columns image, label, id) with memory-mapped Arrow tables."""
 
     def __init__(self, rows: Dataset) -> None:
         self._rows, self._places = rows, _places(rows)
@@ -93,7 +81,7 @@ class Indexed:
         return str(self._rows.data.column("id")[self._place(row)].as_py())
 
     def read(self, rows: Sequence[int]) -> list[Encoded]:
-        """A few us an image besides the file system's own time; bytes in Arrow are not copied."""
+        """A few us an image beyond the file system's time; bytes in Arrow are not copied."""
         found = []
         for row in rows:
             place = self._place(row)
@@ -109,7 +97,7 @@ class Indexed:
 
 
 class Stream:
-    """Labelled images in blocks, in a computed order that needs few blocks at a time."""
+    """Labelled images in blocks, sampled few blocks at a time."""
 
     def __init__(self, blocks: Blocks, labels: np.ndarray) -> None:
         assert len(labels) == blocks.counts.sum()
@@ -131,32 +119,34 @@ def images_of(rows: Dataset | Images) -> Images:
 
 def column(rows: Dataset, name: str) -> pa.ChunkedArray:
     """A column in row order, without a Python object for each value."""
-    found, places = rows.data.column(name), _places(rows)
-    return found if places is None else found.take(pa.array(places))
+    return _in_row_order(rows, rows.data.column(name))
+
+
+def _in_row_order(rows: Dataset, values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """``values`` of a table's rows, for the rows of a selection."""
+    places = _places(rows)
+    return values if places is None else values.take(pa.array(places))
 
 
 def files_of(rows: Dataset) -> pa.ChunkedArray:
-    """Where the file of each image lies, in row order; null where the table has its bytes."""
+    """Path of each image's file, in row order; null if the table has its bytes."""
     chunks = rows.data.column("image").chunks
     inside = [(images.field("bytes").is_valid(), images.field("path")) for images in chunks]
-    found = pa.chunked_array([pc.if_else(here, pa.scalar(None, pa.string()), path) for here, path in inside])
-    places = _places(rows)
-    return found if places is None else found.take(pa.array(places))
+    paths = [pc.if_else(here, pa.scalar(None, pa.string()), path) for here, path in inside]
+    return _in_row_order(rows, pa.chunked_array(paths))
 
 
 def sizes_of(rows: Dataset) -> pa.ChunkedArray:
-    """Of each image's bytes, in row order, without reading them; null where they lie in a file of their own."""
-    chunks = rows.data.column("image").chunks
-    found = pa.chunked_array([pc.binary_length(images.field("bytes")) for images in chunks])
-    places = _places(rows)
-    return found if places is None else found.take(pa.array(places))
+    """Bytes of each image, in row order, without reading them; null if it has a file of its own."""
+    sizes = [pc.binary_length(images.field("bytes")) for images in rows.data.column("image").chunks]
+    return _in_row_order(rows, pa.chunked_array(sizes))
 
 
 def image_sizes(rows: Dataset | Stream) -> np.ndarray:
-    """Bytes of each image, int64, -1 of a file that is not there; empty where blocks do not know them.
+    """Bytes of each image, int64, -1 for a missing file; empty if blocks do not know them.
 
-    No image is read: one look at each image file, 2.6 us where the kernel knows it and what a file server takes where
-    it does not; the offsets of those in tables. 8 bytes of memory an image.
+    Reads no image: one stat per image file, 2.6 us if cached by the kernel; offsets for tables. 8 bytes of memory an
+    image.
     """
     if isinstance(rows, Stream):
         known: np.ndarray = rows.blocks.sizes()
@@ -175,7 +165,7 @@ def image_sizes(rows: Dataset | Stream) -> np.ndarray:
 
 
 def _places(rows: Dataset) -> np.ndarray | None:
-    """Where the rows of a selection lie in its table; None: in order. What datasets offers gathers row by row."""
+    """Table rows of a selection; None: all in order. The API of datasets gathers row by row."""
     if rows._indices is None:
         return None
     places: np.ndarray = rows._indices.column(0).to_numpy()
@@ -183,7 +173,7 @@ def _places(rows: Dataset) -> np.ndarray | None:
 
 
 def fingerprint(rows: Dataset | Stream) -> str:
-    """What a split's images are, by id (or file and place) and label, however the columns are cut into chunks."""
+    """Hash of a split's ids (or files and places) and labels, independent of how columns are chunked."""
     digest = hashlib.sha256()
     if isinstance(rows, Stream):
         digest.update(json.dumps(rows.blocks.identity()).encode())
@@ -191,10 +181,10 @@ def fingerprint(rows: Dataset | Stream) -> str:
         digest.update(rows.labels.astype("<i8").tobytes())
         return digest.hexdigest()
     lengths, ids = hashlib.sha256(), column(rows, "id")
-    for start in range(0, len(ids), 10_000):  # a joined copy of all would stay with the allocator
-        for piece in ids.slice(start, 10_000).chunks:
-            lengths.update(pc.binary_length(piece).to_numpy(zero_copy_only=False).astype("<i4").tobytes())
-            digest.update(pc.binary_join(pa.ListArray.from_arrays([0, len(piece)], piece), "")[0].as_buffer())
+    for start in range(0, len(ids), 10_000):  # the allocator would keep a joined copy of all
+        for chunk in ids.slice(start, 10_000).chunks:
+            lengths.update(pc.binary_length(chunk).to_numpy(zero_copy_only=False).astype("<i4").tobytes())
+            digest.update(pc.binary_join(pa.ListArray.from_arrays([0, len(chunk)], chunk), "")[0].as_buffer())
     digest.update(lengths.digest())
     digest.update(column(rows, "label").to_numpy().astype("<i8").tobytes())
     return digest.hexdigest()
@@ -218,16 +208,16 @@ def pread(path: str, offset: int, size: int) -> Encoded:
 
 
 def file_size(path: str) -> int:
-    """Bytes; -1 of what is not there or may not be looked at. DataError where the file system fails."""
+    """Bytes; -1 if it is missing or not accessible. DataError where the file system fails."""
     found = _tried(path, lambda: os.stat(path).st_size)
     return -1 if isinstance(found, CorruptImageError) else found
 
 
 def _opened(path: str, take: Callable[[int], Encoded]) -> Encoded:
-    """The file is opened each time (5 us), so that no worker inherits a descriptor."""
+    """Opens the file each time (5 us), so that no worker inherits a descriptor."""
 
     def work() -> Encoded:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would be waited for
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # does not wait for a pipe
         try:
             return take(descriptor)
         finally:
@@ -237,18 +227,18 @@ def _opened(path: str, take: Callable[[int], Encoded]) -> Encoded:
 
 
 def _tried(path: str, work: Callable[[], T]) -> T | CorruptImageError:
-    """What ``work`` gives; what fails for a moment only is tried again."""
+    """The result of ``work``; transient faults are retried."""
     for pause in (*PAUSES, 0.0):
         try:
             return work()
         except OSError as error:
-            if error.errno not in PASSING:
+            if error.errno not in TRANSIENT:
                 return CorruptImageError(f"cannot be read: {error.strerror}")
             why = error.strerror
         time.sleep(pause)
     raise DataError(
-        f"{path} cannot be read ({why}, {len(PAUSES) + 1} times within {sum(PAUSES):.0f} s), which is the fault of the "
-        "machine, not of the image: run the same command when it works again, or remove this file"
+        f"{path} cannot be read ({why}, {len(PAUSES) + 1} times within {sum(PAUSES):.0f} s): a fault of the machine, "
+        "not of the image; run the same command again when it is fixed, or remove this file"
     )
 
 

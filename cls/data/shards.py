@@ -1,4 +1,4 @@
-"""One parquet shard of `cls pack`: written aside, read back, compared, and only then named."""
+"""One parquet shard of `cls pack`: written aside, read back, compared, then renamed."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ from cls.runtime.files import replacing, sha256, sync
 PLACES = "cls.places"
 
 GROUP_BYTES = 4_000_000
-"""Of a row group: a window of 16 of them is what streaming mixes."""
+"""Of a row group; streaming shuffles windows of 16."""
 
 
 class Row(NamedTuple):
@@ -44,13 +44,13 @@ def write_shard(path: Path, rows: Iterator[Row], classes: Sequence[str]) -> dict
             writer.add_key_value_metadata({PLACES: base64.b64encode(np.array(places, dtype="<i8").tobytes())})
         _uncache(aside)
         if list(_read_back(aside)) != written:
-            raise OSError(f"{path}: what was read back is not what was written; the disk is not to be trusted")
+            raise OSError(f"{path}: verification failed: data read back differs from data written (faulty disk?)")
         entry = {"images": len(written), "bytes": aside.stat().st_size, "sha256": sha256(aside), "undecodable": bad}
     return entry
 
 
 def _writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
-    """Plain: images do not compress, and statistics would repeat the least and the greatest of each row group."""
+    """Uncompressed: images do not compress; statistics would store the smallest and largest image of a row group."""
     return pq.ParquetWriter(file, schema, compression="none", use_dictionary=False, write_statistics=False)
 
 
@@ -67,9 +67,9 @@ def _groups(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 
 def _places(file: BinaryIO, start: int, group: list[Row]) -> list[tuple[int, int]]:
-    """Offset and size in the file of each image of the row group that was written from ``start`` on.
+    """Offset and size of each image of the row group that starts at ``start``.
 
-    Uncompressed parquet holds each value's length, 4 bytes, and then its bytes as they are, in the order of the rows.
+    Uncompressed parquet stores the values in row order, each as its length (4 bytes) and its bytes.
     """
     file.flush()
     content, found, at = os.pread(file.fileno(), file.tell() - start, start), [], 0
@@ -86,14 +86,14 @@ def _table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
 
 
 def _uncache(path: Path) -> None:
-    """Have the next read ask the disk (or the file server), not this machine's memory."""
-    sync(path)  # only what is written can be dropped
+    """Drop the file from the page cache, so that the next read is from the disk or file server."""
+    sync(path)  # only synced pages can be dropped
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _read_back(path: Path) -> Iterator[tuple[str, int, bytes]]:
-    """What the shard holds, by pyarrow and, where they agree, by the noted places."""
+    """The shard's rows as pyarrow reads them; no digest where the noted places give other bytes."""
     with path.open("rb") as file, pq.ParquetFile(path, memory_map=True) as parquet:
         places = iter(np.frombuffer(base64.b64decode(parquet.metadata.metadata[PLACES.encode()]), "<i8").reshape(-1, 2))
         for group in range(parquet.num_row_groups):

@@ -1,4 +1,4 @@
-"""Every kind of data as the same three datasets: undecoded images, integer labels, stable ids."""
+"""All kinds of data as three datasets of undecoded images, integer labels and stable ids."""
 
 import io
 import os
@@ -17,6 +17,7 @@ from datasets import Dataset, Features, Value
 
 from cls import config
 from cls.data import streaming, tables
+from cls.data.fixes import links, some, without
 from cls.data.folders import ignored, image_folder
 from cls.data.folders.folder_cache import keep_index, read_index
 from cls.data.folders.image_folder import natural
@@ -25,7 +26,6 @@ from cls.data.labels.hint import hinted
 from cls.data.labels.read import read_labelled
 from cls.data.readers import Stream, column
 from cls.data.split import COLUMNS, Found, Split, normal
-from cls.data.split_words import new_folder, some, without
 from cls.data.subset import held_out, limited
 from cls.data.summary import say, summary
 from cls.data.table_splits import TABLES, beside_pictures, given, grouped, kind_of
@@ -50,23 +50,23 @@ class Splits:
     test: Dataset | None
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    """What became what, and what was left out, as it was printed."""
+    """The printed lines about the data."""
     files: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """The tables that a split was read from, where they are files here."""
+    """The local tables that a split was read from."""
     encoded_here: bool = False
-    """The embedded digits: another version of Pillow may write the same pixels in another number of bytes."""
+    """The embedded digits: another version of Pillow may encode the same pixels differently."""
 
 
 def load(data: config.Data, seed: int) -> Splits:
-    """Index the images of ``data.path`` without reading them; rank 0 prints what became what, and what is ignored.
+    """Index the images of ``data.path`` without reading them; rank 0 prints a summary.
 
     Without validation images, ``data.val_fraction`` of each class is held out by ``seed``. Labels of all splits are
-    mapped by name to the classes of the training images. What cannot be used is a ValueError naming the field.
+    mapped by name to the classes of the training images. ValueError naming the field for what cannot be used.
     """
     with hinted(data.copy or data.path, data):
         found = Found(_digits(), []) if data.path == "digits" else _read(data.copy or data.path, data)
         parts, notes = found.parts, list(found.notes)
-        _refuse_unusable(parts, data)
+        _reject_unusable(parts, data)
         classes = tuple(sorted(parts["train"].present, key=natural))
         if len(classes) < 2:
             raise ValueError(f"data.path: {data.path} has only one class, {classes[0]!r}; at least two are needed")
@@ -90,7 +90,7 @@ def load(data: config.Data, seed: int) -> Splits:
         names = printable(", ".join(classes[label] for label in lacking))
         notes.append(f"validation has no image of {len(lacking)} classes: {names}")
     if data.limit:
-        cut = {split: part for split, part in labelled.items() if split != "test"}  # its predictions are handed in
+        cut = {split: part for split, part in labelled.items() if split != "test"}  # its predictions are submitted
         labelled |= {split: limited(part, data.limit, seed, split) for split, part in cut.items()}
     train = labelled["train"] if "train" in labelled else _stream(parts["train"], classes)
     kept = {"train": train} | labelled
@@ -111,7 +111,7 @@ def labels_of(rows: Dataset | Stream) -> np.ndarray:
 def load_images(path: str, data: config.Data) -> Dataset:
     """All images of a folder (nested or not), a table or one image file, for prediction; every label is -1.
 
-    Ids are the paths below the folder; the path of the file as given, as in :func:`load_listed`; those of the table.
+    Ids are the paths below the folder, the table's ids, or the file's path as given.
     """
     if not path.lower().endswith(TABLES) and os.path.isfile(file := os.path.expanduser(path)):
         return load_listed([file])
@@ -119,10 +119,9 @@ def load_images(path: str, data: config.Data) -> Dataset:
 
 
 def load_given(paths: Sequence[str], data: config.Data) -> Dataset:
-    """What a command line names, for prediction: one path as in :func:`load_images`, image files, or tables.
+    """Paths of a command line, for prediction: one as in :func:`load_images`, image files, or tables of one kind.
 
-    Ids of image files, one or several, are the paths as given; of several, one that is not there is found when it is
-    read. Several tables (``test-*.parquet``) are of one kind. Anything else is a ValueError.
+    Ids of image files are the paths as given; a missing one of several fails when read. ValueError for other paths.
     """
     if len(paths) == 1:
         return load_images(paths[0], data)
@@ -137,7 +136,7 @@ def load_given(paths: Sequence[str], data: config.Data) -> Dataset:
 
 
 def _is_listed(path: str) -> bool:
-    """Whether a path is taken for one image: by its ending, there or not, or because it is a file and no table."""
+    """Whether a path means one image: by its ending, even if missing, or as a file that is no table."""
     lower = path.lower()
     return (
         lower.endswith(EXTENSIONS)
@@ -147,7 +146,7 @@ def _is_listed(path: str) -> bool:
 
 
 def load_listed(names: Sequence[str]) -> Dataset:
-    """Image files by their paths, which become their ids; what cannot be read is found when it is read."""
+    """Image files; their paths are their ids. An unreadable one fails when read."""
     return _unlabelled(image_folder.listed(list(names)))
 
 
@@ -157,24 +156,21 @@ def _unlabelled(part: Split) -> Dataset:
 
 
 def load_labelled(path: str, classes: tuple[str, ...], data: config.Data) -> Dataset:
-    """Class folders, label files or a table, numbered by name after ``classes``; an unknown class is a ValueError."""
+    """Class folders, label files or a table, labels numbered as in ``classes``; ValueError for an unknown class."""
     with hinted(path, data, classes):
         part = _read_one(path, data, labelled=True)
-        _refuse_level(path, part, classes)
+        _reject_level(path, part, classes)
         if part.unlabelled:
             raise ValueError(f"{path}: {part.unlabelled} of {len(part)} images have no label")
         return _number(part, classes, path)
 
 
-def _refuse_unusable(parts: dict[str, Split], data: config.Data) -> None:
+def _reject_unusable(parts: dict[str, Split], data: config.Data) -> None:
     if "train" not in parts:
         only = f"data.path: {data.path} has no train split, only {', '.join(sorted(parts)) or 'other ones'}"
         if os.path.isfile(file := os.path.expanduser(data.path)):
-            train, to = f"train{kind_of(file)}", new_folder(Path(file).parent, "train")
-            only += (
-                f"; if it is what to train on: mkdir {shlex.quote(to)} && ln -s {shlex.quote(os.path.realpath(file))} "
-                f"{shlex.quote(f'{to}/{train}')}, then --data.path {shlex.quote(to)}"
-            )
+            name = os.path.basename(file)
+            only += f"; to train on it: {links(Path(file).parent, {f'train{kind_of(file)}': name})}"
         raise ValueError(only)
     for split, part in parts.items():
         if len(part) == 0:
@@ -196,7 +192,7 @@ def _read(path: str, data: config.Data) -> Found:
     if root.is_dir():
         if tables.is_saved(root):
             if data.streaming:
-                raise ValueError(f"data.streaming: {path} is mapped where it lies; leave data.streaming off")
+                raise ValueError(f"data.streaming: {path} is memory-mapped; leave data.streaming off")
             return tables.read_saved(root, data)
         found, scanned = read_index(root), time.time()
         if found is None:
@@ -217,7 +213,7 @@ def _read(path: str, data: config.Data) -> Found:
 
 
 def _holds_tables(listing: image_folder.Listing) -> bool:
-    """A table of annotations may lie beside the images; pictures of a page beside tables whose names have splits."""
+    """Images may have a table of annotations beside them; tables with splits in their names a few pictures."""
     return len(listing.tables) >= len(listing.images) or beside_pictures(listing.tables, listing.images)
 
 
@@ -254,14 +250,14 @@ def _read_one(path: str, data: config.Data, *, labelled: bool) -> Split:
 
 
 def _unstreamed(data: config.Data, *, labelled: bool) -> config.Data:
-    """Streaming, and without labels their column, are how the run was trained."""
+    """Without the run's training options: streaming and, if unlabelled, those of labels."""
     if not labelled:
         data = replace(data, labels=(), id_column="", label_column="", label_pattern="")
     return replace(data, streaming=False)
 
 
-def _refuse_level(path: str, part: Split, classes: tuple[str, ...]) -> None:
-    """Where no top folder is a class: the folders further down whose folders are classes."""
+def _reject_level(path: str, part: Split, classes: tuple[str, ...]) -> None:
+    """ValueError if no top folder is a class, but folders deeper down contain classes."""
     known = {normal(name) for name in classes}
     if not os.path.isdir(path) or not isinstance(part.images, Dataset) or known & {*part.present}:
         return
@@ -282,8 +278,8 @@ def _only(parts: dict[str, Split], path: str) -> Split:
 
 
 def _digits() -> dict[str, Split]:
-    """scikit-learn's 1,797 scans of handwritten digits, 8 x 8 grey; about a fifth, always the same, is validation."""
-    from sklearn.datasets import load_digits  # 1 s that only they need to pay
+    """scikit-learn's 1,797 scans of handwritten digits, 8 x 8 grey; a fixed fifth is validation."""
+    from sklearn.datasets import load_digits  # takes 1 s
 
     loaded = load_digits()
     ids = [f"digit-{i:04d}" for i in range(len(loaded.target))]

@@ -1,4 +1,4 @@
-"""One split of the data before its labels are numbered, and the columns that all datasets here have."""
+"""A split whose labels are not yet numbered by the run's class list, and the columns of all datasets."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -16,20 +16,20 @@ SPLITS = {
     "train": "train", "training": "train", "validation": "val", "val": "val", "valid": "val", "validate": "val",
     "dev": "val", "eval": "val", "test": "test", "testing": "test", "holdout": "test",
 }  # fmt: skip
-"""Names of folders and of a data set's splits, the usual ones first; names.py finds them inside longer names."""
+"""Names of folders and of a data set's splits, the usual ones first; split_words.py finds them in longer names."""
 COLUMNS = {"image": Image(decode=False), "id": Value("string")}
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split whose labels are still numbered as its source does it."""
+    """One split, with labels numbered as in its source."""
 
     images: Dataset | Blocks  # a Dataset has the columns image (undecoded) and id
-    codes: np.ndarray  # int: index into names for each row, -1 where the class is unknown
+    codes: np.ndarray  # int: index into names for each row, -1 unknown
     names: tuple[str, ...]
-    unlabelled_hint: str = ""  # what to do where labels are missing
-    origin: str = ""  # which folder or files became this split
-    files: tuple[str, ...] = ()  # the tables it was read from, where they are files here
+    unlabelled_hint: str = ""  # what to do about missing labels
+    origin: str = ""  # its folder or files
+    files: tuple[str, ...] = ()  # the local tables it was read from
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -48,17 +48,17 @@ class Found(NamedTuple):
     """The splits of a source."""
 
     parts: dict[str, Split]
-    notes: list[str]  # what is left out or decided, a line each, for every start
+    notes: list[str]  # what is left out or decided, a line each, printed at every start
     ignored: str = ""  # what is left out, in short
 
 
 def normal(name: str) -> str:
-    """A class name in NFC: "é" as one letter and as "e" with an accent are one name."""
+    """A class name in NFC: "é" as one letter, or as "e" with an accent, is the same name."""
     return unicodedata.normalize("NFC", name)
 
 
 def merged(codes: np.ndarray, names: Iterable[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Codes and names with the names in NFC; those that only differ in their Unicode form are one class."""
+    """Codes and names in NFC; names that differ in their Unicode form only are one class."""
     forms = [normal(name) for name in names]
     places = {name: place for place, name in enumerate(dict.fromkeys(forms))}
     if len(places) == len(forms):
@@ -72,13 +72,11 @@ def coded(labels: Sequence[str | None] | pa.ChunkedArray) -> tuple[np.ndarray, t
     if not isinstance(labels, pa.ChunkedArray):
         labels = pa.chunked_array([pa.array(labels, pa.string())])
     found = labels.dictionary_encode().combine_chunks()  # one dictionary for all chunks
-    if isinstance(found, pa.ChunkedArray):  # what combining no chunk at all gives
+    if isinstance(found, pa.ChunkedArray):  # if there is no chunk
         found = pa.array([], pa.string()).dictionary_encode()
     return merged(pc.fill_null(found.indices, -1).to_numpy(zero_copy_only=False), found.dictionary.to_pylist())
 
 
 def dataset(images: pa.Array, ids: pa.Array, fingerprint: str) -> Dataset:
-    """Undecoded images and their ids; hashing the columns for a fingerprint of datasets' own would take longer."""
-    features = Features(COLUMNS)
-    table = pa.table([images, ids], schema=features.arrow_schema)
-    return Dataset(table, fingerprint=fingerprint)
+    """Undecoded images and their ids; computing the fingerprint of datasets would take longer."""
+    return Dataset(pa.table([images, ids], schema=Features(COLUMNS).arrow_schema), fingerprint=fingerprint)

@@ -1,7 +1,7 @@
-"""Training images in blocks that are read when their turn comes: ``data.streaming``, for sets too large to index.
+"""Training images in blocks that are read when needed: ``data.streaming``, for sets too large to index.
 
-Counts and labels alone are read at the start: the footers and label columns of parquet files, the headers of tars.
-Validation and test images are ordinary datasets.
+A start reads counts and labels only: footers and label columns of parquet files, headers of tars. Validation and test
+images are ordinary datasets.
 """
 
 import base64
@@ -43,16 +43,18 @@ HUB = "hf://"
 
 
 def pack_command(path: str) -> str:
-    """What to type for shards that can be streamed well."""
+    """The command that writes shards suited to streaming."""
     name = Path(path).name or str(Path(path).resolve())  # of ".", beside it
     return shlex.join(["cls", "pack", path, "--to", f"{name}-packed"])
 
 
 def read_files(root: Path, files: Grouped, data: config.Data) -> dict[str, Split]:
-    """Parquet or tar files: train in blocks, the other splits as :func:`tables.read_files` gives them."""
+    """Parquet or tar files: train in blocks, the other splits as in :func:`tables.read_files`."""
     kind, groups = files.kind, dict(files.paths)
     if kind == ".arrow":
-        raise ValueError(f"data.streaming: arrow files ({root}) are mapped where they lie; leave data.streaming off")
+        raise ValueError(
+            f"data.streaming: arrow files ({root}) are memory-mapped where they are; leave data.streaming off"
+        )
     if kind in (".tgz", ".tar.gz"):
         raise ValueError(
             f"data.streaming: {root} has compressed tars, which cannot be read from the middle: unpack them to .tar, "
@@ -76,12 +78,12 @@ def read_hub(name: str, data: config.Data) -> Found:
     """The parquet shards of a hub data set; each is downloaded once per machine, when its first image is needed."""
     if datasets.config.HF_HUB_OFFLINE:
         raise ValueError(
-            f"data.streaming reads {name} from the hub, but this process is told to be offline: run 'cls fetch' where "
-            "there is internet, and leave data.streaming off"
+            f"data.streaming reads {name} from the hub, but this process is offline (HF_HUB_OFFLINE): run 'cls fetch' "
+            "where there is internet, and leave data.streaming off"
         )
     try:
         listed = datasets.load_dataset_builder(name).config.data_files or {}
-    except Exception as error:  # the hub client raises OSError, ValueError, RuntimeError and httpx's own family
+    except Exception as error:  # the hub client raises OSError, ValueError, RuntimeError and httpx's errors
         raise tables.no_hub(name, error) from None
     names, notes = chosen(map(str, listed), name)
     found = {split: list(listed[own]) for split, own in names.items()}
@@ -94,7 +96,7 @@ def read_hub(name: str, data: config.Data) -> Found:
 
 
 class FileBlocks:
-    """Image files in blocks of neighbours."""
+    """Image files in blocks of consecutive rows."""
 
     def __init__(self, rows: Dataset, codes: np.ndarray) -> None:
         self._rows = rows.add_column("label", codes)
@@ -111,8 +113,8 @@ class FileBlocks:
 class RowGroups:
     """Images in the row groups of parquet files.
 
-    Those that `cls pack` wrote say where each image lies, which is then read alone. Of others, each process that reads
-    images decodes every row group of a window, however few of its rows it needs, and holds the last WINDOW + 1.
+    Files of `cls pack` store the offset of each image, which is then read alone. For others, each process that reads
+    images decodes every row group of a window, however few of its rows it needs, and keeps the last WINDOW + 1.
     """
 
     def __init__(self, root: Path, files: list["Footer"]) -> None:
@@ -157,7 +159,7 @@ class RowGroups:
     def _block(self, block: int) -> pa.Array | CorruptImageError:
         held = self._held.pop(block, None)
         images = self._decoded(block) if held is None else held
-        if not isinstance(images, CorruptImageError):  # a failed read would spoil all of the block's rows, not one
+        if not isinstance(images, CorruptImageError):  # a cached failure would make all rows of the block corrupt
             self._held[block] = images
             while len(self._held) > WINDOW + 1:
                 self._held.popitem(last=False)
@@ -185,7 +187,7 @@ class RowGroups:
 
 
 class Footer:
-    """What is read of a parquet file at the start: rows of each row group, columns, labels; and its size in bytes."""
+    """What a start reads of a parquet file: rows of each row group, columns, labels; and its size in bytes."""
 
     def __init__(self, path: str, data: config.Data) -> None:
         self.path = path
@@ -203,12 +205,12 @@ class Footer:
 
     @property
     def kind(self) -> Any:
-        """Of the labels: numbers mean the same classes in all files, or nothing."""
+        """Type of the labels: ClassLabel names must agree in all files."""
         return self.features[self.label] if self.label else None
 
 
 def row_groups(root: Path, paths: list[str], data: config.Data) -> Split:
-    """Training images in parquet files; ValueError where a row group is too large to hold a window of."""
+    """Training images in parquet files; ValueError if row groups are too large to keep a window of them."""
     files = []
     for path in paths:
         with tables.readable(path, tables.DAMAGED):
@@ -233,7 +235,7 @@ def row_groups(root: Path, paths: list[str], data: config.Data) -> Split:
 
 
 def places_of(about: pq.FileMetaData) -> np.ndarray | None:
-    """Offset and size of each image where `cls pack` noted them; None where the file was rewritten since."""
+    """Offset and size of each image as stored by `cls pack`; None if the file was rewritten since."""
     found = (about.metadata or {}).get(PLACES.encode())
     if found is None or not about.num_row_groups:
         return None
@@ -246,7 +248,7 @@ def places_of(about: pq.FileMetaData) -> np.ndarray | None:
 
 
 def _at(path: str, offset: int, size: int) -> Encoded:
-    """An image at its place; parquet keeps its length before it, which is compared."""
+    """An image at its offset; parquet stores its length before it, which is compared."""
     found = pread(path, offset - 4, size + 4)
     if isinstance(found, CorruptImageError):
         return found
@@ -271,22 +273,22 @@ def _tars(root: Path, paths: list[str], label: str) -> Split:
 
 
 def _opened(path: str) -> pq.ParquetFile:
-    """A parquet file for its footer and labels; one of the hub is not downloaded for them."""
+    """A parquet file for its footer and labels; a hub file is not downloaded for them."""
     here = _cached(path) if path.startswith(HUB) else path
     return pq.ParquetFile(here, memory_map=True) if here else pq.ParquetFile(HfFileSystem().open(path))
 
 
 def _cached(path: str) -> str:
-    """A file of the hub on this machine, '' if it is not here."""
+    """The cached copy of a hub file, '' if there is none."""
     repo, revision, name = _of_hub(path)
     found = try_to_load_from_cache(repo, name, revision=revision, repo_type="dataset")
     return found if isinstance(found, str) else ""
 
 
 def _local(path: str) -> str:
-    """A file on this machine; one of the hub is downloaded by the first process that needs it.
+    """A local file; a hub file is downloaded by the first process that needs it.
 
-    That it could not be is no fault of its images: replacing them would let the network decide what is trained on.
+    A failed download is a DataError, not a corrupt image: else the network would decide what is trained on.
     """
     if not path.startswith(HUB):
         return path

@@ -1,4 +1,4 @@
-"""A part of the images, chosen by a seed: those held out for validation, and those of a smoke run."""
+"""Seeded subsets: the images held out for validation, and those of a smoke run."""
 
 import numpy as np
 import pyarrow as pa
@@ -10,10 +10,10 @@ from cls.runtime.rng import generator
 
 
 def held_out(ids: pa.ChunkedArray, labels: np.ndarray, fraction: float, seed: int, tag: str) -> np.ndarray:
-    """Rows to hold out: of each class with two or more images the fraction, at least one and never all.
+    """Rows to hold out: the fraction of each class with two or more images, at least one and never all.
 
-    Each class is sorted by id and drawn by its number: neither the order of the listing nor the images of other classes
-    matter, but a class whose name comes before changes what is drawn of those behind it.
+    Each class is sorted by id and permuted by its number: independent of the order of the listing and of other classes'
+    images, but not of a new class that is sorted before it.
     """
     held = []
     for label, rows in _by_class(ids, labels).items():
@@ -26,14 +26,14 @@ def held_out(ids: pa.ChunkedArray, labels: np.ndarray, fraction: float, seed: in
 
 
 def limited(table: Dataset, limit: int, seed: int, split: str) -> Dataset:
-    """At most ``limit`` rows in their order, drawn one per class in turn so that every class is there early."""
+    """At most ``limit`` rows in their order, chosen from the classes in turn, so that each is included early."""
     assert limit >= 0
     turns: list[tuple[int, int, int]] = []
     classes = _by_class(column(table, "id"), column(table, "label").to_numpy())
     order = generator(seed, "limit", split).permutation(len(classes)).tolist()
     for place, (label, rows) in zip(order, classes.items(), strict=True):
-        drawn = generator(seed, "limit", split, label).permutation(rows)[:limit].tolist()
-        turns += [(turn, place, row) for turn, row in enumerate(drawn)]
+        chosen = generator(seed, "limit", split, label).permutation(rows)[:limit].tolist()
+        turns += [(turn, place, row) for turn, row in enumerate(chosen)]
     return table.select(sorted(row for _, _, row in sorted(turns)[:limit]))
 
 

@@ -1,4 +1,4 @@
-"""What a start says about its data: one line, and a warning for each matter that is left out or decided."""
+"""The lines that a start prints about its data: a summary, and a warning for all that is left out or decided."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ log = logging.getLogger("cls")
 
 
 def say(lines: Sequence[str], warnings: Sequence[str]) -> None:
-    """Lines and warnings on standard error, of rank 0 alone: every rank reads the same data."""
+    """Print lines and log warnings to stderr, on rank 0 only: every rank reads the same data."""
     if os.environ.get("RANK", "0") != "0":
         return
     for text in lines:
@@ -23,12 +23,12 @@ def say(lines: Sequence[str], warnings: Sequence[str]) -> None:
 
 
 def summary(path: str, labels: Mapping[str, np.ndarray], parts: Mapping[str, Split], ignored: str) -> str:
-    """Which folder or files became which split, how many images and classes each, and what is ignored, in one line."""
-    said = []
+    """One line: images, classes and source of each split, and what is ignored."""
+    found = []
     for split in sorted(labels, key=("train", "val", "test").index):
         known = labels[split][labels[split] >= 0]
         classes, images = len(np.unique(known)), len(labels[split])
         what = f"of {classes:,} class{'es' * (classes > 1)}" if len(known) else "without labels"
         where = parts[split].origin if split in parts else "held out of train"
-        said.append(f"{split} {images:,} image{'s' * (images > 1)} {what}" + (f" ({where})" if where else ""))
-    return printable(f"data {path}: {'; '.join(said)}" + (f"; ignored: {ignored}" if ignored else ""))
+        found.append(f"{split} {images:,} image{'s' * (images > 1)} {what}" + (f" ({where})" if where else ""))
+    return printable(f"data {path}: {'; '.join(found)}" + (f"; ignored: {ignored}" if ignored else ""))

@@ -1,4 +1,4 @@
-"""Which files of tables, or which named splits of a data set, are train, val and test."""
+"""Which table files, or which named splits of a data set, are train, val and test."""
 
 import os
 import re
@@ -7,20 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from cls.data.fixes import MANY, links, path_option, some, without
 from cls.data.split import SPLITS
-from cls.data.split_words import (
-    ALL_WORDS,
-    MANY,
-    glued,
-    is_unused,
-    links,
-    path_option,
-    some,
-    split_word,
-    splits_in,
-    without,
-    words,
-)
+from cls.data.split_words import ALL_WORDS, glued, is_unused, split_word, splits_in, words
 from cls.runtime.console import printable
 
 TABLES = (".parquet", ".arrow", ".tar", ".tgz", ".tar.gz")
@@ -38,12 +27,12 @@ def kind_of(name: str) -> str:
 
 
 def grouped(root: Path, names: Sequence[str]) -> Grouped:
-    """Files of one kind by split: its word may stand anywhere in the path, as a word of its own (names.words).
+    """Files of one kind by split: a split word may be anywhere in the path (split_words.words).
 
-    Files without such a word are train if all are, and so is a single file whose name says nothing clear. Files of
-    images without labels (``unlabeled-0.tar``, ``extra``) beside others are left out. What is unclear is a ValueError.
+    If no file has one, all are train; so is a single file with an unclear name. Files of images without labels
+    (``unlabeled-0.tar``, ``extra``) beside others are left out. An unclear file is a ValueError.
     """
-    _refuse_kinds(root, names)
+    _reject_kinds(root, names)
     wrap = _wrap(names)
     found: dict[str, list[str]] = {}
     for name in names:
@@ -64,13 +53,11 @@ def grouped(root: Path, names: Sequence[str]) -> Grouped:
         texts = {"none": "no split in the name", "both": "several splits in the name", "unused": "left out"}
         listed = "; ".join(f"{texts.get(role, role)}: {printable(some(own, 8))}" for role, own in found.items())
         raise ValueError(
-            f"data.path: cannot tell the split of {printable(str(root / wrong[0]))}; {listed}; name each train-, val- "
+            f"data.path: the split of {printable(str(root / wrong[0]))} is not clear; {listed}; name each train-, val- "
             f"or test-...{_way_out(root, splits, wrong)}"
         )
     inside = {split: [name[len(wrap) :] for name in own] for split, own in splits.items()}
-    _refuse_sets(root / wrap, inside)
-    _refuse_starts(root / wrap, inside)
-    _refuse_words(root / wrap, inside, inner)
+    _reject_several(root / wrap, inside, inner)
     notes = []
     if unused and "unused" in found:
         notes.append(
@@ -81,7 +68,7 @@ def grouped(root: Path, names: Sequence[str]) -> Grouped:
 
 
 def _way_out(root: Path, splits: dict[str, list[str]], wrong: Sequence[str]) -> str:
-    """What to do with files of no clear split, where training files remain or some of them may be those."""
+    """How to continue with files of no clear split, if there are training files or some of these may be."""
     if "train" in splits:
         return f", or leave the unclear ones out: {without(root, wrong)}"
     train = [name for name in wrong if any("train" in splits_in(part) for part in name.split("/"))]
@@ -91,7 +78,7 @@ def _way_out(root: Path, splits: dict[str, list[str]], wrong: Sequence[str]) -> 
 
 
 def _wrap(names: Sequence[str]) -> str:
-    """The folder around all files, with "/" at its end, where the names inside it say every file's split."""
+    """The folder around all files, ending with "/", if the paths inside it have every file's split; else empty."""
     shared = os.path.commonpath([os.path.dirname(name) for name in names]).split("/")
     for count in range(len(shared), 0, -1):
         wrap = "".join(f"{part}/" for part in shared[:count])
@@ -101,55 +88,53 @@ def _wrap(names: Sequence[str]) -> str:
     return ""
 
 
-def _refuse_sets(root: Path, splits: dict[str, list[str]]) -> None:
-    """Several data sets side by side: files of one split have its word below different folders."""
-    places = {split: {name: _place(name) for name in names} for split, names in splits.items()}
-    several = next((list(dict.fromkeys(found.values())) for found in places.values() if len({*found.values()}) > 1), [])
-    if not several:
-        return
-    first = min(places.get("train", places[next(iter(places))]).values(), key=lambda place: len(Path(place).parts))
-    found = [(name, place) for own in places.values() for name, place in own.items()]
-    if any(f"{place}/".startswith(f"{first}/" if first else "") for _, place in found if place != first):
-        option = f"leave the other files out: {without(root, [name for name, place in found if place != first])}"
-    else:
-        option = f"point at one: {path_option(root / first)}"
-    listed = printable(some([place or "the folder itself" for place in several]))
-    raise ValueError(f"data.path: {printable(str(root))} has several sets side by side, {listed}; {option}")
+def _reject_several(root: Path, splits: dict[str, list[str]], inner: dict[str, str]) -> None:
+    """ValueError for several data sets side by side: in different folders, or with different words around the split's.
 
-
-def _refuse_starts(root: Path, splits: dict[str, list[str]]) -> None:
-    """Several data sets in one folder: mnist_train, mnist_test, fashion_train, fashion_test."""
+    Two names of one split (val.parquet, valid.parquet) may be one file twice, or two sets. ``inner``: split words found
+    inside of other words.
+    """
+    where, places = printable(str(root)), {name: _before(name)[0] for names in splits.values() for name in names}
+    folders = [list(dict.fromkeys(places[name] for name in names)) for names in splits.values()]
+    if several := next((own for own in folders if len(own) > 1), []):
+        own = splits.get("train") or next(iter(splits.values()))
+        first = min((places[name] for name in own), key=lambda place: len(Path(place).parts))
+        others = [name for name, place in places.items() if place != first]
+        if any(f"{places[name]}/".startswith(f"{first}/" if first else "") for name in others):
+            option = f"leave the other files out: {without(root, others)}"
+        else:
+            option = f"point at one: {path_option(root / first)}"
+        listed = printable(some([place or "the folder itself" for place in several]))
+        raise ValueError(f"data.path: {where} has several sets side by side, {listed}; {option}")
     starts: dict[str, set[str]] = {}
     for split, names in splits.items():
         for name in names:
-            starts.setdefault(_start(name), set()).add(split)
-    several = [start for start, found in starts.items() if "train" in found and len(found) > 1]
-    if len(several) > 1:
-        others = [name for names in splits.values() for name in names if _start(name) != several[0]]
+            starts.setdefault(_before(name)[1], set()).add(split)
+    sets = [start for start, found in starts.items() if "train" in found and len(found) > 1]
+    if len(sets) > 1:  # mnist_train, mnist_test, fashion_train, fashion_test
         raise ValueError(
-            f"data.path: {printable(str(root))} has several sets side by side, of files named "
-            f"{printable(some(start or 'by the split alone' for start in several))}; leave the other files out: "
-            f"{without(root, others)}"
+            f"data.path: {where} has several sets side by side, of files named "
+            f"{printable(some(start or 'by the split alone' for start in sets))}; leave the other files out: "
+            f"{without(root, [name for name in places if _before(name)[1] != sets[0]])}"
         )
-
-
-def _start(name: str) -> str:
-    """The words before the split's in the first part of a path that has one."""
-    found = words(next((part for part in name.split("/") if splits_in(part)), ""))
-    return " ".join(found[: next((i for i, word in enumerate(found) if splits_in(word)), 0)])
-
-
-def _refuse_words(root: Path, splits: dict[str, list[str]], inner: dict[str, str]) -> None:
-    """Two names for one split: val.parquet and valid.parquet may be one file twice, or two sets."""
     for split, names in splits.items():
-        found = {name: inner.get(name) or _word(name) for name in names}
-        several = [word for word in ALL_WORDS if word in found.values()]  # the usual one first
-        if len(several) > 1:
-            others = [name for name, word in found.items() if word != several[0]]
+        named = {name: inner.get(name) or _word(name) for name in names}
+        known = [word for word in ALL_WORDS if word in named.values()]  # the usual one first
+        if len(known) > 1:
             raise ValueError(
-                f"data.path: {printable(str(root))} has files named {' and '.join(several)}; keep one name for "
-                f"{split}: {without(root, others)}"
+                f"data.path: {where} has files named {' and '.join(known)}; keep one name for {split}: "
+                f"{without(root, [name for name, word in named.items() if word != known[0]])}"
             )
+
+
+def _before(name: str) -> tuple[str, str]:
+    """Of the first part of a file's path with a split word: the path above, and the words in the part before it."""
+    parts = name.split("/")
+    place = next((i for i, part in enumerate(parts) if splits_in(part)), None)
+    if place is None:
+        return "", ""
+    found = words(parts[place])
+    return "/".join(parts[:place]), " ".join(found[: next((i for i, word in enumerate(found) if splits_in(word)), 0)])
 
 
 def _word(name: str) -> str:
@@ -157,21 +142,15 @@ def _word(name: str) -> str:
     return next((found for part in name.split("/") for word in words(part) if (found := split_word(word))), "")
 
 
-def _place(name: str) -> str:
-    """The path above the first part of a file's path that has a split's word."""
-    parts = name.split("/")
-    return "/".join(parts[: next((i for i, part in enumerate(parts) if splits_in(part)), 0)])
-
-
 def beside_pictures(tables: Sequence[str], images: Sequence[str]) -> bool:
-    """Whether tables have training images by their names, and no folder of image files has a split's word."""
+    """Whether a table's name means training images, and no folder of image files has a split word."""
     folders = {part for name in images for part in name.split("/")[:-1]}
     return any(_role(name) == "train" for name in tables) and not any(map(splits_in, folders))
 
 
 def given(names: Sequence[str]) -> Grouped:
-    """Tables that a command line names, whatever folders they lie in: the deepest name with a split's word decides."""
-    _refuse_kinds(Path(), names)
+    """Tables named on a command line: the deepest part of the path with a split word decides."""
+    _reject_kinds(Path(), names)
     paths: dict[str, list[str]] = {}
     for name in names:
         deepest = next((found for part in reversed(Path(name).parts) if (found := splits_in(part))), {"train"})
@@ -179,7 +158,7 @@ def given(names: Sequence[str]) -> Grouped:
     return Grouped(kind_of(names[0]), paths, [])
 
 
-def _refuse_kinds(root: Path, names: Sequence[str]) -> None:
+def _reject_kinds(root: Path, names: Sequence[str]) -> None:
     kinds = sorted({kind_of(name) for name in names})
     if len(kinds) > 1:
         most = max(kinds, key=lambda kind: sum(kind_of(name) == kind for name in names))
@@ -191,7 +170,7 @@ def _refuse_kinds(root: Path, names: Sequence[str]) -> None:
 
 
 def _role(name: str) -> str:
-    """train, val or test; "unused" for images without labels; "both" where a path says several things, or "none"."""
+    """train, val or test; "unused" for images without labels; "both" for a path with several meanings, or "none"."""
     parts = re.sub(rf"({'|'.join(map(re.escape, TABLES))})$", "", name, flags=re.IGNORECASE).split("/")
     found = {split for part in parts for split in splits_in(part)}
     marked = any(map(is_unused, parts))
@@ -208,7 +187,7 @@ class Chosen(NamedTuple):
 
 
 def chosen(names: Iterable[str], where: str) -> Chosen:
-    """The named splits of a data set that are train, val and test; of several for one the most usual name."""
+    """The named splits of a data set that are train, val and test; of several names for one, the most usual."""
     known = list(names)
     rank = list(SPLITS)
     found: dict[str, str] = {}
@@ -220,6 +199,6 @@ def chosen(names: Iterable[str], where: str) -> Chosen:
 
 
 def origin(paths: Sequence[str]) -> str:
-    """Which files, for a line about a start."""
+    """Which files, for the start's summary line."""
     names = [os.path.basename(path) for path in paths]
     return printable(names[0] if len(names) == 1 else f"{len(names):,} files, {names[0]} to {names[-1]}")

@@ -1,7 +1,7 @@
-"""Images inside other files: parquet, arrow, save_to_disk, webdataset tars, the Hugging Face hub.
+"""Images in tables: parquet, arrow, save_to_disk, webdataset tars, the Hugging Face hub.
 
-Parquet and tars are copied once to the datasets cache (HF_HOME) as memory-mapped Arrow, keyed by path, size and time
-of change; arrow and save_to_disk are mapped where they lie.
+Parquet and tars are converted once to memory-mapped Arrow in the datasets cache (HF_HOME), keyed by path, size and
+mtime; arrow and save_to_disk are memory-mapped where they are.
 """
 
 import os
@@ -36,7 +36,7 @@ LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label", "category")
 
 
 def is_saved(root: Path) -> bool:
-    """Whether a folder was written by ``save_to_disk``."""
+    """Whether ``save_to_disk`` wrote this folder."""
     return (root / "dataset_dict.json").is_file() or (root / "state.json").is_file()
 
 
@@ -51,7 +51,7 @@ def read_saved(root: Path, data: config.Data) -> Found:
 def read_hub(name: str, data: config.Data) -> Found:
     try:
         loaded = datasets.load_dataset(name)
-    except Exception as error:  # the hub client raises OSError, ValueError, RuntimeError and httpx's own family
+    except Exception as error:  # the hub client raises OSError, ValueError, RuntimeError and httpx's errors
         raise no_hub(name, error) from None
     return _found(loaded, data, name)
 
@@ -72,7 +72,7 @@ def read_split(kind: str, paths: list[str], split: str, data: config.Data) -> Sp
     tarred = kind in TARS
     try:
         table = _load(kind, paths, data.label_column)
-    except Exception as error:  # pyarrow, tarfile and datasets each have their own family
+    except Exception as error:  # pyarrow, tarfile and datasets each have their own errors
         for path in filter(os.path.exists, paths):  # not the hub's
             with readable(path, Exception):
                 _read_through(kind, path)
@@ -86,7 +86,7 @@ def read_split(kind: str, paths: list[str], split: str, data: config.Data) -> Sp
 
 
 def _read_through(kind: str, path: str) -> None:
-    """Fails for a damaged file; of several, datasets does not say which it is."""
+    """Raises for a damaged file; datasets does not report which one it is."""
     if kind == ".parquet":
         rows: Iterator[Any] = pq.ParquetFile(path).iter_batches()
     elif kind == ".arrow":
@@ -99,7 +99,7 @@ def _read_through(kind: str, path: str) -> None:
 
 @contextmanager
 def readable(path: str, family: type[Exception] | tuple[type[Exception], ...] = UNREADABLE) -> Iterator[None]:
-    """What goes wrong inside is the fault of this file."""
+    """Errors inside become a ValueError that names this file."""
     try:
         yield
     except family as error:
@@ -124,7 +124,7 @@ def _arrow(path: str) -> Dataset:
 
 
 def _samples(stamps: list[tuple[str, int, int]], label: str) -> Iterator[dict[str, Any]]:
-    """Size and time of change are not used here: they are part of the cache's key, as is this function's text."""
+    """Size and mtime are unused: like this function's source, they are part of the cache's key."""
     for path, _, _ in stamps:
         for one in webdataset.samples(path, "r:*", webdataset.content, label):
             yield {"image": {"bytes": one.image, "path": one.base}, "label": one.label, "__key__": one.key}
@@ -133,7 +133,7 @@ def _samples(stamps: list[tuple[str, int, int]], label: str) -> Iterator[dict[st
 def _found(loaded: Any, data: config.Data, where: str, local: bool = False) -> Found:
     """Splits of a Dataset or a DatasetDict; other splits than train, validation and test are left out.
 
-    ``local``: their files are the user's own, not those of a cache.
+    ``local``: their files belong to the user, not to a cache.
     """
 
     def part(table: Dataset, split: str, origin: str) -> Split:
@@ -162,7 +162,7 @@ def _part(table: Dataset, split: str, data: config.Data) -> Split:
 
 
 def _ids(images: Dataset, keys: pa.ChunkedArray | None, split: str) -> pa.Array:
-    """``<split>/<name>`` where the rows have distinct keys or file names, else ``<split>-<row>``."""
+    """``<split>/<name>`` if the rows have distinct keys or file names, else ``<split>-<row>``."""
     if keys is None:
         paths = pc.struct_field(images.data.column("image"), "path")
         keys = pc.replace_substring_regex(pc.utf8_rtrim(paths, "/"), ".*/", "")
@@ -182,7 +182,7 @@ def image_column(features: Features, data: config.Data) -> str:
         chosen = found if len(found) == 1 else [name for name in IMAGE_NAMES if name in found]
         if chosen:
             return chosen[0]
-    raise ValueError(f"data.image_column: cannot tell the image column; name one of {', '.join(features)}")
+    raise ValueError(f"data.image_column: the image column is not clear; name one of {', '.join(features)}")
 
 
 def _image_kind(feature: Any) -> int:
@@ -204,7 +204,7 @@ def label_column(features: Features, data: config.Data, split: str) -> str:
 
 
 def column_hint(features: Features, image: str, label: str) -> str:
-    """What to do where the labels of a table are missing."""
+    """What to do about missing labels in a table."""
     fit = [name for name, feature in features.items() if name not in (image, label, "__key__") and _is_label(feature)]
     if fit:
         return f", or name the column of the classes: --data.label-column {shlex.quote(fit[0])} (of {', '.join(fit)})"

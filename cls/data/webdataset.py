@@ -1,4 +1,4 @@
-"""Webdataset tars: neighbouring members that share the name up to the first dot are one sample."""
+"""Webdataset tars: consecutive members with the same name up to the first dot are one sample."""
 
 import contextlib
 import hashlib
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from datasets.table import MemoryMappedTable
 
+from cls.data.fixes import unpack
 from cls.data.folders.folder_cache import cache_folder
 from cls.data.readers import Encoded, pread
 from cls.data.sampler import block_counts
@@ -24,7 +25,7 @@ from cls.transforms.decode import EXTENSIONS
 
 T = TypeVar("T")
 Mode = Literal["r:", "r:*"]
-PEEKED = 1000  # members that are looked at where labels are missing
+PEEKED = 1000  # members examined for a hint
 TEXTS = ("cls", "txt", "text", "label", "class", "id")  # endings of members that may hold a label
 SCHEMA = pa.schema({"key": pa.string(), "offset": pa.int64(), "size": pa.int64(), "label": pa.string()})
 
@@ -45,11 +46,11 @@ def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def samples(
     path: str, mode: Mode, take: Callable[[tarfile.TarFile, tarfile.TarInfo], T], where: str = ""
 ) -> Iterator[Sample[T]]:
-    """One pass over a tar; ``take`` gives what is wanted of an image's member; samples without an image are left out.
+    """One pass over a tar; ``take`` returns what is needed of an image's member. Samples without an image are skipped.
 
-    ``mode``: "r:" for uncompressed tars only, "r:*" for any. ``where`` the label is: "txt" is the text of member .txt,
-    "json.KEY" a value in .json; empty: .cls, or "label" in .json. ReadError for a tar that is damaged or cut off
-    anywhere, ValueError for two images in a sample.
+    ``mode``: "r:" for uncompressed tars only, "r:*" for any. ``where`` the label is: "txt" for the text of member .txt,
+    "json.KEY" for a value in .json; empty: .cls, or "label" in .json. ReadError for a tar that is damaged or cut off,
+    ValueError for two images in a sample.
     """
     with tarfile.open(path, mode) as tar:
         key, label = None, None
@@ -89,7 +90,7 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, last: str, where: str)
 
 
 def hint(path: str, where: str) -> str:
-    """What to do where samples of a webdataset have no label, by the members of its first ones."""
+    """What to do about samples without a label, by the members of the first ones."""
     read = f"read are {f'labels in {where!r}' if where else 'member .cls and the key label of .json'}"
     endings: Counter[str] = Counter()
     values: dict[str, set[str]] = {}
@@ -112,16 +113,12 @@ def hint(path: str, where: str) -> str:
             f" (or {', '.join(names[1:4])})" if names[1:] else ""
         )
         return f"; {read}, the first members are {listed}: name where it is: {options}"
-    to = os.path.basename(path).partition(".")[0]
-    return (
-        f"; {read}, the first members are {listed}; if the folders in it are the classes, unpack it: mkdir "
-        f"{shlex.quote(to)} && tar -xf {shlex.quote(os.path.realpath(path))} -C {shlex.quote(to)}, then --data.path "
-        f"{shlex.quote(to)}"
-    )
+    classes = unpack(path, os.path.basename(path).partition(".")[0])
+    return f"; {read}, the first members are {listed}; if the folders in it are the classes, {classes}"
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """ReadError where something follows: tarfile takes the first header that it does not understand for the end."""
+    """ReadError for data after the end: tarfile stops at the first header that it does not understand."""
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     rest = tar.fileobj.read(tarfile.BLOCKSIZE)
@@ -130,14 +127,13 @@ def _check_end(tar: tarfile.TarFile) -> None:
     while rest:
         if any(rest):
             raise tarfile.ReadError(
-                f"behind byte {tar.offset:,} it is damaged, or another tar begins: of two in one file, only the first "
-                "would be read"
+                f"behind byte {tar.offset:,} it is damaged, or another tar begins, which would not be read"
             )
         rest = tar.fileobj.read(2**20)
 
 
 class TarBlocks:
-    """Images in uncompressed tars, read where they lie; blocks are runs of neighbours."""
+    """Images in uncompressed tars, read at their offsets, in blocks of consecutive samples."""
 
     def __init__(self, root: Path, indices: dict[str, pa.Table]) -> None:
         self._paths, self._indices = list(indices), list(indices.values())
@@ -150,7 +146,7 @@ class TarBlocks:
         return pa.chunked_array([c for found in self._indices for c in found.column("label").chunks], pa.string())
 
     def name(self, row: int) -> str:
-        """File, sample in it, from 0, and its key, which another sample of the file may have, too."""
+        """File, sample in it (from 0), and its key, which may occur several times."""
         tar, place = self._place(row)
         return f"{self._names[tar]}:{place}:{self._indices[tar].column('key')[place].as_py()}"
 
@@ -175,9 +171,9 @@ class TarBlocks:
 
 
 def index(path: str, where: str) -> MemoryMappedTable | pa.Table:
-    """Key, place and label of each sample of a whole tar; kept in the datasets cache by path, size and time of change.
+    """Key, offset, size and label of each sample of a tar; cached in the datasets cache by path, size and mtime.
 
-    The first pass reads the headers and labels only, about 30 us a member. A cache that cannot be written is no error.
+    The first pass reads headers and labels only, about 30 us a member. A cache that cannot be written is no error.
     """
     status = os.stat(path)
     known = hashlib.sha256(
@@ -192,7 +188,7 @@ def index(path: str, where: str) -> MemoryMappedTable | pa.Table:
     ]
     table = pa.Table.from_pylist(found, SCHEMA)
     with contextlib.suppress(OSError, ValueError):
-        return _mapped(file)  # another process was faster, and others may have its index mapped
+        return _mapped(file)  # written by another process meanwhile; others may have it mapped
     with contextlib.suppress(OSError):
         with replacing(file) as aside, pa.ipc.new_stream(str(aside), SCHEMA) as writer:
             writer.write_table(table)
@@ -204,5 +200,5 @@ def _mapped(file: Path) -> MemoryMappedTable:
     table = MemoryMappedTable.from_file(str(file))
     table.validate(full=True)
     if table.schema != SCHEMA:
-        raise ValueError("another version's")
+        raise ValueError("of another version")
     return table

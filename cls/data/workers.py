@@ -1,7 +1,7 @@
-"""Loader processes: forked once, while the program has no thread, and kept for as long as it needs images.
+"""Loader processes: forked once, before the program has a thread, and kept as long as it needs images.
 
-A process that is forked beside a thread inherits whatever lock or pipe the thread is using at that moment: W&B, which
-starts its service in a thread, once waited for the end of a run because loader processes held a pipe of its.
+A process forked beside a thread inherits the locks and pipes in use at that moment: W&B, which starts its service in a
+thread, once hung at the end of a run because loader processes held one of its pipes.
 """
 
 import gc
@@ -23,13 +23,13 @@ from tqdm import tqdm
 from cls.runtime.exit import DataError, out_of_memory
 from cls.runtime.signals import SIGNALS
 
-tqdm.monitor_interval = 0  # of datasets' and downloads' bars, too: its monitor is a thread that never ends
+tqdm.monitor_interval = 0  # the monitor of progress bars (datasets, downloads) is a thread that never ends
 Work = Callable[[Any], Any]
-JOIN_SECONDS = 5.0  # for the kernel to end a killed process; one that waits for a dead disk may take for ever
+JOIN_SECONDS = 5.0  # a killed process that waits for a dead disk may never end
 
 
 class WorkerDied(Exception):
-    """A process ended without being asked to: killed, or out of memory. ``task``: what it had been given."""
+    """A process ended unexpectedly: killed, or out of memory. ``task``: its current task."""
 
     def __init__(self, pid: int, code: int | None, task: Any) -> None:
         self.pid, self.code, self.task = pid, code, task
@@ -37,10 +37,10 @@ class WorkerDied(Exception):
 
 
 class Workers:
-    """``count`` processes that do ``work(task)``; each takes its tasks in order.
+    """``count`` processes that do ``work(task)``, each its tasks in order.
 
-    Tasks and answers cross a socket each: keep them small. The processes ignore the signals that a run handles, which
-    reach a whole process group: they leave when :meth:`close` ends them or when this process has ended.
+    Tasks and answers cross a socket: keep them small. The processes ignore the signals that a run handles, which are
+    sent to the whole process group: they end at :meth:`close`, or with this process.
     """
 
     def __init__(self, count: int, work: Work) -> None:
@@ -51,7 +51,7 @@ class Workers:
         self._answers: dict[int, tuple[Any, Exception | None]] = {}
         self._dropped: set[int] = set()
         self._tickets = 0
-        # also where nobody closes: Python's own end of daemons, which this comes before, is SIGTERM and a wait for them
+        # if nobody closes: runs before Python's own end of daemons, which sends SIGTERM and waits
         self._end = Finalize(self, _end, (self._links, self._processes), exitpriority=10)
         if multiprocessing.current_process().daemon:
             raise ValueError("data.workers: a daemonic process cannot have loader processes: use 0 workers here")
@@ -70,7 +70,7 @@ class Workers:
         self._links.append(ours)
         process = context.Process(target=_serve, args=(work, theirs, tuple(self._links)), daemon=True)
         process.start()
-        theirs.close()  # the end of the process is then the end of the link
+        theirs.close()  # the link then ends with the process
         self._processes.append(process)
 
     def __len__(self) -> int:
@@ -81,18 +81,15 @@ class Workers:
         return [process.pid or 0 for process in self._processes]
 
     def ask(self, worker: int, task: Any) -> int:
-        """Give a process a task; the number is what :meth:`answer` wants."""
+        """Give a process a task; returns a ticket for :meth:`answer`."""
         self._tickets += 1
         self._asked[worker].append((self._tickets, task))
-        with suppress(BrokenPipeError, ConnectionResetError):  # it has died, which its answer says
+        with suppress(BrokenPipeError, ConnectionResetError):  # it has died: answer() raises
             self._links[worker].send((self._tickets, task))
         return self._tickets
 
     def answer(self, worker: int, ticket: int) -> Any:
-        """Wait for the answer to a task.
-
-        DataError as the work raised it, RuntimeError for any other exception in it, WorkerDied.
-        """
+        """Wait for the answer to a task; DataError as raised by the work, RuntimeError for others, WorkerDied."""
         while ticket not in self._answers:
             try:
                 number, value, error = self._links[worker].recv()
@@ -108,12 +105,12 @@ class Workers:
         return value
 
     def drop(self, ticket: int) -> None:
-        """Nobody will ask for this answer."""
+        """Discard this answer."""
         if self._answers.pop(ticket, None) is None:
             self._dropped.add(ticket)
 
     def close(self) -> None:
-        """End the processes at once: they have nothing to lose."""
+        """Kill the processes: they have no state to save."""
         self._end()
 
     def _died(self, worker: int) -> WorkerDied:
@@ -132,7 +129,7 @@ def _end(links: list[Connection], processes: list[multiprocessing.process.BasePr
 
 
 def in_order(work: Work, tasks: Iterable[Any], count: int, ahead: int = 2) -> Iterator[Any]:
-    """Answers in the order of ``tasks``, from ``count`` processes of their own; 0 works in this one."""
+    """Answers in the order of ``tasks``, from ``count`` new processes; with 0, from this one."""
     if not count:
         yield from map(work, tasks)
         return
@@ -150,13 +147,13 @@ def in_order(work: Work, tasks: Iterable[Any], count: int, ahead: int = 2) -> It
 
 
 def _serve(work: Work, link: Connection, others: tuple[Connection, ...]) -> None:
-    """The life of a process: answer until the link ends."""
+    """Runs in a loader process: answer until the link ends."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    for other in others:  # or this process would keep them open when their owner has ended
+    for other in others:  # inherited ends would keep the links open after their owner has ended
         other.close()
     torch.set_num_threads(1)
-    gc.freeze()  # a search of what was inherited would copy its pages
+    gc.freeze()  # a collection would copy the inherited pages
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             number, task = link.recv()
@@ -173,7 +170,7 @@ def _attempt(work: Work, task: Any) -> tuple[Any, Exception | None]:
 
 
 def _portable(error: Exception) -> Exception:
-    """As a RuntimeError, which every process can read; with the traceback of this one."""
+    """As a RuntimeError, which every process can unpickle, with this one's traceback."""
     kind: type[Exception] = MemoryError if out_of_memory(error) else RuntimeError
     sent = kind(f"{type(error).__name__} in a loader process: {error}")
     sent.add_note("".join(traceback.format_exception(error)))

@@ -23,7 +23,7 @@ from datasets import Dataset, Value
 from cls.config import Data, Run
 from cls.data.corrupt_images import read_corrupt
 from cls.data.footers import footers
-from cls.data.labels.options import evaluate_options
+from cls.data.labels.hint import evaluate_options
 from cls.data.readers import Stream, column, fingerprint, image_sizes, images_of
 from cls.data.sources import Splits, labels_of, load
 from cls.data.split_words import splits_in

@@ -500,11 +500,11 @@ def test_split_columns(tmp_path: Path, case: str) -> None:
     options = {"labels": ("labels.csv",), "label_column": "label"}
     given = {image: split for split, part in found(root, **options).items() for image in part}
     assert given == {f"images/{n}.jpg": splits[n % 3] for n in range(8)}
-    unused = f"column {name} ({', '.join(sorted(set(cells)))}, ...) says no split: not used"
+    unused = f"column {name} ({', '.join(sorted(set(cells)))}, ...) holds no splits and is not used"
     assert (unused in warnings(root, **options)) == (case in ("folds", "another set"))
     asked = {**options, "labels": ("val=labels.csv",)}
     assert found(root, **asked).keys() == {"val"}
-    assert ("all rows are val, as data.labels says" in warnings(root, **asked)) != (case in ("folds", "another set"))
+    assert ("all rows are val, as in data.labels" in warnings(root, **asked)) != (case in ("folds", "another set"))
 
 
 def test_a_class_column_with_a_split_column_s_name(tmp_path: Path) -> None:

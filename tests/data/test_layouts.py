@@ -329,7 +329,7 @@ ROWS = (
     Row(name="another split inside", files=("{train,val}/{cat,dog}/{0..1}.jpg", "train/cat/test/{0..1}.jpg"),
         rejected=("folders of another split inside",), read=TRAIN_VAL),
     Row(name="vehicles", files=("{train,plane}/{0..1}.jpg",), read={"train": {"train": 2, "plane": 2}},
-        says="train beside class folders is a class by its name"),
+        says="train beside class folders is read as a class"),
     Row(name="vehicles, split", files=("{train,val}/{train,plane}/{0..1}.jpg",),
         read={"train": {"train": 2, "plane": 2}, "val": {"train": 2, "plane": 2}}),
     Row(name="shoes", files=("{training_shoes,boots,latest,contest}/{0..1}.jpg",),
@@ -396,10 +396,10 @@ ROWS = (
     Row(name="svhn", files=("full_numbers/{train,test,extra}-00000-of-00001.parquet",), read=TRAIN_TEST,
         says="1 files of no split left out: full_numbers/extra"),
     Row(name="predictions", files=("train.parquet", "test.parquet", "test_pred.parquet"),
-        rejected=(r"cannot tell.*several splits in the name: test_pred\.parquet; train: train\.parquet|test_pred",),
+        rejected=(r"is not clear.*several splits in the name: test_pred\.parquet; train: train\.parquet|test_pred",),
         read=TRAIN_TEST),
     Row(name="another file", files=("train.parquet", "more-{0..9}.parquet"),
-        rejected=(r"cannot tell the split of .*more-0\.parquet; .*no split in the name: more-0.*and 2 more",),
+        rejected=(r"the split of .*more-0\.parquet is not clear; .*no split in the name: more-0.*and 2 more",),
         read={"train": CATS}),
     Row(name="two words", files=("{train,val,train-val}-00.tar",),
         rejected=("several splits in the name: train-val-0",),
@@ -887,7 +887,7 @@ def test_random_folders(files: list[str], tmp_path: Path) -> None:
             meant |= {"val"} if "val2" in folders else set()
             assert meant <= ({"train"} if held and split == "val" else {split}), (name, splits.notes)
     inside = all(len(path.split("/")) > 2 for path in own["train"])  # of a split's folder
-    noted = any("by its name" in note for note in splits.notes)
+    noted = any("read as a class, not as a split" in note for note in splits.notes)
     assert inside or not {"extra", "unlabeled", "seg_pred"} & {*splits.classes}
     for name in {*splits.classes} & {name for name, splits in said.items() if splits}:
         assert name in TRUE_NAMES and (inside or noted), splits.notes

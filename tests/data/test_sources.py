@@ -572,7 +572,7 @@ def test_bad_tables(tmp_path: Path) -> None:
     source = make(tmp_path / "images", train={"a": 2, "b": 2}, val={"a": 1})
     target = convert(source, tmp_path / "tables", "parquet")
     shutil.copy(target / "train-00000-of-00001.parquet", target / "more.parquet")
-    refuse(target, "cannot tell the split of .*more.parquet")
+    refuse(target, "the split of .*more.parquet is not clear")
     (target / "more.parquet").rename(target / "testing.parquet")
     assert load(data(target), seed=0).test is not None
     (target / "testing.parquet").unlink()

@@ -1,8 +1,8 @@
-"""What a walk of a folder found, kept for the next start, which then only looks whether a folder has changed.
+"""Cached result of walking an image folder; the next start only checks whether a folder has changed.
 
-One Arrow file for each folder of images, in the datasets cache (HF_HOME), mapped and not read: 100,000 files then cost
-a process no memory but its labels. It holds while each folder that was walked has the inode and the ctime that it
-had; images rewritten in place change nothing here, their names are what is kept.
+One Arrow file per image folder in the datasets cache (HF_HOME), memory-mapped: 100,000 files cost a process no memory
+but their labels. Valid while each walked folder has the same inode and ctime. Only names are cached, so images may be
+rewritten in place.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from cls.data.split import COLUMNS, Found, Split
 from cls.runtime.files import replacing
 
 RACY_SECONDS = 2.0
-"""A folder younger than this when it is walked may get one more name within the same tick of its file system's clock
-(FAT's is 2 s) and keep its time of change."""
+"""A folder changed this recently may get another name within the same tick of the file system's clock (2 s on FAT),
+without a new ctime."""
 VERSION = 5
 
 
@@ -33,7 +33,7 @@ def cache_folder() -> Path:
 
 
 def read_index(root: Path) -> Found | None:
-    """What is known of a folder of images, if that still holds; a damaged index is none."""
+    """The cached splits of an image folder; None if there are none, or they are outdated or damaged."""
     path = _path(root)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):  # ArrowInvalid is a ValueError
         table = MemoryMappedTable.from_file(str(path))
@@ -42,7 +42,7 @@ def read_index(root: Path) -> Found | None:
         known = [Stamp(*one) for one in about["folders"]]
         if about["version"] != VERSION or about["root"] != real or any(stamp(real, one.path) != one for one in known):
             return None
-        table.validate(full=True)  # 10 ms for 100,000 files: offsets beyond the file would end the process
+        table.validate(full=True)  # 10 ms for 100,000 files; offsets beyond the file would crash
         if len(table) != sum(part["rows"] for part in about["parts"]):
             return None
         return Found(_parts(table, about, path.stem), list(about["notes"]), about["ignored"])
@@ -50,10 +50,10 @@ def read_index(root: Path) -> Found | None:
 
 
 def keep_index(root: Path, listing: Listing, found: Found, scanned: float) -> Found:
-    """Keep what a walk that began at ``scanned`` (seconds since 1970) found; gives it mapped where that is possible.
+    """Cache what a walk that began at ``scanned`` (Unix time) found; returns it memory-mapped if possible.
 
-    A cache that cannot be written is no error: the next start walks again, as it does while a folder is too young.
-    What another process kept meanwhile stays: others may have it mapped.
+    A cache that cannot be written is no error: the next start walks again, as it does after a recent change. An index
+    that another process has written meanwhile stays: others may have it mapped.
     """
     youngest = max(one.changed_ns for one in listing.folders) / 1e9
     if listing.dangling or youngest > scanned - RACY_SECONDS:
@@ -101,5 +101,5 @@ def _parts(table: MemoryMappedTable, about: dict[str, Any], name: str) -> dict[s
 
 
 def _path(root: Path) -> Path:
-    """By the name that was given: images are opened below it, whatever its links lead to."""
+    """By the path as given, links not resolved: images are opened below it."""
     return cache_folder() / f"{hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:32]}.arrow"

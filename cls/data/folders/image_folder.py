@@ -1,7 +1,7 @@
 """A folder of image files as a Hugging Face dataset.
 
-An own walk: 0.3 s for 30,000 files, where ``load_dataset("imagefolder")`` takes 14 to 18 s at every launch and drops
-the label column when one file lies deeper than the others. What it finds is kept by index.py.
+Walks the folder in 0.3 s for 30,000 files; ``load_dataset("imagefolder")`` takes 14 to 18 s at every launch and drops
+the label column when one file lies deeper than the others. folder_cache.py keeps the result.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cls.data.fixes import links, some, without
 from cls.data.folders import ignored
-from cls.data.folders.excluded import is_hidden, outside, run_directories
 from cls.data.folders.layout import arrange
 from cls.data.folders.tree import Tree
 from cls.data.split import SPLITS, Found, Split, coded, dataset, normal
-from cls.data.split_words import MARKED, links, some, split_name, without, words
+from cls.data.split_words import MARKED, split_name, words
 from cls.data.table_splits import TABLES
 from cls.runtime.console import printable
 from cls.runtime.paths import name_problem
@@ -36,9 +36,9 @@ def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 
 class Stamp(NamedTuple):
-    """A folder as it was before its names were read: another stamp, other names."""
+    """A folder just before its names were read; it changes whenever a name in the folder does."""
 
-    path: str  # below the root, as it was walked; "" is the root itself
+    path: str  # below the root; "" is the root itself
     changed_ns: int
     inode: int
     device: int
@@ -52,37 +52,34 @@ class Listing:
     tables: list[str]
     others: list[str]  # neither images nor tables
     folders: list[Stamp]
-    dangling: bool  # a link to nothing, which may be a folder later without a trace in the folders' stamps
+    dangling: bool = False  # a link to nothing, which may become a folder without changing a stamp
     hidden: int = 0  # hidden files and folders, and those of the system
-    runs: tuple[str, ...] = ()  # run directories, which end with "/"; nothing inside them is listed
+    runs: tuple[str, ...] = ()  # run directories, ending with "/"; nothing inside them is listed
 
 
 def stamp(root: str | Path, path: str) -> Stamp:
     status = os.stat(f"{root}/{path}")
-    # ctime: cp -a, rsync and tar set the other time of change to what it was elsewhere, nobody can set this one
+    # ctime: cp -a, rsync and tar restore the mtime; no program can set the ctime
     return Stamp(path, status.st_ctime_ns, status.st_ino, status.st_dev)
 
 
 def scan(root: Path) -> Listing:
     """Walk a folder and, through symbolic links, its subfolders. A folder that cannot be read is a ValueError."""
-    images: list[str] = []
-    tables: list[str] = []
-    folders: list[Stamp] = []
-    others: list[str] = []
+    images, tables, others, folders = list[str](), list[str](), list[str](), list[Stamp]()
     dangling, hidden = False, 0
     root = Path(os.path.realpath(root))
     pending = [(root, "", frozenset((str(root),)))]
     while pending:
         folder, prefix, above = pending.pop()
         try:
-            folders.append(stamp(root, prefix))  # before the names: one that comes meanwhile makes it stale
+            folders.append(stamp(root, prefix))  # before the names: a name added meanwhile makes it stale
             for entry in os.scandir(folder):
-                if is_hidden(entry.name):
+                if ignored.is_hidden(entry.name):
                     hidden += 1
                     continue
                 if _is_folder(entry):
                     real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-                    if real not in above:  # a link to a folder above would be walked for ever
+                    if real not in above:  # a link to a folder above would never end
                         pending.append((Path(real), f"{prefix}{entry.name}/", above | {real}))
                 elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
                     images.append(prefix + entry.name)
@@ -93,30 +90,38 @@ def scan(root: Path) -> Listing:
                     dangling |= entry.is_symlink() and not os.path.exists(entry.path)
         except OSError as error:
             raise ValueError(f"data.path: cannot read folder {folder}: {error.strerror}") from None
-    return _listing(root, (images, tables, others), folders, (dangling, hidden))
-
-
-def _listing(root: Path, names: Sequence[list[str]], folders: list[Stamp], rest: tuple[bool, int]) -> Listing:
-    runs = run_directories(names[2], [one.path for one in folders])
-    inside = {one.path for one in folders if one.path.startswith(runs)} if runs else set()
-    images, tables, others = (sorted(outside(some_of, inside), key=natural) for some_of in names)
-    for name in (*images, *tables):
+    found = _without_runs(Listing(images, tables, others, folders, dangling, hidden))
+    for name in (*found.images, *found.tables):
         if not name.isprintable() and any(0xD800 <= ord(letter) < 0xE000 for letter in name):  # surrogates
             raise ValueError(f"data.path: the file name {name!r} in {root} {name_problem()}")
-    return Listing(images, tables, others, [one for one in folders if one.path not in inside], *rest, runs)
+    return found
+
+
+def _without_runs(found: Listing) -> Listing:
+    """Naturally sorted, without what lies in run directories."""
+    runs = ignored.run_directories(found.others, [one.path for one in found.folders])
+    inside = {one.path for one in found.folders if one.path.startswith(runs)} if runs else set()
+
+    def kept(names: list[str]) -> list[str]:
+        outside = [name for name in names if name[: name.rfind("/") + 1] not in inside] if inside else names
+        return sorted(outside, key=natural)
+
+    folders = [one for one in found.folders if one.path not in inside]
+    images, tables, others = map(kept, (found.images, found.tables, found.others))
+    return replace(found, images=images, tables=tables, others=others, folders=folders, runs=runs)
 
 
 def files(root: Path, names: list[str], labels: Sequence[str | None]) -> Split:
-    """Image files by their paths relative to ``root``, which become their ids."""
+    """Image files; their paths relative to ``root`` are their ids."""
     ids = pa.array(names, pa.string())
     paths = pc.binary_join_element_wise(str(root.absolute()), ids, "/")
     return _part(ids, paths, f"files-{root.absolute()}", labels)
 
 
 def listed(names: list[str]) -> Split:
-    """Unlabelled image files, there or not, by paths relative to the working directory, which are their ids as given.
+    """Unlabelled image files, existing or not; their ids are the paths as given, relative to the working directory.
 
-    A path that is given twice is a ValueError; one that is not UTF-8 cannot be read, and is shown with \\xNN.
+    A path given twice is a ValueError; one that is not UTF-8 cannot be read, and is shown with \\xNN.
     """
     names = [name.encode(errors="surrogateescape").decode(errors="backslashreplace") for name in names]
     lines: dict[str, int] = {}
@@ -134,33 +139,35 @@ def _part(ids: pa.Array, paths: pa.Array, fingerprint: str, labels: Sequence[str
 
 
 def read(root: Path, listing: Listing) -> Found:
-    """The splits of a folder: ``train/ val/ test/`` and what means the same, or only class folders (all is train).
+    """The splits of a folder: ``train/ val/ test/`` and their synonyms, or only class folders (all is train).
 
     Labels are the names of the class folders, in NFC; files may lie deeper inside them. The test folder may be flat, or
-    have subfolders that are no classes: its images are then unlabelled. ValueError as of layout.arrange.
+    have subfolders that are no classes: its images are then unlabelled. ValueError as in layout.arrange.
     """
     tree = Tree(root, listing.images)
     places = arrange(tree)
-    _refuse_empty(root, places, listing)
+    _reject_empty(root, places, listing)
     parts, stray = _parts(root, places, listing.images)
-    root = root.absolute()  # the notes are kept for starts elsewhere
+    root = root.absolute()  # the notes are cached, and printed by starts in other directories
     notes = [*_same_names(root, parts, places, tree), *_left_out(root, places, stray)]
     notes += hollow(root, places, listing, tree)
-    if places["train"] == "" and (alike := sorted(name for name in parts["train"].names if name.lower() in SPLITS)):
-        notes.append(f"{root}: {some(alike)} beside class folders is a class by its name, not a split")
+    if places["train"] == "" and (named := sorted(name for name in parts["train"].names if name.lower() in SPLITS)):
+        notes.append(f"{root}: {some(named)} beside class folders is read as a class, not as a split")
     if about := sorted(name for name in parts["train"].names if MARKED.issuperset(words(name) or "-")):
         folders = [f"{places['train']}/{name}".lstrip("/") for name in about]
-        to = f"{os.path.realpath(root)}-clear"  # wherever it is typed: the note is kept
+        to = f"{os.path.realpath(root)}-clear"  # absolute: the note is cached
         notes.append(f"{root}: {some(about)} is read as a class; if it is none: {without(root, folders, to)}")
     others = [*listing.others, *listing.tables]
     notes += ignored.notes(root, others, "images")
-    runs = (len(listing.runs), "run directories")
-    counts = ((len(stray), "images"), (len(others), "other files"), (listing.hidden, "hidden"), runs)
+    counts = (
+        (len(stray), "images"), (len(others), "other files"), (listing.hidden, "hidden"),
+        (len(listing.runs), "run directories"),
+    )  # fmt: skip
     return Found(parts, notes, ", ".join(f"{count:,} {what}" for count, what in counts if count))
 
 
 def _parts(root: Path, places: dict[str, str], images: Sequence[str]) -> tuple[dict[str, Split], list[str]]:
-    """The images of each split with their labels, and those of none."""
+    """The images of each split with their labels, and those of no split."""
     roles: dict[str, tuple[str, str | None] | None] = {}  # of each folder with images
     names: dict[str, list[str]] = {split: [] for split in places}
     labels: dict[str, list[str | None]] = {split: [] for split in places}
@@ -193,24 +200,22 @@ def _role(above: str, places: dict[str, str]) -> tuple[str, str | None] | None:
 
 
 def _same_names(root: Path, parts: dict[str, Split], places: dict[str, str], tree: Tree) -> list[str]:
-    """Class folders of one split that differ in their Unicode form only."""
+    """Notes on class folders whose names differ in their Unicode form only."""
     notes = []
     for split, place in places.items():
         known = {*parts[split].names}
         raw = [name for name in tree.children(place) if normal(name) in known]
-        if double := sorted(name for name, count in Counter(map(normal, raw)).items() if count > 1):
+        if twice := sorted(name for name, count in Counter(map(normal, raw)).items() if count > 1):
             where = printable(f"{root}/{place}".rstrip("/"))
             notes.append(
-                f"{where}: {len(double)} classes have two folders whose names differ in their Unicode form only, each "
-                f"is read as one class: {printable(some(double))}"
+                f"{where}: {len(twice)} classes have two folders whose names differ in their Unicode form only, each "
+                f"is read as one class: {printable(some(twice))}"
             )
     return notes
 
 
 def _left_out(root: Path, places: dict[str, str], left: Sequence[str]) -> list[str]:
-    """Images that are in no class folder of a split."""
-    if not left:
-        return []
+    """Notes on images that are in no class folder of a split."""
     inside = [name for name in left if any(name.startswith(f"{place}/") or not place for place in places.values())]
     notes = []
     if inside:
@@ -222,16 +227,16 @@ def _left_out(root: Path, places: dict[str, str], left: Sequence[str]) -> list[s
         counts = Counter(name.split("/")[0] if "/" in name else "." for name in stray)
         listed = printable(some(f"{top} ({count:,})" for top, count in counts.most_common()))
         most = counts.most_common()[0][0]
-        folder = shlex.quote(f"{root}/{most if most != '.' else next(name for name in stray if '/' not in name)}")
+        folder = f"{root}/{most if most != '.' else next(name for name in stray if '/' not in name)}"
         notes.append(
             f"{root}: {len(stray):,} images outside train/, val/ and test/ ignored, e.g. {printable(stray[0])}: "
-            f"{listed}; to predict them: cls predict RUN {folder}"
+            f"{listed}; to predict them: {shlex.join(['cls', 'predict', 'RUN', folder])}"
         )
     return notes
 
 
 def hollow(root: Path, places: dict[str, str], listing: Listing, tree: Tree) -> list[str]:
-    """Folders in the places of classes that hold no image."""
+    """A note on class folders without images; [] if there are none."""
     used: set[str] = set()
     for above in tree.counts:
         while above and above not in used:
@@ -250,8 +255,8 @@ def hollow(root: Path, places: dict[str, str], listing: Listing, tree: Tree) -> 
     ]
 
 
-def _refuse_empty(root: Path, places: dict[str, str], listing: Listing) -> None:
-    """A split's own folder without images; places are those of the splits that have some."""
+def _reject_empty(root: Path, places: dict[str, str], listing: Listing) -> None:
+    """ValueError for a split's folder without images; ``places`` are those of the splits with images."""
     if places["train"] == "":
         return
     for one in listing.folders:
@@ -268,4 +273,4 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        return False  # a link to itself: one broken image, not a broken data set
+        return False  # a link to itself: one corrupt image

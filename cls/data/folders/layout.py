@@ -1,43 +1,41 @@
 """Which folders of images are splits and which are classes, by names and nesting alone.
 
-Folders are paths below the root with "/", "" is the root. A folder that may be two things is a ValueError with a
-command for each case that can be meant; nothing is decided by guessing between a split and a class.
+Folders are paths below the root with "/"; "" is the root. An ambiguous folder is a ValueError with a command for each
+possible meaning: nothing is guessed.
 """
 
 from collections.abc import Collection
 
-from cls.data.folders.nested import refuse_marked, turned
-from cls.data.folders.tree import Tree, join, listed
+from cls.data.fixes import links, some, without
+from cls.data.folders.tree import Tree, join, listed, reject_marked, transposed
 from cls.data.split import SPLITS
 from cls.data.split_words import (
+    ALL_WORDS,
     besides,
     class_beside,
     glued,
     is_generic,
     is_no_class,
     is_unused,
-    links,
-    refuse_glued,
-    some,
     split_name,
     splits_in,
-    without,
 )
+from cls.runtime.console import printable
 
 
 class NoClasses(ValueError):
-    """Images without class folders: their labels must come from elsewhere."""
+    """There are no class folders: labels must come from elsewhere."""
 
 
 def arrange(tree: Tree, base: str = "") -> dict[str, str]:
-    """The folder of each split; of class folders alone {"train": base}. The folders inside a split's are its classes.
+    """The folder of each split, whose subfolders are its classes; {"train": base} where there are only class folders.
 
-    ValueError for what is ambiguous or a level too high, NoClasses for images that are not in class folders.
+    ValueError for what is ambiguous or a level too high, NoClasses for images outside class folders.
     """
     tops = tree.children(base)
     family = _family(tree, base, tops)
     if not family:
-        refuse_glued(tree.root, base, {top: {*tree.children(join(base, top))} for top in glued(tops)})
+        _reject_glued(tree, base, glued(tops))
         _check_classes(tree, base, tops)
         return {"train": base}
     found: dict[str, list[str]] = {}
@@ -50,25 +48,24 @@ def arrange(tree: Tree, base: str = "") -> dict[str, str]:
                 f"data.path: {tree.where(base)} has {' and '.join(sorted(names))}; keep one folder for {split}: "
                 f"{links(tree.root, chosen)}"
             )
-    folders = {split: join(base, names[0]) for split, names in found.items()}
-    return _inside(tree, folders)
+    return _inside(tree, {split: join(base, names[0]) for split, names in found.items()})
 
 
 def _family(tree: Tree, base: str, tops: dict[str, bool]) -> dict[str, str]:
-    """Top folders that are splits; none where all are classes. A class may be called "train" if it holds no folders."""
+    """Top folders that are splits; {} if all are classes. A class may be called "train" if it holds no folders."""
     named = {top: found.pop() for top in tops if len(found := splits_in(top)) == 1}
     exact = {top: SPLITS[top.lower()] for top in tops if top.lower() in SPLITS}
     plain = {top: split for top in named if (split := split_name(top))}
     if any(split == "train" and tops[top] for top, split in exact.items()):
         return exact | {top: split for top, split in plain.items() if split not in exact.values()}
     nested = any(split == "train" and tops[top] for top, split in plain.items())
-    alike = len({tuple(besides(top)) for top in named}) == 1
+    same = len({tuple(besides(top)) for top in named}) == 1
     for family in (plain, named):
         several = "train" in family.values() and len({*family.values()}) > 1
-        if (several and (family is plain or alike)) or (nested and family is plain):
+        if (several and (family is plain or same)) or (nested and family is plain):
             break
     else:
-        _refuse_splits(tree, base, tops, named)
+        _reject_splits(tree, base, tops, named)
         return {}
     if any(split == "train" and tops[top] for top, split in family.items()):
         return family
@@ -76,7 +73,7 @@ def _family(tree: Tree, base: str, tops: dict[str, bool]) -> dict[str, str]:
     if others and family.keys() <= exact.keys() and not any(tops[top] for top in family):
         return {}
     if family is not plain:
-        _refuse_by_class(tree, base, family)
+        _reject_by_class(tree, base, family)
     train = next(top for top, split in family.items() if split == "train")
     raise NoClasses(
         f"data.path: {tree.where(base)} has {listed(family)} but no train/ with class folders: "
@@ -85,8 +82,19 @@ def _family(tree: Tree, base: str, tops: dict[str, bool]) -> dict[str, str]:
     )
 
 
-def _refuse_splits(tree: Tree, base: str, tops: dict[str, bool], named: dict[str, str]) -> None:
-    """Folders that would be classes but have a split's name, without training folders beside them."""
+def _reject_glued(tree: Tree, base: str, found: dict[str, str]) -> None:
+    """ValueError for the folders of such a family if they hold the same folders, two or more: these are splits."""
+    inside = [{*tree.children(join(base, name))} for name in found]
+    if inside and len(set.intersection(*inside)) > 1:
+        places = {ALL_WORDS[word]: join(base, name) for name, word in found.items()}
+        raise ValueError(
+            f"data.path: {printable(str(tree.root / base))} has {printable(some(found, 8))}, by their names and "
+            f"folders splits: {links(tree.root, dict(sorted(places.items())))}"
+        )
+
+
+def _reject_splits(tree: Tree, base: str, tops: dict[str, bool], named: dict[str, str]) -> None:
+    """An error for would-be classes with the name of a split, without training folders beside them."""
     others, where = [top for top in tops if top not in named], tree.where(base)
     lone = bool(others) and all(map(is_no_class, others))
     trains = [top for top, split in named.items() if split == "train" and tops[top]]
@@ -101,7 +109,7 @@ def _refuse_splits(tree: Tree, base: str, tops: dict[str, bool], named: dict[str
     renamed = {named[top]: join(base, top) for top in plain}
     if plain and (any(tops[top] for top in exact) or not flat_classes):
         if len(others) == 1 and tops[others[0]]:
-            _refuse_level(tree, [join(base, others[0])], f"{where} has {listed(tops)}", only="splits")
+            _reject_level(tree, [join(base, others[0])], f"{where} has {listed(tops)}", only="splits")
         one, do = trains or [top for top in others if tops[top]], ""
         if len(one) == 1 and "train" not in renamed and (trains or len(others) == 1):
             do = f"; if {one[0]} is train: {links(tree.root, {'train': join(base, one[0])} | renamed)}"
@@ -116,17 +124,17 @@ def _refuse_splits(tree: Tree, base: str, tops: dict[str, bool], named: dict[str
         do = f"without it: {without(tree.root, [join(base, top) for top in unclear])}"
         if tops[unclear[0]]:
             do = f"if it is train: {links(tree.root, {'train': join(base, unclear[0])} | renamed)}"
-        raise ValueError(f"data.path: {where} has {listed(unclear)}, by the name of several splits; {do}")
+        raise ValueError(f"data.path: {where} has {listed(unclear)}, whose name means several splits; {do}")
     if named and not others and len({*named.values()}) > 1:
-        _refuse_by_class(tree, base, named)
+        _reject_by_class(tree, base, named)
         raise ValueError(
             f"data.path: {where} has {listed(named)}, which are splits by their names: call them train, val and test: "
             + links(tree.root, {split: join(base, top) for top, split in named.items()})
         )
 
 
-def _refuse_by_class(tree: Tree, base: str, named: dict[str, str]) -> None:
-    """Several folders of one split, each of a class that its name says besides: cat_train, dog_train."""
+def _reject_by_class(tree: Tree, base: str, named: dict[str, str]) -> None:
+    """An error for several folders of one split, each with a class in its name: cat_train, dog_train."""
     if len({*named.values()}) == len(named):
         return
     wanted = {f"{split}/{class_beside(top)}": join(base, top) for top, split in named.items()}
@@ -145,26 +153,26 @@ def _check_classes(tree: Tree, base: str, tops: dict[str, bool]) -> None:
     if len(tops) == 1:
         (top,) = tops
         if tops[top]:
-            _refuse_level(tree, [join(base, top)], f"{where} has only one class, {top!r}")
+            _reject_level(tree, [join(base, top)], f"{where} has only one class, {top!r}")
         raise NoClasses(f"data.path: {where} has only one class, {top!r}; at least two are needed")
     if all(is_no_class(top) for top in tops):
-        _refuse_level(tree, [join(base, top) for top in tops], f"{where} has {listed(tops)}, by their names no classes")
+        _reject_level(tree, [join(base, top) for top in tops], f"{where} has {listed(tops)}, by their names no classes")
     same = {tuple(besides(top)) for top in tops}
     if len(same) == 1 and not {"image", "images", "img", "imgs"}.isdisjoint(*same):
         raise NoClasses(f"data.path: {where} has {listed(tops)}, by their names parts of one set and no classes")
     if wrong := [top for top in tops if is_unused(top)]:
-        _refuse_beside(tree, base, tops, wrong, f"; if all are: {links(tree.root, {'train': base})}")
+        _reject_beside(tree, base, tops, wrong, f"; if all are: {links(tree.root, {'train': base})}")
     if data := [top for top in tops if tops[top] and is_generic(top)]:
-        _refuse_level(tree, [join(base, top) for top in data], f"{where} has {listed(tops)}", only="fit")
+        _reject_level(tree, [join(base, top) for top in data], f"{where} has {listed(tops)}", only="fit")
     _check_names(tree, base, tops)
     inner = [parts for parts in tree.below(base) if any(tree.means(part) - {"train"} for part in parts[1:])]
     if inner:
-        _refuse_inner(tree, base, [join(base, "/".join(parts)) for parts in inner])
-    refuse_marked(tree, base)
+        _reject_inner(tree, base, [join(base, "/".join(parts)) for parts in inner])
+    reject_marked(tree, base)
 
 
 def _check_names(tree: Tree, folder: str, classes: Collection[str]) -> None:
-    """ValueError where a class has a split's name ("train" itself may be one), or is a copy of the whole set."""
+    """ValueError for a class that is a copy of the whole set or has a split's name ("train" itself may be one)."""
     known = {*classes}
     for name in classes:
         inside = tree.children(join(folder, name))
@@ -174,10 +182,10 @@ def _check_names(tree: Tree, folder: str, classes: Collection[str]) -> None:
                 f"{tree.where(folder)} has; if it is no class: {without(tree.root, [join(folder, name)])}"
             )
     if wrong := [name for name in classes if tree.means(name) and name.lower() not in SPLITS]:
-        _refuse_beside(tree, folder, classes, wrong)
+        _reject_beside(tree, folder, classes, wrong)
 
 
-def _refuse_beside(tree: Tree, folder: str, classes: Collection[str], wrong: Collection[str], more: str = "") -> None:
+def _reject_beside(tree: Tree, folder: str, classes: Collection[str], wrong: Collection[str], more: str = "") -> None:
     raise ValueError(
         f"data.path: {tree.where(folder)} has {listed(wrong)} beside class folders: if only "
         f"{listed(set(classes) - set(wrong)) or 'others'} are classes: "
@@ -185,10 +193,10 @@ def _refuse_beside(tree: Tree, folder: str, classes: Collection[str], wrong: Col
     )
 
 
-def _refuse_level(tree: Tree, folders: list[str], what: str, only: str = "") -> None:
-    """The classes are in a folder below: its error, or a command that names it.
+def _reject_level(tree: Tree, folders: list[str], what: str, only: str = "") -> None:
+    """The error for classes that are one level deeper: a command that names the folder, or that folder's own error.
 
-    ``only``: "fit", where it can be read as it is, or "splits", where it also has splits inside; else nothing.
+    ``only``: raise only if the folder can be read as it is ("fit"), or also has splits inside ("splits").
     """
     fit, errors = [], []
     for folder in folders:
@@ -208,8 +216,8 @@ def _refuse_level(tree: Tree, folders: list[str], what: str, only: str = "") -> 
     raise NoClasses(f"data.path: {what}; at least two classes are needed")
 
 
-def _refuse_inner(tree: Tree, base: str, inner: list[str]) -> None:
-    """Splits inside of what would be class folders."""
+def _reject_inner(tree: Tree, base: str, inner: list[str]) -> None:
+    """The error for splits inside class folders."""
     what = f"{tree.where(base)} has splits inside its folders ({some(sorted(inner))})"
     tops = sorted({path[len(base) :].lstrip("/").split("/")[0] for path in inner})
     for top in tops:
@@ -218,14 +226,14 @@ def _refuse_inner(tree: Tree, base: str, inner: list[str]) -> None:
         except ValueError:
             continue
         raise ValueError(f"data.path: {what}: name one of the folders: {tree.option(join(base, top))}")
-    if wanted := turned(tree, base):
+    if wanted := transposed(tree, base):
         more = f"; or leave them out: {without(tree.root, inner)}"
         raise ValueError(f"data.path: {what}: put each split's into one folder: {links(tree.root, wanted)}{more}")
     raise ValueError(f"data.path: {what}: leave them out: {without(tree.root, inner)}")
 
 
 def _inside(tree: Tree, folders: dict[str, str]) -> dict[str, str]:
-    """The folder of each split that has its classes: those that hold nothing but one folder are passed through."""
+    """The folder of each split that has its classes, below folders that hold nothing but one folder."""
     found = {"train": _base(tree, folders["train"], "train", ())}
     classes = tree.children(found["train"])
     passed = found["train"][len(folders["train"]) :].split("/")
@@ -234,7 +242,7 @@ def _inside(tree: Tree, folders: dict[str, str]) -> dict[str, str]:
             f"data.path: {tree.where(found['train'])} has no class folders with images; expected <class>/<image> inside"
         )
     if all(split_name(name) for name in classes):
-        _refuse_level(tree, [found["train"]], f"{tree.where(found['train'])} has {listed(classes)}, which are splits")
+        _reject_level(tree, [found["train"]], f"{tree.where(found['train'])} has {listed(classes)}, which are splits")
     _check_inside(tree, folders, found["train"], classes)
     _check_names(tree, found["train"], classes)
     for split, folder in folders.items():
@@ -245,7 +253,7 @@ def _inside(tree: Tree, folders: dict[str, str]) -> dict[str, str]:
                 f"data.path: {tree.where(found[split])} has no class folders with images; expected <class>/<image> "
                 f"inside it, or hold images out of training: {tree.option(found['train'])}"
             )
-        refuse_marked(tree, found[split])
+        reject_marked(tree, found[split])
         other = [
             join(found[split], "/".join(parts))
             for parts in tree.below(found[split])
@@ -260,7 +268,7 @@ def _inside(tree: Tree, folders: dict[str, str]) -> dict[str, str]:
 
 
 def _check_inside(tree: Tree, folders: dict[str, str], base: str, classes: dict[str, bool]) -> None:
-    """ValueError where images and what is about them are side by side in the training folder, as at the root."""
+    """ValueError where the training folder has a folder of images beside one of annotations, as at the root."""
     none = all(map(is_no_class, classes))
     data = [top for top in sorted(classes, key=lambda top: not is_generic(top)) if none or is_generic(top)]
     what = f"data.path: {tree.where(base)} has {listed(classes)}"
@@ -275,7 +283,7 @@ def _check_inside(tree: Tree, folders: dict[str, str], base: str, classes: dict[
 
 
 def _base(tree: Tree, folder: str, split: str, classes: Collection[str], passed: Collection[str] = ()) -> str:
-    """Below folders that hold nothing but one folder which is no class: seg_test/seg_test."""
+    """The folder inside folders that hold nothing but one folder which is no class: seg_test/seg_test."""
     while folder not in tree.counts and len(children := tree.children(folder)) == 1:
         (child,) = children
         last = folder.split("/")[-1]

@@ -1,4 +1,4 @@
-"""The label files of data.labels: where they lie, and the split that each is for."""
+"""The label files of data.labels: their paths and splits."""
 
 import os
 import re
@@ -17,21 +17,21 @@ from cls.data.split_words import GENERIC, KINDS, MARKED, besides, splits_in, wor
 
 @dataclass(frozen=True, kw_only=True)
 class LabelFile:
-    """A label file as it was asked for."""
+    """One word of data.labels."""
 
     name: str
-    """As it was given, without the split."""
+    """As given, without the split."""
     path: Path
     split: str
-    """The split it is for; "" for whatever its rows and the images' folders say."""
+    """Empty if its rows or the images' folders decide."""
     asked: bool
-    """Whether that split was asked for, not read from its path."""
+    """Whether the split was given, not found in the path."""
     folder: str
-    """The folder it lies in, below the root and with "/" at its end; "" for the root itself or none."""
+    """Its folder below the root, ending with "/"; "" for the root itself or outside it."""
 
 
 def find_file(root: Path, text: str, listing: Listing, data: config.Data) -> LabelFile:
-    """The file of one word of data.labels: ``FILE`` or ``split=FILE``, below the root or else where it is."""
+    """The file of a word of data.labels, ``FILE`` or ``split=FILE``: below the root, else in the working directory."""
     before, _, after = text.partition("=")
     asked = bool(after) and before.lower() in SPLITS
     split, name = (SPLITS[before.lower()], after) if asked else ("", text)
@@ -42,8 +42,8 @@ def find_file(root: Path, text: str, listing: Listing, data: config.Data) -> Lab
         there = ", ".join(candidates(listing.others)[:5])
         text = f"data.labels: there is no file {name} in {root}" + (f"; there is {there}" if there else "")
         if data.copy and beside != root:
-            text += f"; data.copy holds what is below data.path only, and {beside} does not have the file either: name "
-            text += "one by its absolute path, or one inside the copy"
+            text += f"; data.copy holds only what is below data.path, and {beside} does not have the file either: "
+            text += "give an absolute path, or a file inside the copy"
         raise ValueError(text)
     inside = os.path.relpath(os.path.abspath(path), os.path.abspath(root)).replace(os.sep, "/")
     parts = inside.split("/") if not inside.startswith("../") else [path.name]
@@ -55,20 +55,20 @@ def find_file(root: Path, text: str, listing: Listing, data: config.Data) -> Lab
 
 
 def candidates(others: Iterable[str]) -> list[str]:
-    """Those of the files that may hold labels, the likeliest first. A sample submission has ids, but no labels."""
+    """The files that may hold labels, the most likely first. A sample submission has ids, but no labels."""
     found = [name for name in others if name.lower().endswith(FILES) and not re.search("submission|readme|license",
                                                                                        name.lower())]  # fmt: skip
     return sorted(found, key=lambda name: (name.count("/"), not re.search("label|train|metadata", name.lower())))
 
 
 def _said(tree: Tree, folder: str) -> set[str]:
-    """The splits that a folder with label files says: "val" and "val_annotations", but not "test_results"."""
+    """The splits meant by a folder of label files: by "val" and "val_annotations", but not by "test_results"."""
     plain = splits_in(folder) if (GENERIC | KINDS | MARKED).issuperset(besides(folder)) else set()
     return plain or tree.means(folder)
 
 
 def folder_splits(root: Path, names: Sequence[str]) -> list[str]:
-    """The split of each image by its folders: the first one that says one split; "" if none does."""
+    """The split of each image by its first folder that means one split; "" if none does."""
     tree, known = Tree(root, names), dict[str, str]()
     for path in tree.counts:
         found = [split for folder in path.split("/") if len(split := tree.means(folder)) == 1]
@@ -77,7 +77,7 @@ def folder_splits(root: Path, names: Sequence[str]) -> list[str]:
 
 
 def class_folder(tree: Tree, name: str, split: str) -> str | None:
-    """The folder below that of the split; None for an image that lies in the split's folder itself."""
+    """The folder below the split's; None for an image directly in the split's folder."""
     folders = name.split("/")[:-1]
     start = next(place for place, folder in enumerate(folders) if tree.means(folder) == {split})
     while start < len(folders) and tree.means(folders[start]) == {split}:  # seg_train/seg_train/
@@ -86,9 +86,9 @@ def class_folder(tree: Tree, name: str, split: str) -> str | None:
 
 
 def without_marked(listing: Listing, same: bool) -> tuple[Listing, str]:
-    """Without images in folders of masks and the like, if there are others, and a line that says so; "" for none.
+    """Without images in folders of masks and the like, if there are others; and a note on them, or "".
 
-    ``same``: only those of the same name as an image elsewhere: labels of an id are of that image.
+    ``same``: leave out only those with the name of an image elsewhere, which the label of that name belongs to.
     """
     folders = {name.rpartition("/")[0] for name in listing.images}
     marked = {folder for folder in folders if not MARKED.isdisjoint(words(folder))}

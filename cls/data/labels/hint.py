@@ -1,29 +1,32 @@
-"""What to type where the images lie in no class folders, but something beside them or their names has the classes."""
+"""Label options to add to a command: for images outside class folders, and for `cls evaluate` of a run's images."""
 
+import os
 import re
 import shlex
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from cls.config import Data
 from cls.data.folders.image_folder import Listing, natural, scan
 from cls.data.labels.files import candidates, find_file, folder_splits, without_marked
-from cls.data.labels.read import read_file, read_labels
+from cls.data.labels.read import read_file, read_labelled, read_labels
 from cls.data.labels.table import FILES
 from cls.data.labels.values import UnclearColumnError
+from cls.data.readers import column
 
 LOOKED_AT, LARGEST, SEVERAL = 20, 50_000_000, 6
-"""Files that are opened for a hint, the size in bytes of the largest, and how many it names."""
+"""Files opened for a hint, the largest one's bytes, and files named in it."""
 PATTERNS = (r"(.+)_\d+", r"(.+)-\d+", r"(.+)\.\d+", r"(.+) \d+", r"(.+) ?\(\d+\)", r"(\D+)\d+", r"([^_]+)_")
-"""Of names with a class and a number, the plainest first."""
+"""Of file names with a class and a number, the simplest first."""
 
 
 @contextmanager
 def hinted(path: str, data: Data, classes: Collection[str] = ()) -> Iterator[None]:
-    """A ValueError from inside also names the label files beside the images, if no label options are set."""
+    """Without label options, adds the label files beside the images to a ValueError from inside."""
     try:
         yield
     except ValueError as error:
@@ -37,8 +40,8 @@ def hinted(path: str, data: Data, classes: Collection[str] = ()) -> Iterator[Non
 def label_hint(root: Path, listing: Listing, classes: Collection[str] = ()) -> str:
     """``train.csv looks like labels of 1,024 of the 1,024 images: add --data.labels train.csv``; "" if nothing does.
 
-    What is named has been tried: it gives training images of two classes or, where ``classes`` are given, labels that
-    are among them. Costs a look at no more than LOOKED_AT files, and is for starts that fail.
+    The options have been tried: they give training images of two classes, or labels that are all in ``classes``. Opens
+    at most LOOKED_AT files, only when a start fails.
     """
     if not listing.images:
         return ""
@@ -72,7 +75,7 @@ def _files_hint(root: Path, listing: Listing, splits: list[str], classes: Collec
 
 
 def _files_above(root: Path) -> list[str]:
-    """Label files in the folder above: the images' folder may have been given without them."""
+    """Label files in the parent folder: data.path may name the folder of the images alone."""
     try:
         return sorted(path.name for path in (root / "..").iterdir() if path.name.lower().endswith(FILES))
     except OSError:
@@ -80,10 +83,8 @@ def _files_above(root: Path) -> list[str]:
 
 
 class _Tried(NamedTuple):
-    images: set[int]
-    """That the file has labels of."""
-    columns: tuple[str, ...]
-    """That may hold the labels, the one that was tried first; empty where this is clear."""
+    images: set[int]  # with a label in the file
+    columns: tuple[str, ...]  # that may hold the labels, the one tried first; () if the column is clear
 
 
 def _tried(root: Path, listing: Listing, splits: list[str], name: str) -> _Tried | None:
@@ -107,7 +108,7 @@ def _tried(root: Path, listing: Listing, splits: list[str], name: str) -> _Tried
 
 
 def _labelled(root: Path, listing: Listing, data: Data, classes: Collection[str]) -> int:
-    """How many images have a label with these options; 0 where they do not work."""
+    """How many images have a label with these options; 0 if they do not work."""
     try:
         parts = read_labels(root, listing, data).parts
     except ValueError:
@@ -122,7 +123,7 @@ def _labelled(root: Path, listing: Listing, data: Data, classes: Collection[str]
 
 
 def _pattern_hint(root: Path, listing: Listing, classes: Collection[str]) -> str:
-    """A pattern for names such as great_pyrenees_12.jpg; classes of one image are numbers, not classes."""
+    """A pattern for names such as great_pyrenees_12.jpg; a class of one image would be a number."""
     splits = folder_splits(root, listing.images)
     names = [name for name, split in zip(listing.images, splits, strict=True) if split != "test"] or listing.images
     for pattern in PATTERNS:
@@ -135,3 +136,48 @@ def _pattern_hint(root: Path, listing: Listing, classes: Collection[str]) -> str
             option = shlex.join(["--data.label-pattern", pattern])
             return f"the files' names look like {len(counts)} classes ({shown}): add {option}"
     return ""
+
+
+def evaluate_options(data: Data, image: str, classes: Collection[str]) -> str:
+    """PATH and options, quoted, for `cls evaluate` of the split that has the image with id ``image``.
+
+    They have been tried: all of the run's label files or one of them, for data.path or the image's folder in it, give
+    one split whose labels are all in ``classes``. If none does, FOLDER and the option's name.
+    """
+    root, path = Path(data.path).expanduser(), data.path.rstrip("/")
+    top, _, rest = image.partition("/")
+    places = [(data.path, image, data.labels)]
+    if rest:
+        places.append((f"{path}/{top}", rest, tuple(_absolute(root, text) for text in data.labels)))
+    for count in (len(data.labels), 1):
+        for place, name, labels in places:
+            for start in range(len(labels) // count if count else 1):
+                tried = replace(data, path=place, labels=labels[start * count : (start + 1) * count])
+                if _works(tried, name, classes):
+                    return " ".join((shlex.quote(place), *_words(tried)))
+    return "FOLDER --data.labels FILE"
+
+
+def _absolute(root: Path, text: str) -> str:
+    """A word of data.labels with the file's absolute path."""
+    before, mark, name = text.rpartition("=")
+    inside = root / Path(name).expanduser()
+    return f"{before}{mark}{os.path.abspath(inside if inside.is_file() else name)}"
+
+
+def _works(data: Data, image: str, classes: Collection[str]) -> bool:
+    try:
+        parts = list(read_labelled(data.path, data).parts.values())
+    except ValueError:
+        return False
+    if len(parts) != 1 or parts[0].unlabelled or not set(parts[0].present) <= set(classes):
+        return False
+    return image in column(parts[0].images, "id").to_pylist()
+
+
+def _words(data: Data) -> list[str]:
+    found = ["--data.labels", *data.labels] if data.labels else []
+    for option, value in (("label-pattern", data.label_pattern), ("label-column", data.label_column),
+                          ("id-column", data.id_column)):  # fmt: skip
+        found += [f"--data.{option}", value] if value else []
+    return [shlex.quote(word) for word in found]

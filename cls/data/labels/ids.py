@@ -1,4 +1,4 @@
-"""Which image a row of a label file is about: ids against the ends of the images' paths."""
+"""The image of each row of a label file: ids are compared with the ends of the images' paths."""
 
 import os
 import re
@@ -12,23 +12,23 @@ from cls.transforms.decode import EXTENSIONS
 
 Form = Literal["as written", "by name", "by number"]
 FORMS: tuple[Form, ...] = ("as written", "by name", "by number")
-"""How an id is compared: its folders and its ending, where it has them, must be the image's; or only the name without
-both (ids of another machine, ``.dcm`` for ``.png``), where all ids have the same folder; or 7 for ``0007.jpg``."""
+"""How an id is compared: its folders and ending, if any, must be the image's; or only the name without them, if all ids
+have the same folder (paths of another machine, ``.dcm`` for ``.png``); or 7 for ``0007.jpg``."""
 ID_NAMES = ("file_name", "filename", "file", "path", "filepath", "image_path", "image", "image_id", "imageid", "img",
             "image_name", "img_name", "id", "id_code", "name", "uuid")  # fmt: skip
-SAMPLE = 300  # rows that decide about a column
+SAMPLE = 300  # rows compared to choose a column
 
 
 @dataclass(frozen=True)
 class Matched:
-    """The images of each row of a table: none, one, or several where the id is not exact enough."""
+    """The images of each row of a table: none, one, or several if the id is ambiguous."""
 
     column: int
     images: list[list[int]]
 
 
 class ImageNames:
-    """Some images of a list by the ends of their paths: 0.3 s and 20 MB for 100,000 images."""
+    """Some rows of a list of images by the ends of their paths: 0.3 s and 20 MB for 100,000 images."""
 
     def __init__(self, root: str, names: Sequence[str], rows: Iterable[int]) -> None:
         self._above = plain_path(os.path.abspath(root)).split("/")
@@ -37,7 +37,7 @@ class ImageNames:
         self._numbers: dict[int, list[int]] = {}
 
     def find(self, value: str, form: Form) -> list[int]:
-        """Places in the list of the images that an id may mean."""
+        """Rows of the images that an id may mean."""
         path = plain_path(value)
         if not path:
             return []
@@ -55,7 +55,7 @@ class ImageNames:
         return found
 
     def _by_end(self, depth: int) -> dict[str, list[int]]:
-        """By so many last parts of the path, without the ending."""
+        """Rows by the last ``depth`` parts of their paths, without the ending."""
         if depth not in self._ends:
             ends: dict[str, list[int]] = {}
             for row in self.rows:
@@ -76,7 +76,7 @@ class ImageNames:
 
 
 def plain_path(text: str) -> str:
-    """One spelling of a path: / between its parts, none at its start, no . and .., composed letters."""
+    """A path in one spelling: / between its parts, none at its start, no . and .., NFC."""
     text = text.replace("\\", "/")
     text = text if text.isascii() else unicodedata.normalize("NFC", text)
     if "/" not in text:
@@ -85,16 +85,16 @@ def plain_path(text: str) -> str:
 
 
 def split_ending(path: str) -> tuple[str, str]:
-    """A path without the ending of an image, and that ending."""
+    """A path without an image's ending, and the ending."""
     stem, ending = os.path.splitext(path)
     return (stem, ending) if ending.lower() in EXTENSIONS else (path, "")
 
 
 def match(table: Table, images: ImageNames, wanted: int | None) -> Matched | None:
-    """The images of each row, by the column whose values name most of them, or by the wanted one; None: none does."""
+    """The images of each row by the wanted column, else by the one that names most images; None if none does."""
     columns = range(len(table.columns)) if wanted is None else [wanted]
     places = range(0, len(table), max(1, len(table) // SAMPLE))
-    for sample in (places, range(len(table))):  # all of them only where the sample names no image
+    for sample in (places, range(len(table))):  # all rows only if the sample names no image
         ranked = [_rank(table, column, sample, images) for column in columns]
         hits, _, _, place, form = max(ranked)
         if hits:
@@ -103,7 +103,7 @@ def match(table: Table, images: ImageNames, wanted: int | None) -> Matched | Non
 
 
 def _rank(table: Table, column: int, sample: range, images: ImageNames) -> tuple[int, int, int, int, int]:
-    """More is better: images that the values name, values with an image's ending, known name, earlier column, form."""
+    """Sort key: images named, values with an image's ending, usual column name, earlier column, form."""
     values = [table.columns[column][place] for place in sample]
     best = (0, 0)
     for number, form in enumerate(FORMS):
@@ -122,5 +122,5 @@ def _one_folder(values: list[str]) -> bool:
 
 
 def looks_like_id(value: str) -> bool:
-    """Whether this cell of the first row is rather an id than the name of a column."""
+    """Whether this cell of the first row looks like an id, not like a column's name."""
     return bool(split_ending(value)[1]) or "/" in value or value.isdigit()

@@ -1,7 +1,7 @@
 """Labels of image files from label files (data.labels) or from the files' own names (data.label_pattern).
 
-Nothing of this is kept between starts: each process walks the folder and reads the label files anew, 0.3 s for 30,000
-images, 2 s and for the moment 80 MB for 100,000 rows. `cls pack` makes a set of it that needs neither.
+Not cached: each process walks the folder and reads the label files at every start, 0.3 s for 30,000 images, 2 s and
+80 MB at the peak for 100,000 rows. `cls pack` makes shards that need neither.
 """
 
 import os
@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from cls import config
 from cls.data import tables
+from cls.data.fixes import path_option
 from cls.data.folders.image_folder import Listing, files, natural, scan
 from cls.data.folders.tree import Tree
 from cls.data.labels.files import LabelFile, class_folder, find_file, folder_splits, without_marked
@@ -23,16 +24,14 @@ from cls.data.labels.splits import is_named, split_columns, split_values, unused
 from cls.data.labels.table import Table, listed, read_table
 from cls.data.labels.values import Values, class_values, column_named, has_column, has_usual_names
 from cls.data.split import Split
-from cls.data.split_words import path_option
 
 
 class Given(NamedTuple):
-    """What a label file says of an image."""
+    """The split and label of an image, with their source for messages."""
 
     split: str
     label: str | None
     how: str
-    """The source of the labels, for messages."""
     file: str = ""
     line: int = 0
 
@@ -41,18 +40,16 @@ class Labelled(NamedTuple):
     """The splits of a folder."""
 
     parts: dict[str, Split]
-    sources: dict[str, str]
-    """Where the labels of each split come from."""
-    warnings: list[str]
-    """What is left out, ignored or used once, a line each."""
+    sources: dict[str, str]  # of the labels of each split
+    warnings: list[str]  # what is left out, ignored or used once, a line each
 
 
 def read_labels(root: Path, listing: Listing, data: config.Data) -> Labelled:
-    """The splits of a folder by ``data.labels`` or ``data.label_pattern``; what cannot be used is a ValueError.
+    """The splits of a folder by ``data.labels`` or ``data.label_pattern``; ValueError for what cannot be used.
 
-    An image belongs to the split that its label file is for (``val=FILE``, a split column, or a split word in the
-    file's path), else to the one in its own folders (``train_images/``), else to train. Where a split has a file, its
-    images without a row are left out, those of test kept without a label; a split without a file has class folders.
+    An image belongs to its label file's split (``val=FILE``, a split column, or a split word in the file's path), else
+    to the split of its folders (``train_images/``), else to train. If a split has a file, its images without a row are
+    left out, but those of test kept without a label; a split without a file has class folders.
     """
     if not listing.images:
         raise ValueError(f"data.path: {root} holds no images, so data.labels and data.label_pattern have no use")
@@ -73,7 +70,7 @@ def read_labels(root: Path, listing: Listing, data: config.Data) -> Labelled:
 
 
 def read_labelled(path: str, data: config.Data) -> Labelled:
-    """The same of a path, which must be a folder of image files."""
+    """:func:`read_labels` of a path, which must be a folder of image files."""
     root = Path(path).expanduser()
     if not root.exists():
         raise ValueError(f"data.path: there is no file or folder {path}")
@@ -128,16 +125,16 @@ def _by_files(
         for row in rest
         if splits[row] == "test" or (splits[row] and splits[row] not in covered)
     }
-    _refuse_unlabelled(root, others, listing.images)
+    _reject_unlabelled(root, others, listing.images)
     return _with_test(given | others, keep="test" in covered)
 
 
 def read_file(
     root: Path, names: Sequence[str], splits: Sequence[str], file: LabelFile, data: config.Data, notes: list[str]
 ) -> list[tuple[int, Given]]:
-    """Images, by their places in ``names``, and what a label file says of each; an image may come several times.
+    """Rows of ``names`` with their entries in a label file; a row may appear several times.
 
-    ``splits`` are those of the images' folders. ValueError where the file is not clear or lacks labels.
+    ``splits`` are those of the images' folders. ValueError if the file is ambiguous or lacks labels.
     """
     table, file, matched = _match_table(root, names, splits, file, data)
     values = _values(table, matched.column, data.label_column, file.split)
@@ -163,25 +160,22 @@ def read_file(
     nowhere = [place for place, rows in enumerate(matched.images) if not rows]
     if nowhere:
         example = f"line {table.lines[nowhere[0]]} ({ids[nowhere[0]][:60]!r})"
-        text = f"{file.name}: {len(nowhere)} of {len(table)} rows name no image, e.g. {example}: ignored"
-        notes.append(text)
+        notes.append(f"{file.name}: {len(nowhere)} of {len(table)} rows name no image, e.g. {example}: ignored")
     return found
 
 
 def _row_splits(table: Table, ids: int, labels: str, file: LabelFile, data: config.Data, notes: list[str]) -> list[str]:
-    """The split of each row by the file's columns; empty where they say none or the file is for one split."""
+    """The split of each row by the file's columns; empty if there are none or the file is for one split."""
     used = split_columns(table, (data.id_column, data.label_column, table.names[ids]), file.split)
     if file.split and used:
         names = listed([table.names[column] for column in used])
-        notes.append(f"{file.name}: all rows are {file.split}, as data.labels says: column {names} is not used")
+        notes.append(f"{file.name}: all rows are {file.split}, as in data.labels: column {names} is not used")
     for column in unused_columns(table, used):
         name = table.names[column]
         if column != ids and labels != f"column {name}":
             cells = listed(sorted(set(table.columns[column]), key=natural)[:3])
-            text = (
-                f"{file.name}: column {name} ({cells}, ...) says no split: not used as one; for a split of your own: "
-            )
-            notes.append(f"{text}--data.labels train=FILE val=FILE")
+            notes.append(f"{file.name}: column {name} ({cells}, ...) holds no splits and is not used; to set them: "
+                         "--data.labels train=FILE val=FILE")  # fmt: skip
     return split_values(table, used) if used and not file.split else []
 
 
@@ -212,13 +206,13 @@ def _match_table(
 def _check_clear(
     root: Path, names: Sequence[str], splits: Sequence[str], file: LabelFile, table: Table, matched: Matched
 ) -> None:
-    """ValueError for ids of several images, with what makes them clear."""
+    """ValueError for ids of several images, with how to make them unique."""
     unclear = [place for place, rows in enumerate(matched.images) if len(rows) > 1]
     if unclear:
         several = matched.images[unclear[0]]
         images = " and ".join(repr(names[row]) for row in several[:2])
         one = f"name the split of the file: --data.labels train={file.name}"
-        if file.split or all(splits[row] in ("", "train") for row in several):  # which would change nothing
+        if file.split or all(splits[row] in ("", "train") for row in several):  # naming it would change nothing
             inside = next(names[row].partition("/")[0] for row in several if "/" in names[row])
             place = shlex.quote(os.path.abspath(file.path))
             one = f"name the images' folder alone, e.g. {path_option(root / inside)} --data.labels {place}"
@@ -231,7 +225,7 @@ def _check_clear(
 
 def _matched(root: Path, names: Sequence[str], splits: Sequence[str], file: LabelFile, table: Table, column: int | None
              ) -> Matched:  # fmt: skip
-    """The images of each row: of those below the file's folder, of its split, or of all: the first with half of it."""
+    """The images of each row: among those below the file's folder, of its split, or all; the first that has half."""
     fits = [row for row in range(len(names)) if not file.split or splits[row] in ("", file.split)]
     below = [row for row in fits if names[row].startswith(file.folder)]
     best: Matched | None = None
@@ -271,7 +265,7 @@ def _values(table: Table, ids: int, wanted: str, split: str) -> Values:
 
 
 def _add(given: dict[int, Given], found: Iterable[tuple[int, Given]], names: Sequence[str], notes: list[str]) -> None:
-    """Several rows of one image must agree; they count once, with a warning."""
+    """ValueError for rows of one image that differ; equal ones count once, with a note."""
     again = []
     for row, one in found:
         known = given.setdefault(row, one)
@@ -286,18 +280,16 @@ def _add(given: dict[int, Given], found: Iterable[tuple[int, Given]], names: Seq
         again.append((known, one))
     if again:
         known, one = again[0]
-        text = f"{len(again)} rows repeat an image with the same label: used once, e.g. "
-        text += f"{known.file}, line {known.line} and {one.file}, line {one.line}"
-        notes.append(text)
+        notes.append(f"{len(again)} rows repeat an image with the same label: used once, e.g. {known.file}, line "
+                     f"{known.line} and {one.file}, line {one.line}")  # fmt: skip
 
 
 def _leave_out(root: Path, names: Sequence[str], why: str, notes: list[str]) -> None:
     if names:
-        text = f"{root}: {len(names)} images {why} left out, e.g. {names[0]}; those to be predicted belong into test/"
-        notes.append(text)
+        notes.append(f"{root}: {len(names)} images {why} left out, e.g. {names[0]}; move images to predict into test/")
 
 
-def _refuse_unlabelled(root: Path, given: Mapping[int, Given], names: Sequence[str]) -> None:
+def _reject_unlabelled(root: Path, given: Mapping[int, Given], names: Sequence[str]) -> None:
     for split in ("train", "val"):
         rows = [row for row, one in given.items() if one.split == split and one.label is None]
         if rows:
@@ -309,7 +301,7 @@ def _refuse_unlabelled(root: Path, given: Mapping[int, Given], names: Sequence[s
 
 
 def _with_test(given: dict[int, Given], keep: bool = False) -> dict[int, Given]:
-    """Test images by their folders or names are labelled if any of these is a class, as those of class folders are."""
+    """Test images keep labels from their folders or names only if one of these is a class of train."""
     classes = {one.label for one in given.values() if one.split == "train"}
     if keep or classes & {one.label for one in given.values() if one.split == "test"} - {None}:
         return given

@@ -1,4 +1,4 @@
-"""The columns of a label file that say which split each row belongs to."""
+"""Columns of a label file with the split of each row."""
 
 import re
 from collections import Counter
@@ -9,16 +9,16 @@ from cls.data.split import SPLITS
 from cls.data.split_words import split_name, splits_in, words
 
 SURE_NAMES = ("split", "splits", "data_split", "split_name", "train_test_split", "train_val_test", "partition", "usage")
-"""Of columns that always say a split."""
+"""Names of columns that always hold splits."""
 SPLIT_WORDS = {"split", "splits", "partition", "usage", "set", "subset", "dataset", "phase", "stage", "mode", "fold",
                "folds", "kfold"}  # fmt: skip
-"""In the names of columns that say a split where any of their cells does."""
+"""Words in the names of columns that hold splits if any of their cells is one."""
 NOTED = (*SURE_NAMES, "set", "subset", "phase", "dataset", "data_set", "fold", "folds", "kfold")
-"""Of columns that are noted where no cell says a split."""
+"""Names of columns that are noted if no cell is a split."""
 FLAG = re.compile(r"(?:is|in)_([a-z]+?)(?:_?(?:set|image|img|data|sample))?")
-"""Names of columns of yes and no."""
+"""Names of yes/no columns."""
 MOST = 50
-"""Values of a column with another name that are looked at for splits."""
+"""Largest number of values of a column with another name that may hold splits."""
 YES, NO = ("1", "1.0", "true", "yes", "y", "t"), ("0", "0.0", "false", "no", "n", "f")
 DO = (
     "write train, val or test into each of its rows, or name one file for each split: --data.labels train=FILE "
@@ -27,10 +27,9 @@ DO = (
 
 
 def split_columns(table: Table, others: Collection[str] = (), known: str = "") -> list[int]:
-    """Columns that say the splits of the rows, by their names and cells.
+    """Columns that hold splits, by their names and cells.
 
-    ``others`` are names of columns with another use, ``known`` is the split that the file is for, which a column
-    without any split word does not change.
+    ``others``: names of columns with another use. ``known``: the split that the file is for.
     """
     taken = {name.lower() for name in others}
     return [
@@ -53,7 +52,7 @@ def _says_splits(table: Table, column: int, known: str) -> bool:
 
 
 def _flag(table: Table, column: int) -> str:
-    """The split of the rows with yes in a column."""
+    """The split of the rows with yes in a yes/no column; "" for other columns."""
     found = FLAG.fullmatch(plain_name(table.names[column])) if table.headed else None
     return SPLITS.get(found[1], "") if found else ""
 
@@ -64,12 +63,12 @@ def _is_named(table: Table, column: int) -> bool:
 
 
 def is_named(table: Table, columns: Collection[int]) -> bool:
-    """Whether one of these columns is called as those of splits are, which no first row of data is."""
+    """Whether one of these columns has a split column's name: the first row is then a header."""
     return any(_is_named(table, column) or _flag(table, column) for column in columns)
 
 
 def unused_columns(table: Table, used: Collection[int]) -> list[int]:
-    """Columns with a split column's name whose cells say no split: numbers of folds, say."""
+    """Columns with a split column's name but no splits, such as fold numbers."""
     return [
         column
         for column in range(len(table.names))
@@ -79,7 +78,7 @@ def unused_columns(table: Table, used: Collection[int]) -> list[int]:
 
 
 def is_fold(table: Table, column: int) -> bool:
-    """Whether a column holds numbers of folds, which are no classes."""
+    """Whether a column holds fold numbers, which are no classes."""
     known = [cell for cell in table.columns[column] if not is_missing(cell)]
     return plain_name(table.names[column]) in ("fold", "folds", "kfold") and all(
         re.fullmatch(r"-?\d+(\.0*)?", cell) for cell in known
@@ -87,7 +86,7 @@ def is_fold(table: Table, column: int) -> bool:
 
 
 def split_values(table: Table, columns: Collection[int]) -> list[str]:
-    """The split of each row by these columns; ValueError with counts for cells that say none or several."""
+    """The split of each row by these columns; ValueError with counts for cells with no or several splits."""
     flags = [column for column in columns if _flag(table, column)]
     found = {column: _of_words(table, column) for column in columns if column not in flags}
     if flags:
@@ -120,7 +119,7 @@ def _check_clear(table: Table, column: int, unclear: list[str], what: str) -> No
 
 
 def _of_flags(table: Table, columns: list[int]) -> list[str]:
-    """By columns of yes and no; a row with no in all of them is of train or, where that has a column, of the rest."""
+    """By yes/no columns; a row with no in all of them is train or, if train has a column, test or val."""
     named = {column: _flag(table, column) for column in columns}
     for column in columns:
         cells = table.columns[column]

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 FILES = (".csv", ".tsv", ".txt", ".json", ".jsonl")
-"""Endings of the files that are looked at for labels."""
-MISSING = ("", "nan", "<na>")  # as pandas writes what is not there; "none" and "NA" may be classes
+"""Endings of files that may hold labels."""
+MISSING = ("", "nan", "<na>")  # written by pandas for missing values; "none" and "NA" may be classes
 LONGEST = 100_000_000
 """Characters in one field, enough for the mask of an image."""
 MAGIC = {
@@ -28,15 +28,15 @@ MAGIC = {
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """The cells of a label file by column, without white space around them."""
+    """The cells of a label file by column, stripped."""
 
     name: str
-    """The file as messages name it."""
+    """The file's name in messages."""
     names: tuple[str, ...]
-    """Of the columns; numbers from 1 where the file has no header."""
+    """Of the columns; numbers from 1 if the file has no header."""
     columns: tuple[list[str], ...]
     lines: list[int]
-    """Line of each row in the file, from 1; in a .json file the number of the record."""
+    """Line of each row in the file, from 1; in a .json file the record's number."""
     headed: bool
     """False while the first row may be a header."""
 
@@ -54,7 +54,7 @@ class Table:
 
 
 def read_table(path: Path, name: str) -> Table:
-    """The table in a file that messages call ``name``; ValueError with the line for what is no table of UTF-8 text.
+    """The table in a file, called ``name`` in messages; ValueError with the line if it is no table in UTF-8.
 
     Reads 100,000 rows of two columns in 0.3 s.
     """
@@ -117,7 +117,7 @@ def _rows(text: str, name: str) -> tuple[list[list[str]], list[int]]:
 
 @contextmanager
 def _long_fields() -> Iterator[None]:
-    """Fields of LONGEST characters, such as masks; the limit of Python's csv, 131,072, is back after it."""
+    """Allow fields of LONGEST characters, such as masks, in place of Python's 131,072."""
     before = csv.field_size_limit(LONGEST)
     try:
         yield
@@ -138,7 +138,7 @@ def _csv(text: str, delimiter: str, name: str) -> Iterator[tuple[list[str], int]
 
 
 def _words(text: str) -> Iterator[tuple[list[str], int]]:
-    """Lines of words, or of a name that has spaces and one word; "#" begins a comment."""
+    """Lines of words, or of a name with spaces and one word; "#" begins a comment."""
     kept = [(line, number) for number, line in _lines(text) if line and not line.startswith("#")]
     counts = {len(line.split()) for line, _ in kept}
     for line, number in kept:
@@ -146,7 +146,7 @@ def _words(text: str) -> Iterator[tuple[list[str], int]]:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """By line feed and carriage return only: str.splitlines ends a line at ten characters."""
+    """Lines end at line feed and carriage return only; str.splitlines knows ten more ends."""
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         yield number, line.strip()
 
@@ -163,7 +163,7 @@ def _delimiter(text: str) -> str:
 
 
 def _widths(sample: Sequence[str], delimiter: str) -> set[int]:
-    """Fields in each line; none where the lines are no table."""
+    """Fields in each line; empty if the lines are no table."""
     try:
         return {len(row) for row in csv.reader(sample, delimiter=delimiter, skipinitialspace=True)}
     except csv.Error:
@@ -171,11 +171,10 @@ def _widths(sample: Sequence[str], delimiter: str) -> set[int]:
 
 
 def _json(text: str, name: str, whole: bool) -> tuple[list[dict[str, Any]], list[int]]:
-    """Objects and where each is: one a line, or a list, or a mapping of files to labels or of classes to files."""
+    """Objects and their lines: one a line, a list, or a mapping of files to labels or of classes to files."""
     if not whole:
-        pieces = [(line, number) for number, line in _lines(text) if line]
-        records = [_parsed(line, f"{name}, line {number}") for line, number in pieces]
-        lines = [number for _, number in pieces]
+        lines = [number for number, line in _lines(text) if line]
+        records = [_parsed(line, f"{name}, line {number}") for number, line in _lines(text) if line]
     else:
         found = _parsed(text, name)
         if isinstance(found, dict) and found and all(_is_files(value) for value in found.values()):

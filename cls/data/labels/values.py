@@ -1,4 +1,4 @@
-"""Which column of a label file holds the classes, and what its cells say."""
+"""Which column of a label file holds the classes, and the class in each of its cells."""
 
 import re
 import unicodedata
@@ -22,10 +22,10 @@ class Values:
     """The class of each row of a table; "" is missing."""
 
     what: str
-    """Where they come from, for messages; "" where the table holds none."""
+    """Their source, for messages; "" if the table has none."""
     classes: list[str] = field(default_factory=list)
     negative: int = 0
-    """Rows whose cell is a number below 0, which is missing, too."""
+    """Rows with a number below 0, which is missing, too."""
 
 
 class UnclearColumnError(ValueError):
@@ -41,13 +41,13 @@ def has_column(table: Table, wanted: str) -> bool:
 
 
 def has_usual_names(table: Table) -> bool:
-    """Whether columns are called as ids and labels usually are, which no first row of data is."""
+    """Whether columns have usual names of ids and labels: the first row is then a header."""
     names = set(map(plain_name, table.names))
     return not names.isdisjoint(ID_NAMES) and not names.isdisjoint(LABEL_NAMES)
 
 
 def column_named(table: Table, wanted: str, option: str) -> int:
-    """The number of a column; ValueError with the names that there are."""
+    """The number of a column; ValueError with the names that exist."""
     if wanted in table.names:
         return table.names.index(wanted)
     lower = [name.lower() for name in table.names]
@@ -60,8 +60,8 @@ def column_named(table: Table, wanted: str, option: str) -> int:
 def class_values(table: Table, ids: int, wanted: str) -> Values:
     """The classes of a table whose ids are in column ``ids``.
 
-    By the wanted column, a name in LABEL_NAMES, one column for each class, the only column that may be it, or the
-    folders in the ids. UnclearColumnError where several may be; ValueError for several classes of one image.
+    From the wanted column, a name in LABEL_NAMES, one column per class, the only column that can hold classes, or the
+    folders in the ids. UnclearColumnError if several columns can; ValueError for several classes of one image.
     """
     if wanted:
         return _of_column(table, column_named(table, wanted, "label-column"))
@@ -78,7 +78,7 @@ def class_values(table: Table, ids: int, wanted: str) -> Values:
 
 
 def _only_column(table: Table, others: list[int]) -> Values | None:
-    """The one column besides the ids, or that can hold classes; of a file without header the only one of words."""
+    """The one column besides the ids, or that can hold classes; without a header, the only one of words."""
     likely = [column for column in others if _is_classes(table.columns[column])]
     words = [column for column in likely if not all(map(_is_number, table.columns[column]))]
     chosen = words if len(words) == 1 and not table.headed else likely
@@ -106,7 +106,7 @@ def _of_column(table: Table, column: int) -> Values:
             )
     if given and all(BOXES.fullmatch(cell) for cell, _ in given):
         return Values(what=f"first word of column {name}", classes=[cell.split()[0] if cell else "" for cell in cells])
-    if all(re.fullmatch(r"-?\d+\.0*", cell) for cell, _ in given):  # as pandas writes integers beside missing ones
+    if all(re.fullmatch(r"-?\d+\.0*", cell) for cell, _ in given):  # how pandas writes integers beside missing values
         cells = [cell.partition(".")[0] for cell in cells]
     negative = r"-1(\.0*)?"  # -1: unknown, as in other tables
     if given and all(re.fullmatch(r"-?\d+", cell) for cell in cells if cell):
@@ -122,7 +122,7 @@ def _of_column(table: Table, column: int) -> Values:
 
 
 def _one_hot(table: Table, columns: list[int], alone: bool) -> Values | None:
-    """One column for each class, with exactly one 1 in each row; None where these are something else."""
+    """One column per class with one 1 in each row; None if the columns are something else."""
     classes = []
     for place, line in enumerate(table.lines):
         ones = [table.names[column] for column in columns if table.columns[column][place].lower() in YES]
@@ -139,7 +139,7 @@ def _one_hot(table: Table, columns: list[int], alone: bool) -> Values | None:
 
 
 def _folders(table: Table, ids: int) -> Values:
-    """The class as the folder before the file's name in the ids: apple_pie/1005649."""
+    """The class is the folder before the file's name in the id: apple_pie/1005649."""
     folders = [cell.replace("\\", "/").rpartition("/")[0].rpartition("/")[2] for cell in table.columns[ids]]
     if all(folders) and len(set(folders)) > 1:
         return Values(what="the folders in the ids", classes=[unicodedata.normalize("NFC", name) for name in folders])
@@ -147,7 +147,7 @@ def _folders(table: Table, ids: int) -> Values:
 
 
 def _is_classes(cells: list[str]) -> bool:
-    """Two or more values, some of them several times."""
+    """Whether there are two or more values, some of them repeated, and no measurements."""
     known = [cell for cell in cells if not is_missing(cell)]
     measured = all(map(_is_number, known)) and not all(re.fullmatch(r"-?\d+(\.0*)?", cell) for cell in known)
     return 1 < len(set(known)) < len(known) and not measured
