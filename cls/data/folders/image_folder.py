@@ -227,10 +227,10 @@ def _left_out(root: Path, places: dict[str, str], left: Sequence[str]) -> list[s
         counts = Counter(name.split("/")[0] if "/" in name else "." for name in stray)
         listed = printable(some(f"{top} ({count:,})" for top, count in counts.most_common()))
         most = counts.most_common()[0][0]
-        folder = f"{root}/{most if most != '.' else next(name for name in stray if '/' not in name)}"
+        target = f"{root}/{most if most != '.' else next(name for name in stray if '/' not in name)}"
         notes.append(
             f"{root}: {len(stray):,} images outside train/, val/ and test/ ignored, e.g. {printable(stray[0])}: "
-            f"{listed}; to predict them: {shlex.join(['cls', 'predict', 'RUN', folder])}"
+            f"{listed}; to predict them: {shlex.join(['cls', 'predict', 'RUN', target])}"
         )
     return notes
 
