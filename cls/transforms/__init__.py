@@ -1,1 +1,1 @@
-"""From the bytes of an image file to the uint8 pixels a model sees: decode, operations, parameters, execution."""
+"""From the bytes of an image file to a model's uint8 pixels: decode, operations, parameters, execution."""

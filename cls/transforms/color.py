@@ -1,4 +1,4 @@
-"""Colours in as few passes as the order allows: a run of brightness, contrast and saturation is one matrix [3, 4]."""
+"""Colour changes in few passes: consecutive brightness, contrast and saturation become one matrix [3, 4]."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,24 +6,24 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from cls.transforms.geometry import Look
+from cls.transforms.geometry import Effect
 from cls.transforms.params import Colour, Gaussian, RandOp
 
 Change = Callable[[Any], Any]
-"""From pixels to pixels, uint8 [h, w, 3]; where it is one colour's, it is that of a patch of this colour."""
+"""From pixels to pixels, uint8 [h, w, 3]; applied to a patch of one colour, it gives that colour's result."""
 
 GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # Pillow's luma
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13  # of Pillow's and torchvision's sharpness
 _NAMES = {"Brightness": "brightness", "Color": "saturation", "Contrast": "contrast"}
 
 
-def paint(image: Any, looks: list[Look]) -> tuple[Any, list[Change]]:
-    """The image after all changes, and these changes with what they took from the image (its mean, its histogram)."""
+def apply_effects(image: Any, effects: list[Effect]) -> tuple[Any, list[Change]]:
+    """The image after all changes, and the changes with the image's statistics (mean, histogram) bound."""
     done: list[Change] = []
-    if not looks:
+    if not effects:
         return image, done
     mix = _Mix()
-    for name, value, pixels in [step for look in looks for step in _steps(look)]:
+    for name, value, pixels in [step for effect in effects for step in _steps(effect)]:
         if name in ("brightness", "contrast", "saturation"):
             mix = mix.then(name, value, image)
             continue
@@ -32,9 +32,9 @@ def paint(image: Any, looks: list[Look]) -> tuple[Any, list[Change]]:
     return _carry_out(mix.change(), image, done), done
 
 
-def looks_around(look: Look) -> bool:
-    """Whether a change takes more from the image than each pixel itself, the mean and the extremes."""
-    match look.param:
+def uses_neighbors(effect: Effect) -> bool:
+    """Whether a change depends on more than each pixel itself, the mean and the extremes."""
+    match effect.param:
         case Gaussian() | RandOp("Sharpness" | "Equalize"):
             return True
     return False
@@ -48,9 +48,9 @@ def _carry_out(change: Change | None, image: Any, done: list[Change]) -> Any:
 
 
 class _Mix(NamedTuple):
-    """A run of brightness, contrast and saturation: own * colour + grey * (its grey) + constant, in all channels.
+    """Consecutive brightness, contrast and saturation: own * colour + grey * (its grey) + constant, in all channels.
 
-    Each factor moves every colour towards a grey (black, the mean, its own), so no run is more than that.
+    This suffices because each factor moves every colour towards a grey (black, the mean, its own).
     """
 
     own: float = 1.0
@@ -58,7 +58,7 @@ class _Mix(NamedTuple):
     constant: float = 0.0
 
     def then(self, name: str, factor: float, image: Any) -> "_Mix":
-        """With one more factor; ``image`` is what the whole run is applied to."""
+        """With one more factor; ``image`` is the input of them all."""
         grey, constant = 0.0, 0.0
         if name == "contrast":
             red, green, blue, _ = cv2.mean(image)
@@ -70,7 +70,7 @@ class _Mix(NamedTuple):
         return _Mix(factor * self.own, factor * self.grey + rest * grey, factor * self.constant + rest * constant)
 
     def change(self) -> Change | None:
-        """The run as a change, if it is one."""
+        """As a change; None for the identity."""
         own, grey, constant = self
         if (own, grey, constant) == (1.0, 0.0, 0.0):
             return None
@@ -81,15 +81,15 @@ class _Mix(NamedTuple):
         return lambda image: cv2.transform(image, matrix)
 
 
-def _steps(look: Look) -> list[tuple[str, float, tuple[float, float]]]:
-    match look.param:
+def _steps(effect: Effect) -> list[tuple[str, float, tuple[float, float]]]:
+    match effect.param:
         case Colour(factors):
-            return [(name, factor, look.pixels) for name, factor in factors]
+            return [(name, factor, effect.pixels) for name, factor in factors]
         case Gaussian(kernel, sigma):
-            return [(f"blur {kernel}", sigma, look.pixels)]
+            return [(f"blur {kernel}", sigma, effect.pixels)]
         case RandOp(name, level):
-            return [(_NAMES[name], 1.0 + level, look.pixels) if name in _NAMES else (name, level, look.pixels)]
-    raise AssertionError(look.param)
+            return [(_NAMES[name], 1.0 + level, effect.pixels) if name in _NAMES else (name, level, effect.pixels)]
+    raise AssertionError(effect.param)
 
 
 def _change(name: str, value: float, pixels: tuple[float, float], image: np.ndarray) -> Change | None:
@@ -118,7 +118,7 @@ def _hue(turn: int) -> Change:
     def change(image: np.ndarray) -> Any:
         hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
         rows = hsv.reshape(len(hsv), -1)
-        row = np.zeros(rows.shape[1], np.uint8)  # contiguous addition of zeros too: every third byte alone takes thrice
+        row = np.zeros(rows.shape[1], np.uint8)  # a contiguous addition takes a third of the time of every third byte
         row[::3] = turn
         np.add(rows, row, out=rows)  # wraps
         return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
@@ -127,7 +127,7 @@ def _hue(turn: int) -> Change:
 
 
 def _table(levels: np.ndarray) -> Change:
-    """``levels``: of 256 values, or of 256 values for each channel."""
+    """``levels``: 256 values, or 256 values x channels."""
     table = levels.astype(np.uint8).reshape(256, 1, -1)
 
     def change(image: Any) -> Any:
@@ -162,7 +162,7 @@ def _equalized(counts: np.ndarray) -> np.ndarray:
 
 
 def _sharpness(factor: float, pixels: tuple[float, float]) -> Change:
-    """Away from the smoothed image. Before a reduction by s it counts s² less: its kernel is that much narrower."""
+    """Away from the smoothed image; before a reduction by s, weighted 1 / s²: the kernel is that much narrower."""
     weight = (factor - 1) / (pixels[0] * pixels[1])
 
     def change(image: np.ndarray) -> Any:
@@ -180,7 +180,7 @@ def _blur(kernel: int, sigma: float, pixels: tuple[float, float]) -> Change | No
     weights /= weights.sum()
     if pixels == (1.0, 1.0):
         across = down = weights
-    else:  # as much variance as is left of it after the reduction
+    else:  # the variance that remains after the reduction
         across, down = (_narrow(float(weights @ places**2) / p**2) for p in pixels)
         if max(across[0], down[0]) < 0.002:  # less than half a grey level
             return None

@@ -1,4 +1,4 @@
-"""Image bytes to upright RGB, whatever the colour mode, or one short reason why not."""
+"""Image bytes to upright RGB, for any colour mode, or an error with a short reason."""
 
 import contextlib
 import ctypes
@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-# No EPS, PDF or WMF: Pillow hands those to other programs. Order is the order of the attempts.
+# In the order of the attempts. No EPS, PDF or WMF: Pillow runs other programs for those.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff",
     ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k",
 )  # fmt: skip
-"""File name endings, lower case, that are taken for images."""
+"""File name endings, lower case, of images."""
 MAX_PIXELS = 100_000_000
-"""More are refused from the header alone: 50 kB of PNG can claim 400 megapixels, 1.2 GB of RGB."""
+"""More are rejected by the header: 50 kB of PNG can claim 400 megapixels, 1.2 GB of RGB."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,21 +30,21 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# One line per odd file and worker would drown the log; what matters of it becomes BadImage. Not catch_warnings
-# inside decode(): that swaps global state and is not safe in threads.
+# A line per unusual file and worker would flood the log; errors become CorruptImageError. No catch_warnings inside
+# decode(): it swaps global state and is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 def _silence_libtiff() -> None:
-    """libtiff, as Pillow has loaded it, prints one line and more for each damaged file; what it says is in no error.
+    """Keep the libtiff that Pillow has loaded from printing to stderr for each corrupt file.
 
-    Once for the process: nothing is paid for an image. libjpeg, openjpeg and the others print nothing through Pillow.
+    Once per process, at no cost per image. libjpeg, openjpeg and the others print nothing.
     """
     with contextlib.suppress(OSError):
         lines = Path("/proc/self/maps").read_text(errors="replace").splitlines()
         for path in {line.split(maxsplit=5)[-1] for line in lines if "/libtiff" in line}:
-            with contextlib.suppress(OSError, AttributeError):  # replaced since it was loaded, or built in another way
+            with contextlib.suppress(OSError, AttributeError):  # replaced since it was loaded, or built differently
                 library = ctypes.CDLL(path)
                 for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
                     function = getattr(library, name)
@@ -63,7 +63,7 @@ class CorruptImageError(ValueError):
 def decode(data: bytes) -> Image.Image:
     """Decode the first frame to mode RGB: EXIF orientation applied, transparency on white, 16 bits scaled to 8.
 
-    Every fault of the bytes is a BadImage; no other exception leaves this function.
+    Raises CorruptImageError for every fault of the bytes, and nothing else.
     """
     if not data:
         raise CorruptImageError("empty file (0 bytes)")
@@ -115,10 +115,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> np.ndarray:
-    """Deep grey to uint8 [h, w].
+    """Grey of more than 8 bits to uint8 [h, w].
 
-    16-bit files (PNG, TIFF, PGM) state their range. 32-bit integers and floats do not: it is taken for the least of
-    0..1 (floats only), 0..255 and 0..65535 that holds all values; otherwise the values are stretched from min to max.
+    16-bit files (PNG, TIFF, PGM) have a fixed range. For 32-bit integers and floats it is the first of 0..1 (floats
+    only), 0..255 and 0..65535 that contains all values; otherwise the values are stretched from min to max.
     """
     # In place: at 100 megapixels each copy is 800 MB.
     with np.errstate(invalid="ignore"):  # casting a signalling NaN warns

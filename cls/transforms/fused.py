@@ -1,6 +1,6 @@
-"""Drawn parameters in one pass over few pixels: cut and decode, one resize or one warp, colours, uint8.
+"""Augmentation parameters applied in one pass over few pixels: crop and decode, one resize or warp, colours, uint8.
 
-The same parameters as in reference.py, the same augmentation; where the pixels differ:
+The parameters and the augmentation are those of reference.py; where the pixels differ:
 
 =====================  ===================================================  ==========================================
                        reference.py (``data.exact_order``)                  here
@@ -29,14 +29,14 @@ import cv2
 import numpy as np
 import torch
 
-from cls.transforms.color import Change, looks_around, paint
+from cls.transforms.color import Change, apply_effects, uses_neighbors
 from cls.transforms.geometry import PLACES, Frame, Plan, arrange, region
 from cls.transforms.jpeg import Decoded, Decoder, Jpeg, Pixels
 from cls.transforms.params import Crop, Param, Resize, reduction
 
-cv2.setNumThreads(0)  # one thread in each process: there are as many processes as cores
+cv2.setNumThreads(0)  # one thread per process: there are as many processes as cores
 HALVED = 1.5
-"""Source pixels in a final one from which on a warp starts from half of them. Mean slope between pixels over that of
+"""Source pixels in a final one from which on a warp starts with half of them. Mean slope between pixels over that of
 the reference, 52 clothing photos, the four recipes that warp, colours off (2026-11-22): 0.92 to 1.01; with 2.0 here
 1.01 to 1.15. tests/transforms/test_fused.py bounds it for drawn pictures.
 """
@@ -45,9 +45,9 @@ the reference, 52 clothing photos, the four recipes that warp, colours off (2026
 def apply(
     image: Jpeg | Decoded, params: tuple[Param, ...], decoder: Decoder
 ) -> tuple[Pixels, tuple[int, int, int, int]]:
-    """The final pixels, uint8 [h, w, 3], and the box to erase (top, left, height, width; zeros: none); or BadImage.
+    """The final pixels, uint8 [h, w, 3], and the box to erase (top, left, height, width; zeros: none).
 
-    The pixels may lie in the decoder's buffer: copy them before the next image.
+    CorruptImageError if it cannot be decoded. Pixels may be in the decoder's buffer: copy them before the next image.
     """
     plan = arrange(params, image.width, image.height)
     return carry_out(image, plan, decoder), plan.box
@@ -56,16 +56,16 @@ def apply(
 def carry_out(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
     """The final pixels of a plan made for this image; see :func:`apply`."""
     if plan.frames:
-        pixels: Pixels = paint(_warp(image, plan, decoder), plan.looks[0])[0]
+        pixels: Pixels = apply_effects(_warp(image, plan, decoder), plan.effects[0])[0]
         _expose(pixels, plan.frames[0], [])
         changes: list[list[Change]] = []
-        for looks in plan.looks[1:]:
-            pixels, done = paint(pixels, looks)
+        for effects in plan.effects[1:]:
+            pixels, done = apply_effects(pixels, effects)
             changes.append(done)
         for at in range(1, len(plan.frames)):
             _expose(pixels, plan.frames[at], [change for done in changes[at:] for change in done])
     else:
-        pixels = paint(_three(_cut(image, plan.cuts, decoder)), plan.looks[0])[0]
+        pixels = apply_effects(_three(_cut(image, plan.cuts, decoder)), plan.effects[0])[0]
         if any(plan.mirrored):
             pixels = cv2.flip(pixels, {(True, False): 1, (False, True): 0, (True, True): -1}[plan.mirrored])
     return pixels
@@ -77,7 +77,7 @@ def _cut(image: Jpeg | Decoded, cuts: list[Crop | Resize], decoder: Decoder) -> 
     size = (rest[0].width, rest[0].height) if rest and isinstance(rest[0], Resize) else (crop.width, crop.height)
     pixels, k = _decode(image, crop, size, decoder)
     width, height = crop.width / k, crop.height / k
-    above = 0  # rows that a later crop would cut off are not made
+    above = 0  # rows skipped because a later crop removes them
     for cut, after in zip(rest, [*rest[1:], None], strict=False):
         if isinstance(cut, Crop):
             pixels = pixels[cut.top - above :][: cut.height, cut.left : cut.left + cut.width]
@@ -90,14 +90,14 @@ def _cut(image: Jpeg | Decoded, cuts: list[Crop | Resize], decoder: Decoder) -> 
 
 
 def _three(pixels: Pixels) -> Pixels:
-    """Without the fourth channel, where there is one."""
+    """Without a fourth channel."""
     return pixels if pixels.shape[2] == 3 else cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB)
 
 
 def _decode(image: Jpeg | Decoded, crop: Crop, size: tuple[int, int], decoder: Decoder) -> tuple[Pixels, int]:
-    """The crop that will be resized to this (width, height), reduced by k where its corner allows that, and k.
+    """The crop, reduced by k if its corner allows that, and k; ``size``: (width, height) after the resize.
 
-    Where k does not divide a side of the crop, the last pixels reach beyond it.
+    If k does not divide a side of the crop, the last pixels extend beyond it.
     """
     shrinks = crop.width > size[0] and crop.height > size[1]
     k = reduction(crop.width, crop.height, *size)
@@ -112,66 +112,66 @@ def _decode(image: Jpeg | Decoded, crop: Crop, size: tuple[int, int], decoder: D
 def _resize(pixels: Pixels, to: Resize, across: float, down: float, rows: tuple[int, int]) -> Pixels:
     """These rows (first, last + 1) of the image resized, bilinear with antialiasing.
 
-    ``across``, ``down``: final pixels for one, which the sizes alone do not tell where the last one is not whole.
+    ``across``, ``down``: scale factors, which do not follow from the sizes if the last pixel is not whole.
 
-    Rows before columns: columns take more than twice the time, and are fewer then, least where a crop follows. Pillow
-    does columns first, so one value in eight is off by one: 0.12 grey levels. In its order 0.002, in a fifth more time
-    (2026-11-22, 40 clothing photos of 400 x 533 to 256 and a centre crop, medians of 15 rounds in turns).
+    Rows before columns: columns take more than twice the time, and are then fewer. Pillow resizes columns first, so one
+    value in eight differs by one, on average 0.12 grey levels; in its order 0.002, in a fifth more time (2026-11-22, 40
+    clothing photos of 400 x 533 to 256 and a centre crop, medians of 15 interleaved rounds).
     """
-    # torch leaves a side alone that keeps its size, whatever the scale: then all rows
+    # torch does not resample a side that keeps its size, whatever the scale: then all rows
     end = rows[1] if rows[1] != len(pixels) else to.height
     low = _bilinear(pixels, (end, pixels.shape[1]), down, None)[rows[0] : rows[1]]
     return _bilinear(low, (len(low), to.width), None, across)
 
 
 def _bilinear(pixels: Pixels, size: tuple[int, int], down: float | None, across: float | None) -> Pixels:
-    # one image of a batch, by its strides too: only so is the channels-last kernel taken
+    # strides of a batch of one image select the channels-last kernel
     images = np.ascontiguousarray(pixels).reshape(1, *pixels.shape).transpose(0, 3, 1, 2)
-    # F.interpolate's own function: that takes a size or a scale
+    # F.interpolate takes a size or a scale, not both
     resized = torch.ops.aten._upsample_bilinear2d_aa(torch.from_numpy(images), size, False, down, across)
     found: Pixels = resized.numpy()[0].transpose(1, 2, 0)
     return found
 
 
 def _warp(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
-    """Crop, reduction and all moves in one resampling, half the time of a resize and a warp."""
+    """Crop, reduction and all moves in one resampling: half the time of a resize and a warp."""
     crop, (a, b, c, d, e, f) = region(plan, image.width, image.height)
     across, down = plan.shrunk
     k = 1
-    while k < 8 and across * down >= (HALVED * k) ** 2 and 0.5 < across / down < 2.0:  # as _halve, but for nothing
+    while k < 8 and across * down >= (HALVED * k) ** 2 and 0.5 < across / down < 2.0:  # as _halve, at no cost
         k *= 2
     pixels, k = decoder.pixels(image, k, min(across, down) > 1.0)
     x, y = image.corner(k)
     left, top = (crop.left - x) // k, (crop.top - y) // k
     right, bottom = -(-(crop.left + crop.width - x) // k), -(-(crop.top + crop.height - y) // k)
-    c, f = c + crop.left - x - k * left, f + crop.top - y - k * top  # the window begins before the crop, by less than k
+    c, f = c + crop.left - x - k * left, f + crop.top - y - k * top  # the window begins less than k before the crop
     pixels = pixels[top:bottom, left:right]
-    if min(across, down) < 1.0:  # enlarged as everywhere else: pictures of few pixels look other when bent first
+    if min(across, down) < 1.0:  # enlarged before the warp: the other order changes small images visibly
         width, height = round(crop.width / across), round(crop.height / down)
         x, y = pixels.shape[1] * k / width, pixels.shape[0] * k / height
-        if max(across, down) <= 1.0:  # nothing to antialias: the same in half the time
+        if max(across, down) <= 1.0:  # nothing to antialias: the same result in half the time
             pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
         else:
             pixels = _bilinear(pixels, (height, width), k / y, k / x)
     else:
         pixels, *halved = _halve(pixels, across / k, down / k)
         x, y = (k * each for each in halved)
-    around = any(map(looks_around, plan.looks[0]))
+    around = any(map(uses_neighbors, plan.effects[0]))
     edge = int(not around)
-    if edge:  # no line of the border's colour: the outermost pixels are blended with their own
+    if edge:  # blends the outermost pixels with their own colour, not with the border's
         pixels = cv2.copyMakeBorder(pixels, edge, edge, edge, edge, cv2.BORDER_REPLICATE)
-    # from pixel centres to pixel numbers, as OpenCV counts
+    # from pixel centres to OpenCV's pixel numbers
     matrix = np.array(
         [[a / x, b / x, (c + (a + b) / 2) / x - 0.5 + edge], [d / y, e / y, (f + (d + e) / 2) / y - 0.5 + edge]]
     )
     wide = cv2.warpAffine(
-        # OpenCV's kernel for four channels takes half the time of the one for three
+        # OpenCV's kernel for four channels takes half the time of that for three
         pixels if pixels.shape[2] == 4 else cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA),
         matrix,
         (plan.width, plan.height),
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        # no fill in the outermost pixels, nor in the mean of what is painted before the first move; then _expose.
-        # The mean colour (of some 64 rows) takes half the time of repeating the last pixels where 0.2 is outside
+        # not the fill colour, which would enter the outermost pixels and the mean before the first move; _expose
+        # paints it later. The mean colour (of about 64 rows) takes half the time of replicating with 0.2 outside
         borderMode=cv2.BORDER_REPLICATE if around else cv2.BORDER_CONSTANT,
         borderValue=cv2.mean(pixels[:: max(1, len(pixels) // 64)]),
     )
@@ -179,10 +179,10 @@ def _warp(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
 
 
 def _halve(pixels: Pixels, across: float, down: float) -> tuple[Pixels, int, int]:
-    """Means of 2 x 2 pixels (a tenth of the time of any other filter), of 2 x 1 where one side shrinks twice as much,
-    until fewer than HALVED go into one; and what that divided width and height by.
+    """Means of 2 x 2 pixels (a tenth of the time of any other filter), or of 2 x 1 if one side shrinks twice as much,
+    until fewer than HALVED source pixels form a final one; and the divisors of width and height.
 
-    ``across``, ``down``: pixels that go into one.
+    ``across``, ``down``: source pixels in a final one.
     """
     x = y = 1
     while max(across, down) >= HALVED and (across * down >= HALVED**2 or not 0.5 < across / down < 2.0):
@@ -190,17 +190,17 @@ def _halve(pixels: Pixels, across: float, down: float) -> tuple[Pixels, int, int
         width, height = pixels.shape[1] // by[0], pixels.shape[0] // by[1]
         if not width or not height:
             break
-        even = pixels[: height * by[1], : width * by[0]]  # OpenCV's fast way takes no others
-        odd = pixels.shape[0] - even.shape[0], pixels.shape[1] - even.shape[1]
+        even = pixels[: height * by[1], : width * by[0]]  # OpenCV's fast path needs whole blocks
+        rest = pixels.shape[0] - even.shape[0], pixels.shape[1] - even.shape[1]
         pixels = cv2.resize(even, (width, height), interpolation=cv2.INTER_AREA)
-        if any(odd):  # the last line is what is beside it
-            pixels = cv2.copyMakeBorder(pixels, 0, odd[0], 0, odd[1], cv2.BORDER_REPLICATE)
+        if any(rest):
+            pixels = cv2.copyMakeBorder(pixels, 0, rest[0], 0, rest[1], cv2.BORDER_REPLICATE)
         x, y, across, down = x * by[0], y * by[1], across / by[0], down / by[1]
     return pixels, x, y
 
 
 def _expose(pixels: Pixels, frame: Frame, later: list[Change]) -> None:
-    """Paint what lies outside of a frame with its fill colour, as changed by what came later."""
+    """Paint the area outside of a frame in its fill colour, as changed by later operations."""
     if not frame.outside:
         return
     colour: tuple[int, ...] = frame.fill

@@ -1,7 +1,7 @@
-"""From drawn parameters to a plan: what is cut out, one warp for all that moves pixels, colours in their groups.
+"""From augmentation parameters to a plan: crops, one warp for all moves of pixels, colour changes in groups.
 
 Affine maps are six numbers (a, b, c, d, e, f) from output to input: x' = a x + b y + c, y' = d x + e y + f, in
-continuous coordinates (the first pixel's centre is at 0.5, 0.5), as Pillow and torchvision have them.
+continuous coordinates (the first pixel's centre is at 0.5, 0.5), as in Pillow and torchvision.
 """
 
 import math
@@ -21,8 +21,8 @@ MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
 
 
 @dataclass
-class Look:
-    """A change of colour or sharpness, and how many of its own pixels go into one of the final image's."""
+class Effect:
+    """A change of colour or sharpness, and how many pixels of its input form a final pixel."""
 
     param: Param
     pixels: tuple[float, float]
@@ -30,19 +30,19 @@ class Look:
 
 @dataclass
 class Frame:
-    """The picture before a move: outside of it that move shows its fill. ``matrix``: from final pixels to its own."""
+    """The image before a move, outside of which the move shows its fill. ``matrix``: from final pixels to its own."""
 
     width: int
     height: int
     matrix: Affine
     fill: Fill
     outside: list[np.ndarray] = field(default_factory=list)
-    """Two outlines, int32 [4, 2] in 1 / 2^PLACES final pixels: what lies between them shows the fill; or nothing."""
+    """Two outlines, int32 [4, 2] in 1 / 2^PLACES final pixels, with the fill between them; or empty."""
 
 
 @dataclass
 class Plan:
-    """How to carry drawn parameters out in one pass; see :mod:`cls.transforms.fused`."""
+    """Augmentation parameters as steps of one pass; see :mod:`cls.transforms.fused`."""
 
     width: int  # of the final image
     height: int
@@ -51,7 +51,7 @@ class Plan:
     matrix: Affine = IDENTITY  # from final pixels to those of what has been cut out
     shrunk: tuple[float, float] = (1.0, 1.0)  # by all resizing: pixels of the source in one final pixel
     frames: list[Frame] = field(default_factory=list)  # one for each move, in order
-    looks: list[list[Look]] = field(default_factory=lambda: [[]])  # before the first move, after it, after the second …
+    effects: list[list[Effect]] = field(default_factory=lambda: [[]])  # before the first move, after it, …
     box: tuple[int, int, int, int] = (0, 0, 0, 0)
 
 
@@ -92,21 +92,21 @@ def arrange(params: tuple[Param, ...], width: int, height: int) -> Plan:
             case RandOp(name) if name in MOVES:
                 _warp(plan, _inverse_map(param, plan.width, plan.height), param.fill)
             case _:
-                plan.looks[-1].append(Look(param, plan.shrunk))
-    for look in (look for group in plan.looks for look in group):
-        look.pixels = plan.shrunk[0] / look.pixels[0], plan.shrunk[1] / look.pixels[1]
+                plan.effects[-1].append(Effect(param, plan.shrunk))
+    for effect in (effect for group in plan.effects for effect in group):
+        effect.pixels = plan.shrunk[0] / effect.pixels[0], plan.shrunk[1] / effect.pixels[1]
     for frame in plan.frames:
         frame.outside = _outside(frame, plan.width, plan.height)
     return plan
 
 
 def _outside(frame: Frame, width: int, height: int) -> list[np.ndarray]:
-    """Planned, not made when it is painted: Python between decodings takes twice as long."""
+    """Part of the plan: Python code between decodings takes twice as long."""
     a, b, c, d, e, f = frame.matrix
     corners = ((0.5, 0.5), (width - 0.5, 0.5), (width - 0.5, height - 0.5), (0.5, height - 0.5))
     if all(0 <= a * x + b * y + c <= frame.width and 0 <= d * x + e * y + f <= frame.height for x, y in corners):
         return []
-    left, top = -math.hypot(a, b) / 2, -math.hypot(d, e) / 2  # fillPoly paints its outline, too: half a pixel more
+    left, top = -math.hypot(a, b) / 2, -math.hypot(d, e) / 2  # fillPoly also paints its outline: half a pixel more
     right, bottom = frame.width - left, frame.height - top
     a, b, c, d, e, f = inverse(frame.matrix)
     one = 2**PLACES
@@ -118,7 +118,7 @@ def _outside(frame: Frame, width: int, height: int) -> list[np.ndarray]:
 
 
 def region(plan: Plan, width: int, height: int) -> tuple[Crop, Affine]:
-    """What is cut out of an image of this size, in its own pixels, and the map from final pixels to those of it."""
+    """The region to decode of an image of this size, and the map from final pixels to the region's."""
     left, top, across, down = 0.0, 0.0, 1.0, 1.0  # of what has been cut out so far, in pixels of the source
     w, h = width, height
     for cut in plan.cuts:
@@ -171,7 +171,7 @@ def _warp(plan: Plan, matrix: Affine, fill: Fill) -> None:
         plan.matrix = _mirror(plan, *plan.mirrored)
         plan.mirrored = (False, False)
     plan.frames.append(Frame(plan.width, plan.height, IDENTITY, fill))
-    plan.looks.append([])
+    plan.effects.append([])
     _move(plan, matrix)
 
 

@@ -1,8 +1,8 @@
 """JPEG at the speed of its decoder: header first, then no more pixels than the crop needs.
 
-simplejpeg (libjpeg-turbo) is the one wrapper that is strict about damaged files, decodes at 1/2, 1/4 and 1/8, and into
-memory that is used again: fresh pages cost up to a quarter of the time. What it does not take as Pillow would (CMYK,
-damaged files, other formats) goes to :func:`cls.transforms.decode.decode`, which alone decides what is broken.
+simplejpeg (libjpeg-turbo) is strict about corrupt files, decodes at 1/2, 1/4 and 1/8, and into a reused buffer: fresh
+pages cost up to a quarter of the time. What it does not decode as Pillow does (CMYK, corrupt files, other formats) goes
+to :func:`cls.transforms.decode.decode`, which alone decides whether an image is corrupt.
 """
 
 import io
@@ -16,9 +16,8 @@ from PIL import Image
 from cls.transforms.decode import MAX_PIXELS, decode, orientation
 
 Pixels = np.ndarray
-"""Upright RGB, uint8 [h, w, 3], or [h, w, 4] with a fourth channel of no meaning where that is said; may be a window of
-a buffer that the next image overwrites.
-"""
+"""Upright RGB, uint8 [h, w, 3], or where stated [h, w, 4] with an unused channel; may be a view of a buffer that the
+next image overwrites."""
 
 KEPT_BYTES = 64_000_000
 """The buffer is kept up to this size (a photo of 16 megapixels)."""
@@ -33,7 +32,7 @@ _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     7: lambda a: a.transpose(1, 0, 2)[::-1, ::-1],
     8: lambda a: a.transpose(1, 0, 2)[::-1],
 }
-"""What the EXIF orientations undo."""
+"""Undoes each EXIF orientation."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Jpeg:
     orientation: int
 
     def corner(self, k: int) -> tuple[int, int]:
-        """Where the first pixel of k x k begins in the upright image: they are counted from the stored one's corner."""
+        """Offset of the first k x k block in the upright image; blocks start at the stored image's corner."""
         x, y = (self.orientation in turned for turned in ((2, 3, 6, 7), (3, 4, 7, 8)))
         return -(-self.width % k) if x else 0, -(-self.height % k) if y else 0
 
@@ -76,48 +75,41 @@ class Decoder:
         self._buffer = np.empty(0, np.uint8)
 
     def open(self, data: bytes | memoryview) -> Jpeg | Decoded:
-        """Size and, where the fast way cannot be taken, pixels; BadImage where they are no image."""
+        """Size and, if the fast decoder cannot be used, pixels; CorruptImageError if it is no image."""
         return _header(data) or Decoded(np.array(decode(bytes(data))))
 
     def pixels(self, image: Jpeg | Decoded, k: int = 1, shrinks: bool = False) -> tuple[Pixels, int]:
-        """The image at 1 / k of its size, or whole where it cannot be reduced, and by how much it was; or BadImage.
+        """The image at 1 / k of its size, or whole if it cannot be reduced, and its k; CorruptImageError.
 
-        With a fourth channel, but what Pillow decoded has three: libjpeg-turbo writes four in a fifth less time (64
-        clothing photos, in turns, 2026-11-23), the same values. ``shrinks``: it will be made smaller. Chroma is then
-        replicated, not interpolated: a tenth less time, and 0.2 grey levels of what is left of it.
+        JPEGs have a fourth channel: libjpeg-turbo writes four in a fifth less time (64 clothing photos, interleaved,
+        2026-11-23), with the same values. ``shrinks``: it will be reduced later. Chroma is then replicated, not
+        interpolated: a tenth less time, and 0.2 grey levels after the reduction.
         """
         if isinstance(image, Decoded):
             return image.pixels, 1
         width, height = -(-image.width // k), -(-image.height // k)
-        lying = image.orientation >= 5
+        stored = (height, width) if image.orientation >= 5 else (width, height)
+        # given for k = 1, they would decode an image of less than 8 pixels at 7/8
+        reduced = {"min_factor": k, "min_width": stored[0], "min_height": stored[1]} if k > 1 else {}
+        buffer = self._space(4 * width * height)
         try:
-            pixels = simplejpeg.decode_jpeg(
-                image.data,
-                "RGBA",
-                fastupsample=shrinks,
-                # without them it is whole; with them one of less than 8 pixels would be at 7/8
-                **(
-                    {"min_factor": k, "min_width": height if lying else width, "min_height": width if lying else height}
-                    if k > 1
-                    else {}
-                ),
-                buffer=self._room(4 * width * height),
-            )
+            pixels = simplejpeg.decode_jpeg(image.data, "RGBA", fastupsample=shrinks, buffer=buffer, **reduced)
             return _UPRIGHT[image.orientation](pixels), k
-        except ValueError:  # damaged in some way: Pillow decides whether it is broken
+        except ValueError:  # Pillow decides whether it is corrupt
             return np.array(decode(bytes(image.data))), 1
 
-    def _room(self, wanted: int) -> np.ndarray:
-        if wanted <= self._buffer.size:
+    def _space(self, size: int) -> np.ndarray:
+        """A buffer of at least ``size`` bytes."""
+        if size <= self._buffer.size:
             return self._buffer
-        room = np.empty(wanted, np.uint8)
-        if wanted <= KEPT_BYTES:
-            self._buffer = room
-        return room
+        space = np.empty(size, np.uint8)
+        if size <= KEPT_BYTES:
+            self._buffer = space
+        return space
 
 
 def damage(data: bytes | memoryview) -> str:
-    """What the strict decoder says against a JPEG file that Pillow may show nonetheless; '' if nothing, or no JPEG."""
+    """The strict decoder's complaint about a JPEG file that Pillow may still decode; '' if none, or no JPEG."""
     if _header(data) is None:
         return ""
     try:
@@ -128,7 +120,7 @@ def damage(data: bytes | memoryview) -> str:
 
 
 def _header(data: bytes | memoryview) -> Jpeg | None:
-    """None where the fast decoder cannot take it, or would not show what Pillow shows."""
+    """None if the fast decoder cannot decode it, or not as Pillow does."""
     if bytes(data[:3]) != b"\xff\xd8\xff":
         return None
     try:
@@ -142,10 +134,10 @@ def _header(data: bytes | memoryview) -> Jpeg | None:
 
 
 def _has_app1(data: bytes | memoryview) -> bool:
-    """Whether there is a segment that can hold an orientation (EXIF or XMP) before the pixels."""
+    """Whether a segment before the pixels can hold an orientation (EXIF or XMP)."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
-        if data[at + 1] == 0xFF:  # a marker may be preceded by any number of these
+        if data[at + 1] == 0xFF:  # any number of these may precede a marker
             at += 1
             continue
         if data[at + 1] == 0xE1:
@@ -155,9 +147,9 @@ def _has_app1(data: bytes | memoryview) -> bool:
 
 
 def _orientation(data: bytes | memoryview) -> int | None:
-    """As Pillow reads it, from the header alone; None where Pillow cannot open the file."""
+    """As read by Pillow from the header; None if Pillow cannot open the file."""
     try:
         image = Image.open(io.BytesIO(data), formats=("JPEG",))
-    except Exception:  # what decode() makes a BadImage of
+    except Exception:  # decode() raises CorruptImageError
         return None
     return orientation(image)

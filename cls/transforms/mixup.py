@@ -14,7 +14,7 @@ from cls.runtime.rng import generator
 
 @dataclass(frozen=True)
 class Mixing:
-    """What one step does to its images; one draw per step, shared by all its micro-batches."""
+    """How one step mixes its images; shared by all its micro-batches."""
 
     kind: str  # "none", "mixup" or "cutmix"
     share: float  # of the image itself; 1 - share is the partner's
@@ -39,7 +39,7 @@ def draw_mixing(augment: Augment, seed: int, step: int) -> Mixing:
 
 
 def partners(size: int, seed: int, step: int, micro_batch: int) -> Tensor:
-    """A permutation of one micro-batch: image i is mixed with image partners[i] (itself at fixed points)."""
+    """A permutation of one micro-batch: image i is mixed with image partners[i], possibly itself."""
     return torch.from_numpy(generator(seed, "partners", step, micro_batch).permutation(size))
 
 
@@ -60,8 +60,8 @@ def mix(images: Tensor, targets: Tensor, mixing: Mixing, partner: Tensor) -> tup
 
 
 def join(mixed: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Images and targets of several micro-batches one behind the other; a single one is not copied. Empties the list:
-    a piece needs its memory.
+    """Concatenated images and targets of several micro-batches; a single one is not copied. Empties the list to free
+    its memory.
     """
     if len(mixed) == 1:
         return mixed.pop()
@@ -71,7 +71,7 @@ def join(mixed: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def cutmix_box(mixing: Mixing, height: int, width: int) -> tuple[int, int, int, int]:
-    """top, bottom, left, right of a box of area 1 - share around the drawn centre, clipped (the paper's rand_bbox)."""
+    """top, bottom, left, right of a box of area 1 - share around the chosen centre, clipped (the paper's rand_bbox)."""
     ratio = (1 - mixing.share) ** 0.5
     cut_h, cut_w = int(height * ratio), int(width * ratio)
     y, x = int(mixing.box[0] * height), int(mixing.box[1] * width)

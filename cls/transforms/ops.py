@@ -1,6 +1,6 @@
-"""The augmentations as values: what may happen to an image, in which order.
+"""The augmentations as values, in order.
 
-Each operation is named after torchvision's transform and has its distribution; draw.py draws its numbers.
+Each operation has the name and distribution of torchvision's transform; params.py makes its parameters.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""All random numbers of one image, drawn before any pixel is touched.
+"""Augmentation parameters: all random numbers of one image, chosen before any pixel is touched.
 
-``draw`` turns operations into parameters with concrete numbers. Both executors (reference.py and the fused path) read
-the same parameters, so they apply the same augmentation. The distributions are torchvision's (0.29, transforms.v2).
+reference.py and fused.py execute the same parameters, so they apply the same augmentation. The distributions are
+torchvision's (0.29, transforms.v2).
 """
 
 import math
@@ -14,12 +14,11 @@ from cls.transforms import ops
 from cls.transforms.ops import Fill, Op
 
 LONGEST = 16
-"""Aspect ratio above which only the centre is kept: a 1 x 60,000 strip resized to a short side of 256 is 12 GB."""
+"""Above this aspect ratio only the centre is kept: a 1 x 60,000 strip resized to a short side of 256 is 12 GB."""
 SPARE = 2
-"""Decoded pixels in a final one, at least: the gap at which Pillow calls the difference to a fair resize almost
-invisible (``reducing_gap``). Mean slope between pixels over that of a whole decoding, 60 clothing photos: 0.98; where
-only 1.0 were left .93, and a network's loss on validation photos rose by .01 to .02 (2026-11-23).
-"""
+"""Decoded pixels per final pixel and side, at least: for Pillow (``reducing_gap``) the difference to a full decoding is
+then almost invisible. Mean slope between pixels over that of a full decoding, 60 clothing photos: 0.98; with 1 in place
+of 2, 0.93, and a network's validation loss rose by .01 to .02 (2026-11-23)."""
 BINS = 30
 """RandAugment: magnitudes run from 0 to this (31 bins)."""
 
@@ -91,19 +90,18 @@ class Box(NamedTuple):
 Param = Crop | Resize | Flip | Rotation | Shift | Colour | RandOp | Gaussian | Box
 
 
-def draw(operations: tuple[Op, ...], width: int, height: int, rng: np.random.Generator) -> tuple[Param, ...]:
-    """The parameters for one upright image of this size, in order; what does not happen (no flip) is left out."""
+def make_params(operations: tuple[Op, ...], width: int, height: int, rng: np.random.Generator) -> tuple[Param, ...]:
+    """The parameters for one upright image of this size, in order; skipped operations (no flip) are left out."""
     params: list[Param] = []
     for op in operations:
-        drawn = _draw(op, width, height, rng)
-        for param in drawn:
+        for param in _params_of(op, width, height, rng):
+            params.append(param)
             if isinstance(param, Crop | Resize):
                 width, height = param.width, param.height
-        params += drawn
     return tuple(params)
 
 
-def _draw(op: Op, width: int, height: int, rng: np.random.Generator) -> list[Param]:
+def _params_of(op: Op, width: int, height: int, rng: np.random.Generator) -> list[Param]:
     match op:
         case ops.RandomResizedCrop(size=size):
             return [_on_grid(_random_box(op, width, height, rng), size), Resize(size, size)]
@@ -127,7 +125,7 @@ def _draw(op: Op, width: int, height: int, rng: np.random.Generator) -> list[Par
         case ops.RandAugment(n=n):
             return [_rand_op(op, width, height, rng) for _ in range(n)]
         case ops.Blur(kernel=kernel):
-            # Reflected edges need more pixels than half a kernel; a sliver of an image stays sharp.
+            # reflected edges need more pixels than half a kernel; a smaller image stays sharp
             return [Gaussian(kernel, _uniform(rng, 0.1, 2.0))] if min(width, height) > kernel // 2 else []
         case ops.Erase():
             return _erase_box(op, width, height, rng)
@@ -149,13 +147,13 @@ def _random_box(op: ops.RandomResizedCrop, width: int, height: int, rng: np.rand
 
 
 def _on_grid(crop: Crop, size: int) -> Crop:
-    """Moved by less than k pixels where the crop can be decoded at 1 / k: a reduced JPEG has a pixel for k x k."""
+    """Aligned to multiples of k if the crop can be decoded at 1 / k: a reduced JPEG has one pixel per k x k."""
     k = reduction(crop.width, crop.height, size, size)
     return crop if k == 1 else Crop(*(number // k * k for number in crop))
 
 
 def reduction(width: int, height: int, to_width: int, to_height: int) -> int:
-    """The largest of 1, 2, 4, 8 by which a box can be decoded smaller and still be SPARE times the target."""
+    """The largest of 1, 2, 4, 8 by which a box can be reduced and still have SPARE times the target's size."""
     wide, high = SPARE * to_width, SPARE * to_height
     return next(k for k in (8, 4, 2, 1) if k == 1 or (width // k >= wide and height // k >= high))
 
@@ -182,7 +180,7 @@ def _colour(op: ops.Jitter, rng: np.random.Generator) -> Colour:
 
 
 def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """``rng.uniform``'s number, without its look at whether these are arrays."""
+    """As ``rng.uniform``, without its overhead for arrays."""
     return low + (high - low) * rng.random()
 
 
@@ -192,7 +190,7 @@ RAND_OPS = (
 )  # fmt: skip
 """torchvision's RandAugment space, in its order."""
 
-# float32 as torchvision has them: the last bit decides the rounding of some pixels
+# float32 as in torchvision: the last bit decides the rounding of some pixels
 _SHEAR, _DEGREES, _FACTOR = (torch.linspace(0.0, top, BINS + 1).tolist() for top in (0.3, 30.0, 0.9))
 
 

@@ -1,6 +1,6 @@
-"""Parameters executed one after another with torchvision's public functions on PIL images.
+"""Augmentation parameters executed one by one with torchvision's public functions on PIL images.
 
-Slow and plain on purpose: it is what the published programs do, and the oracle of the fused path.
+Slow and simple: what the published programs do, and the oracle for tests of the fused path.
 """
 
 import math
@@ -20,7 +20,7 @@ NEAREST = InterpolationMode.NEAREST  # torchvision's default for rotation, affin
 def apply(image: Image.Image, params: tuple[Param, ...]) -> tuple[Tensor, tuple[int, int, int, int]]:
     """Execute on an RGB image: uint8 pixels [3, h, w], and the box to erase (top, left, height, width; zeros: none).
 
-    The box is not painted: its noise is drawn on the device, before normalising.
+    The box is not erased here: its noise is made on the device, before normalising.
     """
     box = (0, 0, 0, 0)
     for param in params:

@@ -29,8 +29,7 @@ from cls.data.sampler import MicroBatchSampler
 from cls.data.sources import load
 from cls.transforms.decode import MAX_PIXELS, CorruptImageError, decode
 from cls.transforms.ops import RandAugment, training_ops, view_ops
-from cls.transforms.params import RAND_OPS, RandOp
-from cls.transforms.params import draw as draw_parameters
+from cls.transforms.params import RAND_OPS, RandOp, make_params
 from cls.transforms.reference import apply
 from tests.harness import ROOT, SHARED
 
@@ -561,13 +560,13 @@ def test_strips_survive_every_operation(shape: tuple[int, int]) -> None:
         for augment in (WILD, FRAME_LAST):
             operations = training_ops(config.Augment(**vars(augment) | {"frame": frame}), DATA, MEAN)
             for seed in range(20):
-                params = draw_parameters(operations, *image.size, np.random.default_rng(seed))
+                params = make_params(operations, *image.size, np.random.default_rng(seed))
                 pixels, (top, left, height, width) = apply(image, params)
                 assert pixels.shape == (3, SIZE, SIZE) and top + height <= SIZE and left + width <= SIZE
     drawn = set()
     for seed in range(20):
         every = (RandAugment(n=14, magnitude=30 * (seed % 2), fill=(1, 2, 3)),)
-        params = draw_parameters(every, *image.size, np.random.default_rng(seed))
+        params = make_params(every, *image.size, np.random.default_rng(seed))
         drawn |= {param.name for param in params if isinstance(param, RandOp)}
         assert apply(image, params)[0].shape == (3, *shape[::-1])
     assert drawn == set(RAND_OPS)

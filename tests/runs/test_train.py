@@ -32,7 +32,7 @@ from cls.data.sources import load
 from cls.models.build import build_model
 from cls.runtime.signals import SIGNALS
 from cls.transforms.ops import view_ops
-from cls.transforms.params import draw
+from cls.transforms.params import make_params
 from cls.transforms.reference import apply
 from tests.harness import ROOT, SMALL, environment
 from tests.harness.records import Result
@@ -204,7 +204,7 @@ def test_epoch_one_matches_a_plain_loop(runs: Runs, tmp_path: Path, name: str, l
     ops, pixels = view_ops("identity", run.data), []
     for row in splits.val:
         image = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
-        pixels.append(apply(image, draw(ops, *image.size, np.random.default_rng(0)))[0])
+        pixels.append(apply(image, make_params(ops, *image.size, np.random.default_rng(0)))[0])
     with torch.no_grad():
         logits = model((torch.stack(pixels) / 255 - 0.5) / 0.5)
     labels = torch.tensor(splits.val["label"])

@@ -53,7 +53,7 @@ def both(data: bytes, operations: tuple[Op, ...], number: int) -> tuple[np.ndarr
     """Pixels [h, w, 3] by the fused path and by the reference, with the same parameters; the erased area agrees."""
     decoder = Decoder()
     image = decoder.open(data)
-    params = d.draw(operations, image.width, image.height, generator(0, "test", number))
+    params = d.make_params(operations, image.width, image.height, generator(0, "test", number))
     ours, area = fused.apply(image, params, decoder)
     theirs, expected = reference.apply(decode(data), params)
     assert area == expected
@@ -420,7 +420,7 @@ def test_reduced_decoding_leaves_twice_the_target_and_not_less() -> None:
     assert [d.reduction(*size, 224, 224) for size in sizes] == [1, 2, 2, 4, 8]
     crops = []
     for number in range(200):
-        crop = d.draw((CROP,), 3200, 2400, generator(0, number))[0]
+        crop = d.make_params((CROP,), 3200, 2400, generator(0, number))[0]
         assert isinstance(crop, d.Crop)
         k = d.reduction(crop.width, crop.height, SIZE, SIZE)
         assert (all(value % k == 0 for value in crop) and min(crop.width, crop.height) >= 2 * k * SIZE - k) or k == 1
@@ -435,7 +435,7 @@ def test_large_photos_are_as_faithful_as_another_resize_filter() -> None:
     image = decode(photo)
     bicubic = []
     for number in range(12):
-        params = d.draw((CROP,), 1600, 1200, generator(0, "test", number))
+        params = d.make_params((CROP,), 1600, 1200, generator(0, "test", number))
         box = params[0]
         assert isinstance(box, d.Crop)
         edges = (box.left, box.top, box.left + box.width, box.top + box.height)

@@ -21,7 +21,7 @@ from cls.transforms import ops
 from cls.transforms import params as d
 from cls.transforms.decode import decode
 from cls.transforms.ops import training_ops, view_ops
-from cls.transforms.params import draw
+from cls.transforms.params import make_params
 from cls.transforms.reference import apply
 
 MEAN = (0.485, 0.456, 0.406)
@@ -99,7 +99,7 @@ def photo() -> Image.Image:
 
 def many(op: ops.Op, width: int = 300, height: int = 200, n: int = DRAWS) -> list[tuple[d.Param, ...]]:
     rng = generator(1, "test", type(op).__name__)
-    return [draw((op,), width, height, rng) for _ in range(n)]
+    return [make_params((op,), width, height, rng) for _ in range(n)]
 
 
 def tensor(image: Image.Image) -> torch.Tensor:
@@ -191,7 +191,7 @@ def test_jitter_is_uniform_in_every_order() -> None:
     orders = Counter(tuple(name for name, _ in factors) for factors in drawn)
     assert len(orders) == 24
     assert stats.chisquare(list(orders.values())).pvalue > ALPHA
-    (only,) = draw((ops.Jitter(brightness=0.0, contrast=0.0, saturation=0.3, hue=0.0),), 9, 9, generator(0))
+    (only,) = make_params((ops.Jitter(brightness=0.0, contrast=0.0, saturation=0.3, hue=0.0),), 9, 9, generator(0))
     assert [name for name, _ in only.factors] == ["saturation"]
 
 
@@ -199,7 +199,7 @@ def test_blur_sigma_is_uniform_and_slivers_stay_sharp() -> None:
     drawn = [param for (param,) in many(ops.Blur(kernel=3))]
     uniform([param.sigma for param in drawn], 0.1, 2.0)
     assert {param.kernel for param in drawn} == {3}
-    assert draw((ops.Blur(kernel=5),), 2, 500, generator(0)) == ()
+    assert make_params((ops.Blur(kernel=5),), 2, 500, generator(0)) == ()
 
 
 @pytest.mark.parametrize(("width", "height"), [(300, 200), (100, 900), (31, 30)])
@@ -224,9 +224,9 @@ def test_random_resized_crop_falls_back_to_the_centre() -> None:
     op = ops.RandomResizedCrop(size=32, scale=(1.0, 1.0))
     image = torch.empty(1, 20, 1000)
     assert v1.RandomResizedCrop.get_params(image, [1.0, 1.0], [3 / 4, 4 / 3]) == (0, 486, 20, 27)
-    assert draw((op,), 1000, 20, generator(0))[0] == d.Crop(486, 0, 27, 20)
-    assert draw((op,), 20, 1000, generator(0))[0] == d.Crop(0, 486, 20, 27)
-    assert draw((op,), 1, 1, generator(0))[0] == d.Crop(0, 0, 1, 1)
+    assert make_params((op,), 1000, 20, generator(0))[0] == d.Crop(486, 0, 27, 20)
+    assert make_params((op,), 20, 1000, generator(0))[0] == d.Crop(0, 486, 20, 27)
+    assert make_params((op,), 1, 1, generator(0))[0] == d.Crop(0, 0, 1, 1)
 
 
 def test_erasing_has_torchvisions_distribution() -> None:
@@ -273,7 +273,7 @@ def test_rand_augment_translations_are_torchvisions_pixels() -> None:
         space = v1_space(side, side)
         for magnitude in range(31):
             op = ops.RandAugment(n=60, magnitude=magnitude, fill=BLACK)
-            drawn = [p for p in draw((op,), side, side, generator(0)) if p.name == "TranslateX"]
+            drawn = [p for p in make_params((op,), side, side, generator(0)) if p.name == "TranslateX"]
             assert drawn
             assert {abs(p.magnitude) for p in drawn} == {int(float(space["TranslateX"][0][magnitude]))}
 
@@ -306,7 +306,9 @@ def test_rand_augment_kernels_are_torchvisions(photo: Image.Image, magnitude: in
     seen = set()
     for fill in (BLACK, GREY):
         op = ops.RandAugment(n=150, magnitude=magnitude, fill=fill)
-        for param in {p.name + str(p.magnitude > 0): p for p in draw((op,), width, height, generator(3))}.values():
+        for param in {
+            p.name + str(p.magnitude > 0): p for p in make_params((op,), width, height, generator(3))
+        }.values():
             magnitudes, signed = v1_space(width, height)[param.name]
             level = float(magnitudes[magnitude]) if magnitudes.ndim else 0.0
             level = math.copysign(level, param.magnitude) if signed else level
@@ -343,22 +345,23 @@ def test_framing_equals_torchvisions_transforms(photo: Image.Image) -> None:
     for image in (photo, photo.transpose(Image.Transpose.ROTATE_90), photo.crop((0, 0, 101, 100))):
         for size, crop_pct in ((224, 0.875), (64, 0.95), (33, 1.0)):
             data = config.Data(size=size, crop_pct=crop_pct)
-            got, _ = apply(image, draw(view_ops("identity", data), *image.size, generator(0)))
+            got, _ = apply(image, make_params(view_ops("identity", data), *image.size, generator(0)))
             expected = v1.Compose([v1.Resize(round(size / crop_pct)), v1.CenterCrop(size)])(image)
             assert torch.equal(got, tensor(expected))
-            got, _ = apply(image, draw(view_ops("hflip", data), *image.size, generator(0)))
+            got, _ = apply(image, make_params(view_ops("hflip", data), *image.size, generator(0)))
             flipped = image.resize(v1.Resize(round(size / crop_pct))(image).size, Image.Resampling.BILINEAR)
             expected = v1.CenterCrop(size)(flipped.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
             assert torch.equal(got, tensor(expected))
         got, _ = apply(
-            image, draw(view_ops("identity", config.Data(eval_frame="squash", size=50)), *image.size, generator(0))
+            image,
+            make_params(view_ops("identity", config.Data(eval_frame="squash", size=50)), *image.size, generator(0)),
         )
         assert torch.equal(got, tensor(v1.Resize((50, 50))(image)))
 
 
 def test_a_long_strip_costs_no_memory() -> None:
     strip = Image.new("RGB", (1, 60_000), (1, 2, 3))
-    params = draw(view_ops("identity", config.Data()), *strip.size, generator(0))
+    params = make_params(view_ops("identity", config.Data()), *strip.size, generator(0))
     assert max(p.width * p.height for p in params if isinstance(p, d.Resize)) == 256 * 256 * d.LONGEST
     pixels, _ = apply(strip, params)
     assert torch.equal(pixels, torch.tensor([1, 2, 3], dtype=torch.uint8)[:, None, None].expand(3, 224, 224))
@@ -396,11 +399,11 @@ def test_recipes_on_a_photo(photo: Image.Image, recipe: str) -> None:
     chain = training_ops(augment, data, MEAN)
     results, boxes = set(), 0
     for k in range(8):
-        params = draw(chain, *photo.size, generator(0, "augment", k))
+        params = make_params(chain, *photo.size, generator(0, "augment", k))
         pixels, box = apply(photo, params)
         assert pixels.shape == (3, data.size, data.size) and pixels.dtype == torch.uint8
         assert torch.equal(pixels, torchvision_chain(photo, params))
-        again, box_again = apply(photo, draw(chain, *photo.size, generator(0, "augment", k)))
+        again, box_again = apply(photo, make_params(chain, *photo.size, generator(0, "augment", k)))
         assert torch.equal(pixels, again) and box == box_again
         assert 0 <= box[0] <= data.size - box[2] and 0 <= box[1] <= data.size - box[3]
         boxes += box[2] > 0
@@ -412,9 +415,9 @@ def test_recipes_on_a_photo(photo: Image.Image, recipe: str) -> None:
 def test_order_matters_and_is_respected(photo: Image.Image) -> None:
     augment = config.Augment(frame="squash", hflip=1.0, rotate=30.0, order=("frame", "hflip", "rotate"))
     data = config.Data(size=64)
-    params = draw(training_ops(augment, data, MEAN), *photo.size, generator(0))
+    params = make_params(training_ops(augment, data, MEAN), *photo.size, generator(0))
     assert [type(p) for p in params] == [d.Resize, d.Flip, d.Rotation]
-    swapped = draw(
+    swapped = make_params(
         training_ops(replace(augment, order=("rotate", "hflip", "frame")), data, MEAN), *photo.size, generator(0)
     )
     assert [type(p) for p in swapped] == [d.Rotation, d.Flip, d.Resize]
@@ -424,5 +427,5 @@ def test_order_matters_and_is_respected(photo: Image.Image) -> None:
 def test_rotation_and_shift_corners_have_the_fill_colour(photo: Image.Image) -> None:
     augment = config.Augment(frame="squash", rotate=45.0, fill="mean")
     chain = training_ops(augment, config.Data(size=64), MEAN)
-    params = next(p for k in range(99) if abs((p := draw(chain, *photo.size, generator(k)))[1].angle) > 20)
+    params = next(p for k in range(99) if abs((p := make_params(chain, *photo.size, generator(k)))[1].angle) > 20)
     assert apply(photo, params)[0][:, 0, 0].tolist() == [round(255 * m) for m in MEAN] == list(GREY)
