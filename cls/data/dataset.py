@@ -36,8 +36,7 @@ class BatchInfo(NamedTuple):
 class BatchDataset(Protocol):
     """A dataset that is read in batches: pixels and BatchInfo by sample index."""
 
-    size: int
-    """Side of its images, pixels."""
+    size: int  # side of its images, pixels
 
     def describe(self, indices: Sequence[int], /) -> str:
         """What these indices are, for an error message."""
@@ -173,8 +172,7 @@ class EvalSets:
     """The evaluation sets of a run; None for what it does not have."""
 
     val: EvalDataset
-    val_tta: EvalDataset | None
-    """The validation images in the recipe's test-time views."""
+    val_tta: EvalDataset | None  # the validation images in the recipe's test-time views
     test: EvalDataset | None
 
     def named(self) -> dict[str, EvalDataset]:

@@ -10,8 +10,7 @@ from pathlib import Path
 HEIF = (".heic", ".heif", ".hif")
 PILLOW = (".tga", ".ico", ".psd", ".pcx", ".sgi", ".dds", ".jpf", ".jpx", ".j2c", ".jpc", ".icns", ".xpm")
 """Endings of images that are not read, but that Pillow can convert."""
-MANY = 8
-"""More names or patterns than this are not listed one by one."""
+MANY = 8  # more names or patterns than this are not listed one by one
 
 
 def some(names: Iterable[str], shown: int = 3) -> str:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-TAIL = 65_536
-"""Bytes at the end of an arrow file: its last rows, or its footer."""
+TAIL = 65_536  # bytes at the end of an arrow file: its last rows, or its footer
 DIGITS = 16  # of each hash
 
 

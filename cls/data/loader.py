@@ -71,10 +71,8 @@ class Group(NamedTuple):
     """Datasets that are never read at the same time: they share one buffer."""
 
     datasets: Sequence[BatchDataset]
-    largest: int
-    """Images in their largest batch."""
-    ahead: int
-    """Batches that each worker may be ahead of the one last returned."""
+    largest: int  # images in their largest batch
+    ahead: int  # batches that each worker may be ahead of the one last returned
 
 
 class Slots:

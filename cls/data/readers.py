@@ -19,8 +19,7 @@ from cls.runtime.exit import DataError
 from cls.transforms.decode import CorruptImageError
 
 T = TypeVar("T")
-Encoded = bytes | memoryview | CorruptImageError
-"""The bytes of an image file, or why there are none."""
+Encoded = bytes | memoryview | CorruptImageError  # the bytes of an image file, or why there are none
 TRANSIENT = {
     errno.EAGAIN, errno.EHOSTDOWN, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOTCONN,
     errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT,
@@ -33,8 +32,7 @@ PAUSES = (0.2, 1.0, 5.0)  # seconds before another try
 class Images(Protocol):
     """Labelled images by row. A corrupt image is a value; a failing file system is a DataError."""
 
-    labels: np.ndarray
-    """Class index of each row, -1 unknown."""
+    labels: np.ndarray  # class index of each row, -1 unknown
 
     def __len__(self) -> int: ...
 
@@ -51,8 +49,7 @@ class Images(Protocol):
 class Blocks(Protocol):
     """Images in blocks that are cheap to read as a whole; rows are counted through all blocks."""
 
-    counts: np.ndarray
-    """Rows of each block."""
+    counts: np.ndarray  # rows of each block
 
     def name(self, row: int) -> str: ...
 

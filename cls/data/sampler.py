@@ -58,8 +58,7 @@ WINDOW = 16
 """Blocks whose rows are shuffled together. 16 random blocks of a class-sorted folder hold about 16 classes; 16 row
 groups of 4 MB are 64 MB for each process that reads them."""
 
-BLOCK = 128
-"""Rows of a block where the storage has no blocks: about 4 MB of small photos."""
+BLOCK = 128  # rows of a block where the storage has no blocks: about 4 MB of small photos
 
 
 class BlockSampler:

@@ -16,8 +16,7 @@ from cls.runtime.files import replacing, sha256, sync
 
 PLACES = "cls.places"
 
-GROUP_BYTES = 4_000_000
-"""Of a row group; streaming shuffles windows of 16."""
+GROUP_BYTES = 4_000_000  # of a row group; streaming shuffles windows of 16
 
 
 class Row(NamedTuple):

@@ -34,8 +34,7 @@ from cls.transforms.decode import EXTENSIONS
 
 PACKED = ("pack.json", "packing.json", "packing.lock")  # of cls pack, beside its shards
 
-Rows = Dataset
-"""One split: columns ``image`` (undecoded), ``label`` (index into the class list, -1 unknown), ``id``."""
+Rows = Dataset  # one split: columns ``image`` (undecoded), ``label`` (index into the class list, -1 unknown), ``id``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +48,9 @@ class Splits:
     val: Dataset
     test: Dataset | None
     classes: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    """The printed lines about the data."""
-    files: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """The local tables that a split was read from."""
-    encoded_here: bool = False
-    """The embedded digits: another version of Pillow may encode the same pixels differently."""
+    notes: tuple[str, ...] = ()  # the printed lines about the data
+    files: dict[str, tuple[str, ...]] = field(default_factory=dict)  # the local tables that a split was read from
+    encoded_here: bool = False  # the embedded digits: another version of Pillow may encode the same pixels differently
 
 
 def load(data: config.Data, seed: int) -> Splits:

@@ -24,10 +24,8 @@ UNUSED = frozenset((
     "extra", "pred", "preds", "prediction", "predictions", "unlabeled", "unlabelled", "unsupervised",
 ))  # fmt: skip
 """Words of folders whose images are never for training: without labels, or outside the splits."""
-SHORT = {"trn": "train", "tst": "test"}
-"""Short split words, which only count where names differ in nothing else."""
-WHOLE = {"tr": "train", "te": "test"}
-"""The same, but only as whole words: many words begin or end so."""
+SHORT = {"trn": "train", "tst": "test"}  # short split words, which only count where names differ in nothing else
+WHOLE = {"tr": "train", "te": "test"}  # the same, but only as whole words: many words begin or end so
 ALL_WORDS = SPLITS | SHORT | WHOLE
 _RUN = re.compile(r"[^\W\d_]+")
 _CAMEL = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")

@@ -36,8 +36,7 @@ from cls.transforms.decode import CorruptImageError
 log = logging.getLogger("cls")
 T = TypeVar("T")
 
-MAX_BLOCK_BYTES = 256_000_000
-"""Of a row group; each process that reads images holds WINDOW + 1 of them."""
+MAX_BLOCK_BYTES = 256_000_000  # of a row group; each process that reads images holds WINDOW + 1 of them
 LARGE_BLOCK_BYTES = 64_000_000  # of which a process holds 1 GB
 HUB = "hf://"
 

@@ -12,8 +12,7 @@ from cls.data.split import SPLITS
 from cls.data.split_words import ALL_WORDS, glued, is_unused, split_word, splits_in, words
 from cls.runtime.console import printable
 
-TABLES = (".parquet", ".arrow", ".tar", ".tgz", ".tar.gz")
-"""File name endings that tables.py reads."""
+TABLES = (".parquet", ".arrow", ".tar", ".tgz", ".tar.gz")  # file name endings that tables.py reads
 
 
 class Grouped(NamedTuple):

@@ -17,8 +17,7 @@ EXTENSIONS = (
     ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k",
 )  # fmt: skip
 """File name endings, lower case, of images."""
-MAX_PIXELS = 100_000_000
-"""More are rejected by the header: 50 kB of PNG can claim 400 megapixels, 1.2 GB of RGB."""
+MAX_PIXELS = 100_000_000  # more are rejected by the header: 50 kB of PNG can claim 400 megapixels, 1.2 GB of RGB
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -14,10 +14,8 @@ from cls.transforms.params import Box, Crop, Flip, Param, RandOp, Resize, Rotati
 
 Affine = tuple[float, float, float, float, float, float]
 IDENTITY: Affine = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-PLACES = 4
-"""Binary places of the outlines."""
-MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")
-"""RandAugment's operations that move pixels."""
+PLACES = 4  # binary places of the outlines
+MOVES = ("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate")  # RandAugment's operations that move pixels
 
 
 @dataclass

@@ -19,8 +19,7 @@ Pixels = np.ndarray
 """Upright RGB, uint8 [h, w, 3], or where stated [h, w, 4] with an unused channel; may be a view of a buffer that the
 next image overwrites."""
 
-KEPT_BYTES = 64_000_000
-"""The buffer is kept up to this size (a photo of 16 megapixels)."""
+KEPT_BYTES = 64_000_000  # the buffer is kept up to this size (a photo of 16 megapixels)
 
 _UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     1: lambda a: a,

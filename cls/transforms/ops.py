@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from cls import config
 
-Fill = tuple[int, int, int]
-"""Colour of exposed corners, RGB 0 to 255."""
+Fill = tuple[int, int, int]  # colour of exposed corners, RGB 0 to 255
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,7 @@ from cls.transforms.jpeg import Decoder, Jpeg, Pixels
 from cls.transforms.ops import Op
 from cls.transforms.params import make_params
 
-Area = tuple[int, int, int, int]
-"""The box to erase: top, left, height, width; zeros for none."""
+Area = tuple[int, int, int, int]  # the box to erase: top, left, height, width; zeros for none
 
 
 class Planned(NamedTuple):
@@ -23,8 +22,7 @@ class Planned(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    pixels: Pixels
-    """uint8 [h, w, 3]."""
+    pixels: Pixels  # uint8 [h, w, 3]
     area: Area
 
 

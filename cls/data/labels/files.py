@@ -19,15 +19,11 @@ from cls.data.split_words import GENERIC, KINDS, MARKED, besides, splits_in, wor
 class LabelFile:
     """One word of data.labels."""
 
-    name: str
-    """As given, without the split."""
+    name: str  # as given, without the split
     path: Path
-    split: str
-    """Empty if its rows or the images' folders decide."""
-    asked: bool
-    """Whether the split was given, not found in the path."""
-    folder: str
-    """Its folder below the root, ending with "/"; "" for the root itself or outside it."""
+    split: str  # empty if its rows or the images' folders decide
+    asked: bool  # whether the split was given, not found in the path
+    folder: str  # its folder below the root, ending with "/"; "" for the root itself or outside it
 
 
 def find_file(root: Path, text: str, listing: Listing, data: config.Data) -> LabelFile:

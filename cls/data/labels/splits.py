@@ -15,10 +15,8 @@ SPLIT_WORDS = {"split", "splits", "partition", "usage", "set", "subset", "datase
 """Words in the names of columns that hold splits if any of their cells is one."""
 NOTED = (*SURE_NAMES, "set", "subset", "phase", "dataset", "data_set", "fold", "folds", "kfold")
 """Names of columns that are noted if no cell is a split."""
-FLAG = re.compile(r"(?:is|in)_([a-z]+?)(?:_?(?:set|image|img|data|sample))?")
-"""Names of yes/no columns."""
-MOST = 50
-"""Largest number of values of a column with another name that may hold splits."""
+FLAG = re.compile(r"(?:is|in)_([a-z]+?)(?:_?(?:set|image|img|data|sample))?")  # names of yes/no columns
+MOST = 50  # largest number of values of a column with another name that may hold splits
 YES, NO = ("1", "1.0", "true", "yes", "y", "t"), ("0", "0.0", "false", "no", "n", "f")
 DO = (
     "write train, val or test into each of its rows, or name one file for each split: --data.labels train=FILE "

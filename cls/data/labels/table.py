@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FILES = (".csv", ".tsv", ".txt", ".json", ".jsonl")
-"""Endings of files that may hold labels."""
+FILES = (".csv", ".tsv", ".txt", ".json", ".jsonl")  # endings of files that may hold labels
 MISSING = ("", "nan", "<na>")  # written by pandas for missing values; "none" and "NA" may be classes
-LONGEST = 100_000_000
-"""Characters in one field, enough for the mask of an image."""
+LONGEST = 100_000_000  # characters in one field, enough for the mask of an image
 MAGIC = {
     b"PK\x03\x04": "is an Excel or zip file: save the table as CSV",
     b"\xd0\xcf\x11\xe0": "is an old Excel file: save the table as CSV",
@@ -30,15 +28,11 @@ MAGIC = {
 class Table:
     """The cells of a label file by column, stripped."""
 
-    name: str
-    """The file's name in messages."""
-    names: tuple[str, ...]
-    """Of the columns; numbers from 1 if the file has no header."""
+    name: str  # the file's name in messages
+    names: tuple[str, ...]  # of the columns; numbers from 1 if the file has no header
     columns: tuple[list[str], ...]
-    lines: list[int]
-    """Line of each row in the file, from 1; in a .json file the record's number."""
-    headed: bool
-    """False while the first row may be a header."""
+    lines: list[int]  # line of each row in the file, from 1; in a .json file the record's number
+    headed: bool  # False while the first row may be a header
 
     def __len__(self) -> int:
         return len(self.lines)

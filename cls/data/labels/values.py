@@ -21,11 +21,9 @@ YES, NO = ("1", "1.0", "true"), ("0", "0.0", "false")
 class Values:
     """The class of each row of a table; "" is missing."""
 
-    what: str
-    """Their source, for messages; "" if the table has none."""
+    what: str  # their source, for messages; "" if the table has none
     classes: list[str] = field(default_factory=list)
-    negative: int = 0
-    """Rows with a number below 0, which is missing, too."""
+    negative: int = 0  # rows with a number below 0, which is missing, too
 
 
 class UnclearColumnError(ValueError):
