@@ -181,24 +181,23 @@ def _reject_unusable(parts: dict[str, Split], data: config.Data) -> None:
 def _read(path: str, data: config.Data) -> Found:
     root = Path(path).expanduser()
     if data.own_labels:
-        labelled = read_labelled(path, data)
-        parts = {split: replace(part, origin=labelled.sources[split]) for split, part in labelled.parts.items()}
-        blocks = data.streaming and "train" in parts
-        return Found(streaming.folder_blocks(parts) if blocks else parts, labelled.warnings)
+        found = read_labelled(path, data)
+        blocks = data.streaming and "train" in found.parts
+        return found._replace(parts=streaming.folder_blocks(found.parts)) if blocks else found
     if root.is_dir():
         if tables.is_saved(root):
             if data.streaming:
                 raise ValueError(f"data.streaming: {path} is memory-mapped; leave data.streaming off")
             return tables.read_saved(root, data)
-        found, scanned = read_index(root), time.time()
-        if found is None:
+        known, scanned = read_index(root), time.time()
+        if known is None:
             listing = image_folder.scan(root)
             if not listing.images and not listing.tables:
                 raise ValueError(ignored.nothing_to_read(root, listing.others, EXTENSIONS))
             if _holds_tables(listing):
                 return _tables(root, listing, data)
-            found = keep_index(root, listing, image_folder.read(root, listing), scanned)
-        return found._replace(parts=streaming.folder_blocks(found.parts)) if data.streaming else found
+            known = keep_index(root, listing, image_folder.read(root, listing), scanned)
+        return known._replace(parts=streaming.folder_blocks(known.parts)) if data.streaming else known
     if root.is_file():
         if root.name.lower().endswith(TABLES):
             return _tables(root.parent, image_folder.Listing([], [root.name], [], [], False), data)

@@ -180,13 +180,8 @@ def _role(name: str) -> str:
     return found.pop()
 
 
-class Chosen(NamedTuple):
-    names: dict[str, str]  # split -> its name in the data set
-    notes: list[str]
-
-
-def chosen(names: Iterable[str], where: str) -> Chosen:
-    """The named splits of a data set that are train, val and test; of several names for one, the most usual."""
+def chosen(names: Iterable[str], where: str) -> tuple[dict[str, str], list[str]]:
+    """The names of train, val and test in a data set, of several the most usual, and a note on splits left out."""
     known = list(names)
     rank = list(SPLITS)
     found: dict[str, str] = {}
@@ -194,7 +189,7 @@ def chosen(names: Iterable[str], where: str) -> Chosen:
         found.setdefault(SPLITS[name.lower()], name)
     left = [name for name in known if name not in found.values()]
     note = f"{where}: {len(left)} splits left out: {printable(some(left, 8))}; used are {', '.join(found.values())}"
-    return Chosen({split: found[split] for split in ("train", "val", "test") if split in found}, [note] if left else [])
+    return {split: found[split] for split in ("train", "val", "test") if split in found}, [note] if left else []
 
 
 def origin(paths: Sequence[str]) -> str:

@@ -30,9 +30,9 @@ import numpy as np
 import torch
 
 from cls.transforms.color import Change, apply_effects, uses_neighbors
-from cls.transforms.geometry import PLACES, Frame, Plan, arrange, region
+from cls.transforms.geometry import PLACES, Frame, Plan, region
 from cls.transforms.jpeg import Decoded, Decoder, Jpeg, Pixels
-from cls.transforms.params import Crop, Param, Resize, reduction
+from cls.transforms.params import Crop, Resize, reduction
 
 cv2.setNumThreads(0)  # one thread per process: there are as many processes as cores
 HALVED = 1.5
@@ -42,19 +42,11 @@ the reference, 52 clothing photos, the four recipes that warp, colours off (2026
 """
 
 
-def apply(
-    image: Jpeg | Decoded, params: tuple[Param, ...], decoder: Decoder
-) -> tuple[Pixels, tuple[int, int, int, int]]:
-    """The final pixels, uint8 [h, w, 3], and the box to erase (top, left, height, width; zeros: none).
-
-    CorruptImageError if it cannot be decoded. Pixels may be in the decoder's buffer: copy them before the next image.
-    """
-    plan = arrange(params, image.width, image.height)
-    return carry_out(image, plan, decoder), plan.box
-
-
 def carry_out(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
-    """The final pixels of a plan made for this image; see :func:`apply`."""
+    """Final pixels, uint8 [h, w, 3], of a plan made for this image; CorruptImageError if it cannot be decoded.
+
+    They may be in the decoder's buffer: copy them before the next image.
+    """
     if plan.frames:
         pixels: Pixels = apply_effects(_warp(image, plan, decoder), plan.effects[0])[0]
         _expose(pixels, plan.frames[0], [])

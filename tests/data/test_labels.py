@@ -575,7 +575,7 @@ def test_a_label_file_that_is_not_in_the_copy(tmp_path: Path) -> None:
 
 
 def warnings(root: Path, **options: object) -> str:
-    return "\n".join(read_labels(root, image_folder.scan(root), config.Data(path=str(root), **options)).warnings)
+    return "\n".join(read_labels(root, image_folder.scan(root), config.Data(path=str(root), **options)).notes)
 
 
 def test_rows_without_a_file_and_images_without_a_row(tmp_path: Path) -> None:
@@ -600,7 +600,8 @@ def test_doubled_rows_that_agree_count_once(tmp_path: Path) -> None:
 def test_the_source_of_each_split(tmp_path: Path) -> None:
     files, options, _, _ = LAYOUTS["tiny-imagenet"]
     root = tree(tmp_path, files)
-    sources = read_labels(root, image_folder.scan(root), config.Data(path=str(root), **options)).sources
+    parts = read_labels(root, image_folder.scan(root), config.Data(path=str(root), **options)).parts
+    sources = {split: part.origin for split, part in parts.items()}
     file = "val/val_annotations.txt: ids in column 1, labels: column 2"
     assert sources == {"train": "folders", "val": file, "test": "folders"}
 

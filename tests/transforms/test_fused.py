@@ -49,12 +49,20 @@ def picture(number: int, width: int = 400, height: int = 533) -> Image.Image:
 PICTURES = [encode(picture(i)) for i in range(8)]
 
 
+def apply_fused(
+    image: Jpeg | Decoded, params: tuple[d.Param, ...], decoder: Decoder
+) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    """Final pixels [h, w, 3] and the box to erase."""
+    plan = arrange(params, image.width, image.height)
+    return fused.carry_out(image, plan, decoder), plan.box
+
+
 def both(data: bytes, operations: tuple[Op, ...], number: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixels [h, w, 3] by the fused path and by the reference, with the same parameters; the erased area agrees."""
     decoder = Decoder()
     image = decoder.open(data)
     params = d.make_params(operations, image.width, image.height, generator(0, "test", number))
-    ours, area = fused.apply(image, params, decoder)
+    ours, area = apply_fused(image, params, decoder)
     theirs, expected = reference.apply(decode(data), params)
     assert area == expected
     return ours.astype(int), theirs.permute(1, 2, 0).numpy().astype(int)
@@ -175,7 +183,7 @@ def test_pixels_go_where_torchvision_puts_them(param: d.Param) -> None:
     """A smooth ramp: half a pixel in the wrong direction would show as half a grey level everywhere."""
     y, x = np.mgrid[0:120, 0:200]
     ramp = Image.fromarray(np.uint8(np.stack([x + 20, 2 * y + 10, 220 - x], 2)))
-    ours, _ = fused.apply(Decoded(np.array(ramp)), (param,), Decoder())
+    ours, _ = apply_fused(Decoded(np.array(ramp)), (param,), Decoder())
     theirs = reference.apply(ramp, (param,))[0].permute(1, 2, 0).numpy()
     shown = ((theirs.min(2) > 0) & (ours.min(2) > 0)).astype(np.uint8)
     inside = cv2.erode(shown, np.ones((5, 5)), borderValue=0) > 0  # edges are blended here, not there
@@ -201,7 +209,7 @@ def test_a_warp_that_also_reduces_does_not_shift(width: int, height: int, where:
     assert arrange(params, width, height).frames
     apart = []
     for image in (ramp, 250 - ramp):  # halves are rounded up in both; a shift would have the other sign
-        ours, _ = fused.apply(Decoded(image), params, Decoder())
+        ours, _ = apply_fused(Decoded(image), params, Decoder())
         apart.append(ours - reference.apply(Image.fromarray(image), cut)[0].permute(1, 2, 0).numpy().astype(int))
     assert np.abs((apart[0] - apart[1]).mean(axis=(0, 1)) / 2).max() < 0.2  # half a pixel would be 0.55
     assert np.abs(apart).max() <= 3
@@ -214,7 +222,7 @@ def test_no_line_is_left_where_a_moved_picture_ends(side: int) -> None:
     image[side // 4 : -side // 4, side // 4 : -side // 4] = 255
     moves = (d.Rotation(9.0, BLACK), d.Shift(14, -11, 1.0, BLACK))
     for cut in ((d.Resize(SIZE, SIZE),), (d.Resize(256, 256), d.Crop(16, 16, SIZE, SIZE))):
-        ours, _ = fused.apply(Decoded(image), (*cut, *moves), Decoder())
+        ours, _ = apply_fused(Decoded(image), (*cut, *moves), Decoder())
         theirs = reference.apply(Image.fromarray(image), (*cut, *moves))[0].permute(1, 2, 0).numpy()
         black = cv2.dilate(theirs.max(2), np.ones((7, 7))) == 0
         assert black.mean() > 0.4 and ours[black].max() == 0
@@ -244,7 +252,7 @@ def test_reduced_images_are_as_sharp_as_the_reference() -> None:
         found = []
         for number in range(4):
             image = Image.fromarray(np.array(picture(number, 800, 800)))
-            ours, _ = fused.apply(Decoded(np.array(image)), (*cut, turn), Decoder())
+            ours, _ = apply_fused(Decoded(np.array(image)), (*cut, turn), Decoder())
             theirs = reference.apply(image, cut)[0].permute(1, 2, 0).numpy()
             found.append(slope(ours) / slope(theirs))
         assert 0.75 < np.mean(found) < 1.25, (scale, found)
@@ -256,7 +264,7 @@ def test_all_moves_are_one_warp_and_every_move_exposes_its_corners() -> None:
     moves = (d.Rotation(30.0, (255, 0, 0)), d.Shift(60, 0, 1.0, (0, 0, 255)), d.Flip("horizontal"))
     plan = arrange(moves, 200, 200)
     assert len(plan.frames) == 2 and not plan.cuts
-    ours, _ = fused.apply(Decoded(np.array(white)), moves, Decoder())
+    ours, _ = apply_fused(Decoded(np.array(white)), moves, Decoder())
     theirs = reference.apply(white, moves)[0].permute(1, 2, 0).numpy()
     for colour in ((255, 255, 255), (255, 0, 0), (0, 0, 255)):
         a, b = (ours == colour).all(2), (theirs == colour).all(2)
@@ -267,7 +275,7 @@ def test_later_colours_change_earlier_corners() -> None:
     white = Image.new("RGB", (100, 100), "white")
     dim = d.Colour((("brightness", 0.5),))
     steps = (d.Rotation(45.0, (200, 100, 50)), dim, d.Shift(30, 0, 1.0, (200, 100, 50)))
-    ours, _ = fused.apply(Decoded(np.array(white)), steps, Decoder())
+    ours, _ = apply_fused(Decoded(np.array(white)), steps, Decoder())
     assert ours[12, 36].tolist() == [100, 50, 25] and ours[50, 5].tolist() == [200, 100, 50]
     assert ours[50, 70].tolist() == [128, 128, 128]
 
@@ -277,7 +285,7 @@ def test_only_what_is_exposed_is_painted() -> None:
     white = Image.new("RGB", (64, 48), "white")
     for move in (d.RandOp("TranslateX", 5.0, BLACK), d.Shift(0, -7, 1.0, BLACK), d.Shift(3, 2, 1.0, BLACK)):
         moves = (d.Rotation(360.0, BLACK), move)  # a first move that exposes nothing
-        ours, _ = fused.apply(Decoded(np.array(white)), moves, Decoder())
+        ours, _ = apply_fused(Decoded(np.array(white)), moves, Decoder())
         theirs = reference.apply(white, moves)[0].permute(1, 2, 0).numpy()
         assert len(arrange(moves, 64, 48).frames) == 2
         assert np.array_equal(ours, theirs), move
@@ -297,16 +305,16 @@ def test_a_crop_of_a_resized_image_is_that_of_all_of_it(width: int, height: int)
     """Rows that will be cut off are not made; the others are what they are in the whole."""
     image = Decoded(np.array(picture(5, width, height)))
     to = d.Resize(320, 240) if width > height else d.Resize(240, 320)
-    whole, _ = fused.apply(image, (to,), Decoder())
+    whole, _ = apply_fused(image, (to,), Decoder())
     assert np.abs(whole.astype(int) - np.asarray(Image.fromarray(image.pixels).resize(whole.shape[1::-1], 2))).max() < 2
     boxes = [(0, 0, 50, 60), (17, 31, 200, 200), (to.height - 40, 3, 40, 200)]
     if height < to.height:  # an enlarged image of which as many rows are made as it has
         boxes.append((height - 50, 0, 50, 60))
     for top, left, high, wide in boxes:
-        cut, _ = fused.apply(image, (to, d.Crop(left, top, wide, high)), Decoder())
+        cut, _ = apply_fused(image, (to, d.Crop(left, top, wide, high)), Decoder())
         assert np.array_equal(cut, whole[top : top + high, left : left + wide])
-        again, _ = fused.apply(image, (to, d.Crop(left, top, wide, high), d.Resize(30, 30)), Decoder())
-        assert np.array_equal(again, fused.apply(Decoded(cut), (d.Resize(30, 30),), Decoder())[0])
+        again, _ = apply_fused(image, (to, d.Crop(left, top, wide, high), d.Resize(30, 30)), Decoder())
+        assert np.array_equal(again, apply_fused(Decoded(cut), (d.Resize(30, 30),), Decoder())[0])
 
 
 def test_images_of_less_than_a_block() -> None:
@@ -460,7 +468,7 @@ def test_equalize_and_autocontrast_are_pillows() -> None:
     image = picture(6, 224, 224)
     dark = Image.fromarray((np.asarray(image) // 2 + 20).astype(np.uint8))
     for name, theirs in (("Equalize", ImageOps.equalize), ("AutoContrast", ImageOps.autocontrast)):
-        ours, _ = fused.apply(Decoded(np.array(dark)), (d.RandOp(name, 0.0, BLACK),), Decoder())
+        ours, _ = apply_fused(Decoded(np.array(dark)), (d.RandOp(name, 0.0, BLACK),), Decoder())
         assert np.abs(ours.astype(int) - np.asarray(theirs(dark)).astype(int)).max() <= 1
 
 

@@ -23,7 +23,7 @@ from cls.data.labels.ids import ID_NAMES, ImageNames, Matched, looks_like_id, ma
 from cls.data.labels.splits import is_named, split_columns, split_values, unused_columns
 from cls.data.labels.table import Table, listed, read_table
 from cls.data.labels.values import Values, class_values, column_named, has_column, has_usual_names
-from cls.data.split import Split
+from cls.data.split import Found
 
 
 class Given(NamedTuple):
@@ -36,15 +36,7 @@ class Given(NamedTuple):
     line: int = 0
 
 
-class Labelled(NamedTuple):
-    """The splits of a folder."""
-
-    parts: dict[str, Split]
-    sources: dict[str, str]  # of the labels of each split
-    warnings: list[str]  # what is left out, ignored or used once, a line each
-
-
-def read_labels(root: Path, listing: Listing, data: config.Data) -> Labelled:
+def read_labels(root: Path, listing: Listing, data: config.Data) -> Found:
     """The splits of a folder by ``data.labels`` or ``data.label_pattern``; ValueError for what cannot be used.
 
     An image belongs to its label file's split (``val=FILE``, a split column, or a split word in the file's path), else
@@ -60,16 +52,15 @@ def read_labels(root: Path, listing: Listing, data: config.Data) -> Labelled:
         given = _by_pattern(root, listing.images, splits, data.label_pattern, notes)
     else:
         given = _by_files(root, listing, splits, data, notes)
-    parts, sources = {}, {}
+    parts = {}
     for split in ("train", "val", "test"):
         if rows := sorted(row for row, one in given.items() if one.split == split):
-            names = [listing.images[row] for row in rows]
-            parts[split] = files(root, names, [given[row].label for row in rows])
-            sources[split] = ", ".join(dict.fromkeys(given[row].how for row in rows))
-    return Labelled(parts, sources, notes)
+            part = files(root, [listing.images[row] for row in rows], [given[row].label for row in rows])
+            parts[split] = replace(part, origin=", ".join(dict.fromkeys(given[row].how for row in rows)))
+    return Found(parts, notes)
 
 
-def read_labelled(path: str, data: config.Data) -> Labelled:
+def read_labelled(path: str, data: config.Data) -> Found:
     """:func:`read_labels` of a path, which must be a folder of image files."""
     root = Path(path).expanduser()
     if not root.exists():
