@@ -13,7 +13,7 @@ from typing import NamedTuple
 from cls.config import Data
 from cls.data.folders.image_folder import Listing, natural, scan
 from cls.data.labels.files import candidates, find_file, folder_splits, without_marked
-from cls.data.labels.read import read_file, read_labelled, read_labels
+from cls.data.labels.read import ImageFiles, read_file, read_labelled, read_labels
 from cls.data.labels.table import FILES
 from cls.data.labels.values import UnclearColumnError
 from cls.data.readers import column
@@ -46,14 +46,15 @@ def label_hint(root: Path, listing: Listing, classes: Collection[str] = ()) -> s
     if not listing.images:
         return ""
     clear, plain = without_marked(listing, same=True)[0], without_marked(listing, same=False)[0]
-    splits = folder_splits(root, clear.images)
-    return _files_hint(root, clear, splits, classes) or _pattern_hint(root, plain, classes)
+    images = ImageFiles(root, clear, folder_splits(root, clear.images))
+    return _files_hint(images, classes) or _pattern_hint(root, plain, classes)
 
 
-def _files_hint(root: Path, listing: Listing, splits: list[str], classes: Collection[str]) -> str:
+def _files_hint(images: ImageFiles, classes: Collection[str]) -> str:
     """The files that label most images, no image in two of them."""
+    root, listing, _ = images
     near = candidates(listing.others) or [f"../{name}" for name in candidates(_files_above(root))]
-    tried = {name: found for name in near[:LOOKED_AT] if (found := _tried(root, listing, splits, name))}
+    tried = {name: found for name in near[:LOOKED_AT] if (found := _tried(images, name))}
     chosen: list[str] = []
     for name in sorted(tried, key=lambda name: (bool(tried[name].columns), -len(tried[name].images))):
         if not any(tried[name].images & tried[other].images for other in chosen):
@@ -67,9 +68,10 @@ def _files_hint(root: Path, listing: Listing, splits: list[str], classes: Collec
             continue
         labelled, most = sum(len(tried[name].images) for name in names), used
         words = ["--data.labels", *names] + (["--data.label-column", unclear[0]] if unclear else [])
+        others = f", or {' or '.join(unclear[1:])}" if unclear else ""
         best = (
             f"{' and '.join(names)} {'looks' if count == 1 else 'look'} like labels of {labelled:,} of the "
-            f"{len(splits):,} images: add {shlex.join(words)}" + (f", or {' or '.join(unclear[1:])}" if unclear else "")
+            f"{len(images.names):,} images: add {shlex.join(words)}{others}"
         )
     return best
 
@@ -87,16 +89,16 @@ class _Tried(NamedTuple):
     columns: tuple[str, ...]  # that may hold the labels, the one tried first; () if the column is clear
 
 
-def _tried(root: Path, listing: Listing, splits: list[str], name: str) -> _Tried | None:
+def _tried(images: ImageFiles, name: str) -> _Tried | None:
     wanted: tuple[str, ...] = ("",)
     unclear: tuple[str, ...] = ()
     while wanted:
-        data = Data(path=str(root), label_column=wanted[0])
+        data = Data(path=str(images.root), label_column=wanted[0])
         try:
-            file = find_file(root, name, listing, data)
+            file = find_file(images.root, name, images.listing, data)
             if file.path.stat().st_size > LARGEST:
                 return None
-            found = read_file(root, listing.images, splits, file, data, [])
+            found = read_file(images, file, data, [])
         except UnclearColumnError as error:
             wanted = unclear = error.columns
         except (ValueError, OSError):

@@ -36,6 +36,18 @@ class Given(NamedTuple):
     line: int = 0
 
 
+class ImageFiles(NamedTuple):
+    """The images of a folder, with the splits of their folders by row."""
+
+    root: Path
+    listing: Listing
+    splits: Sequence[str]
+
+    @property
+    def names(self) -> list[str]:
+        return self.listing.images
+
+
 def read_labels(root: Path, listing: Listing, data: config.Data) -> Found:
     """The splits of a folder by ``data.labels`` or ``data.label_pattern``; ValueError for what cannot be used.
 
@@ -47,11 +59,8 @@ def read_labels(root: Path, listing: Listing, data: config.Data) -> Found:
         raise ValueError(f"data.path: {root} holds no images, so data.labels and data.label_pattern have no use")
     listing, text = without_marked(listing, same=not data.label_pattern)
     notes = [f"{root}: {text}"] if text else []
-    splits = folder_splits(root, listing.images)
-    if data.label_pattern:
-        given = _by_pattern(root, listing.images, splits, data.label_pattern, notes)
-    else:
-        given = _by_files(root, listing, splits, data, notes)
+    images = ImageFiles(root, listing, folder_splits(root, listing.images))
+    given = _by_pattern(images, data.label_pattern, notes) if data.label_pattern else _by_files(images, data, notes)
     parts = {}
     for split in ("train", "val", "test"):
         if rows := sorted(row for row, one in given.items() if one.split == split):
@@ -73,9 +82,8 @@ def read_labelled(path: str, data: config.Data) -> Found:
     return read_labels(root, scan(root), data)
 
 
-def _by_pattern(
-    root: Path, names: Sequence[str], splits: Sequence[str], pattern: str, notes: list[str]
-) -> dict[int, Given]:
+def _by_pattern(images: ImageFiles, pattern: str, notes: list[str]) -> dict[int, Given]:
+    names, splits = images.names, images.splits
     given, without, how = {}, [], f"file names, {pattern}"
     elsewhere = "" if "train" in splits else "train"  # beside train/, other folders are no training images
     for row, name in enumerate(names):
@@ -88,53 +96,45 @@ def _by_pattern(
     if without:
         raise ValueError(
             f"data.label_pattern: {pattern!r} finds no class in the names of {len(without)} of {len(names)} images in "
-            f"{root}, e.g. {without[0]!r}: its group must match in each, from the start of the name"
+            f"{images.root}, e.g. {without[0]!r}: its group must match in each, from the start of the name"
         )
-    _leave_out(root, [name for row, name in enumerate(names) if row not in given], "outside train/, val/ and test/",
-               notes)  # fmt: skip
+    stray = [name for row, name in enumerate(names) if row not in given]
+    _leave_out(images.root, stray, "outside train/, val/ and test/", notes)
     return _with_test(given)
 
 
-def _by_files(
-    root: Path, listing: Listing, splits: Sequence[str], data: config.Data, notes: list[str]
-) -> dict[int, Given]:
+def _by_files(images: ImageFiles, data: config.Data, notes: list[str]) -> dict[int, Given]:
+    root, names, splits = images.root, images.names, images.splits
     given: dict[int, Given] = {}
     for text in data.labels:
-        found = read_file(root, listing.images, splits, find_file(root, text, listing, data), data, notes)
-        _add(given, found, listing.images, notes)
+        found = read_file(images, find_file(root, text, images.listing, data), data, notes)
+        _add(given, found, names, notes)
     covered = {one.split for one in given.values()}
     rest = [row for row in range(len(splits)) if row not in given]
-    _leave_out(root, [listing.images[row] for row in rest if splits[row] in ("", *covered - {"test"})],
-               f"without a row in {', '.join(data.labels)}", notes)  # fmt: skip
-    tree = Tree(root, listing.images)
-    others = {
-        row: Given(
-            splits[row],
-            None if splits[row] in covered else class_folder(tree, listing.images[row], splits[row]),
-            "folders",
-        )
-        for row in rest
-        if splits[row] == "test" or (splits[row] and splits[row] not in covered)
-    }
-    _reject_unlabelled(root, others, listing.images)
+    stray = [names[row] for row in rest if splits[row] in ("", *covered - {"test"})]
+    _leave_out(root, stray, f"without a row in {', '.join(data.labels)}", notes)
+    tree, others = Tree(root, names), dict[int, Given]()
+    for row in rest:
+        if (split := splits[row]) == "test" or (split and split not in covered):
+            label = None if split in covered else class_folder(tree, names[row], split)
+            others[row] = Given(split, label, "folders")
+    _reject_unlabelled(root, others, names)
     return _with_test(given | others, keep="test" in covered)
 
 
-def read_file(
-    root: Path, names: Sequence[str], splits: Sequence[str], file: LabelFile, data: config.Data, notes: list[str]
-) -> list[tuple[int, Given]]:
-    """Rows of ``names`` with their entries in a label file; a row may appear several times.
+def read_file(images: ImageFiles, file: LabelFile, data: config.Data, notes: list[str]) -> list[tuple[int, Given]]:
+    """Rows of ``images`` with their entries in a label file, in its order; a row may appear several times.
 
-    ``splits`` are those of the images' folders. ValueError if the file is ambiguous or lacks labels.
+    ValueError if the file is ambiguous or lacks labels.
     """
-    table, file, matched = _match_table(root, names, splits, file, data)
+    table, file, matched = _match_table(images, file, data)
     values = _values(table, matched.column, data.label_column, file.split)
     by_row = _row_splits(table, matched.column, values.what, file, data, notes)
     how = f"{file.name}: ids in column {table.names[matched.column]}, labels: {values.what or 'none'}"
     found, missing = [], []
     for place, rows in enumerate(matched.images):
         for row in rows:
-            split = file.split or (by_row[place] if by_row else "") or splits[row] or "train"
+            split = file.split or (by_row[place] if by_row else "") or images.splits[row] or "train"
             label = values.classes[place] if values.what else ""
             missing += [] if label or split == "test" else [place]
             found.append((row, Given(split, label or None, how, file.name, table.lines[place])))
@@ -170,10 +170,8 @@ def _row_splits(table: Table, ids: int, labels: str, file: LabelFile, data: conf
     return split_values(table, used) if used and not file.split else []
 
 
-def _match_table(
-    root: Path, names: Sequence[str], splits: Sequence[str], file: LabelFile, data: config.Data
-) -> tuple[Table, LabelFile, Matched]:
-    """The table with its header, if it has one; the file without a split where its rows have their own."""
+def _match_table(images: ImageFiles, file: LabelFile, data: config.Data) -> tuple[Table, LabelFile, Matched]:
+    """The table with its header, if it has one; the file without a split if its rows have splits."""
     table = read_table(file.path, file.name)
     headed = table if table.headed or len(table) < 2 else table.with_header()
     wanted = [name for name in (data.id_column, data.label_column) if name]
@@ -187,36 +185,35 @@ def _match_table(
     ):
         table = headed
     column = column_named(table, data.id_column, "id-column") if data.id_column else None
-    matched = _matched(root, names, splits, file, table, column)
+    matched = _matched(images, file, table, column)
     if not table.headed and not matched.images[0] and not looks_like_id(table.columns[matched.column][0]):
         table, matched = table.with_header(), Matched(matched.column, matched.images[1:])
-    _check_clear(root, names, splits, file, table, matched)
+    _check_clear(images, file, table, matched)
     return table, file, matched
 
 
-def _check_clear(
-    root: Path, names: Sequence[str], splits: Sequence[str], file: LabelFile, table: Table, matched: Matched
-) -> None:
+def _check_clear(images: ImageFiles, file: LabelFile, table: Table, matched: Matched) -> None:
     """ValueError for ids of several images, with how to make them unique."""
+    names = images.names
     unclear = [place for place, rows in enumerate(matched.images) if len(rows) > 1]
     if unclear:
         several = matched.images[unclear[0]]
-        images = " and ".join(repr(names[row]) for row in several[:2])
+        shown = " and ".join(repr(names[row]) for row in several[:2])
         one = f"name the split of the file: --data.labels train={file.name}"
-        if file.split or all(splits[row] in ("", "train") for row in several):  # naming it would change nothing
+        if file.split or all(images.splits[row] in ("", "train") for row in several):  # naming it would change nothing
             inside = next(names[row].partition("/")[0] for row in several if "/" in names[row])
             place = shlex.quote(os.path.abspath(file.path))
-            one = f"name the images' folder alone, e.g. {path_option(root / inside)} --data.labels {place}"
+            one = f"name the images' folder alone, e.g. {path_option(images.root / inside)} --data.labels {place}"
         raise ValueError(
             f"data.labels: {len(unclear)} ids of {file.name} are the names of several images, e.g. "
-            f"{table.columns[matched.column][unclear[0]]!r} (line {table.lines[unclear[0]]}) of {images}: write "
+            f"{table.columns[matched.column][unclear[0]]!r} (line {table.lines[unclear[0]]}) of {shown}: write "
             f"folders and endings into the ids, or {one}"
         )
 
 
-def _matched(root: Path, names: Sequence[str], splits: Sequence[str], file: LabelFile, table: Table, column: int | None
-             ) -> Matched:  # fmt: skip
+def _matched(images: ImageFiles, file: LabelFile, table: Table, column: int | None) -> Matched:
     """The images of each row: among those below the file's folder, of its split, or all; the first that has half."""
+    root, names, splits = images.root, images.names, images.splits
     fits = [row for row in range(len(names)) if not file.split or splits[row] in ("", file.split)]
     below = [row for row in fits if names[row].startswith(file.folder)]
     best: Matched | None = None
