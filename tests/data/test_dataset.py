@@ -1,4 +1,4 @@
-"""Which image, how augmented, in whose hands: all of it is a function of (seed, draw)."""
+"""Which image, how augmented, in whose hands: all of it is a function of (seed, index)."""
 
 import csv
 import hashlib
@@ -59,13 +59,13 @@ def write(root: Path, counts: tuple[int, ...], broken: dict[tuple[int, int], byt
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return write(tmp_path_factory.mktemp("draws"), (5, 3, 9))  # 17 images
+    return write(tmp_path_factory.mktemp("images"), (5, 3, 9))  # 17 images
 
 
 class Sample(NamedTuple):
     pixels: torch.Tensor  # 3 h w
     label: int
-    draw: int
+    index: int
     row: int
     area: tuple[int, int, int, int]
     corrupt: tuple[tuple[int, str], ...]
@@ -77,7 +77,7 @@ def samples_of(dataset: BatchDataset, indices: Iterable[int]) -> list[Sample]:
     return [Sample(b.pixels[0], int(b.labels[0]), b.indices[0], b.rows[0], b.areas[0], tuple(b.corrupt)) for b in found]
 
 
-def draws_of(rows: Dataset, ops: tuple[Op, ...] = OPS, seed: int = 0, exact_order: bool = False) -> TrainDataset:
+def dataset_of(rows: Dataset, ops: tuple[Op, ...] = OPS, seed: int = 0, exact_order: bool = False) -> TrainDataset:
     return TrainDataset(images_of(rows), ops, SIZE, seed, exact_order=exact_order)
 
 
@@ -91,7 +91,7 @@ def sha(batch: Batch) -> str:
 @pytest.mark.parametrize("n", [1, 2, 7, 17, 100])
 def test_each_image_exactly_once_per_epoch(n: int) -> None:
     order = Sampler(np.zeros(n, dtype=int), 3, balanced=False)
-    epochs = [[order.row(draw) for draw in range(e * n, (e + 1) * n)] for e in range(5)]
+    epochs = [[order.row(index) for index in range(e * n, (e + 1) * n)] for e in range(5)]
     assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
     if n >= 17:
         assert len({tuple(epoch) for epoch in epochs}) == 5  # another order every time
@@ -101,10 +101,10 @@ def test_each_image_exactly_once_per_epoch(n: int) -> None:
 def test_order_has_no_state() -> None:
     labels = np.arange(17) % 3
     for balanced in (False, True):
-        forward = [Sampler(labels, 0, balanced).row(draw) for draw in range(200)]  # a fresh one for every draw
+        forward = [Sampler(labels, 0, balanced).row(index) for index in range(200)]  # a fresh one for every index
         one = Sampler(labels, 0, balanced)
-        assert [one.row(draw) for draw in range(200)] == forward
-        assert [one.row(draw) for draw in reversed(range(200))] == forward[::-1]
+        assert [one.row(index) for index in range(200)] == forward
+        assert [one.row(index) for index in reversed(range(200))] == forward[::-1]
 
 
 def test_first_places_are_uniform() -> None:
@@ -126,13 +126,13 @@ def test_ranks_together_use_each_image_once_per_epoch(world_size: int, n: int, b
         for share, part in zip(shares(batch // micro_batch, ranks), parts, strict=True):
             assert len(part) == (stop - start) * len(share)
             assert len(part) == len(MicroBatchSampler(start, stop, batch, micro_batch, share))
-            assert all(len(draws) == micro_batch for draws in part)
+            assert all(len(indices) == micro_batch for indices in part)
         for step in range(stop - start):
             for share, part in zip(shares(batch // micro_batch, ranks), parts, strict=True):
-                for draws in part[step * len(share) : (step + 1) * len(share)]:
-                    seen += draws
+                for indices in part[step * len(share) : (step + 1) * len(share)]:
+                    seen += indices
     assert seen == list(range(steps * batch))  # in global order, none lost, none twice
-    images = [order.row(draw) for draw in seen]
+    images = [order.row(index) for index in seen]
     for epoch in range(len(seen) // n):
         assert sorted(images[epoch * n : (epoch + 1) * n]) == list(range(n))
 
@@ -140,7 +140,7 @@ def test_ranks_together_use_each_image_once_per_epoch(world_size: int, n: int, b
 def test_balanced_classes_take_turns_and_each_image_has_its_turn() -> None:
     labels = np.array([0] * 2 + [1] * 5 + [3] * 3)  # class 2 is empty
     order = Sampler(labels, 0, balanced=True)
-    drawn = [order.row(draw) for draw in range(3 * 60)]
+    drawn = [order.row(index) for index in range(3 * 60)]
     turns = np.array([labels[row] for row in drawn]).reshape(60, 3)
     assert all(sorted(turn) == [0, 1, 3] for turn in turns)
     assert len({tuple(turn) for turn in turns}) == 6  # all orders of the classes occur
@@ -159,10 +159,10 @@ def test_workers_do_not_matter(rows: Dataset) -> None:
     for workers in (0, 1, 3):
         indices = MicroBatchSampler(2, 6, 6, 3, range(2))
         found[workers] = [
-            (b.indices, b.rows, b.labels.tolist(), sha(b)) for b in batches(draws_of(rows), indices, workers, 3)
+            (b.indices, b.rows, b.labels.tolist(), sha(b)) for b in batches(dataset_of(rows), indices, workers, 3)
         ]
     assert len(found[0]) == 8 and found[0] == found[1] == found[3]
-    assert [draw for draws, *_ in found[0] for draw in draws] == list(range(12, 36))
+    assert [index for indices, *_ in found[0] for index in indices] == list(range(12, 36))
 
 
 def test_the_global_generators_are_neither_read_nor_changed_by_loading(rows: Dataset) -> None:
@@ -170,33 +170,33 @@ def test_the_global_generators_are_neither_read_nor_changed_by_loading(rows: Dat
         torch.manual_seed(seed)
         np.random.seed(seed)
         before = torch.get_rng_state()
-        hashes = [sha(b) for b in batches(draws_of(rows), MicroBatchSampler(0, 3, 4, 4, range(1)), 1, 4)]
+        hashes = [sha(b) for b in batches(dataset_of(rows), MicroBatchSampler(0, 3, 4, 4, range(1)), 1, 4)]
         assert torch.get_rng_state().equal(before)
         return hashes
 
     assert load_all(1) == load_all(2)
 
 
-def test_augmentation_depends_on_the_draw_only(rows: Dataset) -> None:
-    draws = draws_of(rows)
-    forward = samples_of(draws, range(51))
+def test_augmentation_depends_on_the_sample_index_only(rows: Dataset) -> None:
+    dataset = dataset_of(rows)
+    forward = samples_of(dataset, range(51))
     order = np.random.default_rng(0).permutation(51).tolist()
-    shuffled = dict(zip(order, samples_of(draws_of(rows), order), strict=True))
+    shuffled = dict(zip(order, samples_of(dataset_of(rows), order), strict=True))
     for d, sample in enumerate(forward):
         again = shuffled[d]
         assert sample.pixels.equal(again.pixels) and sample[1:] == again[1:]
-        assert sample.draw == d and sample.row == draws.sampler.row(d) and sample.label == rows[sample.row]["label"]
+        assert sample.index == d and sample.row == dataset.sampler.row(d) and sample.label == rows[sample.row]["label"]
         assert sample.pixels.shape == (3, SIZE, SIZE) and sample.pixels.dtype == torch.uint8
     of_one_image = [sample.pixels.numpy().tobytes() for sample in forward if sample.row == 4]
     assert len(of_one_image) == len(set(of_one_image)) == 3  # another augmentation in every epoch
-    other = samples_of(draws_of(rows, seed=1), range(51))
+    other = samples_of(dataset_of(rows, seed=1), range(51))
     assert any(not a.pixels.equal(b.pixels) for a, b in zip(forward, other, strict=True))
 
 
 def test_plain_framing_is_the_same_in_every_epoch(rows: Dataset) -> None:
     """The control of the test above: without random operations an image is always the same pixels."""
     plain = training_ops(config.Augment(frame="squash"), DATA, (0.5, 0.5, 0.5))
-    samples = samples_of(draws_of(rows, plain, exact_order=True), range(51))
+    samples = samples_of(dataset_of(rows, plain, exact_order=True), range(51))
     for row in range(17):
         assert len({s.pixels.numpy().tobytes() for s in samples if s.row == row}) == 1
         own = next(s for s in samples if s.row == row)
@@ -204,26 +204,26 @@ def test_plain_framing_is_the_same_in_every_epoch(rows: Dataset) -> None:
         assert np.abs(own.pixels.permute(1, 2, 0).numpy().astype(int) - np.asarray(image).astype(int)).max() <= 1
 
 
-# --- broken images ---
+# --- corrupt images ---
 
 HALF = jpeg(1, 0)[: len(jpeg(1, 0)) * 2 // 3]
 
 
-def test_broken_images_are_replaced_by_others_of_their_class(tmp_path: Path) -> None:
+def test_corrupt_images_are_replaced_by_others_of_their_class(tmp_path: Path) -> None:
     rows = write(tmp_path, (4, 4, 4), {(0, 1): b"", (1, 2): HALF, (1, 3): b"no image"})
     bad = {1, 6, 7}
-    draws = draws_of(rows)
-    samples = samples_of(draws, range(12 * 20))
+    dataset = dataset_of(rows)
+    samples = samples_of(dataset, range(12 * 20))
     replaced = [s for s in samples if s.corrupt]
     for sample in samples:
-        asked = draws.sampler.row(sample.draw)
+        asked = dataset.sampler.row(sample.index)
         assert sample.label == rows[sample.row]["label"] == rows[asked]["label"]
         assert sample.row not in bad
         if asked in bad:
             assert sample.corrupt[0][0] == asked and {row for row, _ in sample.corrupt} <= bad
         else:
             assert sample.corrupt == () and sample.row == asked
-        (again,) = samples_of(draws_of(rows), [sample.draw])  # the same in any process
+        (again,) = samples_of(dataset_of(rows), [sample.index])  # the same in any process
         assert again.pixels.equal(sample.pixels) and again[1:] == sample[1:]
     assert len(replaced) == 20 * 3
     assert {s.row for s in replaced if s.label == 0} == {0, 2, 3}  # not always the same one
@@ -234,30 +234,30 @@ def test_broken_images_are_replaced_by_others_of_their_class(tmp_path: Path) -> 
 
 def test_of_a_class_without_a_readable_image_another_class_has_its_own_label(tmp_path: Path) -> None:
     rows = write(tmp_path, (2, 3, 3), {(0, 0): b"", (0, 1): HALF})
-    samples = [s for s in samples_of(draws_of(rows), range(80)) if s.corrupt]
+    samples = [s for s in samples_of(dataset_of(rows), range(80)) if s.corrupt]
     assert len(samples) == 20
     assert all(s.label == rows[s.row]["label"] and s.label in (1, 2) for s in samples)
     assert all({row for row, _ in s.corrupt} == {0, 1} for s in samples)
     assert {s.label for s in samples} == {1, 2}
 
 
-def test_a_class_with_many_broken_images_never_yields_blank_squares(tmp_path: Path) -> None:
-    """60 of 70 images of a class in 6,000 are within max_bad: nothing may be trained on but real images."""
+def test_a_class_with_many_corrupt_images_never_yields_blank_squares(tmp_path: Path) -> None:
+    """60 of 70 images of a class in 6,000 are within max_corrupt: nothing may be trained on but real images."""
     rows = write(tmp_path, (MAX_TRIES + 10, 4), {(0, n): b"" for n in range(MAX_TRIES + 10)})
-    for sample in samples_of(draws_of(rows), range(5)):
+    for sample in samples_of(dataset_of(rows), range(5)):
         assert sample.row not in {row for row, _ in sample.corrupt}
 
 
 def test_when_no_image_can_be_read_it_is_a_data_error(tmp_path: Path) -> None:
     rows = write(tmp_path, (2, 2), {(label, n): b"" for label in (0, 1) for n in (0, 1)})
     with pytest.raises(DataError, match="read"):
-        samples_of(draws_of(rows), [0])
+        samples_of(dataset_of(rows), [0])
 
 
-def test_a_missing_file_is_a_broken_image(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_corrupt_image(tmp_path: Path) -> None:
     rows = write(tmp_path, (3, 3))
     (tmp_path / "train" / "0" / "01.jpg").unlink()
-    found = {row: reason for sample in samples_of(draws_of(rows), range(6)) for row, reason in sample.corrupt}
+    found = {row: reason for sample in samples_of(dataset_of(rows), range(6)) for row, reason in sample.corrupt}
     assert found == {1: "cannot be read: No such file or directory"}
 
 
@@ -325,7 +325,7 @@ def test_one_corrupt_image_is_always_tolerated(tmp_path: Path) -> None:
         corrupt.agree()
 
 
-def test_a_broken_evaluation_image_is_black_and_named(tmp_path: Path) -> None:
+def test_a_corrupt_evaluation_image_is_black_and_named(tmp_path: Path) -> None:
     rows = write(tmp_path, (2, 2), {(0, 1): b""})
     batch = load_batch(ViewDataset(images_of(rows), view_ops("identity", DATA), SIZE, 0, "identity"), range(4))
     assert batch.rows == [0, 1, 2, 3] and batch.labels.tolist() == [0, 0, 1, 1]
@@ -359,11 +359,11 @@ def test_a_view_of_an_image_is_the_same_alone_and_in_any_list(rows: Dataset, vie
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def random_batch(draws: list[int], boxes: list[tuple[int, int, int, int]], size: int = SIZE) -> Batch:
+def random_batch(indices: list[int], boxes: list[tuple[int, int, int, int]], size: int = SIZE) -> Batch:
     pixels = torch.stack(
-        [torch.from_numpy(np.random.default_rng(d).integers(0, 256, (3, size, size), dtype=np.uint8)) for d in draws]
+        [torch.from_numpy(np.random.default_rng(d).integers(0, 256, (3, size, size), dtype=np.uint8)) for d in indices]
     )
-    return Batch(pixels, torch.zeros(len(draws), dtype=torch.long), boxes, draws, draws, [])
+    return Batch(pixels, torch.zeros(len(indices), dtype=torch.long), boxes, indices, indices, [])
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -391,7 +391,7 @@ def test_erased_boxes_are_standard_normal_noise_before_normalising() -> None:
     assert np.abs(np.corrcoef(values.reshape(6, -1))[np.triu_indices(6, 1)]).max() < 0.05  # no channel repeats another
 
 
-def test_erase_noise_depends_on_seed_and_draw_only() -> None:
+def test_erase_noise_depends_on_seed_and_sample_index_only() -> None:
     box, none = (2, 3, 5, 6), (0, 0, 0, 0)
     prepare = preprocess((MEAN, STD), 0, True, torch.device("cpu"))
     torch.manual_seed(1)

@@ -94,7 +94,7 @@ def test_the_second_start_reads_no_folder_and_gives_the_same(tmp_path: Path, wal
     assert start(root).train.features == second.train.features == load(config.Data(path="digits"), 0).train.features
 
 
-def test_what_is_left_out_is_told_at_every_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_left_out_is_reported_at_every_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = make(tmp_path)
     jpeg(root / "train" / "stray.jpg")
     age()
@@ -324,7 +324,7 @@ def start(root):
     marks = look(splits).facts
     images = images_of(splits.train)
     order = images.sampler(0, False)
-    images.read([order.row(draw) for draw in range(32)])
+    images.read([order.row(index) for index in range(32)])
     return splits, images, order, marks
 
 small, large = sys.argv[1:3]
@@ -407,7 +407,7 @@ def first_batch(root: Path) -> None:
     assert look(splits).facts
     images = images_of(splits.train)
     order = images.sampler(0, False)
-    assert len(images.read([order.row(draw) for draw in range(64)])) == 64
+    assert len(images.read([order.row(index) for index in range(64)])) == 64
 
 
 def cpu(work: object) -> float:

@@ -1,4 +1,4 @@
-"""Tables are told apart by their footers, whose length stands in the file's last eight bytes."""
+"""Tables are distinguished by their footers, whose length is in the file's last eight bytes."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from cls.data.footers import footers
 
 
-def test_tables_of_equal_size_and_equal_last_bytes_are_told_apart(tmp_path: Path) -> None:
+def test_tables_of_equal_size_and_equal_last_bytes_are_distinguished(tmp_path: Path) -> None:
     """Statistics of the columns stand in the footer: another value of the same length changes it alone."""
     for name, values in (("a", ["ab", "cd"]), ("b", ["ab", "ce"])):
         pq.write_table(pa.table({"label": values}), tmp_path / f"{name}.parquet", compression="none")

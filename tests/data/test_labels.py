@@ -1,4 +1,4 @@
-"""Labels from label files and file names: public layouts as small real trees, and one clear error for each slip."""
+"""Labels from label files and file names: public layouts as small real trees, and one clear error for each mistake."""
 
 import csv
 import io
@@ -374,7 +374,7 @@ LAYOUTS: dict[str, tuple[Files, dict[str, object], dict[str, dict[str, str | Non
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(tmp_path: Path, layout: str) -> None:
-    """Every label by id and split as its people mean it, also through load, which may hold some out of train."""
+    """Every label by id and split as its authors mean it, also through load, which may hold some out of train."""
     files, options, answer, below = LAYOUTS[layout]
     root = tree(tmp_path / "set", files) / below
     assert found(root, **options) == answer and "name no image" not in warnings(root, **options)
@@ -571,7 +571,7 @@ def test_a_label_file_that_is_not_in_the_copy(tmp_path: Path) -> None:
     assert len(read_labels(root, image_folder.scan(root), again).parts["train"]) == 4
 
 
-# What is left out, doubled or missing is counted and named
+# What is left out, repeated or missing is counted and named
 
 
 def warnings(root: Path, **options: object) -> str:
@@ -588,7 +588,7 @@ def test_rows_without_a_file_and_images_without_a_row(tmp_path: Path) -> None:
     assert parts == {"train": dict(list(ANSWER.items())[:4]), "test": UNKNOWN}
 
 
-def test_doubled_rows_that_agree_count_once(tmp_path: Path) -> None:
+def test_repeated_rows_that_agree_count_once(tmp_path: Path) -> None:
     files = kaggle(lambda n: f"{n:02},{AB[n % 2]}")
     root = tree(tmp_path, {**files, "train.csv": files["train.csv"] + lines("03.jpg,b", "04,a", "04,a")})
     assert found(root, labels=("train.csv",)) == TRAIN_TEST
@@ -606,7 +606,7 @@ def test_the_source_of_each_split(tmp_path: Path) -> None:
     assert sources == {"train": "folders", "val": file, "test": "folders"}
 
 
-SLIPS: dict[str, tuple[Files, dict[str, object], str]] = {
+MISTAKES: dict[str, tuple[Files, dict[str, object], str]] = {
     "no such file": (
         kaggle(lambda n: f"{n},a"),
         {"labels": ("trian.csv",)},
@@ -744,9 +744,9 @@ SLIPS: dict[str, tuple[Files, dict[str, object], str]] = {
 }
 
 
-@pytest.mark.parametrize("slip", SLIPS)
-def test_slips(tmp_path: Path, slip: str) -> None:
-    files, options, message = SLIPS[slip]
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(tmp_path: Path, mistake: str) -> None:
+    files, options, message = MISTAKES[mistake]
     root = tree(tmp_path / "set", files)
     with pytest.raises(ValueError, match=r"^(data\.|--data\.)\S+.*") as caught:
         load(config.Data(path=str(root), **options), seed=0)

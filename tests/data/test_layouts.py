@@ -56,8 +56,8 @@ def expand(text: str) -> list[str]:
     if not found:
         return [text]
     span = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
-    pieces = [str(i) for i in range(int(span[1]), int(span[2]) + 1)] if span else found[1].split(",")
-    return [name for piece in pieces for name in expand(text[: found.start()] + piece + text[found.end() :])]
+    parts = [str(i) for i in range(int(span[1]), int(span[2]) + 1)] if span else found[1].split(",")
+    return [name for part in parts for name in expand(text[: found.start()] + part + text[found.end() :])]
 
 
 def build(root: Path, *patterns: str) -> None:
@@ -717,7 +717,7 @@ def test_what_is_kept_holds_in_another_folder(tmp_path: Path, monkeypatch: pytes
         assert len(load_given([note.split("cls predict RUN ")[1]], config.Data())) == 1
 
 
-def test_only_rank_0_speaks(
+def test_only_rank_0_prints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -830,7 +830,7 @@ NOISE = ("train.csv", "labels.txt", "annotations/0.xml", "bird/0.heic", "cat/not
 
 @st.composite
 def structured(draw: st.DrawFn) -> list[str]:
-    """Splits of some names around class folders, as people make them, with a few files beside."""
+    """Splits of some names around class folders, as users make them, with a few files beside."""
     tops = draw(st.lists(st.sampled_from([*SPLIT_WORDS, *CLASS_NAMES]), min_size=1, max_size=4, unique=True))
     classes = draw(st.lists(st.sampled_from([*CLASS_NAMES, "test", "train"]), min_size=1, max_size=3, unique=True))
     base, files = draw(st.sampled_from(("", "", "", "root/", "images/"))), []

@@ -1,4 +1,4 @@
-"""Batches through worker processes: the right pixels, in order, in memory that is used again; deaths are told."""
+"""Batches through worker processes: the right pixels, in order, in reused memory; dead workers are reported."""
 
 import gc
 import os
@@ -92,7 +92,7 @@ def test_a_dead_worker_is_an_error_that_names_its_sample_indices() -> None:
     assert seen <= 100
 
 
-def test_a_worker_that_dies_meanwhile_is_told_by_its_own_loader_alone() -> None:
+def test_a_worker_that_dies_meanwhile_is_reported_by_its_own_loader_alone() -> None:
     """Not by a signal in the middle of a step, nor by the loader of a validation: they could not name its images."""
     training = batches(Numbers(slow=(8, 9), last=10), LISTS, 1, 4)  # what is before them has arrived
     assert of(next(training)) == [0, 1, 2, 3]
@@ -105,18 +105,18 @@ def test_a_worker_that_dies_meanwhile_is_told_by_its_own_loader_alone() -> None:
             pass
 
 
-def test_what_a_worker_refuses_is_its_message_alone() -> None:
+def test_what_a_worker_rejects_is_its_message_alone() -> None:
     class Refusing(Numbers):
         def fill(self, indices: Sequence[int], out: Pixels) -> BatchInfo:
-            raise DataError("20 images in a row are broken: cat.jpg")
+            raise DataError("20 images in a row are corrupt: cat.jpg")
 
     for workers in (0, 1):
         with pytest.raises(DataError) as caught:
             next(batches(Refusing(), LISTS, workers, 4))
-        assert str(caught.value) == "20 images in a row are broken: cat.jpg"
+        assert str(caught.value) == "20 images in a row are corrupt: cat.jpg"
 
 
-def test_a_fault_in_a_worker_is_told_as_it_is() -> None:
+def test_a_fault_in_a_worker_is_reported_as_it_is() -> None:
     class Faulty(Numbers):
         def fill(self, indices: Sequence[int], out: Pixels) -> BatchInfo:
             raise RuntimeError("tensors of another kind")
@@ -142,7 +142,7 @@ def test_no_shared_memory_file_and_no_descriptor_is_left() -> None:
     assert len(os.listdir("/proc/self/fd")) <= open_before
 
 
-def test_too_little_memory_is_told_before() -> None:
+def test_too_little_memory_is_reported_before() -> None:
     class Huge(Numbers):
         size = 4096
 

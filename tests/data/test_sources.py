@@ -122,7 +122,7 @@ def test_splits_of_other_names_are_no_classes(tmp_path: Path) -> None:
         assert splits.classes == ("a", "b") and other_part is not None
         assert ids(other_part) == [f"{other}/{name}/{name}-{i}.jpg" for name in "ab" for i in range(2)]
     make(tmp_path / "half", images=classes, validation=classes)
-    refuse(tmp_path / "half", "has validation but no train/ with class folders")
+    rejects(tmp_path / "half", "has validation but no train/ with class folders")
     make(tmp_path / "fine", test_tube={"deep": 4}, beaker={"deep": 4})
     assert load(data(tmp_path / "fine"), seed=0).classes == ("beaker", "test_tube")
 
@@ -347,7 +347,7 @@ def test_a_rewritten_tar_is_read_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_tar_is_read_to_its_end_or_refused(tmp_path: Path, streaming: bool) -> None:
+def test_a_tar_is_read_to_its_end_or_rejected(tmp_path: Path, streaming: bool) -> None:
     """tarfile ends without a word at a header that it does not understand; a second tar behind it is never seen."""
     (tmp_path / "tars").mkdir()
     path = tmp_path / "tars/train.tar"
@@ -365,7 +365,7 @@ def test_a_tar_is_read_to_its_end_or_refused(tmp_path: Path, streaming: bool) ->
         (whole[: at + 700], "unexpected end of data"),
     ):  # fmt: skip
         path.write_bytes(body)
-        refuse(tmp_path / "tars", rf"data\.path: cannot read .*train\.tar: .*{text}", streaming=streaming)
+        rejects(tmp_path / "tars", rf"data\.path: cannot read .*train\.tar: .*{text}", streaming=streaming)
     for body in (whole[: end + 512], whole + bytes(5000)):  # what GNU tar accepts
         path.write_bytes(body)
         assert len(load(data(tmp_path / "tars", streaming=streaming), seed=0).train) == 8
@@ -373,7 +373,7 @@ def test_a_tar_is_read_to_its_end_or_refused(tmp_path: Path, streaming: bool) ->
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("names", [("0.jpg", "0.cls", "0.mask.png"), ("at 10.15.00.jpg", "at 10.15.01.jpg", "x.cls")])
-def test_two_images_of_one_sample_are_refused(tmp_path: Path, names: tuple[str, ...], streaming: bool) -> None:
+def test_two_images_of_one_sample_are_rejected(tmp_path: Path, names: tuple[str, ...], streaming: bool) -> None:
     path = tmp_path / "all.tar"
     body = jpeg(tmp_path / "x.jpg").read_bytes()
     with tarfile.open(path, "w") as tar:
@@ -381,7 +381,7 @@ def test_two_images_of_one_sample_are_refused(tmp_path: Path, names: tuple[str, 
             info = tarfile.TarInfo(name)
             info.size = len(body)
             tar.addfile(info, io.BytesIO(b"1" * len(body) if name.endswith("cls") else body))
-    refuse(path, r"cannot read .*all\.tar: sample .* has two images, .* and ", streaming=streaming)
+    rejects(path, r"cannot read .*all\.tar: sample .* has two images, .* and ", streaming=streaming)
 
 
 def test_columns_and_labels_of_tables(tmp_path: Path) -> None:
@@ -482,14 +482,14 @@ def test_labels_that_no_class_has(tmp_path: Path, streaming: bool) -> None:
     for labels, text in (([0, 1, 0, 2], "has the label 2, but names of 2 classes"), ([5, 1, 0, 0], "has the label 5")):
         wrong = table.set_column(1, table.schema.field("label"), [pa.array(labels)])
         pq.write_table(wrong, tmp_path / "train.parquet")
-        refuse(tmp_path, rf"data\.label_column: column 'label' {text}", streaming=streaming)
+        rejects(tmp_path, rf"data\.label_column: column 'label' {text}", streaming=streaming)
     pq.write_table(
         pa.table({"image": [body] * 2, "label": pa.array([2**63, 1], pa.uint64())}), tmp_path / "train.parquet"
     )
-    refuse(tmp_path, r"data\.label_column: column 'label' holds .*9223372036854775808", streaming=streaming)
+    rejects(tmp_path, r"data\.label_column: column 'label' holds .*9223372036854775808", streaming=streaming)
 
 
-def test_a_fault_of_the_machine_is_no_broken_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_the_machine_is_no_corrupt_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another image would stand in for it: it is tried again, and then an error."""
     make(tmp_path, flat={"a": 2, "b": 2})
     images = images_of(load_images(str(tmp_path), data("")))
@@ -511,7 +511,7 @@ def test_a_fault_of_the_machine_is_no_broken_image(tmp_path: Path, monkeypatch: 
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_unreadable_rows_are_bad_images(tmp_path: Path) -> None:
+def test_unreadable_rows_are_corrupt_images(tmp_path: Path) -> None:
     make(tmp_path, flat={"a": 2, "b": 2})
     table = load_images(str(tmp_path), data(""))
     (tmp_path / "a/a-0.jpg").unlink()
@@ -526,64 +526,64 @@ def test_unreadable_rows_are_bad_images(tmp_path: Path) -> None:
 # What cannot be used
 
 
-def refuse(path: Path | str, message: str, **fields: object) -> None:
+def rejects(path: Path | str, message: str, **fields: object) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         load(data(path, **fields), seed=0)
     assert "\n" not in str(caught.value)
 
 
 def test_bad_folders(tmp_path: Path) -> None:
-    refuse(tmp_path / "gone", r"data\.path: there is no file or folder")
+    rejects(tmp_path / "gone", r"data\.path: there is no file or folder")
     for path in ("./gone", "~/gone/x", "a/b/c", "gone/x.parquet", "photo.jpg"):
-        refuse(path, r"data\.path: there is no file or folder")
+        rejects(path, r"data\.path: there is no file or folder")
     empty = tmp_path / "empty"
     empty.mkdir()
-    refuse(empty, r"data\.path: .*holds no images \(0 other files\)")
-    refuse(jpeg(tmp_path / "x.jpg"), r"data\.path: .*x\.jpg is a file")
-    refuse(make(tmp_path / "flat", flat={"": 3}), r"data\.path: .*no class folders")
-    refuse(make(tmp_path / "one", flat={"a": 3}), "only one class, 'a'")
-    refuse(make(tmp_path / "val only", val={"a": 3, "b": 3}, test={"": 1}), "no train/")
+    rejects(empty, r"data\.path: .*holds no images \(0 other files\)")
+    rejects(jpeg(tmp_path / "x.jpg"), r"data\.path: .*x\.jpg is a file")
+    rejects(make(tmp_path / "flat", flat={"": 3}), r"data\.path: .*no class folders")
+    rejects(make(tmp_path / "one", flat={"a": 3}), "only one class, 'a'")
+    rejects(make(tmp_path / "val only", val={"a": 3, "b": 3}, test={"": 1}), "no train/")
     root = make(tmp_path / "extra", train={"a": 2, "b": 2}, val={"a": 1, "c": 2, "d": 1})
-    refuse(root, r"val split.*2 classes that training lacks: 'c' \(2 images\), 'd' \(1 images\); training has 2: a, b")
+    rejects(root, r"val split.*2 classes that training lacks: 'c' \(2 images\), 'd' \(1 images\); training has 2: a, b")
     root = make(tmp_path / "hollow", train={"a": 2, "b": 2})
     (root / "val/a").mkdir(parents=True)
-    refuse(root, "val holds no images")
-    refuse(make(tmp_path / "flat val", train={"a": 2, "b": 2}, val={"": 2}), "val has no class folders")
-    refuse(make(tmp_path / "two", train={"a": 2, "b": 2}, val={"a": 1}, valid={"a": 1}), "val and valid")
-    refuse(make(tmp_path / "single", flat={"a": 1, "b": 1}), "no class has two images")
+    rejects(root, "val holds no images")
+    rejects(make(tmp_path / "flat val", train={"a": 2, "b": 2}, val={"": 2}), "val has no class folders")
+    rejects(make(tmp_path / "two", train={"a": 2, "b": 2}, val={"a": 1}, valid={"a": 1}), "val and valid")
+    rejects(make(tmp_path / "single", flat={"a": 1, "b": 1}), "no class has two images")
     make(tmp_path / "fraction", flat={"a": 2, "b": 2})
     name = os.fsdecode(b"caf\xe9.jpg")
     shutil.copy(tmp_path / "x.jpg", tmp_path / "fraction/a" / name)
-    refuse(tmp_path / "fraction", "not UTF-8")
+    rejects(tmp_path / "fraction", "not UTF-8")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
 def test_unreadable_folder(tmp_path: Path) -> None:
     make(tmp_path, flat={"a": 2, "b": 2})
     (tmp_path / "a").chmod(0)
-    refuse(tmp_path, "cannot read folder .*Permission denied")
+    rejects(tmp_path, "cannot read folder .*Permission denied")
 
 
 def test_bad_tables(tmp_path: Path) -> None:
     for name in ("x.parquet", "x.arrow", "x.tar"):
         (tmp_path / name).write_bytes(b"this is no such file")
-        refuse(tmp_path / name, rf"data\.path: cannot read .*{name}")
-    refuse(tmp_path, r"mixes \.arrow and \.parquet and \.tar")
+        rejects(tmp_path / name, rf"data\.path: cannot read .*{name}")
+    rejects(tmp_path, r"mixes \.arrow and \.parquet and \.tar")
     source = make(tmp_path / "images", train={"a": 2, "b": 2}, val={"a": 1})
     target = convert(source, tmp_path / "tables", "parquet")
     shutil.copy(target / "train-00000-of-00001.parquet", target / "more.parquet")
-    refuse(target, "the split of .*more.parquet is not clear")
+    rejects(target, "the split of .*more.parquet is not clear")
     (target / "more.parquet").rename(target / "testing.parquet")
     assert load(data(target), seed=0).test is not None
     (target / "testing.parquet").unlink()
     (target / "train-00000-of-00001.parquet").unlink()
-    refuse(target, "no train split, only val")
+    rejects(target, "no train split, only val")
     shutil.rmtree(target)
     saved = convert(source, tmp_path / "saved", "saved")
     next((saved / "train").glob("*.arrow")).unlink()
-    refuse(saved, "cannot read the saved dataset")
+    rejects(saved, "cannot read the saved dataset")
     (tmp_path / "notes.txt").write_text("x")
-    refuse(tmp_path / "notes.txt", r"notes\.txt is a file; expected")
+    rejects(tmp_path / "notes.txt", r"notes\.txt is a file; expected")
 
 
 def test_hub_name_offline_is_one_clear_error() -> None:

@@ -28,7 +28,7 @@ from PIL import Image
 from scipy import stats
 
 import train
-from cls import config
+from cls import config, recipes
 from cls.commands.options import PackOptions
 from cls.commands.pack import pack
 from cls.config import Run, change
@@ -68,30 +68,30 @@ UNEVEN = np.array(
 @pytest.mark.parametrize("counts", [[1], [7], [3] * 16, [3] * 17, [2] * 48, UNEVEN.tolist()])
 def test_each_row_exactly_once_per_epoch(counts: list[int]) -> None:
     n, order = sum(counts), BlockSampler(np.array(counts), 3)
-    epochs = [[order.row(draw) for draw in range(e * n, (e + 1) * n)] for e in range(4)]
+    epochs = [[order.row(index) for index in range(e * n, (e + 1) * n)] for e in range(4)]
     assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
     if n > 17:
         assert len({tuple(epoch) for epoch in epochs}) == 4
         other = BlockSampler(np.array(counts), 4)
-        assert [other.row(draw) for draw in range(n)] != epochs[0]
+        assert [other.row(index) for index in range(n)] != epochs[0]
 
 
 def test_order_has_no_state() -> None:
     n = int(UNEVEN.sum())
-    draws = range(n - 60, n + 60)  # over the end of an epoch
-    forward = [BlockSampler(UNEVEN, 0).row(draw) for draw in draws]  # a fresh one for every draw
+    indices = range(n - 60, n + 60)  # over the end of an epoch
+    forward = [BlockSampler(UNEVEN, 0).row(index) for index in indices]  # a fresh one for every index
     one = BlockSampler(UNEVEN, 0)
-    assert [one.row(draw) for draw in draws] == forward
-    assert [one.row(draw) for draw in reversed(draws)] == forward[::-1]
-    jumps = np.random.default_rng(0).permutation(len(draws))
-    assert [one.row(draws[i]) for i in jumps] == [forward[i] for i in jumps]
+    assert [one.row(index) for index in indices] == forward
+    assert [one.row(index) for index in reversed(indices)] == forward[::-1]
+    jumps = np.random.default_rng(0).permutation(len(indices))
+    assert [one.row(indices[i]) for i in jumps] == [forward[i] for i in jumps]
 
 
 def test_a_window_mixes_its_blocks_and_no_others() -> None:
     blocks, size = 5 * WINDOW + 3, 10
     order, seen = BlockSampler(np.full(blocks, size), 1), []
     for first in range(0, blocks * size, WINDOW * size):
-        rows = [order.row(draw) for draw in range(first, min(first + WINDOW * size, blocks * size))]
+        rows = [order.row(index) for index in range(first, min(first + WINDOW * size, blocks * size))]
         own = [row // size for row in rows]
         seen.append(set(own))
         assert len(seen[-1]) == len(rows) // size
@@ -104,10 +104,10 @@ def test_a_window_mixes_its_blocks_and_no_others() -> None:
 
 
 def test_places_are_uniform() -> None:
-    """Blocks of equal size: any row may be any draw of an epoch."""
+    """Blocks of equal size: any row may be any index of an epoch."""
     counts, seeds = np.full(25, 4), range(1200)
-    for draw in (0, 50, 99):
-        found = np.bincount([BlockSampler(counts, seed).row(draw) for seed in seeds], minlength=100)
+    for index in (0, 50, 99):
+        found = np.bincount([BlockSampler(counts, seed).row(index) for seed in seeds], minlength=100)
         assert stats.chisquare(found).pvalue > 1e-4
     pairs = [BlockSampler(counts, seed).row(1) - BlockSampler(counts, seed).row(0) for seed in range(300)]
     assert abs(np.mean(np.array(pairs) > 0) - 0.5) < 0.12
@@ -119,17 +119,17 @@ def test_ranks_together_use_each_row_once_per_epoch(world_size: int, batch: int,
     """Rows are a multiple of neither batch nor ranks; the run goes on with another number of ranks at any step."""
     n = int(UNEVEN.sum())
     whole = BlockSampler(UNEVEN, 0)
-    expected = [whole.row(draw) for draw in range(2 * n // batch * batch)]
+    expected = [whole.row(index) for index in range(2 * n // batch * batch)]
     for stop in (0, 1, n // batch, n // batch + 1, 2 * n // batch - 1):
         seen: dict[int, int] = {}
         for first, last, ranks in ((0, stop, world_size), (stop, 2 * n // batch, world_size % 4 + 1)):
             for share in shares(batch // micro_batch, ranks):
                 own = BlockSampler(UNEVEN, 0)  # each process has its own
-                for draws in MicroBatchSampler(first, last, batch, micro_batch, share):
-                    for draw in draws:
-                        assert draw not in seen
-                        seen[draw] = own.row(draw)
-        assert [seen[draw] for draw in sorted(seen)] == expected
+                for indices in MicroBatchSampler(first, last, batch, micro_batch, share):
+                    for index in indices:
+                        assert index not in seen
+                        seen[index] = own.row(index)
+        assert [seen[index] for index in sorted(seen)] == expected
 
 
 def test_blocks_of_neighbours() -> None:
@@ -240,7 +240,7 @@ def test_every_source_streams_the_same_images(tmp_path: Path, kind: str) -> None
     assert content(train, CLASSES, mixed) == [content(train, CLASSES)[row] for row in mixed]
     assert len({train.name(row) for row in range(77)}) == 77
     order = train.sampler(0, False)
-    assert sorted(content(train, CLASSES, [order.row(draw) for draw in range(77, 154)])) == expected
+    assert sorted(content(train, CLASSES, [order.row(index) for index in range(77, 154)])) == expected
     plain = load(config.Data(path=str(root)), 0)  # map-style: the same validation images, the same training images
     assert splits.val["id"][:] == plain.val["id"][:] and splits.val["label"][:] == plain.val["label"][:]
     assert sorted(content(images_of(plain.train), plain.classes)) == expected
@@ -291,7 +291,7 @@ def test_a_tar_may_repeat_keys_and_hold_json_of_another_kind(tmp_path: Path) -> 
     with tarfile.open(root / "train-3.tar", "w") as tar:
         add(tar, "z.jpg", picture(2, 94))
         add(tar, "z.json", b"3")
-    refuse(root, "1 of 82 train images in .* have no label")
+    rejects(root, "1 of 82 train images in .* have no label")
 
 
 def test_one_failed_read_does_not_spoil_the_row_group(tmp_path: Path) -> None:
@@ -333,8 +333,8 @@ def test_each_row_group_is_decoded_once_per_epoch_and_few_are_held(tmp_path: Pat
     decode = blocks._decoded
     blocks._decoded = lambda block: [decoded.update([block]), decode(block)][1]  # type: ignore[method-assign]  # counts
     order = train.sampler(0, False)
-    for draw in range(300):
-        row = order.row(draw)
+    for index in range(300):
+        row = order.row(index)
         assert train.read([row]) == [b"%d" % row]
         held = max(held, len(blocks._held))
     assert decoded == Counter(range(75)) and held == WINDOW + 1
@@ -358,7 +358,7 @@ def test_a_start_reads_no_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["parquet", "tar cls", "packed", "folder"])
-def test_files_that_go_away_or_shrink_are_broken_images_not_errors(tmp_path: Path, kind: str) -> None:
+def test_files_that_go_away_or_shrink_are_corrupt_images_not_errors(tmp_path: Path, kind: str) -> None:
     root = SOURCES[kind](tmp_path / "data")
     train = images_of(streamed(root).train)
     for path in root.rglob("*"):
@@ -396,10 +396,10 @@ def test_places_noted_by_cls_pack_are_not_trusted_in_a_rewritten_shard(tmp_path:
     assert all(isinstance(data, CorruptImageError) or bytes(data) in right for data in found)
 
 
-def test_files_with_other_class_numbers_are_refused(tmp_path: Path) -> None:
+def test_files_with_other_class_numbers_are_rejected(tmp_path: Path) -> None:
     root = write_parquet(tmp_path / "data")
     pq.write_table(table(pictures("val"), ClassLabel(names=["2", "b", "10"])), root / "train-9.parquet")
-    refuse(root, r"train-9.parquet has other columns or class names than .*train-0.parquet")
+    rejects(root, r"train-9.parquet has other columns or class names than .*train-0.parquet")
 
 
 def test_tars_are_indexed_once_until_they_change(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,9 +421,9 @@ def test_tars_are_indexed_once_until_they_change(tmp_path: Path, cache: Path, mo
     assert len(streamed(root).train) == 78
 
 
-def test_a_run_is_told_what_differs_when_its_images_are_read_another_way(tmp_path: Path) -> None:
+def test_a_run_reports_what_differs_when_its_images_are_read_another_way(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "data")
-    run = replace(change(Run(), data={"path": str(root)}), out=str(tmp_path / "run"))
+    run = replace(change(recipes.get("digits"), data={"path": str(root)}), out=str(tmp_path / "run"))
     with open_run_dir(run, CLUSTER) as folder:
         for streaming, message in ((True, None), (True, None), (False, "77 training images as then, but other .*read")):
             splits = load(config.Data(path=str(root), streaming=streaming), 0)
@@ -438,46 +438,46 @@ def test_a_run_is_told_what_differs_when_its_images_are_read_another_way(tmp_pat
 # --- what cannot be streamed ---
 
 
-def refuse(root: Path | str, message: str) -> None:
+def rejects(root: Path | str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         streamed(Path(root))
     assert "\n" not in str(caught.value)
 
 
-def test_refusals_name_the_way_on(tmp_path: Path) -> None:
+def test_errors_name_what_to_do(tmp_path: Path) -> None:
     root = write_parquet(tmp_path / "data")
     (root / "validation-0.parquet").unlink()
-    refuse(root, rf"data\.streaming needs validation images .*cls pack {root} --to data-packed")
+    rejects(root, rf"data\.streaming needs validation images .*cls pack {root} --to data-packed")
     pq.write_table(table(pictures("val")), root / "val.parquet")
     assert len(streamed(root).val) == 9
     (root / "train-0.parquet").write_bytes(b"PAR1 nothing")
-    refuse(root, r"data\.path: cannot read .*train-")
+    rejects(root, r"data\.path: cannot read .*train-")
     tars = write_tars(tmp_path / "tgz", mode="w:gz", suffix="tgz")
-    refuse(tars, r"data\.streaming: .*compressed tars.*cls pack .*tgz --to tgz-packed")
+    rejects(tars, r"data\.streaming: .*compressed tars.*cls pack .*tgz --to tgz-packed")
     hidden = write_tars(tmp_path / "hidden", mode="w:gz")
-    refuse(hidden, r"data\.path: cannot read .*\.tar")
+    rejects(hidden, r"data\.path: cannot read .*\.tar")
     load(config.Data(path=str(tars)), 0)
     arrow = tmp_path / "arrow"
     arrow.mkdir()
     for split in ("train", "val"):
         with pa.ipc.new_stream(str(arrow / f"{split}.arrow"), table(pictures(split)).schema) as writer:
             writer.write_table(table(pictures(split)))
-    refuse(arrow, r"data\.streaming: arrow files.*leave data\.streaming off")
+    rejects(arrow, r"data\.streaming: arrow files.*leave data\.streaming off")
     datasets.DatasetDict({"train": datasets.Dataset(table(pictures("train")))}).save_to_disk(tmp_path / "saved")
-    refuse(tmp_path / "saved", r"data\.streaming: .*leave data\.streaming off")
+    rejects(tmp_path / "saved", r"data\.streaming: .*leave data\.streaming off")
     unlabelled = tmp_path / "unlabelled"
     unlabelled.mkdir()
     for split in ("train", "val"):
         pq.write_table(table(pictures(split)).select(["image"]), unlabelled / f"{split}.parquet")
-    refuse(unlabelled, r"\d+ of \d+ train images in .* have no label")
+    rejects(unlabelled, r"\d+ of \d+ train images in .* have no label")
 
 
 def test_the_hub_is_not_streamed_from_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    refuse("some-org/some-data", r"data\.streaming reads some-org/some-data from the hub.*offline.*cls fetch")
+    rejects("some-org/some-data", r"data\.streaming reads some-org/some-data from the hub.*offline.*cls fetch")
 
 
-def test_row_groups_that_memory_cannot_hold_are_refused(
+def test_row_groups_that_memory_cannot_hold_are_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = write_parquet(tmp_path / "data")
@@ -485,7 +485,7 @@ def test_row_groups_that_memory_cannot_hold_are_refused(
     assert len(streamed(root).train) == 77
     assert re.search(r"of which each process that reads images holds 16; smaller ones: cls pack ", caplog.text)
     monkeypatch.setattr(streams, "MAX_BLOCK_BYTES", 3000)
-    refuse(root, r"train-\d.parquet has row groups of 0 MB.*would hold 16.*cls pack")
+    rejects(root, r"train-\d.parquet has row groups of 0 MB.*would hold 16.*cls pack")
 
 
 @pytest.mark.parametrize(
@@ -507,7 +507,7 @@ def test_combinations_that_contradict(fields: dict[str, Any], message: str) -> N
 
 
 def digits(root: Path) -> Path:
-    """100 scans of digits in two uneven parquet files with row groups of 3; two training images are broken."""
+    """100 scans of digits in two uneven parquet files with row groups of 3; two training images are corrupt."""
     from sklearn.datasets import load_digits
 
     loaded, items = load_digits(), []
@@ -539,20 +539,20 @@ def weights(out: Path) -> str:
 
 
 def used(out: Path) -> dict[int, tuple[str, str]]:
-    """Image and pixels of each draw."""
+    """Image and pixels of each index."""
     rows = [row for path in (out / "ledger").iterdir() for row in csv.reader(path.open(newline=""))]
-    return {int(draw): (name, pixels) for _, draw, name, pixels in (row for row in rows if len(row[3]) == 32)}
+    return {int(index): (name, pixels) for _, index, name, pixels in (row for row in rows if len(row[3]) == 32)}
 
 
-def replaced(root: Path, out: Path, draws: int) -> set[int]:
+def replaced(root: Path, out: Path, indices: int) -> set[int]:
     """Draws of which the ledger names another image than the order does."""
     order = images_of(streamed(root).train).sampler(0, False)
-    rows = [order.row(draw) for draw in range(draws)]
+    rows = [order.row(index) for index in range(indices)]
     names = [f"train-0.parquet:{row}" if row < 13 else f"train-1.parquet:{row - 13}" for row in rows]
     found = used(out)
-    assert sorted(found) == list(range(draws))
-    wrong = {draw for draw, (name, _) in found.items() if name != names[draw]}
-    assert wrong == {draw for draw, row in enumerate(rows) if row in (31, 77)}
+    assert sorted(found) == list(range(indices))
+    wrong = {index for index, (name, _) in found.items() if name != names[index]}
+    assert wrong == {index for index, row in enumerate(rows) if row in (31, 77)}
     return wrong
 
 
@@ -561,19 +561,19 @@ def check_broken(out: Path) -> None:
         assert {row["id"] for row in csv.DictReader(file)} == {"train-1.parquet:18", "train-1.parquet:64"}
 
 
-def test_a_run_streams_each_image_once_and_replaces_broken_ones(tmp_path: Path) -> None:
+def test_a_run_streams_each_image_once_and_replaces_corrupt_ones(tmp_path: Path) -> None:
     root, out = digits(tmp_path / "data"), tmp_path / "run"
     with undisturbed(), pytest.raises(SystemExit) as left:
         train.main([*run_args(root), "--train.max-steps", "4", "--out", str(out)])
     assert left.value.code in (0, None)
     assert len(replaced(root, out, 4 * 32)) >= 2
     check_broken(out)
-    assert len({name for draw, (name, _) in used(out).items() if draw < 100}) == 98  # the first epoch: all but two
+    assert len({name for index, (name, _) in used(out).items() if index < 100}) == 98  # the first epoch: all but two
 
 
 @pytest.mark.soak
 def test_one_and_two_processes_train_the_same_weights(tmp_path: Path, runs: Runs) -> None:
-    """With uneven shards and broken images, replaced by the same others everywhere."""
+    """With uneven shards and corrupt images, replaced by the same others everywhere."""
     root = digits(tmp_path / "data")
     ends = [
         runs.run(tmp_path / f"{world_size}", [*run_args(root), "--train.max-steps", "4"], world_size=world_size)
@@ -588,7 +588,7 @@ def test_one_and_two_processes_train_the_same_weights(tmp_path: Path, runs: Runs
 
 
 @pytest.mark.soak
-def test_a_run_that_goes_on_elsewhere_ends_with_the_same_weights(tmp_path: Path, runs: Runs) -> None:
+def test_a_run_resumed_elsewhere_ends_with_the_same_weights(tmp_path: Path, runs: Runs) -> None:
     root = digits(tmp_path / "data")
     whole = runs.run(tmp_path / "whole", run_args(root))
     assert whole.codes == [0] and replaced(root, whole.out, 7 * 32), whole.output

@@ -1,4 +1,4 @@
-"""Loader processes: forked once, by a program without threads; deaf to the run's signals; gone with their owner."""
+"""Loader processes: forked once, by a program without threads; they ignore signals and end with their owner."""
 
 import errno
 import json
@@ -322,7 +322,7 @@ def test_a_signal_to_the_whole_group_saves_and_resumes_bit_for_bit(tmp_path: Pat
 
 
 @pytest.mark.integration
-def test_ctrl_c_while_the_libraries_load_is_calm(tmp_path: Path) -> None:
+def test_ctrl_c_while_the_libraries_load_is_quiet(tmp_path: Path) -> None:
     process = started([sys.executable, str(ROOT / "train.py"), "digits", "--out", "run"], tmp_path)
     end = time.monotonic() + 60
     while "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text() and time.monotonic() < end:

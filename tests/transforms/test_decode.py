@@ -1,4 +1,4 @@
-"""Every colour mode and every kind of broken file, made with Pillow, against exact colours."""
+"""Every colour mode and every kind of corrupt file, made with Pillow, against exact colours."""
 
 import io
 import struct
@@ -175,7 +175,7 @@ def huge_png(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(50_000))) + chunk(b"IEND", b"")
 
 
-def test_bad_files_have_a_short_reason() -> None:
+def test_corrupt_files_have_a_short_reason() -> None:
     jpeg, png = encode(noise(), "JPEG"), encode(noise(), "PNG")
     cases = {
         b"": "empty file",
@@ -195,7 +195,7 @@ def test_bad_files_have_a_short_reason() -> None:
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
-def test_damaged_bytes_raise_nothing_but_bad_image() -> None:
+def test_damaged_bytes_raise_nothing_but_corrupt_image() -> None:
     rng = np.random.default_rng(0)
     exif = Image.Exif()
     exif[0x0112] = 6

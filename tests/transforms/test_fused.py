@@ -139,7 +139,7 @@ def test_each_recipe_stays_within_its_bound_on_photos(name: str, clothing: Path)
     assert difference([photo.read_bytes() for photo in photos], operations) <= RECIPES[name]
 
 
-def test_control_another_draw_is_another_picture() -> None:
+def test_control_other_parameters_give_another_image() -> None:
     """The bounds mean something: what another seed makes of the same image is far outside of them."""
     run = recipes.get("resnet50-mlp")
     operations = training_ops(run.augment, run.data, (0.485, 0.456, 0.406))
@@ -410,7 +410,7 @@ def test_every_kind_of_file_looks_as_pillow_shows_it(name: str) -> None:
     assert np.abs(pixels[..., :3].astype(int) - np.asarray(decode(data)).astype(int)).mean() < 1.0
 
 
-def test_only_pillow_decides_what_is_broken() -> None:
+def test_only_pillow_decides_what_is_corrupt() -> None:
     whole = PICTURES[0]
     decoder = Decoder()
     trailing, cut = whole + b"more", whole[: len(whole) // 2]

@@ -179,7 +179,7 @@ def test_squared_error_is_the_mean_over_classes_times_the_images_weight() -> Non
     plain = nn.MSELoss(reduction="none")(logits, targets).mean(1)
     assert torch.allclose(loss_per_image(logits, targets, "mse"), plain)
     assert torch.allclose(loss_per_image(logits, targets, "mse", weights), plain * weights[labels], atol=1e-6)
-    soft = 0.3 * targets + 0.7 * targets.roll(1, 0)  # mixed images: the weight is mixed alike
+    soft = 0.3 * targets + 0.7 * targets.roll(1, 0)  # mixed images: the weight is mixed equally
     mixed = nn.MSELoss(reduction="none")(logits, soft).mean(1) * (0.3 * weights[labels] + 0.7 * weights[labels.roll(1)])
     assert torch.allclose(loss_per_image(logits, soft, "mse", weights), mixed, atol=1e-6)
 
