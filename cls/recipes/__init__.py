@@ -3,15 +3,24 @@
 import difflib
 import inspect
 from collections.abc import Callable
+from functools import partial
 
-from cls.config import Run, diff
+from cls.config import Run, change, diff
 from cls.recipes import attention_gate, best, cbam_mixup, digits, mlp_head, resnet50_mlp, se_resnext
 from cls.recipes.tables import SWEEPS, figure
 
-_SYSTEMS = (digits, best, attention_gate, cbam_mixup, mlp_head, se_resnext, resnet50_mlp)
+# each has REPORT, VARIANTS, and a function of its own name that returns the base recipe
+_SYSTEMS = {
+    "digits": digits, "best": best, "attention-gate": attention_gate, "cbam-mixup": cbam_mixup, "mlp-head": mlp_head,
+    "se-resnext": se_resnext, "resnet50-mlp": resnet50_mlp,
+}  # fmt: skip
 
-# each system, then its variants
-RECIPES: dict[str, Callable[[], Run]] = {name: make for system in _SYSTEMS for name, make in system.RECIPES.items()}
+RECIPES: dict[str, Callable[[], Run]] = {}
+"""Each system, then its variants."""
+for _name, _system in _SYSTEMS.items():
+    RECIPES[_name] = getattr(_system, _name.replace("-", "_"))
+    for _variant, (_, _sections) in _system.VARIANTS.items():
+        RECIPES[_variant] = partial(change, RECIPES[_name](), recipe=_variant, **_sections)
 
 
 def get(name: str) -> Run:
@@ -25,7 +34,7 @@ def get(name: str) -> Run:
 
 def systems() -> list[str]:
     """The recipes that are no variants: digits, our own, and one for each published system."""
-    return [next(iter(system.RECIPES)) for system in _SYSTEMS]
+    return list(_SYSTEMS)
 
 
 def describe() -> dict[str, tuple[str, str]]:
@@ -40,20 +49,18 @@ def describe() -> dict[str, tuple[str, str]]:
         for row in sweep.rows
         if row.validation or row.test
     }
-    for system in _SYSTEMS:
-        for name, make in system.RECIPES.items():
-            variant = name in system.VARIANTS
-            text = system.VARIANTS[name][0] + figures.get(name, "") if variant else (make.__doc__ or "").splitlines()[0]
-            described[name] = (system.REPORT, text)
+    for base, system in _SYSTEMS.items():
+        described[base] = (system.REPORT, (RECIPES[base].__doc__ or "").splitlines()[0])
+        for name, (text, _) in system.VARIANTS.items():
+            described[name] = (system.REPORT, text + figures.get(name, ""))
     return described
 
 
 def page(name: str) -> str:
     """The evidence of a recipe: for a variant what it changes, its system's docstring, and its sweeps."""
     run = get(name)
-    system = next(system for system in _SYSTEMS if name in system.RECIPES)
-    base = next(iter(system.RECIPES))
-    text = inspect.cleandoc(system.RECIPES[base].__doc__ or "")
+    base, system = next((base, system) for base, system in _SYSTEMS.items() if name in (base, *system.VARIANTS))
+    text = inspect.cleandoc(RECIPES[base].__doc__ or "")
     own = {key: sweep for key, sweep in SWEEPS.items() if key.startswith(f"{base}/")}
     if own:
         width = max(map(len, own))
@@ -62,6 +69,6 @@ def page(name: str) -> str:
         text += "\n  ".join(f"cls sweep {key:<{width}}  {sweep.what}" for key, sweep in own.items())
     if name == base:
         return text
-    changed = [line for line in diff(system.RECIPES[base](), run) if not line.startswith("recipe:")]
+    changed = [line for line in diff(RECIPES[base](), run) if not line.startswith("recipe:")]
     text = text.replace(f"train.py {base} ", f"train.py {name} ")
     return f"{name} is {base} with\n  " + "\n  ".join(changed) + f"\n\n{base}: {text}"

@@ -1,9 +1,8 @@
 """Report 1: a gate on the ImageNet logits of ResNeXt-101 64×4d."""
 
-from functools import partial
 from typing import Any
 
-from cls.config import Augment, Data, Model, Optim, Run, Train, change
+from cls.config import Augment, Data, Model, Optim, Run, Train
 
 REPORT = "report 1"
 
@@ -36,10 +35,7 @@ def attention_gate() -> Run:
 
 # name: what it is, and what it changes
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "attention-gate-ce": (
-        "cross entropy instead of the squared error",
-        {"optim": {"loss": "ce"}},
-    ),
+    "attention-gate-ce": ("cross entropy instead of the squared error", {"optim": {"loss": "ce"}}),
     "attention-gate-deep": (
         "'ResNeXtL', one more hidden layer: 1024, 512 (report: worse; 86,059,896 parameters)",
         {"model": {"head": "bn 1024 relu dropout:0.5 512 relu dropout:0.5"}},
@@ -52,8 +48,4 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "the program: BatchNorm statistics over the whole batch of 64",
         {"train": {"micro_batch": 64}},
     ),
-}
-
-RECIPES = {"attention-gate": attention_gate} | {
-    name: partial(change, attention_gate(), recipe=name, **sections) for name, (_, sections) in VARIANTS.items()
 }

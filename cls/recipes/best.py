@@ -1,9 +1,8 @@
 """Our own recipe and the plain baseline that it has to beat."""
 
-from functools import partial
 from typing import Any
 
-from cls.config import Augment, Data, Model, Optim, Run, Train, change
+from cls.config import Augment, Data, Model, Optim, Run, Train
 
 REPORT = "own"
 
@@ -74,8 +73,4 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"train": {"batch": 64, "micro_batch": 64}, "optim": {"lr_batch": 64}},
     ),
     "best-crop": ("the usual centre crop of 0.875 in validation and test", {"data": {"crop_pct": 0.875}}),
-}
-
-RECIPES = {"best": best} | {
-    name: partial(change, best(), recipe=name, **sections) for name, (_, sections) in VARIANTS.items()
 }

@@ -1,9 +1,8 @@
 """Report 2: ResNeXt-101 32×8d with CBAM and random mixup."""
 
-from functools import partial
 from typing import Any
 
-from cls.config import Augment, Data, Model, Optim, Run, Train, change
+from cls.config import Augment, Data, Model, Optim, Run, Train
 
 REPORT = "report 2"
 
@@ -62,16 +61,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "cbam-mixup-unfrozen": ("all stages trained", {"model": {"freeze": ()}}),
     "cbam-mixup-resnet50": ("ResNet-50", {"model": {"backbone": "resnet50"}, "optim": {"patience": 2}}),
-    "cbam-mixup-resnext50": (
-        "ResNeXt-50 32×4d",
-        {"model": {"backbone": "resnext50_32x4d"}, "optim": {"patience": 2}},
-    ),
+    "cbam-mixup-resnext50": ("ResNeXt-50 32×4d", {"model": {"backbone": "resnext50_32x4d"}, "optim": {"patience": 2}}),
     "cbam-mixup-code": (
         "the program: chained CBAM, BatchNorm statistics over the whole batch of 32",
         {"model": {"cbam_chained": True}, "train": {"micro_batch": 32}},
     ),
-}
-
-RECIPES = {"cbam-mixup": cbam_mixup} | {
-    name: partial(change, cbam_mixup(), recipe=name, **sections) for name, (_, sections) in VARIANTS.items()
 }

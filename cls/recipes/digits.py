@@ -28,5 +28,3 @@ def digits() -> Run:
 
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {}
-
-RECIPES = {"digits": digits}

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from cls.config import Augment, Data, Model, Optim, Run, Train, change
+from cls.config import Augment, Data, Model, Optim, Run, Train
 
 REPORT = "report 3"
 
@@ -103,18 +103,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mlp-head-r101-last1": ("depth: ResNet-101, stage 4 trained", _LAST1()),
     "mlp-head-x50-b32": ("depth: ResNeXt-50 32×4d, batch 32", _X50()),
     # weights
-    "mlp-head-r50-scratch": (
-        "weights: ResNet-50 from scratch",
-        _ablation("resnet50", weights="none"),
-    ),
-    "mlp-head-r50-default": (
-        "weights: ResNet-50 DEFAULT, which is V2 today",
-        _ablation("resnet50", weights="DEFAULT"),
-    ),
-    "mlp-head-r50-v2weights": (
-        "weights: ResNet-50 IMAGENET1K_V2",
-        _ablation("resnet50", weights="IMAGENET1K_V2"),
-    ),
+    "mlp-head-r50-scratch": ("weights: ResNet-50 from scratch", _ablation("resnet50", weights="none")),
+    "mlp-head-r50-default": ("weights: ResNet-50 DEFAULT, which is V2 today", _ablation("resnet50", weights="DEFAULT")),
+    "mlp-head-r50-v2weights": ("weights: ResNet-50 IMAGENET1K_V2", _ablation("resnet50", weights="IMAGENET1K_V2")),
     # heads
     **{
         f"mlp-head-x101-{head}": (
@@ -125,10 +116,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     },
     **{f"mlp-head-r50-{head}": (f"heads: ResNet-50, {head.upper()}", _ablation("resnet50", head)) for head in HEADS},
     **{
-        f"mlp-head-r101-last2-{head}": (
-            f"heads: ResNet-101, stages 3 and 4 trained, {head.upper()}",
-            _LAST2(head),
-        )
+        f"mlp-head-r101-last2-{head}": (f"heads: ResNet-101, stages 3 and 4 trained, {head.upper()}", _LAST2(head))
         for head in ("v1", "v2", "v3", "v4")
     },
     **{
@@ -136,18 +124,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         for head in ("v0", "v1", "v2", "v3")
     },
     # schedule
-    "mlp-head-r50-v0-fixed": (
-        "schedule: ResNet-50 V0, fixed rate",
-        _schedule("v0", schedule="fixed"),
-    ),
+    "mlp-head-r50-v0-fixed": ("schedule: ResNet-50 V0, fixed rate", _schedule("v0", schedule="fixed")),
     "mlp-head-r50-v0-t50": ("schedule: ResNet-50 V0, T_max 50", _schedule("v0", t_max=50)),
     "mlp-head-r50-v1-t50": ("schedule: ResNet-50 V1, T_max 50", _schedule("v1", t_max=50)),
     "mlp-head-r50-v1-t80": ("schedule: ResNet-50 V1, T_max 80", _schedule("v1", t_max=80)),
     # dropout
     "mlp-head-x50-dropout25": ("dropout: ResNeXt-50 V1 with .25", _X50("500 relu dropout:0.25")),
     "mlp-head-x50-dropout50": ("dropout: ResNeXt-50 V1 with .5", _X50("500 relu dropout:0.5")),
-}
-
-RECIPES = {"mlp-head": mlp_head} | {
-    name: partial(change, mlp_head(), recipe=name, **sections) for name, (_, sections) in VARIANTS.items()
 }

@@ -1,9 +1,8 @@
 """Report 5: ResNet-50 with an MLP head, mixup in every step and heavy augmentation."""
 
-from functools import partial
 from typing import Any
 
-from cls.config import Augment, Data, Model, Optim, Run, Train, change
+from cls.config import Augment, Data, Model, Optim, Run, Train
 
 REPORT = "report 5"
 
@@ -46,8 +45,4 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet50-mlp-plain": ("no MLP: only the output layer", {"model": {"head": ""}}),
     "resnet50-mlp-mixup-off": ("no mixup", {"augment": {"mixup": 0.0}}),
     "resnet50-mlp-code": ("the program: BatchNorm over the whole batch of 64", {"train": {"micro_batch": 64}}),
-}
-
-RECIPES = {"resnet50-mlp": resnet50_mlp} | {
-    name: partial(change, resnet50_mlp(), recipe=name, **sections) for name, (_, sections) in VARIANTS.items()
 }

@@ -1,9 +1,8 @@
 """Report 4: SE-ResNeXt-101d 32×8d from timm."""
 
-from functools import partial
 from typing import Any
 
-from cls.config import Augment, Data, Model, Optim, Run, Train, change
+from cls.config import Augment, Data, Model, Optim, Run, Train
 
 REPORT = "report 4"
 
@@ -43,10 +42,7 @@ def se_resnext() -> Run:
 
 # name: what it is, and what it changes
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "se-resnext-resnext50": (
-        "ResNeXt-50 32×4d",
-        {"model": {"backbone": "timm/resnext50_32x4d.a1h_in1k"}},
-    ),
+    "se-resnext-resnext50": ("ResNeXt-50 32×4d", {"model": {"backbone": "timm/resnext50_32x4d.a1h_in1k"}}),
     "se-resnext-resnetrs50": (
         "ResNet-RS-50, in the report 'ResNextRS50'",
         {"model": {"backbone": "timm/resnetrs50.tf_in1k"}},
@@ -63,8 +59,4 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "the program: rate lowered after one epoch without a lower loss, BatchNorm over the whole batch of 16",
         {"optim": {"plateau_on": "loss", "patience": 0}, "train": {"micro_batch": 16}},
     ),
-}
-
-RECIPES = {"se-resnext": se_resnext} | {
-    name: partial(change, se_resnext(), recipe=name, **sections) for name, (_, sections) in VARIANTS.items()
 }

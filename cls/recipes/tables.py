@@ -42,17 +42,11 @@ SWEEPS: dict[str, Sweep] = {
     ),
     "attention-gate/classifier": Sweep(
         "what follows ResNeXt-101 64×4d: an output layer, the gate with its classifier, the gate with a deeper one",
-        (
-            Row("plain", "attention-gate-plain"),
-            Row("gate", "attention-gate"),
-            Row("ResNeXtL", "attention-gate-deep"),
-        ),
+        (Row("plain", "attention-gate-plain"), Row("gate", "attention-gate"), Row("ResNeXtL", "attention-gate-deep")),
         "plain: the result was quite good; ResNeXtL: worse",
     ),
     "cbam-mixup/mixup": Sweep(
-        "mixup",
-        (Row("off", "cbam-mixup-mixup-off"), Row("on", "cbam-mixup")),
-        "on: the same accuracy, lower loss",
+        "mixup", (Row("off", "cbam-mixup-mixup-off"), Row("on", "cbam-mixup")), "on: the same accuracy, lower loss"
     ),
     "cbam-mixup/random-mixup": Sweep(
         "mixup in every step or in half of them",
@@ -65,9 +59,7 @@ SWEEPS: dict[str, Sweep] = {
         "CBAM alone: lower accuracy, higher loss",
     ),
     "cbam-mixup/dropout3": Sweep(
-        "dropout after stage 3",
-        (Row("off", "cbam-mixup-dropout3-off"), Row("on", "cbam-mixup")),
-        "on: higher accuracy",
+        "dropout after stage 3", (Row("off", "cbam-mixup-dropout3-off"), Row("on", "cbam-mixup")), "on: higher accuracy"
     ),
     "cbam-mixup/position": Sweep(
         "the stage that CBAM follows",
@@ -88,8 +80,7 @@ SWEEPS: dict[str, Sweep] = {
         ),
     ),
     "cbam-mixup/frozen": Sweep(
-        "the frozen stages",
-        (Row("none", "cbam-mixup-unfrozen"), Row("layer1, layer2", "cbam-mixup")),
+        "the frozen stages", (Row("none", "cbam-mixup-unfrozen"), Row("layer1, layer2", "cbam-mixup"))
     ),
     "mlp-head/depth": Sweep(
         "the depth of the backbone; _64 and _32 are the batch (head V1)",
@@ -158,10 +149,7 @@ SWEEPS: dict[str, Sweep] = {
     ),
     "mlp-head/dropout": Sweep(
         "the dropout of head V1 on ResNeXt-50 32×4d",
-        (
-            Row(".25", "mlp-head-x50-dropout25", 0.91, 0.94),
-            Row(".5", "mlp-head-x50-dropout50", 0.92, 0.94),
-        ),
+        (Row(".25", "mlp-head-x50-dropout25", 0.91, 0.94), Row(".5", "mlp-head-x50-dropout50", 0.92, 0.94)),
     ),
     "se-resnext/techniques": Sweep(
         "dropout, augmentation, weight decay and dynamic rate, all of them at once",
