@@ -38,10 +38,6 @@ def shares(micro_batches: int, world_size: int) -> list[range]:
 def push(stack: list[Block], index: int, values: list[Tensor], size: int = 1) -> None:
     """Add the sum of ``size`` micro-batches from ``index`` on; ``values`` is changed in place."""
     stack.append(Block(index, size, values))
-    _merge_siblings(stack)
-
-
-def _merge_siblings(stack: list[Block]) -> None:
     while len(stack) > 1 and stack[-2].size == stack[-1].size and stack[-2].start % (2 * stack[-1].size) == 0:
         right = stack.pop()
         torch._foreach_add_(stack[-1].values, right.values)
