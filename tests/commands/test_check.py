@@ -317,7 +317,9 @@ def test_a_label_is_an_issue_where_another_class_is_much_more_probable() -> None
     probs = [[0.9, 0.1, 0.0], [0.19, 0.71, 0.1], [0.25, 0.74, 0.01], [0.01, 0.0, 0.99], [0.1, 0.9, 0.0], [0.0] * 3]
     p = predictions(probs, [0, 0, 0, 0, -1, 1])  # the third has too small a margin, the last is unreadable
     first, second = label_issues(dataclasses.replace(p, errors=[""] * 5 + ["corrupt"]))
-    assert first == (3, 0, 2, 0.01, 0.99) and second == (1, 0, 1, 0.19, 0.71)
+    keys = ("row", "label", "predicted", "label_prob", "predicted_prob")
+    assert [first[key] for key in keys] == [3, "a", "c", 0.01, 0.99]
+    assert [second[key] for key in keys] == [1, "a", "b", 0.19, 0.71]
     assert label_issues(predictions([[0.1, 0.9, 0]], [-1])) == []
 
 

@@ -80,18 +80,7 @@ def _label_issues(trained: TrainedModel, splits: Splits, rows: dict[str, Any]) -
             predictions = trained.predictor.predict(EvalDataset(getattr(own, split), (), trained.run))
             how = NOT_STORED if split != "train" else TRAINED_ON if known else MAYBE_TRAINED_ON
         sources[split] = {"how": how, "accuracy": accuracy(predictions)}
-        issues += [
-            {
-                "id": predictions.ids[one.row],
-                "split": split,
-                "row": one.row,
-                "label": trained.classes[one.label],
-                "predicted": trained.classes[one.predicted],
-                "label_prob": round(one.label_prob, 4),
-                "predicted_prob": round(one.predicted_prob, 4),
-            }
-            for one in label_issues(predictions)
-        ]
+        issues += [{"split": split} | one for one in label_issues(predictions)]
     return {"run": str(trained.folder), "predictions": sources, "label_issues": issues}
 
 
