@@ -82,8 +82,8 @@ def test_the_doctor_examines_this_machine(
 ) -> None:
     monkeypatch.setenv("CLS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_ENDPOINT", server)
-    refused = f"http://127.0.0.1:{free_port()}"
-    monkeypatch.setenv("WANDB_BASE_URL", refused.replace("//", "//user:s3cret@"))
+    closed = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("WANDB_BASE_URL", closed.replace("//", "//user:s3cret@"))
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_JOB_END_TIME", "²")  # a digit to isdigit(), no number to int(): the check itself fails
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -104,22 +104,22 @@ def test_the_doctor_examines_this_machine(
     assert f" of the machine's {os.cpu_count()}" in found["cores"]["found"]
     network = {item["found"].split()[0]: item for item in document if item["name"] == "network"}
     assert network[server]["state"] == "ok"
-    assert network[refused]["state"] == "warn" and "Connection refused" in network[refused]["found"]
+    assert network[closed]["state"] == "warn" and "Connection refused" in network[closed]["found"]
     assert found["SLURM"]["state"] == "warn" and "could not be examined: ValueError" in found["SLURM"]["found"]
     assert found["gloo on 2 processes"]["state"] == "ok" and found["gloo on 2 processes"]["found"].endswith(" GB/s")
     assert found["transport"]["found"] == "nothing to save: the defaults are best"
-    assert os.listdir(tmp_path) == []  # what was measured is gone, and nothing was made that nobody asked for
+    assert os.listdir(tmp_path) == []  # the measured file is deleted, and nothing else was made
 
 
 @pytest.mark.integration
-def test_two_gloo_processes_add_and_are_gone() -> None:
+def test_two_gloo_processes_add_and_exit() -> None:
     found = trial("gloo", 2, 0.3, {})
     assert (found.problem, found.world_size, found.total) == ("", 2, 1.0 + 2.0)
     assert found.rate > 0 and ranks() == {}
 
 
 @pytest.mark.integration
-def test_a_transport_that_hangs_is_told_in_time_and_leaves_no_process() -> None:
+def test_a_transport_that_hangs_is_reported_in_time_and_leaves_no_process() -> None:
     results: list[Trial] = []
     thread = threading.Thread(target=lambda: results.append(trial("gloo", 2, 0.5, {}, start_seconds=2.0)))
     thread.start()
@@ -135,18 +135,18 @@ def test_a_transport_that_hangs_is_told_in_time_and_leaves_no_process() -> None:
 
 
 @pytest.mark.integration
-def test_a_broken_setting_is_told_and_the_one_that_mends_it_is_saved(
+def test_a_bad_setting_is_reported_and_the_one_that_works_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network interface that does not exist, as an inherited environment may name it."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nosuch0")
     monkeypatch.setenv("CLS_CACHE", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    default, mended, saved = transports(0.2, save=True)
+    default, fixed, saved = transports(0.2, save=True)
     assert (default.state, default.name) == ("bad", "gloo on 2 processes")
     assert re.match(r"rank \d ended with status 1: .*nosuch0", default.found)
     assert default.remedy == "export GLOO_SOCKET_IFNAME=lo"
-    assert (mended.state, mended.name) == ("ok", "gloo on 2 processes with GLOO_SOCKET_IFNAME=lo")
+    assert (fixed.state, fixed.name) == ("ok", "gloo on 2 processes with GLOO_SOCKET_IFNAME=lo")
     file = tmp_path / f"nccl-{socket.gethostname()}.sh"
     assert saved.found == f"{file} now exports GLOO_SOCKET_IFNAME=lo"
     shell = subprocess.run(["sh", "-c", f'. "{file}"; printenv GLOO_SOCKET_IFNAME'], capture_output=True, text=True)
@@ -290,12 +290,12 @@ def test_reading_counts_what_it_has_read(tmp_path: Path) -> None:
         assert bad.state == "bad" and message in bad.found and bad.remedy
 
 
-def test_servers_that_answer_refuse_or_are_silent(server: str) -> None:
-    refused = f"http://127.0.0.1:{free_port()}"
+def test_servers_that_answer_are_closed_or_are_silent(server: str) -> None:
+    closed = f"http://127.0.0.1:{free_port()}"
     with socket.create_server(("127.0.0.1", 0)) as listening:
         silent = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        found = measure.reach([server, refused, silent, "nonsense"], 0.5)
-    assert found[server] == "" and "Connection refused" in found[refused]
+        found = measure.reach([server, closed, silent, "nonsense"], 0.5)
+    assert found[server] == "" and "Connection refused" in found[closed]
     assert "timed out" in found[silent] or found[silent] == "no answer in 0.5 s"
     assert "unknown url type" in found["nonsense"]
 

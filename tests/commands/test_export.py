@@ -64,7 +64,7 @@ def exported(
     ],
 )
 def test_the_shown_lines_load_the_network(tmp_path: Path, clothing: Path, model: dict[str, Any], library: str) -> None:
-    """The verb has run them; here they run once more in its final folder, whose name needs quoting."""
+    """The command has run them; here they run again in the final folder, whose name needs quoting."""
     document = exported(tmp_path, clothing, model)
     assert list(document["differences"]) == [library] and document["differences"][library] <= LIMIT
     assert document["images"] == 11 and document["files"] == ["config.json", "model.safetensors"]
@@ -97,7 +97,7 @@ def test_cls_predicts_with_an_exported_file(tmp_path: Path, clothing: Path) -> N
 
 @pytest.mark.integration
 def test_what_a_killed_export_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    """Whether the place was there or not; a living export's folder, and other people's, stay."""
+    """Whether the place existed or not; the folders of live exports and of other users stay."""
     program = (
         "import sys, time; from pathlib import Path; from cls.commands.export.run import aside_of\n"
         "with aside_of(Path(sys.argv[1])) as aside:\n    (aside / 'model.onnx').touch(); print(aside, flush=True)\n"
@@ -197,11 +197,13 @@ def test_other_logits_are_an_error(tmp_path: Path) -> None:
 
 
 def test_without_real_images_nothing_is_written(tmp_path: Path) -> None:
-    untrained(tmp_path / "run", CLASSES, {"size": 32, "path": str(tmp_path / "gone")}, {"backbone": "timm/test_resnet"})
+    untrained(
+        tmp_path / "run", CLASSES, {"size": 32, "path": str(tmp_path / "missing")}, {"backbone": "timm/test_resnet"}
+    )
     to, bad = tmp_path / "to", tmp_path / "bad"
     bad.mkdir()
     (bad / "a.jpg").write_text("no photo")
-    with pytest.raises(ValueError, match=r"gone; the export is verified on real images: name some with --images"):
+    with pytest.raises(ValueError, match=r"missing; the export is verified on real images: name some with --images"):
         export(str(tmp_path / "run"), to, ExportOptions(), StopSignal())
     with pytest.raises(ValueError, match="no image could be read"):
         export(str(tmp_path / "run"), to, ExportOptions(images=str(bad)), StopSignal())
@@ -229,7 +231,7 @@ def test_options_are_checked() -> None:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("backbone", ["timm/tf_efficientnet_lite0", "resnet50"])
-def test_a_stranger_gets_the_logits_of_100_photos(tmp_path: Path, clothing: Path, backbone: str) -> None:
+def test_another_program_computes_the_logits_of_100_photos(tmp_path: Path, clothing: Path, backbone: str) -> None:
     """At 224 px, real weights where there are some: a fresh process with the shown lines, and no unpickling."""
     weights = clothing.parents[1] / "weights" / "tf_efficientnet_lite0.safetensors"
     model = {"backbone": backbone, "weights": str(weights) if "lite0" in backbone else "none"}

@@ -141,14 +141,14 @@ from cls.models.weights import weight_file
 
 def act(job):
     torchvision.models.ResNet18_Weights.IMAGENET1K_V1.value.url = job["url"]
-    if job["verb"] == "caches":
+    if job["command"] == "caches":
         import importlib, torch
         importlib.reload(constants), importlib.reload(datasets.config)
         own = {"TORCH_HOME": os.path.dirname(torch.hub.get_dir()), "HF_HUB_CACHE": constants.HF_HUB_CACHE,
                "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
         return [own, {name: str(path) for name, path in fetch.library_caches().items()}]
     run = parse_run(job["argv"])
-    if job["verb"] == "fetch":
+    if job["command"] == "fetch":
         return fetch.fetch(run)
     fetch.require_offline(run)
     splits = sources.load(run.data, run.seed)
@@ -192,12 +192,12 @@ class Internet:
     started: int = 0
     jobs: dict[int, tuple[Path, Path]] = field(default_factory=dict)
 
-    def start(self, verb: str, *argv: str, url: str = RESNET, env: dict[str, str] | None = None) -> int:
+    def start(self, command: str, *argv: str, url: str = RESNET, env: dict[str, str] | None = None) -> int:
         """Begin ``fetch`` (or ``require`` and load, or ``caches``) in a process; gives its id."""
         self.started += 1
         files = [self.folder / f"{self.started}.{name}" for name in ("errors", "result")]
         own = {"CLS_CACHE": str(self.folder / "cls"), "TORCH_HOME": str(self.folder / "torch")}
-        job = {"verb": verb, "argv": list(argv), "url": f"{self.address}/files/{url}", "env": own | (env or {}),
+        job = {"command": command, "argv": list(argv), "url": f"{self.address}/files/{url}", "env": own | (env or {}),
                "errors": str(files[0]), "result": str(files[1])}  # fmt: skip
         pid = self._ask(job)
         self.jobs[pid] = files[0], files[1]
@@ -209,8 +209,8 @@ class Internet:
         errors, result = self.jobs.pop(pid)
         return code, errors.read_text(), json.loads(result.read_text()) if code == 0 else None
 
-    def do(self, verb: str, *argv: str, **how: Any) -> tuple[int, str, Any]:
-        return self.end(self.start(verb, *argv, **how))
+    def do(self, command: str, *argv: str, **how: Any) -> tuple[int, str, Any]:
+        return self.end(self.start(command, *argv, **how))
 
     @property
     def address(self) -> str:
@@ -275,7 +275,7 @@ def spoil(path: Path) -> None:
     path.write_bytes(data)
 
 
-def test_weights_are_fetched_noted_found_again_and_mended(internet: Internet) -> None:
+def test_weights_are_fetched_noted_found_again_and_replaced_when_damaged(internet: Internet) -> None:
     code, said, document = internet.do("fetch", *RUN)
     file = resnet(internet.folder)
     assert code == 0 and "fetched: weights DEFAULT of resnet18 (torchvision" in said and str(file) in said
@@ -368,7 +368,7 @@ def test_two_fetches_at_once_lose_nothing(internet: Internet) -> None:
 
 def test_notes_are_read_and_written_under_a_lock(internet: Internet) -> None:
     """What another process notes while this one waits for the lock is kept."""
-    other = {"what": "weights of another run", "name": "x", "path": "/x", "size": 1, "sha256": "0" * 64}
+    other = {"what": "weights of another network", "name": "x", "path": "/x", "size": 1, "sha256": "0" * 64}
     path = internet.folder / "cls" / "fetched.json"
     path.parent.mkdir()
     with path.with_name("fetched.lock").open("w") as lock:
@@ -402,7 +402,7 @@ def test_a_killed_download_leaves_no_file_and_the_next_one_fetches_it(internet: 
 
 
 @pytest.mark.parametrize("argv", [RUN, TIMM_RUN], ids=["torchvision", "hub"])
-def test_a_broken_transfer_and_a_wrong_hash_are_refused(internet: Internet, argv: tuple[str, ...]) -> None:
+def test_a_broken_transfer_and_a_wrong_hash_are_rejected(internet: Internet, argv: tuple[str, ...]) -> None:
     def kept() -> list[Path]:
         found = [*(internet.folder / "torch").rglob("*"), *(internet.home / "hub" / f"models--{mangled}").rglob("*")]
         return [path for path in found if path.is_file() and path.stat().st_size]
@@ -427,7 +427,7 @@ def test_a_broken_transfer_and_a_wrong_hash_are_refused(internet: Internet, argv
     assert not (internet.folder / "cls" / "fetched.json").exists()
 
 
-def test_timm_weights_of_the_hub_are_fetched_and_mended(internet: Internet) -> None:
+def test_timm_weights_of_the_hub_are_fetched_and_replaced_when_damaged(internet: Internet) -> None:
     subprocess.run(["rm", "-rf", str(internet.home / "hub")], check=True)
     code, _, document = internet.do("fetch", *TIMM_RUN)
     [note] = document["files"]
@@ -454,7 +454,7 @@ def png(shade: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_data_set_of_the_hub_is_fetched_used_offline_and_mended(internet: Internet) -> None:
+def test_a_data_set_of_the_hub_is_fetched_used_offline_and_replaced_when_damaged(internet: Internet) -> None:
     images = [png(20 * i) for i in range(6)]
     table = pa.table({"image": [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(images)],
                       "label": [f"class {i % 2}" for i in range(6)]})  # fmt: skip
@@ -535,7 +535,7 @@ def test_a_run_with_local_files_needs_nothing(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_check_imports_none_of_the_slow_libraries(tmp_path: Path) -> None:
-    """So that `--offline` is refused at once: torch and datasets take seconds to import."""
+    """So that `--offline` is rejected at once: torch and datasets take seconds to import."""
     program = (
         "import os, sys\n"
         "from cls.commands.parsing import parse_run\n"
@@ -604,7 +604,7 @@ def test_fetch_says_where_its_notes_cannot_be_written(internet: Internet) -> Non
     assert code == 2 and "set CLS_CACHE to a folder that can be written" in said
 
 
-def test_damage_is_told_by_size_and_by_hash(tmp_path: Path) -> None:
+def test_damage_is_found_by_size_and_by_hash(tmp_path: Path) -> None:
     file = tmp_path / "x"
     file.write_bytes(b"abc")
     note = Note("weights", "x", str(file), 3, hashlib.sha256(b"abc").hexdigest())
@@ -613,4 +613,4 @@ def test_damage_is_told_by_size_and_by_hash(tmp_path: Path) -> None:
     assert note.damage(hashed=False) == "" and "SHA-256" in note.damage(hashed=True)
     file.write_bytes(b"ab")
     assert note.damage(hashed=False) == f"{file}: damaged, it has 2 bytes instead of 3"
-    assert require_offline(parse_run(["digits"])) is None  # what needs nothing is never refused
+    assert require_offline(parse_run(["digits"])) is None  # what needs nothing is never rejected

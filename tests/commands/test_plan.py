@@ -1,4 +1,4 @@
-"""The plan as a whole: what it says of a real data set, and what it refuses."""
+"""The plan of a real data set, and requests that are rejected."""
 
 import json
 import shlex
@@ -40,7 +40,7 @@ def test_gpus_are_found_by_loose_names(text: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "near"), [("rtx3091", "RTX 3090"), ("a600", "RTX A6000"), ("h10", "H100 80GB")])
-def test_an_unknown_gpu_is_refused_with_the_nearest(text: str, near: str) -> None:
+def test_an_unknown_gpu_is_rejected_with_the_nearest(text: str, near: str) -> None:
     with pytest.raises(ValueError, match=rf"gpu: unknown GPU '{text}'; did you mean '{near}'\?.* --memory GB"):
         find(text)
 
@@ -140,7 +140,7 @@ def test_the_plan_of_the_digits() -> None:
     json.dumps(found)  # is a document
 
 
-def test_people_are_told_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_is_printed_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     table(planned())
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -245,7 +245,7 @@ def test_the_line_of_a_sharded_run_names_its_launcher_configuration() -> None:
     [
         {},
         {"data": {"path": "/my data/it's here", "workers": -1, "limit": 7}},
-        {"data": {"path": "-odd"}},
+        {"data": {"path": "-dash"}},
         {"augment": {"zoom": (0.9, 1.1), "tta": ("identity", "hflip"), "order": ("frame", "hflip")}},
         {"model": {"freeze": ("stem", "layer1"), "weights": "none", "head": "500 relu dropout:0.5"}},
         {"augment": {"tta": ()}, "optim": {"lr": 1e-5, "betas": (0.8, 0.99), "decay_norms": False}},

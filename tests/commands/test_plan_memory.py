@@ -247,7 +247,7 @@ def test_the_gradients_of_a_grouped_convolution_cost_what_its_forward_pass_does(
 # --- several processes ---
 
 
-def test_the_rooms_of_the_exchange_are_as_large_as_stated() -> None:
+def test_the_buffers_of_the_exchange_are_as_large_as_stated() -> None:
     """Rank 1 of 2 with micro-batches 4, 5, 6 of 7, in a group that sends nothing: its buffers are real tensors."""
     dist.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
     try:

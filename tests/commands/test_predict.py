@@ -157,7 +157,7 @@ def test_random_views_are_of_the_image_not_of_its_place(
             assert found == pytest.approx(expected[name], abs=1e-5)
 
 
-def test_equal_probabilities_rank_by_class_and_a_broken_image_has_none(run: Path) -> None:
+def test_equal_probabilities_rank_by_class_and_a_corrupt_image_has_none(run: Path) -> None:
     from cls.evaluation.predictions import Predictions
 
     probs = np.array([[0.2, 0.4, 0.4], [0.0, 0.0, 0.0], [np.nan] * 3])
@@ -206,7 +206,7 @@ def test_what_cannot_be_read_keeps_its_row_with_the_reason(
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("no photo")
     (tmp_path / "folder.jpg").mkdir()
-    bad = [tmp_path / f"{name}.jpg" for name in ("half", "empty", "text", "folder", "gone")]
+    bad = [tmp_path / f"{name}.jpg" for name in ("half", "empty", "text", "folder", "missing")]
     paths = [good[0], *bad, good[1], good[2]]
     rows = rows_of(paths)
     assert [row["id"] for row in rows] == list(map(str, paths))
@@ -217,11 +217,11 @@ def test_what_cannot_be_read_keeps_its_row_with_the_reason(
 
     document = predicted(run, paths, tmp_path / "out")
     assert document["images"] == 8 and document["broken"] == 5
-    assert "8 predictions in" in (told := capfd.readouterr().err) and "5 could not be read" in told
+    assert "8 predictions in" in (printed := capfd.readouterr().err) and "5 could not be read" in printed
     table = list(csv.DictReader(io.StringIO((tmp_path / "out" / "top.csv").read_text())))
     assert [row["error"] for row in table] == [row["error"] for row in rows]
     submitted = dict(list(csv.reader((tmp_path / "out" / "prediction.csv").read_text().splitlines()))[1:])
-    assert len(submitted) == 8 and submitted["gone"] == "class 1"  # the run's most frequent class
+    assert len(submitted) == 8 and submitted["missing"] == "class 1"  # the run's most frequent class
 
 
 def test_photos_of_kinds_that_are_not_read_get_rows_with_an_error(
@@ -252,11 +252,11 @@ def test_photos_of_kinds_that_are_not_read_get_rows_with_an_error(
         (["a.jpg", "b.jpg", "a.jpg"], 3, "'a.jpg' is given twice, as path 1 and 3: pass them through sort -u"),
         (["a.jpg", "somewhere"], 3, "a.jpg to somewhere cannot be read together: name one folder"),
         (["a.parquet", "b.tar"], 3, "mixes .parquet and .tar files"),
-        (["gone"], 3, "there is no file or folder gone"),
+        (["missing"], 3, "there is no file or folder missing"),
         (["a.jpg"], 0, "--top-k must be at least 1, found 0"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(run: Path, paths: list[str], top_k: int, message: str) -> None:
+def test_contradictory_arguments_are_rejected(run: Path, paths: list[str], top_k: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         predicted(run, paths, "-", top_k=top_k)
 
@@ -268,7 +268,7 @@ def test_a_file_is_no_folder_for_predictions(run: Path, folder: Path, tmp_path: 
     assert (tmp_path / "mine.csv").read_text() == "mine"
 
 
-def test_an_empty_list_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_list_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "list").write_text("\n\n")
     with (tmp_path / "list").open() as listed, pytest.raises(ValueError, match="standard input has no paths"):
         monkeypatch.setattr(sys, "stdin", listed)
@@ -287,8 +287,8 @@ def test_a_pipe_and_two_processes_give_the_rows_of_one(
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", "2"]
     command += ["-m", "cls", "predict", str(run), "-", "--top-k", "3", "--workers", "1", "--tta", "flip"]
     done = subprocess.run(command, env=environment(), input=listed, capture_output=True, timeout=300)
-    told = done.stderr.decode()
-    assert done.returncode == 0 and "29 predictions, by 2 processes" in told, told
+    printed = done.stderr.decode()
+    assert done.returncode == 0 and "29 predictions, by 2 processes" in printed, printed
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     names = [name.decode() for name in listed.split(b"\0") if name]
     assert [row["id"] for row in rows] == names and len(set(names)) == 29
@@ -308,14 +308,14 @@ def test_ctrl_c_keeps_the_rows_so_far(run: Path, folder: Path, tmp_path: Path) -
         assert process.stdin and process.stdout and process.stderr
         process.stdin.write("\n".join(names))
         process.stdin.close()
-        lines = [process.stdout.readline() for _ in range(20)]  # while it goes on: the end is far
+        lines = [process.stdout.readline() for _ in range(20)]  # the run is still far from its end
         process.send_signal(signal.SIGINT)
         lines += process.stdout.readlines()
-        told = process.stderr.read()
-    assert process.returncode == 85, told
+        printed = process.stderr.read()
+    assert process.returncode == 85, printed
     rows = [json.loads(line) for line in lines]
     assert 20 <= len(rows) < 400 and [row["id"] for row in rows] == names[: len(rows)]
-    assert "of 400 images were done" in told and "Traceback" not in told and "checkpoint" not in told
+    assert "of 400 images were done" in printed and "Traceback" not in printed and "checkpoint" not in printed
     by_file: dict[int, list[Any]] = {}
     for i, row in enumerate(rows):
         by_file.setdefault(i % 29, []).append([item["class"] for item in row["top"]])

@@ -1,4 +1,4 @@
-"""Batch scripts as people write them: what SLURM makes of each line, and every known mistake by name."""
+"""Batch scripts of all styles: what SLURM reads in each line, and every known mistake by name."""
 
 from collections.abc import Callable
 from math import inf

@@ -341,7 +341,7 @@ LONGER = "--train.epochs 12 --model.backbone resnext14_8x8d --model.weights none
 
 @dataclass(frozen=True)
 class Local:
-    """The verb in a process of its own, running the four members of a sweep here."""
+    """The command in a process of its own, running the four members of a sweep here."""
 
     server: Server
     folder: Path
@@ -375,12 +375,12 @@ def test_members_are_run_skipped_continued_and_reported(server: Server, place: P
     """Of four members one is done, one is killed, one cannot be written and one ends well; then the others."""
     local = Local(server, place / "local", place / "photos")
     local.folder.mkdir()
-    done, killed, refused = local.member("25", 0), local.member("25", 1), local.member("50", 0)
+    done, killed, foreign = local.member("25", 0), local.member("25", 1), local.member("50", 0)
     (first,) = [m for m in cls_sweep(*local.words, "--run", "False")["members"] if m["run"] == str(done)]
     server.run(shlex.split(first["command"])[2:], place / "first.log")
     record = (done / "metrics.jsonl").read_bytes()
-    refused.mkdir()
-    (refused / "thesis.tex").write_text("mine")
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("mine")
 
     process = local.start()
     os.kill(local.when_saved(killed, 0), signal.SIGKILL)
@@ -389,8 +389,8 @@ def test_members_are_run_skipped_continued_and_reported(server: Server, place: P
     document = json.loads(output)
     assert [m["state"] for m in document["members"]] == ["done", "killed", "not started", "done"]
     assert document["failed"][str(killed)] == "killed: SIGKILL"
-    assert "holds other files and no config.yaml" in document["failed"][str(refused)]
-    assert "1 of 4 are done or running elsewhere" in errors and f"user error: out: {refused} holds other" in errors
+    assert "holds other files and no config.yaml" in document["failed"][str(foreign)]
+    assert "1 of 4 are done or running elsewhere" in errors and f"user error: out: {foreign} holds other" in errors
     assert "user error: 2 members failed; the same command tries them again" in errors
     assert (done / "metrics.jsonl").read_bytes() == record
     rows = document["sweeps"][0]["rows"]
@@ -404,9 +404,9 @@ def test_members_are_run_skipped_continued_and_reported(server: Server, place: P
     end = json.loads((killed / "exit.json").read_text())
     newest = checkpoints(killed / "checkpoints")[-1]
     assert end["outcome"] == "stopped" and newest.name == f"step-{end['step']:07d}" and verify(newest) == ""
-    assert 0 < end["step"] < 18 and not (killed / "lock").exists() and (refused / "thesis.tex").exists()
+    assert 0 < end["step"] < 18 and not (killed / "lock").exists() and (foreign / "thesis.tex").exists()
 
-    (refused / "thesis.tex").unlink()
+    (foreign / "thesis.tex").unlink()
     process = local.start()
     os.kill(local.when_saved(killed, 2), signal.SIGKILL)  # it has taken its earlier exit.json away and leaves none
     output, errors = process.communicate(timeout=300)
@@ -428,7 +428,7 @@ def test_members_are_run_skipped_continued_and_reported(server: Server, place: P
 
 @pytest.mark.soak
 def test_members_under_the_real_launcher(place: Path, tmp_path: Path) -> None:
-    """``accelerate launch`` is gone at once on a signal; the run behind it saves, and goes on the next time."""
+    """``accelerate launch`` exits at once on a signal; its run saves, and resumes the next time."""
     words = ["mlp-head/dropout", "--seeds", "1", "--run", "True", "--out", str(tmp_path)]
     words += [*shlex.split(f"{SMALL_BATCH} {TOY} {LONGER} --train.epochs 40"), "--data.path", str(place / "photos")]
     command = [sys.executable, "-c", "from cls.commands.main import main; main()", "sweep", *words]
@@ -508,7 +508,7 @@ def test_a_run_is_found_by_what_it_is(tmp_path: Path) -> None:
     assert shlex.split(document["members"][1]["command"])[3:8] == ["mlp-head-x50-v1", "--seed", "0", "--out", str(same)]
 
 
-def test_a_run_with_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
+def test_a_run_with_another_configuration_is_rejected_with_the_difference(tmp_path: Path) -> None:
     out = planted(tmp_path, "mlp-head-x50-dropout25", 1, 4, optim={"lr": 3e-4}, train={"epochs": 7})
     with pytest.raises(ValueError, match=r"optim\.lr: 0\.0003 -> 0\.0001\n  train\.epochs: 7 -> 100") as caught:
         dropout(tmp_path)
@@ -531,7 +531,7 @@ def test_precisions_and_images_are_never_mixed(tmp_path: Path) -> None:
 
 
 def test_a_shorter_run_is_not_done(tmp_path: Path) -> None:
-    """train.max_steps may change when a run goes on, so it is no difference; but the figures are of another length."""
+    """train.max_steps may change when a run resumes, so it is no difference; but the figures are of another length."""
     planted(tmp_path, "mlp-head-x50-dropout25", 0, 4, train={"max_steps": 2})
     assert dropout(tmp_path, seeds=1)["members"][0]["state"] == "stopped"
     assert dropout(tmp_path, "--train.max-steps", "2", seeds=1)["members"][0]["state"] == "done"
