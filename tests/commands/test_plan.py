@@ -246,7 +246,13 @@ def test_the_line_of_a_sharded_run_names_its_launcher_configuration() -> None:
         {},
         {"data": {"path": "/my data/it's here", "workers": -1, "limit": 7}},
         {"data": {"path": "-dash"}},
-        {"augment": {"zoom": (0.9, 1.1), "tta": ("identity", "hflip"), "order": ("frame", "hflip")}},
+        {
+            "augment": {
+                "zoom": (0.9, 1.1),
+                "tta": ("identity", "hflip"),
+                "order": ("frame", "hflip", "affine", "rotate", "jitter"),
+            }
+        },
         {"model": {"freeze": ("stem", "layer1"), "weights": "none", "head": "500 relu dropout:0.5"}},
         {"augment": {"tta": ()}, "optim": {"lr": 1e-5, "betas": (0.8, 0.99), "decay_norms": False}},
         {"train": {"micro_batch": 8, "reduce": "fast", "compile": True}, "track": {"name": "$HOME `x`"}},
