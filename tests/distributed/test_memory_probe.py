@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from cls.config import change
 from cls.distributed.memory_probe import probe
 from cls.distributed.micro_batches import MicroBatches
+from cls.distributed.world import World
 from cls.tracking.events import read_events
 from tests.distributed.test_tree_reduce import Net, one_step, run_of, world
 from tests.harness import TINY
@@ -147,6 +148,15 @@ def test_the_probe_changes_no_bit(mode: str, before: int) -> None:
         assert ours.grad is not None and theirs.grad is not None and ours.grad.equal(theirs.grad)
     for ours, theirs in zip(model.buffers(), unprobed.buffers(), strict=True):
         assert ours.equal(theirs)
+
+
+def test_a_chunk_that_does_not_fit_on_another_rank_is_halved_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = iter([False, True])
+    monkeypatch.setattr(World, "gather", lambda self, fits: [fits, next(other)])
+    run, model = change(run_of(reduce="fast"), data={"size": 8}), Net("batch")
+    micro = MicroBatches(world(), model, run)
+    probe(micro, torch.optim.SGD(model.parameters()), run)
+    assert [len(chunk) for chunk in micro.chunks] == [2, 2]
 
 
 FAST = [*TINY, "--train.reduce", "fast"]

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from cls.evaluation.metrics import summary
+from cls.evaluation.predictions import read_parquet
 from tests.harness import ROOT, SMALL, environment
 from tests.harness.records import Result, bits
 from tests.harness.runs import Runs
@@ -63,6 +65,15 @@ def test_control_training_changes_the_weights(one: Result) -> None:
     ]
     before, after = load_file(first / "model.safetensors"), load_file(last / "model.safetensors")
     assert all(not before[name].equal(after[name]) for name in before)  # parameters and BatchNorm statistics
+
+
+@pytest.mark.promise
+def test_the_logged_validation_is_that_of_the_best_weights(one: Result) -> None:
+    """These are the moving average: another model's figures would not agree."""
+    best = max((row for row in one.rows if "val/accuracy" in row), key=lambda row: row["val/accuracy"])
+    found = summary(read_parquet(one.out / "predictions" / "val.parquet"))
+    assert found["accuracy"] == pytest.approx(best["val/accuracy"], abs=1e-6)
+    assert found["loss"] == pytest.approx(best["val/loss"], abs=1e-6)
 
 
 @pytest.mark.promise

@@ -247,6 +247,20 @@ def test_the_lock_beats_while_the_folder_is_open_and_is_given_back(
     assert json.loads(lock.read_text())["host"] == "node7"  # somebody else's: left in place
 
 
+def test_the_lock_beats_again_after_processes_were_forked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cls.runtime.lock.HEARTBEAT_SECONDS", 0.05)
+    lock = tmp_path / "run" / "lock"
+    with open_run_dir(run_in(tmp_path / "run"), CLUSTER) as folder:
+        with folder.without_threads():
+            os.utime(lock, (1, 1))
+            time.sleep(0.2)
+            assert lock.stat().st_mtime == 1
+        end = time.monotonic() + 20
+        while lock.stat().st_mtime == 1 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert lock.stat().st_mtime > 1
+
+
 def test_attempts_are_counted_from_those_that_began(tmp_path: Path) -> None:
     for attempt in range(3):
         with open_run_dir(run_in(tmp_path / "run"), CLUSTER) as folder:
