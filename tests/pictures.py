@@ -1,6 +1,6 @@
-"""The README's pictures, made of the embedded digits, in .github/pictures.
+"""The pictures of the pages, made of the embedded digits, in .github/pictures.
 
-python tests/pictures.py [RUN]      RUN: a finished run of the recipe digits; without it one is trained, 2 minutes
+python tests/pictures.py [RUN]      RUN: a finished run of the recipe digits; without it, one is trained (2 minutes)
 
 Needs Debian's chromium and the extra 'test'. Look at each picture before you commit it.
 """
