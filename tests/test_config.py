@@ -1,4 +1,4 @@
-"""The configuration as text, on the command line, and the values that are refused before anything is built."""
+"""The configuration as text, on the command line, and the values that are rejected before anything is built."""
 
 import dataclasses
 import math
@@ -57,7 +57,7 @@ def test_every_text_survives_yaml(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["1e-4", "1e-05", "0.0001", "1E-4", "1.0e-4", ".0001", "+1e-4"])
-def test_numbers_as_people_write_them(text: str) -> None:
+def test_numbers_as_users_write_them(text: str) -> None:
     """YAML 1.1 reads those without a dot as strings."""
     assert from_yaml(f"optim: {{lr: {text}}}").optim.lr == float(text)
 
@@ -202,7 +202,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "value", "message"), BAD)
-def test_bad_values_are_refused_by_name(name: str, value: Any, message: str) -> None:
+def test_bad_values_are_rejected_by_name(name: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(name)) as caught:
         check(with_value(Run(), name, value))
     assert message in str(caught.value)
@@ -210,7 +210,7 @@ def test_bad_values_are_refused_by_name(name: str, value: Any, message: str) -> 
 
 
 @pytest.mark.parametrize("name", ["out", "data.path", "data.copy", "model.weights"])
-def test_paths_that_are_no_utf8_are_refused(name: str) -> None:
+def test_paths_that_are_no_utf8_are_rejected(name: str) -> None:
     with pytest.raises(ValueError, match=re.escape(name)) as caught:
         check(with_value(Run(), name, os.fsdecode(b"/photos/\xff")))
     assert r"'/photos/\udcff': it must be UTF-8; rename it" in str(caught.value)
@@ -359,12 +359,12 @@ def test_photos_need_a_recipe_and_the_command_that_is_shown_works(
     words: list[str], named: str, program: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without one they would train the digits network, at 32 pixels."""
-    verb = program.split()[-1]
-    own = [word for word in words if word != "--show"] if verb != "train.py" else words
+    called = program.split()[-1]
+    own = [word for word in words if word != "--show"] if called != "train.py" else words
 
     def parse(argv: list[str]) -> Run:
-        if verb != "train.py":
-            return parse_command(verb, argv).run
+        if called != "train.py":
+            return parse_command(called, argv).run
         with suppress(SystemExit):
             return parse_run(argv)
         return from_yaml(capsys.readouterr().out)
@@ -420,7 +420,7 @@ def test_the_recipe_is_the_first_word_only() -> None:
         parse_run(["digits", "--recipe", "mlp-head"])
 
 
-def test_bad_values_of_the_command_line_are_refused_by_name() -> None:
+def test_bad_values_of_the_command_line_are_rejected_by_name() -> None:
     with pytest.raises(ValueError, match=r"train\.batch is 0"):
         parse_run(["--train.batch", "0"])
 

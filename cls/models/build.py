@@ -12,7 +12,7 @@ from cls.models.attention import CBAM, add_attention
 from cls.models.backbones import classifier_name, plain
 from cls.models.freeze import freeze_parts
 from cls.models.heads import replace_classifier
-from cls.models.weights import check_weights, load_pretrained, weight_file
+from cls.models.weights import load_pretrained, weight_file
 from cls.runtime.rng import torch_seed
 
 
@@ -62,7 +62,7 @@ def check_model(config: Model, data: Data) -> None:
 
     May download the weights; else forward passes on fake tensors, 0.5 s. ValueError names the field or the file.
     """
-    check_weights(config)
+    weight_file(config)
     model = build_shapes(config, 2).eval()
     with torch.device("meta"):
         for field, size in {"data.size": data.size, "data.eval_size": data.evaluated.size}.items():

@@ -30,18 +30,13 @@ CONNECT_SECONDS = 10.0  # a firewall that drops packets would otherwise hold the
 log = logging.getLogger("cls")
 
 
-def check_weights(config: Model) -> None:
-    """Make sure, before any set-up, that the backbone exists and its weights are on this machine; may download them.
+def weight_file(config: Model) -> Path | None:
+    """The local file with ``config.weights``, downloaded into the library's own cache if missing; None for none.
 
     ValueError: an unknown backbone or weights name (with the nearest ones), a missing file, or weights that are not in
     the cache and cannot be fetched (with the file and the command that fetches it). No download is tried when
     HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set. Several processes: call it on one of them first.
     """
-    weight_file(config)
-
-
-def weight_file(config: Model) -> Path | None:
-    """The local file with ``config.weights``, fetched into the library's own cache when it is not there yet."""
     source = weight_source(config)
     if source is None or isinstance(source, Path):
         return source
@@ -103,12 +98,12 @@ class TorchFile:
 
     @property
     def sha256(self) -> str:
-        """How its SHA-256 starts, as stated by a name such as ``resnet50-0676ba61.pth``; '' if it states none."""
+        """The start of its SHA-256, from a name such as ``resnet50-0676ba61.pth``; '' if the name has none."""
         stated = re.search(r"-([a-f0-9]{8,})\.", self.path.name)
         return stated[1] if stated else ""
 
     def fetch(self) -> Path:
-        """Download it, over what is there; ValueError with a command that does the same."""
+        """Download it, replacing an existing file; ValueError with a command that does the same."""
         command = f"curl -L --create-dirs -o {self.path} {self.url}"
         _require_network(self.path, command)
         try:
@@ -119,10 +114,10 @@ class TorchFile:
 
 
 def download(url: str, file: Path, sha256: str) -> None:
-    """Fetch ``url`` to ``file``, whole or not at all; ``sha256`` is how its SHA-256 must start.
+    """Download ``url`` to ``file``, whole or not at all; its SHA-256 must start with ``sha256``.
 
-    OSError when the server is silent for 10 s or breaks off, RuntimeError for a wrong hash. (torch.hub's own function
-    waits for ever, and keeps what a broken connection has left where the name states no hash.)
+    OSError when the server is silent for 10 s or closes the connection, RuntimeError for a wrong hash. (torch.hub's own
+    function waits forever, and keeps incomplete files whose name states no hash.)
     """
     found, done = hashlib.sha256(), 0
     with replacing(file) as aside, urlopen(url, timeout=CONNECT_SECONDS) as answer, aside.open("wb") as to:
@@ -152,7 +147,7 @@ class HubFile:
 
     @property
     def path(self) -> Path:
-        """Where it lies, or would lie; the name of a revision that was never asked for is unknown, hence a ``*``."""
+        """Its place in the cache; ``*`` for a revision that was never downloaded."""
         cached = try_to_load_from_cache(self.repo, self.name, revision=self.revision or None)
         if isinstance(cached, str):
             return Path(cached)
@@ -166,13 +161,13 @@ class HubFile:
         return content if re.fullmatch(r"[0-9a-f]{64}", content) else ""
 
     def fetch(self) -> Path:
-        """Download it, over what is there; ValueError with a command that does the same."""
+        """Download it, replacing an existing file; ValueError with a command that does the same."""
         command = f"hf download {self.repo} {self.name}" + (f" --revision {self.revision}" if self.revision else "")
         _require_network(self.path, command)
         try:
             with urlopen(Request(self.url, method="HEAD"), timeout=CONNECT_SECONDS):
-                pass  # hf_hub_download would try five times with growing pauses
-            again = self.path.is_file()  # it is fetched again because it is damaged
+                pass  # fail fast: hf_hub_download retries five times
+            again = self.path.is_file()  # a damaged file is downloaded again
             path = Path(hf_hub_download(self.repo, self.name, revision=self.revision or None, force_download=again))
             found = sha256(path)
             if not found.startswith(self.sha256):

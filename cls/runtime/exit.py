@@ -111,7 +111,7 @@ class ExitHandler:
         if error.errno == errno.ENOSPC and error.filename is None and little_shared_memory():
             return "/dev/shm is full: give it more (docker run --shm-size 1g), or use fewer --data.workers, or 0"
         if self.claimed:
-            return "free space, or copy the run directory elsewhere and resume with the same command and --out COPY"
+            return "free space, or copy the run directory elsewhere; then resume with --out COPY"
         return "free space, or name another place with --out or --to"
 
     def _lost(self) -> bool:

@@ -76,7 +76,7 @@ def test_a_chunk_that_does_not_fit_on_one_rank_is_cut_on_all(
     limited: Runs, folder: Path, world_size: int, megabytes: int, found: str
 ) -> None:
     """Micro-batches of 32; the whole share is tried first (64 or 128 images) on the rank that has the limit."""
-    out, limit = folder / f"pieces-{world_size}", f"limit={megabytes}@{world_size - 1}:probe:1;SIGTERM@0:step:1"
+    out, limit = folder / f"chunks-{world_size}", f"limit={megabytes}@{world_size - 1}:probe:1;SIGTERM@0:step:1"
     ended = limited.run(out, [*LARGE, "--train.micro-batch", "32", "--train.reduce", "fast"], world_size, limit)
     assert ended.codes == [85] * world_size and ended.faults == ["probe", "step"], ended.output
     assert ended.output.count("per forward") == 1 and f"fast: {found} per forward\n" in ended.output
@@ -122,7 +122,7 @@ def trace(model: torch.nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 @pytest.mark.parametrize("before", [0, 2])
 def test_the_probe_changes_no_bit(mode: str, before: int) -> None:
-    """Before the first step, and where a run goes on with moments in the optimizer; the next step is the same too."""
+    """Before the first step, and where a run resumes with moments in the optimizer; the next step is the same too."""
     run = change(run_of(reduce=mode), data={"size": 8})
     model = Net("batch", dropout=0.5)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)

@@ -87,7 +87,7 @@ def after(model: nn.Module, mode: str, most: int) -> tuple[list[Tensor], dict[st
 
 @pytest.mark.parametrize("most", [2, 3, 4])
 @pytest.mark.parametrize("name", networks())
-def test_a_piece_is_its_micro_batches_one_after_the_other(name: str, most: int) -> None:
+def test_a_chunk_is_its_micro_batches_one_after_the_other(name: str, most: int) -> None:
     model = networks()[name]
     losses, gradients, state = after(model, "exact", 1)
     ours = after(model, "fast", most)
@@ -102,7 +102,7 @@ def test_a_piece_is_its_micro_batches_one_after_the_other(name: str, most: int) 
 
 
 @pytest.mark.parametrize("name", ["conv", "head", "tokens", "no running statistics", "norm with activation"])
-def test_control_statistics_of_the_whole_piece_are_another_method(name: str) -> None:
+def test_control_statistics_of_the_whole_chunk_are_another_method(name: str) -> None:
     model = networks()[name].double()
     whole = copy.deepcopy(model)
     loss = losses_of(whole, images_of(0)).sum() / (SIZE * COUNT)
@@ -113,7 +113,7 @@ def test_control_statistics_of_the_whole_piece_are_another_method(name: str) -> 
         assert any(not torch.allclose(state[n], v, rtol=1e-2) for n, v in whole.state_dict().items() if "running" in n)
 
 
-def test_a_piece_leaves_the_model_as_it_was() -> None:
+def test_a_chunk_leaves_the_model_as_it_was() -> None:
     """Frozen norms keep their bits, evaluation is the module's own, and no forward pass is left replaced."""
     model = nn.Sequential(Net("batch"), nn.BatchNorm1d(4)).double()
     model[1].eval()
@@ -136,7 +136,7 @@ def test_a_piece_leaves_the_model_as_it_was() -> None:
     assert int(model[0].norm.num_batches_tracked) == 3
 
 
-def test_dropout_is_seeded_by_the_first_micro_batch_of_the_piece() -> None:
+def test_dropout_is_seeded_by_the_first_micro_batch_of_the_chunk() -> None:
     model = nn.Dropout(0.5)
     found = {}
     for most in (1, 2, 4):
@@ -158,7 +158,7 @@ def test_norms_of_another_kind_go_one_micro_batch_at_a_time(kind: Any) -> None:
     assert [len(chunk) for chunk in micro.chunks] == [1, 1, 1, 1]
 
 
-def test_pieces_cut_a_share_with_the_rest_last() -> None:
+def test_chunks_cut_a_share_with_the_rest_last() -> None:
     for world_size, rank, most, lengths in ((1, 0, 4, [4]), (1, 0, 3, [3, 1]), (3, 0, 2, [2]), (3, 1, 2, [1])):
         micro = MicroBatches(world(rank, world_size), Net("batch"), run_of(reduce="fast"))
         micro.set_chunk_size(most)
@@ -166,12 +166,12 @@ def test_pieces_cut_a_share_with_the_rest_last() -> None:
         assert [i for chunk in micro.chunks for i in chunk] == list(micro.share)
 
 
-def test_pieces_of_sharded_models_are_reckoned() -> None:
-    assert [chunks_in(room, 10, 8) for room in (100, 99, 50, 49, 25, 24, 5)] == [8, 4, 4, 2, 2, 1, 1]
+def test_chunks_of_sharded_models_are_computed() -> None:
+    assert [chunks_in(available, 10, 8) for available in (100, 99, 50, 49, 25, 24, 5)] == [8, 4, 4, 2, 2, 1, 1]
     assert chunks_in(10**9, 10, 5) == 5 and chunks_in(40, 10, 5) == 3
 
 
-def test_compiled_a_piece_is_traced_once() -> None:
+def test_compiled_a_chunk_is_traced_once() -> None:
     results = []
     for backend in ("", "eager"):
         model = Net("batch").double()
@@ -186,7 +186,7 @@ def test_compiled_a_piece_is_traced_once() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
-def job_pieces(group: World, folder: Path) -> None:
+def job_chunks(group: World, folder: Path) -> None:
     """Shares of 4 on 2 and of 2 + 1 + 1 on 3, gradients in DDP's buckets, against one process and one by one."""
     for name in ("conv", "head"):
         nets = [networks()[name].double() for _ in range(2)]
@@ -203,10 +203,10 @@ def job_pieces(group: World, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.soak)])
-def test_pieces_on_several_processes(processes: int) -> None:
-    launch("job_pieces", processes, script=__file__)
+def test_chunks_on_several_processes(processes: int) -> None:
+    launch("job_chunks", processes, script=__file__)
 
 
 if __name__ == "__main__":
-    JOBS["job_pieces"] = job_pieces
+    JOBS["job_chunks"] = job_chunks
     sys.exit(main(*sys.argv[1:]))

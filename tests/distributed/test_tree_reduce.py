@@ -34,7 +34,7 @@ def world(rank: int = 0, world_size: int = 1) -> World:
 
 
 def leaf(index: int) -> list[Tensor]:
-    """What a micro-batch brings, in layouts as of a real model; magnitudes differ so that the order of adding shows."""
+    """What a micro-batch contributes, in layouts of a real model; magnitudes differ, so the order of adding shows."""
     rng = torch.Generator().manual_seed(index)
     scale = 10 ** (torch.rand((), generator=rng) * 8 - 4)
     shapes: list[tuple[int, ...]] = [(1,), (5, 3, 3, 3), (6, 5, 1, 1), (7, 6), (7,), (2, 3, 5)]
@@ -241,7 +241,7 @@ def test_the_global_generator_does_not_matter_to_a_step() -> None:
     assert all(a.equal(b) for a, b in zip(*results, strict=True))
 
 
-def test_more_processes_than_micro_batches_are_refused_with_two_ways_out() -> None:
+def test_more_processes_than_micro_batches_are_rejected_with_two_ways_out() -> None:
     with pytest.raises(ValueError) as caught:
         MicroBatches(world(0, 5), Net("batch"), run_of(batch=12, micro_batch=3))
     for part in ("5 processes but only 4 micro-batches", "train.batch 12", "train.micro_batch 3",

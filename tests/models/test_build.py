@@ -1,4 +1,4 @@
-"""Networks: exact sizes and keys, attention against a second formula, frozen parts, seeds, fields that are refused."""
+"""Networks: exact sizes and keys, attention against a second formula, frozen parts, seeds, fields that are rejected."""
 
 import re
 from dataclasses import replace
@@ -15,7 +15,7 @@ from cls.models.backbones import normalization
 from cls.models.build import build_model, build_shapes, fresh_parameters
 from cls.models.freeze import train_mode
 from cls.models.heads import head_layers
-from cls.models.weights import check_weights
+from cls.models.weights import weight_file
 
 SMALL = Model(backbone="resnext14_8x8d", weights="none")
 LITE = Model(backbone="timm/tf_efficientnet_lite0", weights="none")
@@ -190,7 +190,7 @@ def test_impossible_fields_are_named(config, message):
 )  # fmt: skip
 def test_unknown_names_come_with_the_nearest(config, message):
     with pytest.raises(ValueError, match=message):
-        check_weights(config)
+        weight_file(config)
 
 
 def test_normalization_follows_the_weights():

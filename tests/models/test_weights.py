@@ -1,4 +1,4 @@
-"""Pretrained files: what is loaded, what is refused, and what the user is told."""
+"""Pretrained files: what is loaded, what is rejected, and what the user sees."""
 
 import functools
 import hashlib
@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from cls.config import Model
 from cls.models.build import build_model
-from cls.models.weights import TorchFile, check_weights, download, load_exact, read_state, weight_file
+from cls.models.weights import TorchFile, download, load_exact, read_state, weight_file
 
 SHARED = Path(__file__).parents[3] / "shared"
 FRESH = Model(backbone="resnet18", weights="none")
@@ -89,7 +89,7 @@ def test_wrapped_prefixed_old_and_headless_files_are_understood(tmp_path, wrap):
         (lambda s: [s.pop(k) for k in list(s) if "layer2." in k], r"25 missing: layer2.0.conv1.weight, .*, \.\.\."),
     ],
 )  # fmt: skip
-def test_a_file_that_does_not_fit_is_refused_by_key(tmp_path, spoil, message):
+def test_a_file_that_does_not_fit_is_rejected_by_key(tmp_path, spoil, message):
     state = library_state()
     spoil(state)
     save_file(state, tmp_path / "weights.safetensors")
@@ -150,7 +150,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("container", ["torch", "pickle"])
-def test_a_pickled_object_is_refused_and_not_executed(tmp_path, container):
+def test_a_pickled_object_is_rejected_and_not_executed(tmp_path, container):
     marker, file = tmp_path / "executed", tmp_path / "weights.pth"
     if container == "torch":
         torch.save({"state_dict": library_state(), "args": Payload(marker)}, file)
@@ -190,9 +190,9 @@ def test_a_file_without_a_state_dict_is_named(tmp_path):
 
 def test_a_missing_file_is_found_out_before_building(tmp_path):
     with pytest.raises(ValueError, match=r"model.weights: .*/no.pth: no such file"):
-        check_weights(replace(FRESH, weights=str(tmp_path / "no.pth")))
+        weight_file(replace(FRESH, weights=str(tmp_path / "no.pth")))
     with pytest.raises(ValueError, match=r"model.weights: .*: a folder; name the file in it"):
-        check_weights(replace(FRESH, weights=str(tmp_path)))
+        weight_file(replace(FRESH, weights=str(tmp_path)))
 
 
 TORCHVISION_URL = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
@@ -203,7 +203,7 @@ def test_offline_names_the_file_and_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     file = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     with pytest.raises(ValueError) as caught:
-        check_weights(replace(FRESH, weights="DEFAULT"))
+        weight_file(replace(FRESH, weights="DEFAULT"))
     assert str(caught.value) == (
         f"model.weights: {file} is not there and was not fetched (HF_HUB_OFFLINE is set). "
         f"Where there is internet, run:\n  curl -L --create-dirs -o {file} {TORCHVISION_URL}"
@@ -211,18 +211,18 @@ def test_offline_names_the_file_and_the_command(tmp_path, monkeypatch):
     # the file that the command would fetch is then what is used
     file.parent.mkdir(parents=True)
     torch.save(library_state(), file)
-    check_weights(replace(FRESH, weights="DEFAULT"))
+    weight_file(replace(FRESH, weights="DEFAULT"))
     assert backbone_equals(build_model(replace(FRESH, weights="IMAGENET1K_V1"), 10, 0), library_state())
 
 
-def test_no_network_is_told_like_offline(tmp_path, monkeypatch):
+def test_no_network_is_reported_like_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # the discard port: refused at once
     monkeypatch.setattr(urllib.request, "_opener", None)  # an earlier download in this process has made one for good
     with pytest.raises(ValueError, match=rf"Connection refused.*\n  curl -L --create-dirs -o .* {TORCHVISION_URL}"):
-        check_weights(replace(FRESH, weights="DEFAULT"))
+        weight_file(replace(FRESH, weights="DEFAULT"))
     assert not list(tmp_path.rglob("*.pth*"))
 
 
@@ -239,11 +239,11 @@ def test_timm_weights_come_from_the_hub_cache_or_the_command_is_named(tmp_path, 
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # the discard port: refused at once
     monkeypatch.setattr(urllib.request, "_opener", None)  # an earlier download in this process has made one for good
     with pytest.raises(ValueError) as caught:
-        check_weights(config)
+        weight_file(config)
     assert str(caught.value) == wanted % "<urlopen error [Errno 111] Connection refused>"
     monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
     with pytest.raises(ValueError) as caught:
-        check_weights(config)
+        weight_file(config)
     assert str(caught.value) == wanted % "TRANSFORMERS_OFFLINE is set"
 
     (repo / "refs").mkdir(parents=True)

@@ -256,7 +256,7 @@ def test_another_ranks_failure_is_kept_when_rank_0_is_stopped_or_loses_its_conne
     assert lost.record is not None and lost.record["outcome"] == "out_of_memory"
 
 
-def test_a_stop_replaces_the_record_of_an_earlier_life(out: Path) -> None:
+def test_a_stop_replaces_the_record_of_an_earlier_attempt(out: Path) -> None:
     (out / "exit.json").write_text('{"outcome": "done"}')
     os.utime(out / "exit.json", (1, 1))
     ended = ending(out, wait, send=(signal.SIGTERM,))
@@ -275,7 +275,7 @@ def test_nothing_is_written_into_somebody_elses_folder(out: Path) -> None:
         assert ending(out, work).record is None
 
 
-def test_a_refused_command_does_not_undo_a_finished_run(out: Path) -> None:
+def test_a_rejected_command_does_not_undo_a_finished_run(out: Path) -> None:
     """A misspelt option, or another configuration, with the --out of a run that is done or is being written."""
     (out / "config.yaml").write_text("seed: 0")
     (out / "exit.json").write_text('{"outcome": "done", "reason": "best 0.9"}')

@@ -1,4 +1,4 @@
-"""Paths that people type: ~ in every option, and places that cannot be written, as another user and on full disks."""
+"""paths in options: ~ in every option, and places that cannot be written, as another user and on full disks."""
 
 import dataclasses
 import os

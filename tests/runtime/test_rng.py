@@ -98,6 +98,6 @@ def test_nothing_global_is_read_or_changed() -> None:
     assert generator(3, "a").random(5).tolist() == first
 
 
-def test_a_tag_of_another_type_is_refused() -> None:
+def test_a_tag_of_another_type_is_rejected() -> None:
     with pytest.raises(TypeError):
         fold(0, np.int64(1))  # type: ignore[arg-type]  # the point of the test

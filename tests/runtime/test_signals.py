@@ -1,4 +1,4 @@
-"""Requests to stop: who may ask, how a request is heard once, and how ranks agree on it without waiting."""
+"""Requests to stop: who may ask, how a request is received once, and how ranks agree on it without waiting."""
 
 import os
 import signal
@@ -80,7 +80,7 @@ def test_leaving_an_inner_part_leaves_the_outer_interruptible(stop: StopSignal) 
         time.sleep(60)
 
 
-def test_a_stop_file_is_a_request_and_one_of_an_earlier_life_is_not(stop: StopSignal, tmp_path: Path) -> None:
+def test_a_stop_file_is_a_request_and_one_of_an_earlier_attempt_is_not(stop: StopSignal, tmp_path: Path) -> None:
     (tmp_path / "stop").touch()
     stop.watch(tmp_path)
     assert not stop.requested() and not (tmp_path / "stop").exists()

@@ -64,7 +64,7 @@ def advance(state: State, first: int, last: int) -> None:
 
 
 def bits(state: State) -> dict[str, bytes | str]:
-    """Everything that decides how a state goes on."""
+    """Everything that decides how a state continues."""
     found: dict[str, bytes | str] = {f"model.{k}": v.numpy().tobytes() for k, v in state.model.state_dict().items()}
     if state.average is not None:
         found |= {f"average.{k}": v.numpy().tobytes() for k, v in state.average.state_dict().items()}
@@ -231,7 +231,7 @@ def test_nothing_is_unpickled(folder: Path, tmp_path: Path, name: str, caplog: p
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=300) | st.text(max_size=100).map(str.encode), name=st.sampled_from(FILES))
-def test_any_bytes_as_a_file_are_refused_in_words(folder: Path, data: bytes, name: str) -> None:
+def test_any_bytes_as_a_file_are_rejected_in_words(folder: Path, data: bytes, name: str) -> None:
     only = folder.parent / "only"
     shutil.rmtree(only, ignore_errors=True)
     shutil.copytree(folder / "step-0000006", only / "step-0000006")
@@ -250,7 +250,7 @@ def test_a_hostile_manifest_is_damage(folder: Path, text: str) -> None:
     assert restore(folder, build(1)) == 4
 
 
-def test_a_checkpoint_of_another_model_is_refused_by_name(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_checkpoint_of_another_model_is_rejected_by_name(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     other = build(1)
     other.model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     with pytest.raises(ValueError, match="none of 3 checkpoints can be used"):

@@ -35,8 +35,8 @@ def test_a_loss_comes_out_one_step_later() -> None:
     assert losses.drain() == []
 
 
-def test_wishes_come_with_the_loss_of_their_step() -> None:
-    """Three ranks: one wishes to save at step 2, two to stop at step 4."""
+def test_requests_come_with_the_loss_of_their_step() -> None:
+    """Three ranks: one requests to save at step 2, two to stop at step 4."""
     losses, seen = LossMonitor(8), []
     for step in range(1, 7):
         losses.put(step, result(1.0, stop=2 * (step == 4), save=step == 2), 0.1)
@@ -84,7 +84,7 @@ def test_each_step_has_its_own_time() -> None:
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "dynamo"),
     ],
 )
-def test_a_launcher_that_asks_for_another_method_is_refused_by_name(variable: str, value: str, name: str) -> None:
+def test_a_launcher_that_asks_for_another_method_is_rejected_by_name(variable: str, value: str, name: str) -> None:
     with pytest.raises(ValueError, match=name) as caught:
         check_launcher({variable: value})
     assert "--config_file accelerate_configs/" in str(caught.value)

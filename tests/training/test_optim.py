@@ -234,7 +234,7 @@ def test_one_cycle_is_torchs(steps: int) -> None:
         optimizer.step()
         other.step()
         ours.step()
-        if step < steps - 1:  # torch refuses one step more
+        if step < steps - 1:  # torch rejects one more step
             theirs.step()
 
 
@@ -300,7 +300,7 @@ def expected_rates(config: Optim, epochs: int) -> list[float]:
     for step in range(steps):
         found.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
-        if step < steps - 1:  # torch refuses one step more
+        if step < steps - 1:  # torch rejects one more step
             cycle.step()
     return found
 

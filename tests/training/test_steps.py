@@ -63,7 +63,7 @@ def test_batch_equal_to_the_images_is_one_step_an_epoch() -> None:
 
 
 @pytest.mark.parametrize(("images", "batch"), [(6, 7), (99, 128)])
-def test_a_batch_larger_than_the_data_is_refused(images: int, batch: int) -> None:
+def test_a_batch_larger_than_the_data_is_rejected(images: int, batch: int) -> None:
     with pytest.raises(ValueError, match=rf"train\.batch is {batch} but there are only {images} training images"):
         steps(images, batch, 1)
 
