@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -133,13 +134,13 @@ def restore(folder: Path, state: State, world: World) -> int:
     found = world.on_rank_0(lambda: checkpoints(folder)[::-1])
     damaged: list[Path] = []
     for path in found:
-        problem = world.on_rank_0(lambda path=path: verify(path))  # type: ignore[misc]  # mypy cannot type the default
+        problem = world.on_rank_0(partial(verify, path))
         if not problem:
-            world.on_all_ranks(lambda path=path: await_file(path / "manifest.json"))  # type: ignore[misc]  # as above
+            world.on_all_ranks(partial(await_file, path / "manifest.json"))
             try:
-                step = world.on_all_ranks(lambda path=path: load(path, state))  # type: ignore[misc]  # as above
+                step = world.on_all_ranks(partial(load, path, state))
                 world.on_rank_0(lambda: _rename_damaged(damaged))
-                return int(step)
+                return step
             except ValueError as error:
                 problem = str(error)
         damaged.append(path)

@@ -40,7 +40,7 @@ class RunLogger:
     """metrics.jsonl with its mirrors, events.jsonl, and the progress display."""
 
     def __init__(self, run_dir: RunDir, world: World, steps: Steps, first: int, model: nn.Module) -> None:
-        self.run_dir, self.count = run_dir, steps
+        self.run_dir, self.steps = run_dir, steps
         self.tracker: Tracker | None = None
         self.figures: dict[str, float] = {}
         self.validated: dict[str, float] = {}
@@ -97,10 +97,10 @@ class RunLogger:
             self.step = done.step
             row = {
                 "step": done.step,
-                "epoch": self.count.epochs_done(done.step - 1) + 1,
+                "epoch": self.steps.epochs_done(done.step - 1) + 1,
                 "train/loss": done.loss,
                 "train/lr": done.lr,
-                "train/images_per_second": self.count.train.batch / done.seconds,
+                "train/images_per_second": self.steps.train.batch / done.seconds,
             }
             self.tracker.log(row)
             self.progress.step(done.step, row | self.validated)
@@ -121,12 +121,12 @@ class RunLogger:
         clocks = self.world.gather(self.world.timer.read())
         if not self.tracker:
             return
-        epoch, best = self.count.epochs_done(step), max(history.best_accuracy, figures["accuracy"])
+        epoch, best = self.steps.epochs_done(step), max(history.best_accuracy, figures["accuracy"])
         self.validated = {"val/accuracy": figures["accuracy"]}
         spent = self._time_spent(step, clocks)
         self.tracker.log({"step": step, "epoch": epoch, **{f"val/{k}": v for k, v in figures.items()}, **spent})
         self.progress.line(
-            f"epoch {epoch}/{self.count.train.epochs} done  val accuracy {figures['accuracy']:.4f} (best {best:.4f})  "
+            f"epoch {epoch}/{self.steps.train.epochs} done  val accuracy {figures['accuracy']:.4f} (best {best:.4f})  "
             f"val loss {figures['loss']:.4f}"
         )
 
