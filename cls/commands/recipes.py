@@ -27,15 +27,9 @@ def recipe_table() -> list[dict[str, Any]]:
         run = recipes.get(name)
         if run.model not in counted:
             counted[run.model] = count_parameters(run.model, 10 if name == "digits" else 100)[0]
-        row = {
-            "recipe": name,
-            "report": source,
-            "what": text,
-            "batch": run.train.batch,
-            "micro_batch": run.train.micro_batch,
-            "most_processes": run.train.batch // run.train.micro_batch,
-            "parameters": counted[run.model],
-        }
+        batch, micro_batch = run.train.batch, run.train.micro_batch
+        row = {"recipe": name, "report": source, "what": text, "batch": batch, "micro_batch": micro_batch,
+               "most_processes": batch // micro_batch, "parameters": counted[run.model]}  # fmt: skip
         rows.append(row)
         table.add_row(*(f"{row[name]:,}" if isinstance(row[name], int) else str(row[name]) for name in heads))
     console.print(table)

@@ -50,16 +50,9 @@ def plan(run: Run, options: PlanOptions) -> dict[str, Any]:
     problems = [] if asked in fitting else [advice(run, best)]
     chosen = change(run, train={"micro_batch": asked if asked in fitting or not best else best})
     document: dict[str, Any] = {
-        "recipe": run.recipe,
-        "gpu": gpu.name if gpu else f"{options.memory:g} GB",
-        "gpus_per_node": options.gpus,
-        "nodes": options.nodes,
-        "precision": precision,
-        "classes": classes,
-        "training_images": len(splits.train),
-        "fits": asked in fitting,
-        "micro_batch": asked,
-        "largest_micro_batch": best,
+        "recipe": run.recipe, "gpu": gpu.name if gpu else f"{options.memory:g} GB", "gpus_per_node": options.gpus,
+        "nodes": options.nodes, "precision": precision, "classes": classes, "training_images": len(splits.train),
+        "fits": asked in fitting, "micro_batch": asked, "largest_micro_batch": best,
         "estimated_for_micro_batch": chosen.train.micro_batch,
         "usable_memory_gib": round(usable, 2),
         "memory_gib": {name: round(value, 3) for name, value in needs[asked].items()},
@@ -68,7 +61,7 @@ def plan(run: Run, options: PlanOptions) -> dict[str, Any]:
         "sharding": _sharding(step, run, classes, asked, options),
         "gflop_per_image": round(float(step.work(asked)[0].sum()) / asked / 1e9, 2),
         "host_memory_gib_per_node": round(_host_gib(step, options), 1),
-    }
+    }  # fmt: skip
     if gpu:
         document |= _times(chosen, options, gpu, precision, step, steps, splits)
     document["sbatch"] = command(chosen, options, document.get("cores_per_node", 0))

@@ -32,16 +32,8 @@ def write_slurm(file: Path, members: Sequence[Member], words: Sequence[str], fol
     return f"CLS_SWEEP={shlex.quote(str(folder))} {array}"
 
 
-def write_wandb(
-    file: Path,
-    name: str,
-    sweeps: Mapping[str, Sweep],
-    rows: Rows,
-    launch: Sequence[str],
-    words: Sequence[str],
-    folder: Path,
-    project: str,
-) -> str:
+def write_wandb(file: Path, name: str, sweeps: Mapping[str, Sweep], rows: Rows, launch: Sequence[str],
+                words: Sequence[str], folder: Path, project: str) -> str:  # fmt: skip
     """Write the same members as a W&B grid; returns the command that registers it.
 
     W&B passes parameters as name=value in any order; bash makes variables of them: the recipe must be the first
@@ -50,21 +42,16 @@ def write_wandb(
     firsts: dict[str, str] = {}  # of rows with the same configuration, the first one's recipe
     for name_of_sweep, row in ((name, row) for name, sweep in sweeps.items() for row in sweep.rows):
         firsts.setdefault(rows[name_of_sweep, row.name][0].run.out, row.recipe)
-    recipes = list(dict.fromkeys(firsts.values()))
     seeds = sorted({member.run.seed for members in rows.values() for member in members})
+    parameters = {"recipe": {"values": list(dict.fromkeys(firsts.values()))}, "seed": {"values": seeds}}
     out = f'{shlex.quote(str(folder))}/"$recipe-seed$seed"'
     shared = f" {shlex.join(words)}" if words else ""
     script = f'declare "$@"; exec {shlex.join(launch)} "$recipe" --seed "$seed" --out {out}{shared}'
     names = [f"{row.name}: {row.recipe}" for sweep in sweeps.values() for row in sweep.rows]
     document = {
-        "program": launch[-1],
-        "name": name,
-        "description": "; ".join(names),
-        "project": project,
-        "method": "grid",
-        "metric": {"name": "val/accuracy", "goal": "maximize"},
-        "parameters": {"recipe": {"values": recipes}, "seed": {"values": seeds}},
+        "program": launch[-1], "name": name, "description": "; ".join(names), "project": project, "method": "grid",
+        "metric": {"name": "val/accuracy", "goal": "maximize"}, "parameters": parameters,
         "command": ["${env}", "bash", "-c", script, "sweep", "${args_no_hyphens}"],
-    }
+    }  # fmt: skip
     write_whole(file, yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=10_000).encode())
     return f"wandb sweep {shlex.quote(str(file))}"
