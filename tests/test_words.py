@@ -51,8 +51,8 @@ ALLOWED = (  # read before the words are searched for: what someone else named, 
     "file tell",  # the offset in a file
 )
 PRIVATE = (  # class and constant names that gave way to those of PyTorch's vocabulary
-    "Cluster|Draws|Order|BlockOrder|Part|Journal|Lives|Ending|Stop|Behind|Page|Board|Trained|Material|Wish|Request|"
-    "Garbage|Losses|MOMENT|PEOPLE"
+    "Cluster|Feed|Draws|Views|Order|BlockOrder|Part|Journal|Lives|Ending|Stop|Behind|Page|Board|Trained|Material|Wish|Request|"
+    "Garbage|Losses|MOMENT|PEOPLE|VERBS"
 )
 PAGES = sorted(path for path in ROOT.glob("**/*.md") if not any(p.startswith((".v", ".p")) for p in path.parts))
 FILES = sorted(
