@@ -107,8 +107,12 @@ def run_rank(request: dict[str, Any], rank: int, port: int, descriptors: list[in
         )  # fmt: skip
     os.chdir(request["cwd"])
     sys.argv = [str(ROOT / "train.py"), *request["argv"]]
+    import torch
+
     import train
     from tests.harness import faults  # in the server already
+
+    torch.set_num_threads(1)  # makes its thread pool anew after the fork, before several threads do so at once
 
     faults.change_surroundings(rank)
     if request["patch"]:

@@ -401,7 +401,7 @@ def test_the_moving_average_is_that_of_the_whole_weights(
             3,
             [],
             {},
-            ["4 micro-batches", "train.batch 32", "on 3 processes", "each must carry as many", "DDP"],
+            ["4 micro-batches", "train.batch 32", "on 3 processes", "each must have the same number", "DDP"],
         ),
         (2, [], {"FSDP_VERSION": "1"}, ["FSDP version 1", "loses the optimizer's state", "fsdp.yaml"]),
         (2, ["--train.reduce", "exact"], {}, ["train.reduce is exact", "--train.reduce fast", "ddp.yaml"]),
