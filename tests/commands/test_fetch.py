@@ -483,6 +483,9 @@ def test_a_data_set_of_the_hub_is_fetched_used_offline_and_replaced_when_damaged
     code, said, again = internet.do("fetch", *argv)
     assert code == 0 and f"{arrow}: damaged" in said and again["files"][0]["state"] == "fetched again"
     assert internet.do("require", *argv)[2]["bytes"] == found["bytes"]
+    spoil(arrow)
+    assert internet.do("fetch", *argv)[2]["files"][0]["state"] == "fetched again"
+    assert internet.do("require", *argv)[2]["bytes"] == found["bytes"]
 
 
 def test_image_files_of_a_hub_data_set_are_part_of_it(internet: Internet) -> None:

@@ -354,6 +354,19 @@ LAYOUTS: dict[str, tuple[Files, dict[str, object], dict[str, dict[str, str | Non
         {"train": {name[7:]: label for name, label in FLAT_ANSWER.items()}},
         "images",
     ),
+    "oxford-pets' list": (
+        {
+            **PETS,
+            "annotations/list.txt": lines(
+                "#Image CLASS-ID SPECIES BREED ID",
+                "#SPECIES: 1:Cat 2:Dog",
+                *(f"{name[7:-4]} 1 {1 + ('great' in name)} 1" for name in PETS),
+            ),
+        },
+        {"labels": ("annotations/list.txt",), "label_column": "3"},
+        {"train": {name: str(1 + ("great" in name)) for name in PETS}},
+        "",
+    ),
     "oxford-pets": (
         {**PETS, "annotations/list.txt": lines("#Image ID")},
         {"label_pattern": r"(.+)_\d+\.jpg"},

@@ -490,6 +490,8 @@ def test_predictions_that_a_run_has_not_stored_can_be_made(run: Path, tmp_path: 
     assert told is not None and figures is not None
     assert told["summary"]["validation accuracy"].startswith(f"{100 * figures['accuracy']:.2f}% ")
     assert told["summary"]["loss"] == f"{figures['loss']:.4f}" and {p for p in out.rglob("*") if p.is_file()} == before
+    right = sum(figure["recall"] * figure["images"] for figure in figures["classes"].values())
+    assert right == pytest.approx(60 * figures["accuracy"])
     text = (out / "report.html").read_text()
     assert "Averaged over identity, hflip" in text and text.count("nearest training images of") == 2 * min(
         24, round(60 * (1 - figures["accuracy"]))

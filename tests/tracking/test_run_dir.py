@@ -324,7 +324,7 @@ def test_after_a_fault_at_the_start_the_corrected_command_goes_on(tmp_path: Path
     (tmp_path / "ledger" / "0000-0000.csv").write_text("0,0,a/1.jpg,\n")  # of another configuration's images
     (tmp_path / "wandb_id").write_text("abc")
     with open_run_dir(run_in(tmp_path, train={"micro_batch": 8}), CLUSTER) as folder:
-        assert folder.run.train.micro_batch == 8
+        assert folder.run.train.micro_batch == 8 and (tmp_path / "lock").exists()
     assert "micro_batch: 8" in (tmp_path / "config.yaml").read_text() and not (tmp_path / "data.json").exists()
     assert not (tmp_path / "ledger").exists() and not (tmp_path / "wandb_id").exists()
     (tmp_path / "exit.json").write_text(json.dumps({"outcome": outcome, "code": 2, "reason": "", "step": 0}))

@@ -186,7 +186,7 @@ def test_an_interrupted_save_is_ignored_and_cleaned_by_the_next(folder: Path) ->
     shutil.copytree(folder / "step-0000006", aside)
     (aside / "manifest.json").unlink()
     state = build(1)
-    assert restore(folder, state) == 6
+    assert restore(folder, state) == 6 and not aside.exists()
     checkpoint.prune(folder, 1, state.history)
     advance(state, 6, 8)
     save(folder, 8, state)
