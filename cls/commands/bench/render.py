@@ -29,7 +29,7 @@ def table(document: dict[str, Any]) -> None:
     )
     rows = document["pipelines"]
     times = _table("CPU us per image", list(TITLES.values()))
-    ratios = _table("ratio", [_pair(name) for name in means])
+    ratios = _table("ratio", [" / ".join(TITLES[part] for part in name.split("/")) for name in means])
     for row in rows:
         times.add_row(row["recipe"], *(_range(row["us_per_image"][name], ".0f") for name in TITLES))
         ratios.add_row(row["recipe"], *(_range(row["ratios"][name], ".2f") for name in means))
@@ -64,12 +64,6 @@ def _loop(loop: dict[str, Any]) -> None:
     )
 
 
-def _pair(name: str) -> str:
-    above, below = name.split("/")
-    return f"{TITLES[above]} / {TITLES[below]}"
-
-
 def _range(found: dict[str, float], form: str) -> str:
-    low, high = format(found["min"], form), format(found["max"], form)
-    middle = format(found["median"], form)
+    low, middle, high = (format(found[name], form) for name in ("min", "median", "max"))
     return middle if low == high else f"{middle} ({low}..{high})"

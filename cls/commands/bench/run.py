@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -93,8 +92,8 @@ def _check(run: Run, options: BenchOptions) -> None:
 
 def pipelines_of(run: Run, options: BenchOptions) -> list[Run]:
     """This run, then the other published recipes as they are, on this run's images and seed."""
-    others: Sequence[str] = PUBLISHED if options.recipes == "all" else ()
-    return [run, *(_on(recipes.get(name), run) for name in others if name != run.recipe)]
+    others = [name for name in PUBLISHED if options.recipes == "all" and name != run.recipe]
+    return [run, *(_on(recipes.get(name), run) for name in others)]
 
 
 def _on(recipe: Run, run: Run) -> Run:
