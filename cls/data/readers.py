@@ -81,9 +81,8 @@ class Indexed:
         """A few us an image beyond the file system's time; bytes in Arrow are not copied."""
         found = []
         for row in rows:
-            place = self._place(row)
-            chunk = int(np.searchsorted(self._starts, place, "right")) - 1
-            found.append(encoded(self._chunks[chunk], place - int(self._starts[chunk])))
+            chunk, place = locate(self._starts, self._place(row))
+            found.append(encoded(self._chunks[chunk], place))
         return found
 
     def sampler(self, seed: int, balanced: bool) -> Sampler:
@@ -107,6 +106,12 @@ class Stream:
     def sampler(self, seed: int, balanced: bool) -> BlockSampler:
         assert not balanced  # cls.validate: it would need all blocks at once
         return BlockSampler(self.blocks.counts, seed)
+
+
+def locate(starts: np.ndarray, row: int) -> tuple[int, int]:
+    """Which of the parts that begin at ``starts`` has a row, and its position there."""
+    part = int(np.searchsorted(starts, row, "right")) - 1
+    return part, row - int(starts[part])
 
 
 def images_of(rows: Dataset | Images) -> Images:

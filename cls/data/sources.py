@@ -25,7 +25,7 @@ from cls.data.folders.tree import Tree
 from cls.data.labels.hint import hinted
 from cls.data.labels.read import read_labelled
 from cls.data.readers import Stream, column
-from cls.data.split import COLUMNS, Found, Split, normal
+from cls.data.split import COLUMNS, RawSplits, Split, normal
 from cls.data.subset import held_out, limited
 from cls.data.summary import say, summary
 from cls.data.table_splits import TABLES, beside_pictures, given, grouped, kind_of
@@ -60,7 +60,7 @@ def load(data: config.Data, seed: int) -> Splits:
     mapped by name to the classes of the training images. ValueError naming the field for what cannot be used.
     """
     with hinted(data.copy or data.path, data):
-        found = Found(_digits(), []) if data.path == "digits" else _read(data.copy or data.path, data)
+        found = RawSplits(_digits(), []) if data.path == "digits" else _read(data.copy or data.path, data)
         parts, notes = found.parts, list(found.notes)
         _reject_unusable(parts, data)
         classes = tuple(sorted(parts["train"].present, key=natural))
@@ -178,7 +178,7 @@ def _reject_unusable(parts: dict[str, Split], data: config.Data) -> None:
             )
 
 
-def _read(path: str, data: config.Data) -> Found:
+def _read(path: str, data: config.Data) -> RawSplits:
     root = Path(path).expanduser()
     if data.own_labels:
         found = read_labelled(path, data)
@@ -212,7 +212,7 @@ def _holds_tables(listing: image_folder.Listing) -> bool:
     return len(listing.tables) >= len(listing.images) or beside_pictures(listing.tables, listing.images)
 
 
-def _tables(root: Path, listing: image_folder.Listing, data: config.Data) -> Found:
+def _tables(root: Path, listing: image_folder.Listing, data: config.Data) -> RawSplits:
     try:
         files = grouped(root, listing.tables)
         parts = streaming.read_files(root, files, data) if data.streaming else tables.read_files(files, data)
@@ -222,7 +222,7 @@ def _tables(root: Path, listing: image_folder.Listing, data: config.Data) -> Fou
         raise ValueError(f"{error}; or to train on the image files: {without(root, listing.tables)}") from None
     others = [name for name in (*listing.others, *listing.images) if name not in PACKED]
     notes = [*files.notes, *ignored.notes(root, others, "tables")]
-    return Found(parts, notes, f"{len(others):,} other files" if others else "")
+    return RawSplits(parts, notes, f"{len(others):,} other files" if others else "")
 
 
 def _read_one(path: str, data: config.Data, *, labelled: bool) -> Split:

@@ -44,8 +44,8 @@ class Split:
         return [self.names[code] for code in np.flatnonzero(np.bincount(self.codes[self.codes >= 0], minlength=1))]
 
 
-class Found(NamedTuple):
-    """The splits of a source."""
+class RawSplits(NamedTuple):
+    """The splits of a source, before labels are numbered by one class list."""
 
     parts: dict[str, Split]
     notes: list[str]  # what is left out or decided, a line each, printed at every start

@@ -24,10 +24,10 @@ from huggingface_hub import HfFileSystem, hf_hub_download, try_to_load_from_cach
 
 from cls import config
 from cls.data import tables, webdataset
-from cls.data.readers import Encoded, Indexed, encoded, fingerprint, image_sizes, pread
+from cls.data.readers import Encoded, Indexed, encoded, fingerprint, image_sizes, locate, pread
 from cls.data.sampler import WINDOW, block_counts
 from cls.data.shards import PLACES
-from cls.data.split import Found, Split
+from cls.data.split import RawSplits, Split
 from cls.data.table_splits import Grouped, chosen, origin
 from cls.data.webdataset import TarBlocks
 from cls.runtime.exit import DataError
@@ -73,7 +73,7 @@ def folder_blocks(parts: dict[str, Split]) -> dict[str, Split]:
     return parts | {"train": replace(train, images=FileBlocks(train.images, train.codes))}
 
 
-def read_hub(name: str, data: config.Data) -> Found:
+def read_hub(name: str, data: config.Data) -> RawSplits:
     """The parquet shards of a hub data set; each is downloaded once per machine, when its first image is needed."""
     if datasets.config.HF_HUB_OFFLINE:
         raise ValueError(
@@ -91,7 +91,7 @@ def read_hub(name: str, data: config.Data) -> Found:
     parts = {split: tables.read_split(".parquet", f, split, data) for split, f in found.items() if split != "train"}
     if paths := found.get("train"):
         parts["train"] = row_groups(Path(""), paths, data)
-    return Found({split: replace(part, origin=f"split {names[split]}") for split, part in parts.items()}, notes)
+    return RawSplits({split: replace(part, origin=f"split {names[split]}") for split, part in parts.items()}, notes)
 
 
 class FileBlocks:
@@ -128,24 +128,20 @@ class RowGroups:
 
     def name(self, row: int) -> str:
         """File and row in it, from 0."""
-        file, place = self._file_of(row)
+        file, place = locate(self._files_start, row)
         return f"{self._names[file]}:{place}"
 
     def read(self, rows: Sequence[int]) -> list[Encoded]:
         return [self._read(row) for row in rows]
 
     def _read(self, row: int) -> Encoded:
-        file, place = self._file_of(row)
+        file, place = locate(self._files_start, row)
         if (places := self._files[file].places) is not None:
             offset, size = places[place].tolist()
             return self._of_local(file, lambda path: _at(path, offset, size))
-        block = int(np.searchsorted(self._starts, row, "right")) - 1
+        block, place = locate(self._starts, row)
         images = self._block(block)
-        return images if isinstance(images, CorruptImageError) else encoded(images, int(row - self._starts[block]))
-
-    def _file_of(self, row: int) -> tuple[int, int]:
-        file = int(np.searchsorted(self._files_start, row, "right")) - 1
-        return file, row - int(self._files_start[file])
+        return images if isinstance(images, CorruptImageError) else encoded(images, place)
 
     def _of_local(self, file: int, take: Callable[[str], T]) -> T | CorruptImageError:
         if file not in self._here:
@@ -203,9 +199,9 @@ class Footer:
         self.size = int(HfFileSystem().info(path)["size"]) if path.startswith(HUB) else os.stat(path).st_size
 
     @property
-    def kind(self) -> Any:
-        """Type of the labels: ClassLabel names must agree in all files."""
-        return self.features[self.label] if self.label else None
+    def columns(self) -> tuple[str, str, Any]:
+        """Columns of images and labels, and the labels' type, with its class names: the same in all files."""
+        return self.image, self.label, self.features.get(self.label)
 
 
 def row_groups(root: Path, paths: list[str], data: config.Data) -> Split:
@@ -215,7 +211,7 @@ def row_groups(root: Path, paths: list[str], data: config.Data) -> Split:
         with tables.readable(path, tables.DAMAGED):
             files.append(Footer(path, data))
     first = files[0]
-    if other := next((file for file in files if _columns(file) != _columns(first)), None):
+    if other := next((file for file in files if file.columns != first.columns), None):
         raise ValueError(f"data.path: {other.path} has other columns or class names than {first.path}")
     largest = max(files, key=lambda file: file.largest)
     held = f"{largest.path} has row groups of {largest.largest / 1e6:.0f} MB, of which each process that reads images"
@@ -229,7 +225,7 @@ def row_groups(root: Path, paths: list[str], data: config.Data) -> Split:
     if not first.label:
         return Split(blocks, *tables.unknown(int(blocks.counts.sum())), hint, files=tuple(paths))
     labels = pa.chunked_array([chunk for file in files for chunk in file.labels])
-    codes, names = tables.numbered(labels, first.kind, first.label)
+    codes, names = tables.numbered(labels, first.features[first.label], first.label)
     return Split(blocks, codes.astype(np.int32), names, hint, files=tuple(paths))
 
 
@@ -254,10 +250,6 @@ def _at(path: str, offset: int, size: int) -> Encoded:
     if int.from_bytes(found[:4], "little") != size:
         return CorruptImageError(f"cannot be read: {path} has changed since the start")
     return memoryview(found)[4:]
-
-
-def _columns(file: Footer) -> tuple[str, str, Any]:
-    return file.image, file.label, file.kind
 
 
 def _tars(root: Path, paths: list[str], label: str) -> Split:

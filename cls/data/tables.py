@@ -24,7 +24,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from cls import config
 from cls.data import webdataset
 from cls.data.readers import column as column_of
-from cls.data.split import COLUMNS, Found, Split, coded, merged
+from cls.data.split import COLUMNS, RawSplits, Split, coded, merged
 from cls.data.table_splits import Grouped, chosen, origin
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
@@ -40,7 +40,7 @@ def is_saved(root: Path) -> bool:
     return (root / "dataset_dict.json").is_file() or (root / "state.json").is_file()
 
 
-def read_saved(root: Path, data: config.Data) -> Found:
+def read_saved(root: Path, data: config.Data) -> RawSplits:
     try:
         loaded = datasets.load_from_disk(str(root))
     except Exception as error:  # missing shards, another format version: OSError, ValueError, ArrowInvalid, KeyError
@@ -48,7 +48,7 @@ def read_saved(root: Path, data: config.Data) -> Found:
     return _found(loaded, data, str(root), local=True)
 
 
-def read_hub(name: str, data: config.Data) -> Found:
+def read_hub(name: str, data: config.Data) -> RawSplits:
     try:
         loaded = datasets.load_dataset(name)
     except Exception as error:  # the hub client raises OSError, ValueError, RuntimeError and httpx's errors
@@ -130,7 +130,7 @@ def _samples(stamps: list[tuple[str, int, int]], label: str) -> Iterator[dict[st
             yield {"image": {"bytes": one.image, "path": one.base}, "label": one.label, "__key__": one.key}
 
 
-def _found(loaded: Any, data: config.Data, where: str, local: bool = False) -> Found:
+def _found(loaded: Any, data: config.Data, where: str, local: bool = False) -> RawSplits:
     """Splits of a Dataset or a DatasetDict; other splits than train, validation and test are left out.
 
     ``local``: their files belong to the user, not to a cache.
@@ -141,9 +141,9 @@ def _found(loaded: Any, data: config.Data, where: str, local: bool = False) -> F
         return replace(_part(table, split, data), origin=origin, files=files)
 
     if isinstance(loaded, Dataset):
-        return Found({"train": part(loaded, "train", "one table")}, [])
+        return RawSplits({"train": part(loaded, "train", "one table")}, [])
     names, notes = chosen(map(str, loaded), where)
-    return Found({split: part(loaded[name], split, f"split {name}") for split, name in names.items()}, notes)
+    return RawSplits({split: part(loaded[name], split, f"split {name}") for split, name in names.items()}, notes)
 
 
 def _part(table: Dataset, split: str, data: config.Data) -> Split:

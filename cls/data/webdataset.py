@@ -18,7 +18,7 @@ from datasets.table import MemoryMappedTable
 
 from cls.data.fixes import unpack
 from cls.data.folders.folder_cache import cache_folder
-from cls.data.readers import Encoded, pread
+from cls.data.readers import Encoded, locate, pread
 from cls.data.sampler import block_counts
 from cls.runtime.files import replacing
 from cls.transforms.decode import EXTENSIONS
@@ -147,7 +147,7 @@ class TarBlocks:
 
     def name(self, row: int) -> str:
         """File, sample in it (from 0), and its key, which may occur several times."""
-        tar, place = self._place(row)
+        tar, place = locate(self._starts, row)
         return f"{self._names[tar]}:{place}:{self._indices[tar].column('key')[place].as_py()}"
 
     def read(self, rows: Sequence[int]) -> list[Encoded]:
@@ -160,12 +160,8 @@ class TarBlocks:
     def sizes(self) -> np.ndarray:
         return np.concatenate([found.column("size").to_numpy() for found in self._indices])
 
-    def _place(self, row: int) -> tuple[int, int]:
-        tar = int(np.searchsorted(self._starts, row, "right")) - 1
-        return tar, row - int(self._starts[tar])
-
     def _read(self, row: int) -> Encoded:
-        tar, place = self._place(row)
+        tar, place = locate(self._starts, row)
         offset, size = (self._indices[tar].column(name)[place].as_py() for name in ("offset", "size"))
         return pread(self._paths[tar], offset, size)
 

@@ -19,7 +19,7 @@ from datasets import Dataset
 from datasets.table import MemoryMappedTable
 
 from cls.data.folders.image_folder import Listing, Stamp, stamp
-from cls.data.split import COLUMNS, Found, Split
+from cls.data.split import COLUMNS, RawSplits, Split
 from cls.runtime.files import replacing
 
 RACY_SECONDS = 2.0
@@ -32,7 +32,7 @@ def cache_folder() -> Path:
     return Path(datasets.config.HF_DATASETS_CACHE) / "cls-index"
 
 
-def read_index(root: Path) -> Found | None:
+def read_index(root: Path) -> RawSplits | None:
     """The cached splits of an image folder; None if there are none, or they are outdated or damaged."""
     path = _path(root)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):  # ArrowInvalid is a ValueError
@@ -45,11 +45,11 @@ def read_index(root: Path) -> Found | None:
         table.validate(full=True)  # 10 ms for 100,000 files; offsets beyond the file would crash
         if len(table) != sum(part["rows"] for part in about["parts"]):
             return None
-        return Found(_parts(table, about, path.stem), list(about["notes"]), about["ignored"])
+        return RawSplits(_parts(table, about, path.stem), list(about["notes"]), about["ignored"])
     return None
 
 
-def keep_index(root: Path, listing: Listing, found: Found, scanned: float) -> Found:
+def keep_index(root: Path, listing: Listing, found: RawSplits, scanned: float) -> RawSplits:
     """Cache what a walk that began at ``scanned`` (Unix time) found; returns it memory-mapped if possible.
 
     A cache that cannot be written is no error: the next start walks again, as it does after a recent change. An index
@@ -74,7 +74,7 @@ def keep_index(root: Path, listing: Listing, found: Found, scanned: float) -> Fo
     return read_index(root) or found
 
 
-def _write(file: pa.NativeFile, about: dict[str, Any], found: Found) -> None:
+def _write(file: pa.NativeFile, about: dict[str, Any], found: RawSplits) -> None:
     tables = []
     for part in found.parts.values():
         assert isinstance(part.images, Dataset)

@@ -21,7 +21,7 @@ from cls.data.fixes import links, some, without
 from cls.data.folders import ignored
 from cls.data.folders.layout import arrange
 from cls.data.folders.tree import Tree
-from cls.data.split import SPLITS, Found, Split, coded, dataset, normal
+from cls.data.split import SPLITS, RawSplits, Split, coded, dataset, normal
 from cls.data.split_words import MARKED, split_name, words
 from cls.data.table_splits import TABLES
 from cls.runtime.console import printable
@@ -138,7 +138,7 @@ def _part(ids: pa.Array, paths: pa.Array, fingerprint: str, labels: Sequence[str
     return Split(dataset(images, ids, fingerprint), *coded(labels))
 
 
-def read(root: Path, listing: Listing) -> Found:
+def read(root: Path, listing: Listing) -> RawSplits:
     """The splits of a folder: ``train/ val/ test/`` and their synonyms, or only class folders (all is train).
 
     Labels are the names of the class folders, in NFC; files may lie deeper inside them. The test folder may be flat, or
@@ -163,7 +163,7 @@ def read(root: Path, listing: Listing) -> Found:
         (len(stray), "images"), (len(others), "other files"), (listing.hidden, "hidden"),
         (len(listing.runs), "run directories"),
     )  # fmt: skip
-    return Found(parts, notes, ", ".join(f"{count:,} {what}" for count, what in counts if count))
+    return RawSplits(parts, notes, ", ".join(f"{count:,} {what}" for count, what in counts if count))
 
 
 def _parts(root: Path, places: dict[str, str], images: Sequence[str]) -> tuple[dict[str, Split], list[str]]:

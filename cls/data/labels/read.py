@@ -23,7 +23,7 @@ from cls.data.labels.ids import ID_NAMES, ImageNames, Matched, looks_like_id, ma
 from cls.data.labels.splits import is_named, split_columns, split_values, unused_columns
 from cls.data.labels.table import Table, listed, read_table
 from cls.data.labels.values import Values, class_values, column_named, has_column, has_usual_names
-from cls.data.split import Found
+from cls.data.split import RawSplits
 
 
 class Given(NamedTuple):
@@ -48,7 +48,7 @@ class ImageFiles(NamedTuple):
         return self.listing.images
 
 
-def read_labels(root: Path, listing: Listing, data: config.Data) -> Found:
+def read_labels(root: Path, listing: Listing, data: config.Data) -> RawSplits:
     """The splits of a folder by ``data.labels`` or ``data.label_pattern``; ValueError for what cannot be used.
 
     An image belongs to its label file's split (``val=FILE``, a split column, or a split word in the file's path), else
@@ -66,10 +66,10 @@ def read_labels(root: Path, listing: Listing, data: config.Data) -> Found:
         if rows := sorted(row for row, one in given.items() if one.split == split):
             part = files(root, [listing.images[row] for row in rows], [given[row].label for row in rows])
             parts[split] = replace(part, origin=", ".join(dict.fromkeys(given[row].how for row in rows)))
-    return Found(parts, notes)
+    return RawSplits(parts, notes)
 
 
-def read_labelled(path: str, data: config.Data) -> Found:
+def read_labelled(path: str, data: config.Data) -> RawSplits:
     """:func:`read_labels` of a path, which must be a folder of image files."""
     root = Path(path).expanduser()
     if not root.exists():
