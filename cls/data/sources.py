@@ -28,7 +28,7 @@ from cls.data.readers import Stream, column
 from cls.data.split import COLUMNS, RawSplits, Split, normal
 from cls.data.subset import held_out, limited
 from cls.data.summary import say, summary
-from cls.data.table_splits import TABLES, beside_pictures, given, grouped, kind_of
+from cls.data.table_splits import TABLES, given, grouped, kind_of, with_pictures
 from cls.runtime.console import printable
 from cls.transforms.decode import EXTENSIONS
 
@@ -209,7 +209,7 @@ def _read(path: str, data: config.Data) -> RawSplits:
 
 def _holds_tables(listing: image_folder.Listing) -> bool:
     """Images may have a table of annotations beside them; tables with splits in their names a few pictures."""
-    return len(listing.tables) >= len(listing.images) or beside_pictures(listing.tables, listing.images)
+    return len(listing.tables) >= len(listing.images) or with_pictures(listing.tables, listing.images)
 
 
 def _tables(root: Path, listing: image_folder.Listing, data: config.Data) -> RawSplits:
@@ -235,8 +235,12 @@ def _read_one(path: str, data: config.Data, *, labelled: bool) -> Split:
         if len(listing.images) + len(unread) > len(listing.tables):
             known = {*unread}
             rest = [name for name in (*listing.others, *listing.tables) if name not in known]
-            hollow = image_folder.hollow(root, {"train": ""}, listing, Tree(root, listing.images)) if labelled else []
-            say([], [*hollow, *ignored.notes(root, rest, "images")])
+            empty_class_folders = (
+                image_folder.empty_class_folders(root, {"train": ""}, listing, Tree(root, listing.images))
+                if labelled
+                else []
+            )
+            say([], [*empty_class_folders, *ignored.notes(root, rest, "images")])
             names = sorted((*listing.images, *unread), key=natural) if unread else listing.images
             return image_folder.files(root, names, [name.split("/")[0] if "/" in name else None for name in names])
     found = _read(path, data)

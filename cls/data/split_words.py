@@ -91,20 +91,20 @@ def glued(names: Iterable[str]) -> dict[str, str]:
     return {}
 
 
-def besides(name: str) -> list[str]:
+def other_words(name: str) -> list[str]:
     """The words of a name that are no split words."""
     return [word for word in words(name) if not _splits(word)]
 
 
-def class_beside(name: str) -> str:
+def class_in_name(name: str) -> str:
     """A name without its split word: "cat" of "train_cat", "cat1" of "cat1-train"."""
-    return "_".join(p for p in re.split(r"[\W_]+", name) if p and not splits_in(p)) or "_".join(besides(name))
+    return "_".join(p for p in re.split(r"[\W_]+", name) if p and not splits_in(p)) or "_".join(other_words(name))
 
 
 def split_name(name: str) -> str:
     """The split that a folder's name means, if it means nothing else: "val", "test1", "train_images"; else empty."""
     found = splits_in(name)
-    return found.pop() if len(found) == 1 and (GENERIC | KINDS).issuperset(besides(name)) else ""
+    return found.pop() if len(found) == 1 and (GENERIC | KINDS).issuperset(other_words(name)) else ""
 
 
 def is_no_class(name: str) -> bool:

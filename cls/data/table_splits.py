@@ -141,7 +141,7 @@ def _word(name: str) -> str:
     return next((found for part in name.split("/") for word in words(part) if (found := split_word(word))), "")
 
 
-def beside_pictures(tables: Sequence[str], images: Sequence[str]) -> bool:
+def with_pictures(tables: Sequence[str], images: Sequence[str]) -> bool:
     """Whether a table's name means training images, and no folder of image files has a split word."""
     folders = {part for name in images for part in name.split("/")[:-1]}
     return any(_role(name) == "train" for name in tables) and not any(map(splits_in, folders))

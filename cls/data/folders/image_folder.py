@@ -150,7 +150,7 @@ def read(root: Path, listing: Listing) -> RawSplits:
     parts, stray = _parts(root, places, listing.images)
     root = root.absolute()  # the notes are cached, and printed by starts in other directories
     notes = [*_same_names(root, parts, places, tree), *_left_out(root, places, stray)]
-    notes += hollow(root, places, listing, tree)
+    notes += empty_class_folders(root, places, listing, tree)
     if places["train"] == "" and (named := sorted(name for name in parts["train"].names if name.lower() in SPLITS)):
         notes.append(f"{root}: {some(named)} beside class folders is read as a class, not as a split")
     if about := sorted(name for name in parts["train"].names if MARKED.issuperset(words(name) or "-")):
@@ -235,7 +235,7 @@ def _left_out(root: Path, places: dict[str, str], left: Sequence[str]) -> list[s
     return notes
 
 
-def hollow(root: Path, places: dict[str, str], listing: Listing, tree: Tree) -> list[str]:
+def empty_class_folders(root: Path, places: dict[str, str], listing: Listing, tree: Tree) -> list[str]:
     """A note on class folders without images; [] if there are none."""
     used: set[str] = set()
     for above in tree.counts:

@@ -11,12 +11,12 @@ from cls.data.folders.tree import Tree, join, listed, reject_marked, transposed
 from cls.data.split import SPLITS
 from cls.data.split_words import (
     ALL_WORDS,
-    besides,
-    class_beside,
+    class_in_name,
     glued,
     is_generic,
     is_no_class,
     is_unused,
+    other_words,
     split_name,
     splits_in,
 )
@@ -59,7 +59,7 @@ def _family(tree: Tree, base: str, tops: dict[str, bool]) -> dict[str, str]:
     if any(split == "train" and tops[top] for top, split in exact.items()):
         return exact | {top: split for top, split in plain.items() if split not in exact.values()}
     nested = any(split == "train" and tops[top] for top, split in plain.items())
-    same = len({tuple(besides(top)) for top in named}) == 1
+    same = len({tuple(other_words(top)) for top in named}) == 1
     for family in (plain, named):
         several = "train" in family.values() and len({*family.values()}) > 1
         if (several and (family is plain or same)) or (nested and family is plain):
@@ -137,7 +137,7 @@ def _reject_by_class(tree: Tree, base: str, named: dict[str, str]) -> None:
     """An error for several folders of one split, each with a class in its name: cat_train, dog_train."""
     if len({*named.values()}) == len(named):
         return
-    wanted = {f"{split}/{class_beside(top)}": join(base, top) for top, split in named.items()}
+    wanted = {f"{split}/{class_in_name(top)}": join(base, top) for top, split in named.items()}
     what = f"data.path: {tree.where(base)} has {listed(named)}, several of one split"
     several = sum(new.startswith("train/") for new in wanted) > 1 and len(wanted) == len(named)
     if several and not any(new.endswith("/") for new in wanted):
@@ -157,7 +157,7 @@ def _check_classes(tree: Tree, base: str, tops: dict[str, bool]) -> None:
         raise NoClasses(f"data.path: {where} has only one class, {top!r}; at least two are needed")
     if all(is_no_class(top) for top in tops):
         _reject_level(tree, [join(base, top) for top in tops], f"{where} has {listed(tops)}, by their names no classes")
-    same = {tuple(besides(top)) for top in tops}
+    same = {tuple(other_words(top)) for top in tops}
     if len(same) == 1 and not {"image", "images", "img", "imgs"}.isdisjoint(*same):
         raise NoClasses(f"data.path: {where} has {listed(tops)}, by their names parts of one set and no classes")
     if wrong := [top for top in tops if is_unused(top)]:

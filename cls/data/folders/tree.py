@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from cls.data.fixes import path_option, some, without
-from cls.data.split_words import besides, is_generic, is_no_class, split_name, splits_in
+from cls.data.split_words import is_generic, is_no_class, other_words, split_name, splits_in
 from cls.runtime.console import printable
 
 
@@ -25,16 +25,16 @@ class Tree:
             for name in path.split("/") if path else ():
                 self._inside.setdefault(above, {}).setdefault(name, []).append(path)
                 above = join(above, name)
-        said: dict[tuple[str, ...], set[str]] = {}
+        meant: dict[tuple[str, ...], set[str]] = {}
         for part in {part for path in self.counts for part in path.split("/")}:
             if found := splits_in(part):
-                said.setdefault(tuple(besides(part)), set()).update(found)
-        self._families = {rest for rest, splits in said.items() if len(splits) > 1}
+                meant.setdefault(tuple(other_words(part)), set()).update(found)
+        self._families = {rest for rest, splits in meant.items() if len(splits) > 1}
 
     def means(self, name: str) -> set[str]:
         """The splits that a folder's name means; "seg_test" counts only beside a "seg_train" or "seg_val"."""
         found = splits_in(name)
-        return found if len(found) > 1 or split_name(name) or tuple(besides(name)) in self._families else set()
+        return found if len(found) > 1 or split_name(name) or tuple(other_words(name)) in self._families else set()
 
     def below(self, folder: str) -> list[list[str]]:
         """Paths from a folder to the folders in it that hold images; [] is the folder itself."""

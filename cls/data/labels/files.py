@@ -12,7 +12,7 @@ from cls.data.folders.image_folder import Listing
 from cls.data.folders.tree import Tree
 from cls.data.labels.table import FILES
 from cls.data.split import SPLITS
-from cls.data.split_words import GENERIC, KINDS, MARKED, besides, splits_in, words
+from cls.data.split_words import GENERIC, KINDS, MARKED, other_words, splits_in, words
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def find_file(root: Path, text: str, listing: Listing, data: config.Data) -> Lab
     inside = os.path.relpath(os.path.abspath(path), os.path.abspath(root)).replace(os.sep, "/")
     parts = inside.split("/") if not inside.startswith("../") else [path.name]
     tree = Tree(root, [*listing.images, *listing.others])
-    found = [splits_in(parts[-1]), *(_said(tree, part) for part in reversed(parts[:-1]))]
+    found = [splits_in(parts[-1]), *(_splits_of(tree, part) for part in reversed(parts[:-1]))]
     split = split or next((words.pop() for words in found if len(words) == 1), "")
     folder = "".join(f"{part}/" for part in parts[:-1])
     return LabelFile(name=name, path=path, split=split, asked=asked, folder=folder)
@@ -57,9 +57,9 @@ def candidates(others: Iterable[str]) -> list[str]:
     return sorted(found, key=lambda name: (name.count("/"), not re.search("label|train|metadata", name.lower())))
 
 
-def _said(tree: Tree, folder: str) -> set[str]:
+def _splits_of(tree: Tree, folder: str) -> set[str]:
     """The splits meant by a folder of label files: by "val" and "val_annotations", but not by "test_results"."""
-    plain = splits_in(folder) if (GENERIC | KINDS | MARKED).issuperset(besides(folder)) else set()
+    plain = splits_in(folder) if (GENERIC | KINDS | MARKED).issuperset(other_words(folder)) else set()
     return plain or tree.means(folder)
 
 

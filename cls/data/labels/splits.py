@@ -33,11 +33,11 @@ def split_columns(table: Table, others: Collection[str] = (), known: str = "") -
     return [
         column
         for column, name in enumerate(table.names)
-        if name.lower() not in taken and _says_splits(table, column, known)
+        if name.lower() not in taken and _holds_splits(table, column, known)
     ]
 
 
-def _says_splits(table: Table, column: int, known: str) -> bool:
+def _holds_splits(table: Table, column: int, known: str) -> bool:
     name, cells = table.names[column], {cell for cell in table.columns[column] if not is_missing(cell)}
     if _flag(table, column):
         return bool(cells)
@@ -45,8 +45,8 @@ def _says_splits(table: Table, column: int, known: str) -> bool:
         return True
     if table.headed and plain_name(name) in SURE_NAMES and cells and not known:
         return True
-    said = {split_name(cell) for cell in cells} if len(cells) <= MOST else {""}
-    return len(said) > 1 and "" not in said  # whatever the column is called
+    meant = {split_name(cell) for cell in cells} if len(cells) <= MOST else {""}
+    return len(meant) > 1 and "" not in meant  # whatever the column is called
 
 
 def _flag(table: Table, column: int) -> str:
@@ -125,9 +125,9 @@ def _of_flags(table: Table, columns: list[int]) -> list[str]:
     rest = next((split for split in ("train", "test", "val") if split not in named.values()), "")
     splits, wrong = [], []
     for place, line in enumerate(table.lines):
-        said = {split for column, split in named.items() if table.columns[column][place].lower() in YES}
-        splits.append(said.pop() if len(said) == 1 else rest)
-        wrong += [line] if said or not splits[-1] else []
+        meant = {split for column, split in named.items() if table.columns[column][place].lower() in YES}
+        splits.append(meant.pop() if len(meant) == 1 else rest)
+        wrong += [line] if meant or not splits[-1] else []
     if wrong:
         names = listed([table.names[column] for column in columns])
         raise ValueError(
