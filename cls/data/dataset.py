@@ -182,8 +182,5 @@ class EvalSets:
 
 def eval_sets(val: Dataset, test: Dataset | None, run: Run) -> EvalSets:
     tta = run.augment.tta
-    return EvalSets(
-        EvalDataset(val, (), run),
-        EvalDataset(val, tta, run) if tta else None,
-        EvalDataset(test, tta, run) if test else None,
-    )
+    val_tta, tests = EvalDataset(val, tta, run) if tta else None, EvalDataset(test, tta, run) if test else None
+    return EvalSets(EvalDataset(val, (), run), val_tta, tests)

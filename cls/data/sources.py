@@ -134,11 +134,7 @@ def load_given(paths: Sequence[str], data: config.Data) -> Dataset:
 def _is_listed(path: str) -> bool:
     """Whether a path means one image: by its ending, even if missing, or as a file that is no table."""
     lower = path.lower()
-    return (
-        lower.endswith(EXTENSIONS)
-        or ignored.is_unread_image(path)
-        or (os.path.isfile(path) and not lower.endswith(TABLES))
-    )
+    return lower.endswith((*EXTENSIONS, *ignored.UNREAD)) or (os.path.isfile(path) and not lower.endswith(TABLES))
 
 
 def load_listed(names: Sequence[str]) -> Dataset:

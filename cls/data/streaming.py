@@ -51,9 +51,7 @@ def read_files(root: Path, files: Grouped, data: config.Data) -> dict[str, Split
     """Parquet or tar files: train in blocks, the other splits as in :func:`tables.read_files`."""
     kind, groups = files.kind, dict(files.paths)
     if kind == ".arrow":
-        raise ValueError(
-            f"data.streaming: arrow files ({root}) are memory-mapped where they are; leave data.streaming off"
-        )
+        raise ValueError(f"data.streaming: arrow files ({root}) are memory-mapped; leave data.streaming off")
     if kind in (".tgz", ".tar.gz"):
         raise ValueError(
             f"data.streaming: {root} has compressed tars, which cannot be read from the middle: unpack them to .tar, "
@@ -216,9 +214,7 @@ def row_groups(root: Path, paths: list[str], data: config.Data) -> Split:
     largest = max(files, key=lambda file: file.largest)
     held = f"{largest.path} has row groups of {largest.largest / 1e6:.0f} MB, of which each process that reads images"
     if largest.largest > MAX_BLOCK_BYTES:
-        raise ValueError(
-            f"data.streaming: {held} would hold {WINDOW}: write smaller ones with {pack_command(data.path)}"
-        )
+        raise ValueError(f"data.streaming: {held} would hold {WINDOW}; smaller ones: {pack_command(data.path)}")
     if largest.largest > LARGE_BLOCK_BYTES:
         log.warning("%s holds %d; smaller ones: %s", held, WINDOW, pack_command(data.path))
     blocks, hint = RowGroups(root, files), tables.column_hint(first.features, first.image, first.label)
@@ -287,9 +283,7 @@ def _local(path: str) -> str:
     try:
         return hf_hub_download(repo, name, revision=revision, repo_type="dataset")
     except Exception as error:  # as in read_hub
-        raise DataError(
-            f"{path} could not be downloaded ({tables.reason(error)}): run the same command again"
-        ) from None
+        raise DataError(f"{path} cannot be downloaded ({tables.reason(error)}): run the same command again") from None
 
 
 def _of_hub(path: str) -> tuple[str, str, str]:

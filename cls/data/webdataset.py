@@ -126,9 +126,7 @@ def _check_end(tar: tarfile.TarFile) -> None:
         raise tarfile.ReadError(f"it is cut off after {tar.offset:,} bytes: no end mark follows")
     while rest:
         if any(rest):
-            raise tarfile.ReadError(
-                f"behind byte {tar.offset:,} it is damaged, or another tar begins, which would not be read"
-            )
+            raise tarfile.ReadError(f"behind byte {tar.offset:,} it is damaged, or another tar begins (not read)")
         rest = tar.fileobj.read(2**20)
 
 
@@ -172,10 +170,8 @@ def index(path: str, where: str) -> MemoryMappedTable | pa.Table:
     The first pass reads headers and labels only, about 30 us a member. A cache that cannot be written is no error.
     """
     status = os.stat(path)
-    known = hashlib.sha256(
-        f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns} {where}".rstrip().encode()
-    ).hexdigest()[:32]
-    file = cache_folder() / f"whole-tar-{known}.arrow"
+    stamp = f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns} {where}".rstrip()
+    file = cache_folder() / f"whole-tar-{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.arrow"
     with contextlib.suppress(OSError, ValueError):  # ArrowInvalid is a ValueError
         return _mapped(file)
     found = [

@@ -42,10 +42,10 @@ def _step(image: Image.Image, param: Param) -> Any:  # an image; torchvision shi
         case Rotation(angle, fill):
             return tv.rotate(image, angle, interpolation=NEAREST, fill=list(fill))
         case Shift(right, down, scale, fill):
-            return _affine(image, fill, translate=(right, down), scale=scale)
+            return _affine(image, fill, translate=[right, down], scale=scale)
         case Colour(factors):
             for name, factor in factors:
-                image = _ADJUST[name](image, factor)
+                image = getattr(tv, f"adjust_{name}")(image, factor)
             return image
         case RandOp():
             return _rand_op(image, param)
@@ -54,25 +54,9 @@ def _step(image: Image.Image, param: Param) -> Any:  # an image; torchvision shi
     raise AssertionError(param)
 
 
-_ADJUST = {
-    "brightness": tv.adjust_brightness,
-    "contrast": tv.adjust_contrast,
-    "saturation": tv.adjust_saturation,
-    "hue": tv.adjust_hue,
-}
-
-
-def _affine(
-    image: Image.Image,
-    fill: Fill,
-    translate: tuple[int, int] = (0, 0),
-    scale: float = 1.0,
-    shear: tuple[float, float] = (0.0, 0.0),
-    center: list[float] | None = None,
-) -> Any:
-    return tv.affine(
-        image, 0.0, list(translate), scale, list(shear), interpolation=NEAREST, fill=list(fill), center=center
-    )
+def _affine(image: Image.Image, fill: Fill, **how: Any) -> Any:
+    given = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]} | how
+    return tv.affine(image, interpolation=NEAREST, fill=list(fill), **given)
 
 
 def _rand_op(image: Image.Image, param: RandOp) -> Any:
@@ -81,13 +65,13 @@ def _rand_op(image: Image.Image, param: RandOp) -> Any:
         case "Identity":
             return image
         case "ShearX":  # about the top left corner, as the official AutoAugment code
-            return _affine(image, fill, shear=(math.degrees(math.atan(level)), 0.0), center=[0.0, 0.0])
+            return _affine(image, fill, shear=[math.degrees(math.atan(level)), 0.0], center=[0.0, 0.0])
         case "ShearY":
-            return _affine(image, fill, shear=(0.0, math.degrees(math.atan(level))), center=[0.0, 0.0])
+            return _affine(image, fill, shear=[0.0, math.degrees(math.atan(level))], center=[0.0, 0.0])
         case "TranslateX":
-            return _affine(image, fill, translate=(int(level), 0))
+            return _affine(image, fill, translate=[int(level), 0])
         case "TranslateY":
-            return _affine(image, fill, translate=(0, int(level)))
+            return _affine(image, fill, translate=[0, int(level)])
         case "Rotate":
             return tv.rotate(image, level, interpolation=NEAREST, fill=list(fill))
         case "Brightness":

@@ -91,11 +91,8 @@ def _parts(table: MemoryMappedTable, about: dict[str, Any], name: str) -> dict[s
         own = table.slice(start, one["rows"])
         start += one["rows"]
         codes = own.column("code").combine_chunks().to_numpy(zero_copy_only=False)
-        images = Dataset(
-            own.select([*COLUMNS]),
-            info=datasets.DatasetInfo(features=datasets.Features(COLUMNS)),
-            fingerprint=f"{name}-{one['split']}",
-        )
+        info = datasets.DatasetInfo(features=datasets.Features(COLUMNS))
+        images = Dataset(own.select([*COLUMNS]), info=info, fingerprint=f"{name}-{one['split']}")
         parts[one["split"]] = Split(images, codes, tuple(one["names"]), origin=one["origin"])
     return parts
 

@@ -44,10 +44,8 @@ class Tree:
 
     def children(self, folder: str) -> dict[str, bool]:
         """Names of the subfolders with images in or below them, and whether they have such subfolders, too."""
-        return {
-            name: len(paths) > 1 or paths[0] != join(folder, name)
-            for name, paths in self._inside.get(folder, {}).items()
-        }
+        inside = self._inside.get(folder, {}).items()
+        return {name: len(paths) > 1 or paths[0] != join(folder, name) for name, paths in inside}
 
     def where(self, folder: str) -> str:
         return printable(f"{self.root}/{folder}" if folder else f"{self.root}")

@@ -30,11 +30,8 @@ def split_columns(table: Table, others: Collection[str] = (), known: str = "") -
     ``others``: names of columns with another use. ``known``: the split that the file is for.
     """
     taken = {name.lower() for name in others}
-    return [
-        column
-        for column, name in enumerate(table.names)
-        if name.lower() not in taken and _holds_splits(table, column, known)
-    ]
+    free = [column for column, name in enumerate(table.names) if name.lower() not in taken]
+    return [column for column in free if _holds_splits(table, column, known)]
 
 
 def _holds_splits(table: Table, column: int, known: str) -> bool:
