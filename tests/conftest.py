@@ -5,10 +5,12 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from PIL import Image
 
+from cls.runtime.exit import HANGING
 from tests.harness import SHARED, TINY, Mount
 from tests.harness.records import Result
 from tests.harness.runs import Runs
@@ -20,6 +22,24 @@ INTEGRATION = "integration and not promise and not soak"
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr == "integration":
         config.option.markexpr = INTEGRATION
+    tests, leave, capture = os.getpid(), os._exit, config.pluginmanager.getplugin("capturemanager")
+
+    def leave_loudly(code: int) -> NoReturn:
+        """A run in this process that calls os._exit would end all tests silently, with status 0."""
+        if os.getpid() == tests:  # not in a child that a test has forked
+            capture.suspend_global_capture()
+            print(f"os._exit({code}) in the process of the tests: {os.environ.get('PYTEST_CURRENT_TEST')}", flush=True)
+            code = 1
+        leave(code)
+
+    os._exit = leave_loudly
+
+
+@pytest.fixture(autouse=True)
+def nothing_hangs() -> Iterator[None]:
+    """A tracker that a test left hanging would make the next run in this process end by os._exit."""
+    yield
+    HANGING.clear()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -87,9 +87,9 @@ def test_no_cycles() -> None:
 
 OWNERS = {
     "wandb": ("cls/tracking/wandb_run.py",),
-    "datasets": ("cls/data/", "cls/tracking/run_data.py", "cls/commands/pack.py"),
+    "datasets": ("cls/data/", "cls/commands/pack.py"),
     "accelerate": ("cls/distributed/",),
-    "tyro": ("cls/commands/parsing.py", "cls/commands/arguments.py"),
+    "tyro": ("cls/commands/parsing.py", "cls/commands/arguments.py", "cls/commands/options.py"),
     "jinja2": ("cls/evaluation/report/build.py",),
     "scipy": ("cls/evaluation/stats.py", "cls/commands/check/survey.py"),
     "matplotlib": ("cls/evaluation/plots.py", "cls/commands/contact_sheet.py"),

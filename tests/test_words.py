@@ -46,6 +46,7 @@ ALLOWED = (  # read before the words are searched for: what someone else named, 
     "odd pixels",
     "0 or odd",
     "lives jsonl",
+    "life attempt heard previous end",
     "bad images csv",
     "max bad",
     "file tell",  # the offset in a file
@@ -66,10 +67,7 @@ FILES = sorted(
         ROOT / ".ci/run",
     }
 )
-LEFT = {  # hits in a package that still wait for another word; may only shrink
-    "cls/evaluation": 54,
-    "cls/tracking": 28, "cls/training": 1,
-}  # fmt: skip
+LEFT: dict[str, int] = {}  # hits in a package that still wait for another word; may only shrink
 
 
 def plain(text: str) -> str:

@@ -10,13 +10,11 @@ from typing import Any
 from rich.table import Table
 
 from cls.data.corrupt_images import corrupt_file, read_corrupt
+from cls.evaluation.run_record import RunRecord
 from cls.runtime.console import console
 from cls.runtime.exit import DataError
 from cls.tracking import goodput
-from cls.tracking.events import read_events
 from cls.tracking.ledger import HEADER, id_sum
-from cls.tracking.metrics_log import read_rows
-from cls.tracking.run_files import read_data, read_run_directory
 
 Row = tuple[int, int, str, str]
 """Step, sample index, image and hash of its pixels."""
@@ -24,22 +22,20 @@ Row = tuple[int, int, str, str]
 
 def audit_run(path: str) -> dict[str, Any]:
     """Check that each image was used exactly once per epoch over all attempts; DataError if not."""
-    out = Path(path)
-    run, data = read_run_directory(out), read_data(out)
+    record, out = RunRecord(Path(path)), Path(path)
+    run, data = record.run, record.data
     if not data:
         raise ValueError(f"{out} ended before its images were read: it has no {out / 'data.json'} to audit")
-    found = audit(out, data["train"]["images"], run.train.batch, run.data.balanced, data["train"].get("ids", ""))
-    found |= {"attempts": goodput.attempts(read_events(out))}
-    found |= {"total": goodput.total(found["attempts"])}
-    print_attempts(found["attempts"], found["total"])
-    if not (out / "metrics.jsonl").exists() and found["total"]["steps"]:
-        found["problems"].append(f"metrics.jsonl is missing, and {found['total']['steps']} steps were done")
+    images, total = data["train"]["images"], goodput.total(record.attempts)
+    found = audit(out, images, run.train.batch, run.data.balanced, data["train"].get("ids", ""))
+    found |= {"attempts": record.attempts, "total": total}
+    print_attempts(record.attempts, total)
+    if not (out / "metrics.jsonl").exists() and total["steps"]:
+        found["problems"].append(f"metrics.jsonl is missing, and {total['steps']} steps were done")
     if found["problems"]:
         raise DataError(f"{out}: " + "; ".join(found["problems"][:5]))
-    epochs = found["draws"] / data["train"]["images"]
-    proof = (
-        f"{found['draws']} sample indices ({epochs:.2f} epochs), each used exactly once, up to the last recorded step"
-    )
+    proof = f"{found['samples']} sample indices ({found['samples'] / images:.2f} epochs), each used exactly once, "
+    proof += "up to the last recorded step"
     if not run.data.balanced:
         proof += "; every whole epoch is a permutation of the same images"
         if (listed := corrupt_file(out)).exists():
@@ -74,29 +70,30 @@ def audit(out: Path, images: int, batch: int, balanced: bool, ids: str = "") -> 
     ``images``: number of training images; ``batch``: global batch; ``ids``: :func:`id_sum` of the training set, '' if
     unknown; ``silent``: steps [from, to) of attempts without a ledger, which are not checked.
     """
-    events = read_events(out)
-    starts = [event for event in events if event["event"] == "start"]
-    if not starts:
+    record = RunRecord(out)
+    if not record.starts:
         raise ValueError(f"{out / 'events.jsonl'} does not exist or is empty: name a run directory")
-    metrics = read_rows(out)  # before the ledger: a live run writes the ledger first
-    last = _last_step([event for event in events if event["attempt"] == starts[-1]["attempt"]], metrics)
-    rows = [_rows(out, start["attempt"]) for start in starts]
-    ends = [*(start["step"] for start in starts[1:]), _come_to(rows[-1], batch, last)]
-    attempts, kept, image_of = [], Counter[int](), dict[int, str]()
-    for start, found, end in zip(starts, rows, ends, strict=True):
-        done = _whole_steps(found, batch, start["step"])
-        attempts.append({"attempt": start["attempt"], "step": start["step"], "lost": max(0, done - end)})
+    metrics = record.rows  # before the ledger: a live run writes the ledger first
+    numbers, begins = ([start[key] for start in record.starts] for key in ("attempt", "step"))
+    noted = [event for event in record.events if event["attempt"] == numbers[-1]]
+    last = max((int(row["step"]) for row in (*noted, *metrics) if "step" in row), default=0)
+    rows = [_rows(out, number) for number in numbers]
+    ends = [*begins[1:], _reached(rows[-1], batch, last)]
+    attempts, kept, image_of, silent = [], Counter[int](), dict[int, str](), list[tuple[int, int]]()
+    for number, found, begin, end in zip(numbers, rows, begins, ends, strict=True):
+        lost = max(0, _whole_steps(found, batch, begin) - end)
+        attempts.append({"attempt": number, "step": begin, "lost": lost})
         for step, index, name, _ in found:
-            if start["step"] <= step < end:
+            if begin <= step < end:
                 kept[index] += 1
                 image_of[index] = name
-    spans = zip(starts, rows, ends, strict=True)
-    silent = [(start["step"], end) for start, found, end in spans if not found and end > start["step"]]
+        if not found and end > begin:
+            silent.append((begin, end))
     problems = _recorded(out, metrics, last)
     if any(rows):
         problems += _repeats(rows, batch) + _gaps(kept, batch, silent, last)
         problems += [] if balanced else _epochs(image_of, images, set(read_corrupt(out)), ids)
-    return {"attempts": attempts, "draws": len(kept), "ledger": any(rows), "silent": silent, "problems": problems}
+    return {"attempts": attempts, "samples": len(kept), "ledger": any(rows), "silent": silent, "problems": problems}
 
 
 def _rows(out: Path, attempt: int) -> list[Row]:
@@ -119,19 +116,14 @@ def _index(text: str, number: int) -> int:
     return int(text)
 
 
-def _last_step(events: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> int:
-    """Steps done, by what the last attempt noted and by the rows of metrics.jsonl."""
-    return max((int(row["step"]) for row in (*events, *metrics) if "step" in row), default=0)
-
-
 def _whole_steps(rows: list[Row], batch: int, first: int) -> int:
-    """The step up to which an attempt came: its last one may have been cut off inside."""
+    """The step that an attempt from step ``first`` on reached; it may have been killed inside its last step."""
     counts = Counter(step for step, *_ in rows)
     last = max(counts, default=first - 1)
     return last + (counts[last] >= batch)
 
 
-def _come_to(rows: list[Row], batch: int, last: int) -> int:
+def _reached(rows: list[Row], batch: int, last: int) -> int:
     """The step up to which the last attempt's rows count: ``last``, and whole steps after it."""
     counts = Counter(step for step, *_ in rows)
     while counts[last] >= batch:

@@ -54,7 +54,7 @@ def _full(sheet: Sheet) -> Sheet:
 
 
 def _accuracies(document: dict[str, Any]) -> Sheet:
-    columns = ("run", "seed", "accuracy", "sd of seeds", "95 % interval", "broken")
+    columns = ("run", "seed", "accuracy", "sd of seeds", "95 % interval", "corrupt")
     rows: list[tuple[str, ...]] = []
     for group in document["groups"]:
         runs, several = group["runs"], len(group["runs"]) > 1
@@ -64,7 +64,7 @@ def _accuracies(document: dict[str, Any]) -> Sheet:
         for run in runs:
             seed = "" if run["seed"] is None else str(run["seed"])
             name = f"· {run['run']}" if several else group["group"]
-            rows.append((name, seed, percent(run["accuracy"]), "", _interval(run), str(run["broken"] or "")))
+            rows.append((name, seed, percent(run["accuracy"]), "", _interval(run), str(run["corrupt"] or "")))
     of = f"{document['split']} images" if document["split"] else "images"
     title = f"Accuracy on {document['images']:,} {of} of {document['classes']} classes"
     return Sheet(title, columns, rows)

@@ -30,7 +30,7 @@ def evaluate_images(path: str, images: str, options: EvaluateOptions, stop: Stop
     rows = trained.world.on_all_ranks(
         lambda: load_labelled(images, trained.classes, given) if images else trained.own_data(other).val
     )
-    found = trained.predictor.predict(EvalDataset(rows, views_of(options.tta), trained.run))
+    found = trained.predict(EvalDataset(rows, views_of(options.tta), trained.run))
     if not trained.world.main:
         return None
     classes = per_class(found)

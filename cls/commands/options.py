@@ -1,7 +1,9 @@
 """Options that commands share, and those of single commands; no heavy imports, so that --help returns immediately."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from cls.commands.gpus import Gpu, find
 from cls.config import Data, Preset, View
@@ -89,7 +91,7 @@ class ReportOptions(DeviceOptions):
 
     to: str = ""
     """File to write; empty: report.html in the run directory."""
-    neighbours: int = 0
+    neighbors: Annotated[int, tyro.conf.arg(aliases=["--neighbours"])] = 0
     """Number of nearest training images of the predicted and of the true class to show beside the 24 most confident
     mistakes; costs a pass over at most 5,000 training images."""
     predict: bool = False

@@ -108,7 +108,7 @@ def _each(trained: TrainedModel, rows: Rows, views: Sequence[View], write: Write
     try:
         # a stop request waits for the end of a batch, on all ranks: no row is cut, no communication interrupted
         with stop.deferred("this batch"), _shown(len(rows), trained.world.main) as show:
-            for part in map(_kinds_named, trained.predictor.stream(EvalDataset(rows, views, trained.run))):
+            for part in map(_kinds_named, trained.stream(EvalDataset(rows, views, trained.run))):
                 write(part)
                 done += len(part.ids)
                 broken += int((~readable(part)).sum())

@@ -9,10 +9,10 @@ from cls.commands.options import ReportOptions
 from cls.data.dataset import EvalDataset
 from cls.data.readers import images_of
 from cls.data.sources import Splits
-from cls.evaluation.report import neighbors
 from cls.evaluation.report.build import write_page
-from cls.evaluation.report.run_record import RunRecord, read_record
+from cls.evaluation.report.neighbors import nearest_images
 from cls.evaluation.report.thumbnails import Pictures, thumbnails
+from cls.evaluation.run_record import RunRecord
 from cls.evaluation.trained_model import load_trained_model
 from cls.runtime.paths import check_output, writing
 from cls.runtime.signals import StopSignal
@@ -21,46 +21,45 @@ from cls.tracking.run_data import run_data
 
 def report_run(path: str, options: ReportOptions, stop: StopSignal) -> dict[str, Any] | None:
     """Write report.html of a run, from its directory and, if requested, from its best weights."""
-    neighbours = options.neighbours
-    if neighbours < 0:
-        raise ValueError(f"--neighbours must be 0 or more, found {neighbours}")
-    material, file = read_record(Path(path)), Path(options.to) if options.to else Path(path) / "report.html"
+    neighbors, predict = options.neighbors, options.predict
+    if neighbors < 0:
+        raise ValueError(f"--neighbors must be 0 or more, found {neighbors}")
+    record, file = RunRecord(Path(path)), Path(options.to) if options.to else Path(path) / "report.html"
+    run, _, _ = record.run, record.rows, record.attempts  # a damaged file is reported before the passes over images
     check_output("to", file)
-    splits, why = _own_images(path, material, ("train", "val") if neighbours else ("val",))
-    if (options.predict or neighbours) and splits is None:
-        raise ValueError(f"--predict and --neighbours need the run's images: {why}")
-    if neighbours and not (material.val or options.predict):
-        raise ValueError("--neighbours needs predictions, which this run has not stored yet: add --predict True")
-    trained = load_trained_model(path, options.device, options.workers, stop) if options.predict or neighbours else None
-    if trained and splits and options.predict:
-        tta = material.run.augment.tta
-        predict = trained.predictor.predict
-        val = material.val or predict(EvalDataset(splits.val, (), trained.run))
-        views = material.views or (predict(EvalDataset(splits.val, tta, trained.run)) if tta else None)
-        material = dataclasses.replace(material, val=val, views=views)
+    splits, why = _own_images(record, ("train", "val") if neighbors else ("val",))
+    if (predict or neighbors) and splits is None:
+        raise ValueError(f"--predict and --neighbors need the run's images: {why}")
+    if neighbors and not (record.val or predict):
+        raise ValueError("--neighbors needs predictions, which this run has not stored yet: add --predict True")
+    trained = load_trained_model(path, options.device, options.workers, stop) if predict or neighbors else None
+    if trained and splits and predict:
+        views = {"val": (), "val_tta": run.augment.tta} if run.augment.tta else {"val": ()}
+        stored = {"val": record.val, "val_tta": record.val_tta}
+        record = RunRecord(record.path, {
+            name: stored[name] or trained.predict(EvalDataset(splits.val, tta, trained.run))
+            for name, tta in views.items()
+        })  # fmt: skip
     if trained and not trained.world.main:
         return None
     pictures = Pictures(note=f"Without pictures: {why}" if why else "")
-    if splits and material.val:
-        images = images_of(splits.val)
-        pictures = Pictures(thumbs=thumbnails(images, material.val))
-        if trained and neighbours:
-            look = neighbors.features(trained.predictor.model, trained.run, trained.predictor.prepare)
-            near, note = neighbors.neighbours(
-                look, images_of(splits.train), images, material.val, neighbours, trained.run.seed
-            )
-            pictures = dataclasses.replace(pictures, near=near, note=note)
+    if splits and record.val:
+        val = images_of(splits.val)
+        pictures = Pictures(thumbs=thumbnails(val, record.val))
+        if trained and neighbors:
+            near, note = nearest_images(trained, images_of(splits.train), val, record.val, neighbors)
+            pictures = dataclasses.replace(pictures, neighbors=near, note=note)
     with writing("to", file):
-        document = write_page(material, pictures, file)
+        document = write_page(record, pictures, file)
     print(f"{document['file']} ({document['bytes'] / 1e6:.1f} MB)", file=sys.stderr)
     return document
 
 
-def _own_images(path: str, material: RunRecord, which: tuple[str, ...]) -> tuple[Splits | None, str]:
+def _own_images(record: RunRecord, which: tuple[str, ...]) -> tuple[Splits | None, str]:
     """The images a run was trained on, or why they are not available: the report is written without them."""
-    if not material.classes:
-        return None, f"{path} has not read its images yet"
+    if not record.classes:
+        return None, f"{record.path} has not read its images yet"
     try:
-        return run_data(material.folder, path, material.run, material.classes, which), ""
+        return run_data(record.path, str(record.path), record.run, record.classes, which), ""
     except (ValueError, OSError) as error:  # another user's images may not be readable
         return None, str(error)

@@ -1,1 +1,1 @@
-"""What a trained model is worth: inference, metrics, statistics, plots, the report page."""
+"""Inference, metrics, statistics, plots and the report page."""

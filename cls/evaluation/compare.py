@@ -1,4 +1,4 @@
-"""Runs against each other on the same images, from the predictions that they stored."""
+"""Compare runs on the same images, from their stored predictions."""
 
 import math
 import os
@@ -14,9 +14,8 @@ import numpy as np
 
 from cls.config import RUNTIME_FIELDS, flat
 from cls.evaluation.predictions import Predictions, read_parquet, readable
+from cls.evaluation.run_record import RunRecord
 from cls.evaluation.stats import LEVEL, Bools, Difference, class_differences, holm, paired_difference, pooled_accuracy
-from cls.tracking.run_files import read_run
-from cls.tracking.run_status import state_of
 
 EXAMPLES = 3
 SAME = tuple(
@@ -33,21 +32,21 @@ class Member:
     name: str
     """Path of the run directory or file, as given."""
     file: str
-    """The stem of its predictions file: val and val_tta of one run are two things."""
+    """The stem of its predictions file: val and val_tta of one run differ."""
     config: dict[str, Any]
-    """All fields by dotted name; empty for a file that lies in no run directory."""
+    """All fields by dotted name; empty for a file outside of a run directory."""
     found: Predictions
 
     @property
     def kind(self) -> str:
-        """What it shares with runs that are the same but for the seed; its own name if that is not known."""
+        """Equal for runs that differ only in the seed; its own name if the configuration is unknown."""
         kept = {k: v for k, v in self.config.items() if k != "seed" and not k.startswith(SAME)}
         return repr((self.file, kept)) if kept else self.name
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed."""
+    """Runs that differ only in the seed."""
 
     name: str
     members: list[Member]
@@ -56,9 +55,9 @@ class Group:
 def compare(paths: Sequence[str], baseline: str = "", split: SplitName = "val") -> dict[str, Any]:
     """The document of ``cls compare``: accuracies, differences to the baseline, classes, fields that differ.
 
-    ``paths`` name run directories, whose predictions/<split>.parquet is read, or such files. Runs that differ only in
-    the seed are one group; the first group, or the one that ``baseline`` names, is what the others are compared with.
-    ValueError where predictions are missing or unlabelled, or not of the same images with the same labels.
+    ``paths``: run directories, whose predictions/<split>.parquet is read, or such files. Runs that differ only in the
+    seed are one group. The other groups are compared with the first one, or with the one that ``baseline`` names.
+    ValueError if predictions are missing, unlabelled, or not of the same images with the same labels.
     """
     if not paths:
         raise ValueError("name at least one run directory: cls compare RUN RUN")
@@ -93,9 +92,9 @@ def compare(paths: Sequence[str], baseline: str = "", split: SplitName = "val") 
 
 
 def unfinished(paths: Sequence[str], split: SplitName) -> dict[str, str]:
-    """Those of several paths that hold no predictions to compare, as ``runs/best-*`` finds them, and why.
+    """Of several paths, as from ``runs/best-*``, those without predictions to compare, and why.
 
-    ValueError where fewer than two remain. A path that does not exist, and a damaged file, are not among them.
+    ValueError if fewer than two remain. A path that does not exist and a damaged file are errors of their own.
     """
     several = len(set(paths)) > 1
     found = {path: why for path in paths if several and (why := _unusable(Path(path), split))}
@@ -108,7 +107,7 @@ def unfinished(paths: Sequence[str], split: SplitName) -> dict[str, str]:
 
 
 def listed(skipped: Mapping[str, str], count: int) -> str:
-    """How many of so many paths were skipped, and each with its reason, on one line."""
+    """One line: how many of ``count`` paths were skipped, and why each."""
     names = ", ".join(f"{path} ({why})" for path, why in skipped.items())
     return f"{len(skipped)} of {count} hold no finished run: {names}"
 
@@ -118,19 +117,19 @@ def _unusable(given: Path, split: SplitName) -> str:
         return ""
     if not (given / "config.yaml").is_file():
         return "no config.yaml"
-    file = given / "predictions" / f"{split}.parquet"
-    if file.exists():
+    record = RunRecord(given)
+    if record.predictions_file(split).exists():
         return ""
-    if split == "test" and (given / "predictions" / "val.parquet").exists():
+    if split == "test" and record.predictions_file("val").exists():
         return "no test split"
-    return f"{state_of(given)}, no predictions"
+    return f"{record.state}, no predictions"
 
 
 def read_member(path: str, split: SplitName) -> Member:
-    """One run from its directory, or from a predictions file (whose run directory, if any, has the configuration)."""
+    """One run, from its directory or a predictions file; the configuration from the run directory, if there is one."""
     given = Path(path)
-    file = given if given.suffix == ".parquet" else given / "predictions" / f"{split}.parquet"
-    folder = file.parent.parent
+    file = given if given.suffix == ".parquet" else RunRecord(given).predictions_file(split)
+    record = RunRecord(file.parent.parent)
     if file is not given and not (given / "config.yaml").is_file():
         raise ValueError(f"{path} is neither a run directory (it has no config.yaml) nor a predictions file (.parquet)")
     if not file.is_file():
@@ -142,11 +141,10 @@ def read_member(path: str, split: SplitName) -> Member:
     twice, times = Counter(found.ids).most_common(1)[0]
     if times > 1:
         raise ValueError(f"{file} holds image {twice!r} more than once: every image counts once")
-    config = folder / "config.yaml"
-    if file.parent.name != "predictions" or not config.is_file():
+    if file.parent.name != "predictions" or not (record.path / "config.yaml").is_file():
         return Member(path, file.stem, {}, found)
     try:
-        return Member(path, file.stem, flat(read_run(config)), found)
+        return Member(path, file.stem, flat(record.run), found)
     except ValueError as error:
         raise ValueError(f"{error}; or copy predictions/{file.name} and name the copy") from error
 
@@ -183,14 +181,14 @@ def _some(names: Sequence[str]) -> str:
 
 
 def right_of(p: Predictions, images: Sequence[str]) -> Bools:
-    """n: whether each of ``images`` (ids) got its label; a broken one did not."""
+    """n: whether each of ``images`` (ids) got its label; a corrupt one did not."""
     row = {name: i for i, name in enumerate(p.ids)}
     right: Bools = (p.probs.argmax(axis=1) == p.labels) & readable(p)
     return right[[row[image] for image in images]]
 
 
 def group_up(members: Sequence[Member]) -> list[Group]:
-    """Runs that differ only in the seed together, in order of first mention; ValueError for a run named twice."""
+    """Runs that differ only in the seed, in order of first mention; ValueError for a run named twice."""
     kinds: dict[str, list[Member]] = {}
     for member in members:
         kinds.setdefault(member.kind, []).append(member)
@@ -209,7 +207,7 @@ def group_up(members: Sequence[Member]) -> list[Group]:
 
 
 def _names(kinds: Sequence[Sequence[Member]]) -> list[str]:
-    """Short and different: what is left of the paths without the folder they share, and without the seed."""
+    """Short, different names: the paths without their common folder and without the seed."""
     paths = [
         os.path.abspath(re.sub(r"(/predictions/(val|test))?\.parquet$", "", m.name)) for same in kinds for m in same
     ]
@@ -226,7 +224,7 @@ def _names(kinds: Sequence[Sequence[Member]]) -> list[str]:
 
 
 def _first(groups: list[Group], baseline: str) -> list[Group]:
-    """The groups with the one called ``baseline``, or holding a run called so, at the front."""
+    """The groups, first the one whose name, or whose run's name, is ``baseline``."""
     if not baseline:
         return groups
     for group in groups:
@@ -236,7 +234,7 @@ def _first(groups: list[Group], baseline: str) -> list[Group]:
 
 
 def differing(groups: Sequence[Group]) -> dict[str, list[Any]]:
-    """Fields in which the groups differ: one value a group, None where a file came without configuration."""
+    """Fields in which the groups differ: one value per group, None without a configuration."""
     configs = [group.members[0].config for group in groups]
     fields = next((list(config) for config in configs if config), [])
     known = [config for config in configs if config]
@@ -258,7 +256,7 @@ def _described(group: Group, right: Bools) -> dict[str, Any]:
                 "accuracy": own.mean,
                 "low": own.low,
                 "high": own.high,
-                "broken": int((~readable(member.found) & (member.found.labels >= 0)).sum()),
+                "corrupt": int((~readable(member.found) & (member.found.labels >= 0)).sum()),
             }
             for member, own in zip(group.members, single, strict=True)
         ],
@@ -295,7 +293,7 @@ def _against(base: Group, other: Group, right: dict[str, Bools], labels: Any, na
 
 
 def verdict(found: Difference, images: int, seeds: tuple[int, int]) -> str:
-    """What the interval says, in words: better or worse by how much, or how many images it would take to know."""
+    """The interval in words: better or worse by how much, or how many images would be needed to know."""
     low, high = 100 * found.low, 100 * found.high
     if found.told_apart:
         sides = (low, high) if low > 0 else (-high, -low)
@@ -312,5 +310,5 @@ def verdict(found: Difference, images: int, seeds: tuple[int, int]) -> str:
 
 
 def about(n: float) -> int:
-    """Two digits: the estimate is worth no more."""
+    """Rounded to two digits, the precision of the estimate."""
     return int(round(n, 1 - math.floor(math.log10(n))))

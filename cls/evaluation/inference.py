@@ -19,11 +19,11 @@ from cls.evaluation.predictions import Predictions
 from cls.models.loss import loss_per_image
 from cls.transforms.mixup import soft_targets
 
-EXCHANGED = 64  # batches of each rank between two exchanges: each of them waits for the slowest rank
+EXCHANGED = 64  # batches per rank between two exchanges: each exchange waits for the slowest rank
 
 
-class Piece(NamedTuple):
-    """What all ranks have found for the n rows from ``start`` on."""
+class RowLogits(NamedTuple):
+    """The results of all ranks for n rows from ``start`` on."""
 
     start: int
     logits: Tensor  # views n classes, float64, on the host
@@ -32,7 +32,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model with all that its predictions depend on.
+    """A model and everything its predictions depend on.
 
     Batches are fixed slices of rows, each computed as a whole by rank i mod world size, so a row's logits are the same
     bits on any number of ranks. The loss (the training criterion without label smoothing, class weights and mixing) is
@@ -46,14 +46,14 @@ class Predictor:
     world: World
     prepare: Preprocess
     loader: Loader | None = None
-    """The training's loader, which knows its evaluation sets; without one, each pass has a loader of its own."""
+    """The loader of training, which has its evaluation sets; without one, each pass makes its own."""
 
     def predict(self, images: EvalDataset) -> Predictions:
         """Probabilities of each image, averaged over views; all ranks get the same result."""
         with self.world.timer.on("evaluation"):
-            pieces = list(self._pieces(images, EXCHANGED))
-        corrupt = {row: why for piece in pieces for row, why in piece.corrupt.items()}
-        whole = Piece(0, torch.cat([piece.logits for piece in pieces], dim=1), corrupt)
+            parts = list(self._parts(images, EXCHANGED))
+        corrupt = {row: why for part in parts for row, why in part.corrupt.items()}
+        whole = RowLogits(0, torch.cat([part.logits for part in parts], dim=1), corrupt)
         return self._predictions(whole, images.rows)
 
     def figures(self, images: EvalDataset) -> dict[str, float]:
@@ -63,26 +63,26 @@ class Predictor:
     def stream(self, images: EvalDataset) -> Iterator[Predictions]:
         """:meth:`predict` in parts: after each batch of every rank the predictions of these rows, in row order.
 
-        Together they have the ids, labels, errors and bits of the probabilities of the whole; each loss is that of its
-        part. All ranks must take all parts. An exchange per batch costs one wait for the slowest rank.
+        Together they have the ids, labels, errors and the same bits of probabilities as the whole; each loss is that of
+        its part. All ranks must take all parts. An exchange per batch costs one wait for the slowest rank.
         """
-        for piece in self._pieces(images, 1):
-            yield self._predictions(piece, images.rows)
+        for part in self._parts(images, 1):
+            yield self._predictions(part, images.rows)
 
-    def _predictions(self, piece: Piece, rows: Rows) -> Predictions:
-        count = piece.logits.shape[1]
-        probabilities = _over_views(piece.logits.softmax(2))
-        labels = torch.from_numpy(column(rows, "label").slice(piece.start, count).to_numpy().copy())
-        corrupt = {row - piece.start: why for row, why in piece.corrupt.items()}
+    def _predictions(self, part: RowLogits, rows: Rows) -> Predictions:
+        count = part.logits.shape[1]
+        probabilities = _over_views(part.logits.softmax(2))
+        labels = torch.from_numpy(column(rows, "label").slice(part.start, count).to_numpy().copy())
+        corrupt = {row - part.start: why for row, why in part.corrupt.items()}
         known = [row for row, label in enumerate(labels.tolist()) if label >= 0 and row not in corrupt]
         loss = float("nan")
         if known:
             targets = soft_targets(labels[known], len(self.classes), 0.0)
-            losses = loss_per_image(_over_views(piece.logits)[known], targets, self.run.optim.loss)
+            losses = loss_per_image(_over_views(part.logits)[known], targets, self.run.optim.loss)
             loss = sum(losses.tolist()) / len(known)
         probabilities[list(corrupt)] = 0.0
         return Predictions(
-            ids=column(rows, "id").slice(piece.start, count).to_pylist(),
+            ids=column(rows, "id").slice(part.start, count).to_pylist(),
             labels=labels.numpy(),
             probs=probabilities.numpy(),
             errors=[corrupt.get(row, "") for row in range(count)],
@@ -90,7 +90,7 @@ class Predictor:
             loss=loss,
         )
 
-    def _pieces(self, images: EvalDataset, exchanged: int) -> Iterator[Piece]:
+    def _parts(self, images: EvalDataset, exchanged: int) -> Iterator[RowLogits]:
         """Logits in row order, ``exchanged`` batches of every rank at a time; each slice in all views in turn."""
         self.model.eval()
         world, size = self.world, self.run.train.eval_batch
@@ -109,18 +109,18 @@ class Predictor:
                 flag.check()
                 with torch.no_grad(), world.autocast(self.run.train.precision):
                     output = self.model(self.prepare(batch))
-                if index * world.size + world.rank < -(-total // size):  # not the first slice once more
+                if index * world.size + world.rank < -(-total // size):  # not the repeated first slice
                     found[view, batch.rows[0] - start : batch.rows[-1] + 1 - start] = output.float()
                     corrupt.update(batch.corrupt)
                 if view == views - 1 and (index + 1 == len(slices) or (index + 1) % exchanged == 0):
                     for others in world.gather(corrupt):
                         corrupt |= others
-                    yield Piece(start, world.sum(found).cpu().double(), corrupt)
+                    yield RowLogits(start, world.sum(found).cpu().double(), corrupt)
         flag.close()
 
 
 def _over_views(values: Tensor) -> Tensor:
-    """The mean over views, added in their order: ``mean(0)`` of five gives a row other bits in another part."""
+    """The mean over views, added in order: the bits of ``mean(0)`` depend on the number of rows."""
     total = values[0].clone()
     for value in values[1:]:
         total += value
@@ -136,8 +136,8 @@ def eval_loader(images: EvalDataset, run: Run, world: World) -> Loader:
 def row_slices(rows: int, size: int, rank: int, world_size: int) -> list[list[int]]:
     """Slices i of rows [i·size, (i+1)·size) with i mod world = rank; every rank gets equally many.
 
-    Where there are none left a rank repeats the first slice, and its result is dropped: sharded models need every rank
-    in every forward pass.
+    A rank without a slice left repeats the first one, and its result is dropped: sharded models need every rank in
+    every forward pass.
     """
     slices = [list(range(start, min(start + size, rows))) for start in range(0, rows, size)]
     slices += [slices[0]] * (-len(slices) % world_size)

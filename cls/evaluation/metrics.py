@@ -1,7 +1,7 @@
-"""What the predictions of one set of images are worth.
+"""Metrics of the predictions on one set of images.
 
-A *broken* image is one that could not be read, or whose probabilities are not finite: it has no prediction, counts as
-wrong everywhere, and is nobody's false positive. Images without a label are left out of every figure.
+A *corrupt* image is one that could not be read, or whose probabilities are not finite: it has no prediction, counts as
+wrong everywhere, and is no class's false positive. Images without a label are left out of every figure.
 Letters of the shapes: n images, c classes.
 """
 
@@ -34,7 +34,7 @@ def accuracy(p: Predictions) -> float:
 
 
 def confusion(p: Predictions) -> Ints:
-    """c c counts, rows true, columns predicted; broken images have no column and are left out."""
+    """c c counts, rows true, columns predicted; corrupt images have no column and are left out."""
     c = len(p.classes)
     rows = (p.labels >= 0) & readable(p)
     cells = p.labels[rows] * c + p.probs[rows].argmax(axis=1)
@@ -46,7 +46,7 @@ class PerClass:
     """One figure per class, each of shape c."""
 
     support: Ints
-    """Labelled images of the class, broken ones included."""
+    """Labelled images of the class, corrupt ones included."""
     precision: Floats
     """Right among those predicted as the class; 0 when it is never predicted."""
     recall: Floats
@@ -97,7 +97,7 @@ def calibration(p: Predictions) -> Calibration:
 
     Expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3): bin m of M holds the confidences in
     ((m - 1)/M, m/M]; ECE = sum over bins of images in it / all images * |accuracy - mean confidence|.
-    Broken and unlabelled images are left out.
+    Corrupt and unlabelled images are left out.
     """
     rows = (p.labels >= 0) & readable(p)
     confidence = p.probs[rows].max(axis=1, initial=0.0)
@@ -122,12 +122,12 @@ def macro_f1(p: Predictions) -> float:
 
 
 def summary(p: Predictions) -> dict[str, float]:
-    """The figures that go to the log: accuracy, top5, macro_f1, loss, images, broken."""
+    """The figures that go to the log: accuracy, top5, macro_f1, loss, images, corrupt."""
     return {
         "accuracy": accuracy(p),
         "top5": top_k(p, 5),
         "macro_f1": macro_f1(p),
         "loss": p.loss,
         "images": len(p.ids),
-        "broken": int((~readable(p)).sum()),
+        "corrupt": int((~readable(p)).sum()),
     }

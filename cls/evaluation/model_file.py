@@ -1,4 +1,4 @@
-"""best/model.safetensors: the weights and, in its header, all that prediction needs besides them."""
+"""best/model.safetensors: the weights, and in its header everything else that prediction needs."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def fallback_class(splits: Splits) -> int:
 
 
 def best_header(run: Run, splits: Splits) -> dict[str, str]:
-    """All that prediction needs besides the weights."""
+    """The header of a run's best/model.safetensors."""
     return {
         "config": to_yaml(run),
         "classes": json.dumps(splits.classes),

@@ -1,4 +1,4 @@
-"""Files for people and for the next program, made from predictions and the log: tables and pictures."""
+"""PNG plots of a run: curves, confusion matrix, worst classes."""
 
 import io
 import math
@@ -20,7 +20,7 @@ from cls.runtime.files import write_whole
 
 Row = dict[str, Any]
 rcParams["text.parse_math"] = False  # names may have dollars in them
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"  # Okabe & Ito 2008, told apart by everyone
+BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#666666"  # Okabe & Ito 2008, told apart by everyone
 
 
 def write_plots(folder: Path, val: Predictions, rows: Sequence[Row]) -> dict[str, Path]:
@@ -89,11 +89,11 @@ def curves(rows: Sequence[Row], path: Path) -> None:
         score.plot(steps[best], values[best], "o", color=GREEN, markersize=11, fillstyle="none", markeredgewidth=1.5)
         title += f"    best {values[best]:.2%} at step {steps[best]}"
     else:
-        score.text(0.5, 0.5, "no validation yet", transform=score.transAxes, ha="center", color=GREY)
+        score.text(0.5, 0.5, "no validation yet", transform=score.transAxes, ha="center", color=GRAY)
     _plain(score, title)
     score.yaxis.set_major_formatter(PercentFormatter(1.0))
     steps, values = series(rows, "train/lr")
-    rate.plot(steps, values, color=GREY)
+    rate.plot(steps, values, color=GRAY)
     rate.set_ylim(0, 1.1 * max(values, default=0.0) or 1.0)
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     _plain(rate, "Learning rate")
@@ -114,10 +114,10 @@ def _mark_epochs(top: Axes, others: Sequence[Axes], rows: Sequence[Row]) -> None
         for _, step in shown:
             axes.axvline(step, color="#EEEEEE", linewidth=0.8, zorder=0)
     epochs = top.secondary_xaxis("top")
-    epochs.set_xticks([step for _, step in shown], [str(number) for number, _ in shown], fontsize=8, color=GREY)
-    epochs.tick_params(length=2, color=GREY)
+    epochs.set_xticks([step for _, step in shown], [str(number) for number, _ in shown], fontsize=8, color=GRAY)
+    epochs.tick_params(length=2, color=GRAY)
     epochs.spines["top"].set_visible(False)
-    epochs.set_xlabel("epoch", fontsize=8, color=GREY)
+    epochs.set_xlabel("epoch", fontsize=8, color=GRAY)
 
 
 def short(name: str, width: int) -> str:
@@ -134,7 +134,7 @@ def confusion_picture(p: Predictions, path: Path) -> None:
     side = float(np.clip(3.0 + 0.45 * c, 5.5, 11))
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     axes = figure.subplots()
-    shades = colormaps["Blues"]  # one hue, dark is more: order survives every kind of colour vision, and grey print
+    shades = colormaps["Blues"]  # one hue, dark is more: order survives every kind of color vision, and gray print
     image = axes.imshow(shares, cmap=shades, vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(
         image, ax=axes, format=PercentFormatter(1.0), label="share of the true class", fraction=0.04, pad=0.02
@@ -146,14 +146,14 @@ def confusion_picture(p: Predictions, path: Path) -> None:
     axes.set_yticks(range(0, c, every), names, fontsize=size)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    broken = int((p.labels >= 0).sum() - counts.sum())
+    corrupt = int((p.labels >= 0).sum() - counts.sum())
     title = f"Confusion matrix    accuracy {accuracy(p):.2%}, macro-F1 {macro_f1(p):.3f}, {counts.sum()} images"
-    title += f" (and {broken} broken)" if broken else ""
+    title += f" (and {corrupt} corrupt)" if corrupt else ""
     figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")  # over the axes it could be cut off
     if c <= 20:
         for row, column in np.argwhere(counts > 0):
-            colour = "white" if shares[row, column] > 0.55 else "#222222"
-            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
+            color = "white" if shares[row, column] > 0.55 else "#222222"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
     _save(figure, path)
 
 

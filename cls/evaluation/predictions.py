@@ -48,12 +48,12 @@ class Predictions:
 
 def readable(p: Predictions) -> NDArray[np.bool_]:
     """n: whether the image has a prediction at all."""
-    unbroken = np.array([not error for error in p.errors], dtype=bool)
-    return unbroken & np.isfinite(p.probs).all(axis=1)
+    read = np.array([not error for error in p.errors], dtype=bool)
+    return read & np.isfinite(p.probs).all(axis=1)
 
 
 def predicted(p: Predictions, fallback: int) -> Ints:
-    """n predicted classes; a broken image gets the fallback (the most frequent class of the training set)."""
+    """n predicted classes; a corrupt image gets the fallback (the most frequent class of the training set)."""
     assert 0 <= fallback < len(p.classes), f"fallback class {fallback} of {len(p.classes)}"
     return np.where(readable(p), p.probs.argmax(axis=1), fallback).astype(np.int64)
 
@@ -61,7 +61,7 @@ def predicted(p: Predictions, fallback: int) -> Ints:
 def write_csv(folder: Path, p: Predictions, fallback: int) -> None:
     """Write prediction.csv (image_name, pred_label as class names, in row order) and prediction.zip with it inside.
 
-    The bytes of both depend on the predictions only. A broken image gets the fallback class.
+    The bytes of both depend on the predictions only. A corrupt image gets the fallback class.
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -154,7 +154,7 @@ def _parsed(table: pa.Table) -> Predictions:
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:
-    """Pieces of unlabelled rows as the whole: without labels there is no loss."""
+    """Consecutive parts of unlabelled rows as one: without labels there is no loss."""
     return Predictions(
         ids=[name for part in parts for name in part.ids],
         labels=np.concatenate([part.labels for part in parts]),

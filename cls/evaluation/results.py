@@ -11,6 +11,7 @@ from cls.evaluation.inference import Predictor
 from cls.evaluation.metrics import summary
 from cls.evaluation.model_file import fallback_class
 from cls.evaluation.predictions import write_csv, write_parquet
+from cls.evaluation.run_record import RunRecord
 from cls.models.weights import load_exact
 from cls.runtime.files import await_file, sha256
 from cls.tracking.metrics_log import read_rows
@@ -44,7 +45,7 @@ def write_results(out: Path, splits: Splits, images: EvalSets, predictor: Predic
         if (test.labels >= 0).any():
             figures["test/accuracy"] = summary(test)["accuracy"]
             text += f" (accuracy {figures['test/accuracy']:.4f})"
-    from cls.evaluation.plots import write_plots  # matplotlib: 0.6 s that only the end of a run has to pay
+    from cls.evaluation.plots import write_plots  # matplotlib: 0.6 s, only at the end of a run
 
     pictures = write_plots(out, found["val"], read_rows(out))
     text += f"; pictures: {', '.join(path.name for path in pictures.values())} in {out}"
@@ -52,15 +53,14 @@ def write_results(out: Path, splits: Splits, images: EvalSets, predictor: Predic
 
 
 def write_report(out: Path, splits: Splits, results: Results) -> Results:
-    """Write report.html; the results then also have the wrong images. A fault of the page does not fail the run."""
+    """Write report.html, and add the wrong images to the results. An error on the page does not fail the run."""
     if not results.figures:  # not rank 0
         return results
     try:
         from cls.evaluation.report.build import write_page
-        from cls.evaluation.report.run_record import read_record
         from cls.evaluation.report.thumbnails import Pictures, mistakes, thumbnails
 
-        record = read_record(out)
+        record = RunRecord(out)
         assert record.val is not None
         thumbs = thumbnails(images_of(splits.val), record.val)
         write_page(record, Pictures(thumbs=thumbs), out / "report.html")

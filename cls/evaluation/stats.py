@@ -1,4 +1,4 @@
-"""How far accuracies can be trusted, and whether two of them differ: intervals, paired tests, sample sizes.
+"""Confidence intervals of accuracies, paired tests of their differences, sample sizes.
 
 Everything takes ``right``, one row per training seed and one column per image: True where that seed's network gives
 the image its label. All seeds of all groups saw the same images. Letters of the shapes: s seeds, n images, c classes.
@@ -6,8 +6,8 @@ the image its label. All seeds of all groups saw the same images. Letters of the
 Two things are random: the images are a sample, and so are the training seeds. ``images i, seeds s`` are crossed,
 ``right[s, i] = mean + image_i + seed_s + rest_si``, which is the "multi-reader multi-case" design of radiology
 (Gallas et al. 2009, Acad. Radiol. 16: 'biases with the bootstrap and other variance estimators').
-What is estimated is the mean over images *and* seeds; one seed alone tells nothing about others, and the intervals of
-single runs are therefore about those networks only.
+What is estimated is the mean over images *and* seeds. One seed alone says nothing about others, so the intervals of
+single runs are about those networks only.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ Bools = NDArray[np.bool_]
 LEVEL = 0.95
 """Confidence of every interval."""
 POWER = 0.8
-"""Chance to tell the difference apart that :func:`images_needed` plans for."""
+"""The power of the test that :func:`images_needed` plans for."""
 RESAMPLES = 10_000
 Z = float(special.ndtri((1 + LEVEL) / 2))
 
@@ -38,11 +38,11 @@ def wilson(rate: float, n: float) -> tuple[float, float]:
     assert 0 <= rate <= 1 and n >= 0, f"rate {rate} over {n} images"
     if n == 0:
         return 0.0, 1.0
-    centre = (rate + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    center = (rate + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z * np.sqrt(rate * (1 - rate) / n + (Z / (2 * n)) ** 2) / (1 + Z**2 / n)
     # at 0 and 1 the formula gives exactly that bound, but for rounding
-    low = 0.0 if rate == 0 else max(float(centre - half), 0.0)
-    return low, 1.0 if rate == 1 else min(float(centre + half), 1.0)
+    low = 0.0 if rate == 0 else max(float(center - half), 0.0)
+    return low, 1.0 if rate == 1 else min(float(center + half), 1.0)
 
 
 def mcnemar(first: Bools, second: Bools) -> float:
@@ -139,14 +139,14 @@ def _parts(first: Bools, second: Bools) -> Parts:
     imaginary = np.sqrt(halves / 2)
     values, counts = np.unique(np.append(each, [imaginary, -imaginary]), return_counts=True)
     total = counts.sum()
-    centre = float(values @ counts) / total
+    center = float(values @ counts) / total
     between, df = seed_variance(first, second)
     return Parts(
         difference=float(each.mean().round(12)),  # 0, not 1e-17, where it is none
         discordant=float((each**2).mean()),
         values=values,
         counts=counts,
-        of_images=float((values - centre) ** 2 @ counts) / total**2,
+        of_images=float((values - center) ** 2 @ counts) / total**2,
         of_seeds=between * halves,
         df=df,
     )
@@ -193,7 +193,7 @@ def paired_difference(first: Bools, second: Bools) -> Difference:
 
     Seeds: resampling rows as well (the crossed, or pigeonhole, bootstrap: Owen 2007, Ann. Appl. Stat. 1) counts the
     rest several times and knows only the two or three seeds there are: its 95 % interval covered 99 % of 600 simulated
-    pairs without a seed effect, 84 % at two seeds and a middling one, 69 % at a large one. No resampling mends that
+    pairs without a seed effect, 84 % at two seeds and a middling one, 69 % at a large one. No resampling fixes that
     (McCullagh 2000, Bernoulli 6). Each resample of the images gets instead a seed effect drawn from Student's t with
     s + s' - 2 degrees of freedom, scaled by :func:`seed_variance`. That covers 93 to 97 % (test_stats.py), 98 %
     where fewer than about ten images are told apart, 92 % at two seeds against one with a large effect.

@@ -1,14 +1,14 @@
-"""A finished run's best weights, ready to use."""
+"""The best weights of a run, ready to predict."""
 
 import dataclasses
 from pathlib import Path
 
 import torch
 
-from cls.config import Run, change
+from cls.config import change
 from cls.data.loader import preprocess
 from cls.data.sources import Splits
-from cls.distributed.world import World, start
+from cls.distributed.world import start
 from cls.evaluation.inference import Predictor
 from cls.evaluation.model_file import read_header
 from cls.models.backbones import Statistics
@@ -18,35 +18,23 @@ from cls.runtime.signals import StopSignal
 from cls.tracking.run_data import run_data
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainedModel:
-    """The network of best/model.safetensors (the moving average where the run kept one) and what it was made with."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedModel(Predictor):
+    """A Predictor with the network of best/model.safetensors: the moving average, if the run kept one."""
 
     file: Path
     folder: Path
     fallback: int
+    """The class predicted for an image that cannot be read."""
     statistics: Statistics
-    predictor: Predictor
-
-    @property
-    def run(self) -> Run:
-        return self.predictor.run
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.predictor.classes
-
-    @property
-    def world(self) -> World:
-        return self.predictor.world
 
     @property
     def name(self) -> str:
-        """What a command calls it: the run directory, or the file where it lies alone."""
+        """The run directory, or the file if it lies outside of one."""
         return str(self.folder if self.file == self.folder / "best" / "model.safetensors" else self.file)
 
     def own_data(self, advice: str = "") -> Splits:
-        """The run's own images; ValueError where the validation images are not those it was trained with."""
+        """The run's own images; ValueError if the validation images have changed."""
         return run_data(self.folder, self.name, self.run, self.classes, advice=advice)
 
 
@@ -63,8 +51,10 @@ def load_trained_model(path: str, device: str, workers: int, stop: StopSignal) -
         model = model.to(memory_format=torch.channels_last)
     folder = file.parent.parent if file.parent.name == "best" else file.parent
     prepare = preprocess(statistics, run.seed, run.train.channels_last, world.device)
-    predictor = Predictor(model.to(world.device), classes, run, world, prepare)
-    return TrainedModel(file, folder, fallback, statistics, predictor)
+    return TrainedModel(
+        model=model.to(world.device), classes=classes, run=run, world=world, prepare=prepare,
+        file=file, folder=folder, fallback=fallback, statistics=statistics,
+    )  # fmt: skip
 
 
 def network(file: str | Path) -> torch.nn.Module:

@@ -1,1 +1,1 @@
-"""The run directory and what is written to it while a run goes on; W&B and TensorBoard mirror it."""
+"""The run directory and its records; W&B and TensorBoard mirror them."""

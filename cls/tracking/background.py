@@ -1,4 +1,4 @@
-"""A mirror in a thread of its own, so that no network, server or slow disk holds the training up."""
+"""A tracker in a thread of its own: training waits for no network, server or slow disk."""
 
 import logging
 import queue
@@ -21,27 +21,26 @@ class Mirror(Protocol):
 
 
 class BackgroundTracker:
-    """Starts a mirror and does with it what it is told, in order; the first failure is warned of and is the last."""
+    """Starts a mirror and calls it, in order, in a daemon thread. After its first failure, a warning, it is off."""
 
     def __init__(self, name: str, start: Callable[[], Mirror]) -> None:
         self.name = name
         self._actions: queue.SimpleQueue[Callable[[Mirror], object] | None] = queue.SimpleQueue()
-        self._said = ""
+        self._message = ""
         self._failed = False
-        # a daemon: one that waits for a server must not keep the process alive
         self._thread = threading.Thread(target=self._work, args=(start,), name=name, daemon=True)
         self._thread.start()
 
     def do(self, action: Callable[[Mirror], object]) -> None:
-        """Have this done when its turn comes; never waits."""
+        """Queue a call; never blocks."""
         if not self._failed:
             self._actions.put(action)
 
     def finish(self, summary: Mapping[str, float], seconds: float, leave: Callable[[], bool]) -> str:
-        """Let it come to its end, for at most so many seconds and until ``leave()``; gives what it says then."""
+        """Wait for the queued calls, at most so many seconds or until ``leave()``; returns the last message."""
 
         def last(mirror: Mirror) -> None:
-            self._said = mirror.finish(summary)
+            self._message = mirror.finish(summary)
 
         self.do(last)
         self._actions.put(None)
@@ -51,18 +50,18 @@ class BackgroundTracker:
         if self._thread.is_alive():
             HANGING.append(self.name)
             waited = time.monotonic() - since
-            LOG.warning("%s took longer than %.0f seconds to end; metrics.jsonl has it all", self.name, waited)
-        return self._said
+            LOG.warning("%s took longer than %.0f seconds to end; metrics.jsonl is complete", self.name, waited)
+        return self._message
 
     def _work(self, start: Callable[[], Mirror]) -> None:
         try:
             mirror = start()
             while action := self._actions.get():
                 action(mirror)
-        except Exception as error:  # whatever a mirror raises
+        except Exception as error:  # any kind
             self._failed = True
-            HANGING.append(self.name)  # it was not ended: what it waits for at exit must not keep the process
+            HANGING.append(self.name)  # not closed: the process must not wait for it at exit
             LOG.warning(
-                "%s failed and is off for the rest of this process; metrics.jsonl goes on (%s: %s)",
+                "%s failed and is off for the rest of this process; metrics.jsonl is still written (%s: %s)",
                 self.name, type(error).__name__, str(error).partition("\n")[0],
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which image each draw was, on which rank, with which pixels: the proof of exactly-once, and the audit of it."""
+"""The image and pixels of each sample index, by rank: the proof that each image is used exactly once per epoch."""
 
 import hashlib
 from collections.abc import Iterable
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from cls.runtime.files import Lines
 
-if TYPE_CHECKING:  # `cls audit` would load torch and datasets for two words
+if TYPE_CHECKING:  # `cls audit` needs neither torch nor datasets
     from cls.data.loader import Batch
     from cls.data.readers import Images
 
-HEADER = ("step", "draw", "id", "pixels")
+HEADER = ("step", "index", "id", "pixels")
 
 
 class Ledger:
@@ -32,6 +32,6 @@ class Ledger:
 
 
 def id_sum(names: Iterable[str]) -> str:
-    """128 bits in hexadecimal that other ids give others of, in any order: the sum of their hashes; 0.5 us each."""
+    """A 128-bit hash of a set of ids, in hexadecimal: the sum of their hashes, in any order; 0.5 us per id."""
     total = sum(int.from_bytes(hashlib.blake2b(name.encode(), digest_size=16).digest()) for name in names)
     return f"{total % 2**128:032x}"

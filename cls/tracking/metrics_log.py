@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cls.runtime.files import write_whole
+from cls.tracking.run_files import read_lines
 
 Row = Mapping[str, float]
 
 
 class Mistake(NamedTuple):
-    """A validation image that the run's best weights take for another class."""
+    """A validation image that the best weights misclassify."""
 
     id: str
     picture: bytes
@@ -24,24 +25,18 @@ class Mistake(NamedTuple):
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl, oldest first, null as nan; no file is no rows.
+    """The rows of a run's metrics.jsonl, oldest first, null as nan; [] without a file.
 
-    A last line cut short by a crash is left out; any other broken line is a ValueError.
+    A last line cut short by a crash is left out; any other damaged line is a ValueError.
     """
-    path = folder / "metrics.jsonl"
-    try:
-        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
     rows = []
-    for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is nothing, or half a row
+    for place, row in read_lines(folder / "metrics.jsonl"):
         try:
-            row = json.loads(line)
             if type(row["step"]) is not int or not 0 <= row["step"] < 1 << 53:
                 raise ValueError(f"step is {row['step']!r}")
             rows.append({key: math.nan if value is None else _number(key, value) for key, value in row.items()})
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{path}: line {number} is no record of a step ({error!r}); remove that line") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{place} is no record of a step ({error!r}); remove that line") from error
     return rows
 
 
@@ -52,16 +47,13 @@ def _number(key: str, value: Any) -> float:
 
 
 def encode(row: Row) -> bytes:
-    # JSON has no nan and no infinity: null, so that any reader can read the file
+    # JSON has no nan and no infinity
     plain = {key: value if isinstance(value, int) or math.isfinite(value) else None for key, value in row.items()}
     return json.dumps(plain, allow_nan=False, default=float).encode() + b"\n"
 
 
 def rewind(folder: Path, step: int) -> list[dict[str, Any]]:
-    """Move rows beyond the resumed step to metrics.lost.jsonl (first written there, so none is ever lost).
-
-    Gives the moved ones, oldest first.
-    """
+    """Move rows beyond the resumed step to metrics.lost.jsonl, written first so that no row is lost; returns them."""
     rows = read_rows(folder)
     lost = [row for row in rows if row["step"] > step]
     kept = [row for row in rows if row["step"] <= step]

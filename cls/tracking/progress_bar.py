@@ -1,4 +1,4 @@
-"""What a person sees of training at the terminal or in the job's log."""
+"""Training progress at the terminal or in the job's log."""
 
 import math
 import sys
@@ -13,15 +13,15 @@ from cls.tracking.metrics_log import Row
 
 
 class ProgressBar:
-    """What a person sees of training: a bar when standard error is a terminal, else a line every 30 seconds.
+    """A bar if standard error is a terminal, else a line every 30 seconds.
 
-    The estimated time left counts validation at its share so far. Epochs count from 1.
+    The estimated time left includes validation at its share so far. Epochs count from 1.
     """
 
     def __init__(self, total_steps: int, start_step: int, *, epochs: int) -> None:
         self._total, self._epochs = total_steps, epochs
         self._row: dict[str, float] = {}
-        self._first: tuple[int, float] | None = None  # step and time of the first call: compiling and loading are over
+        self._first: tuple[int, float] | None = None  # step and time of the first call, after compiling and loading
         self._shown = -math.inf
         self._bar: Bar | None = None
         if sys.stderr.isatty():
@@ -29,7 +29,7 @@ class ProgressBar:
                 BarColumn(bar_width=24),
                 TextColumn("{task.description}"),
                 console=Console(stderr=True),
-                auto_refresh=False,  # no thread that loader processes would be forked beside
+                auto_refresh=False,  # a thread of its own would make forking loader workers unsafe
                 redirect_stdout=sys.stdout.isatty(),
                 transient=True,
             )
@@ -37,7 +37,7 @@ class ProgressBar:
             self._bar.start()
 
     def step(self, step: int, row: Row) -> None:
-        """Steps done and what is known of them; costs a clock reading unless something is due."""
+        """Show a step's figures; costs a clock reading unless an update is due."""
         now = time.monotonic()
         if self._first is None:
             self._first = step, now
@@ -65,7 +65,7 @@ class ProgressBar:
         return "  ".join(parts)
 
     def line(self, text: str) -> None:
-        """Any other line, above the bar; on standard output, so that it ends up in the job's log."""
+        """Print any other line above the bar, on standard output."""
         print(text, flush=True)
 
     def close(self) -> None:

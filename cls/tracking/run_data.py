@@ -1,9 +1,8 @@
-"""Which images a run was trained on, kept in its directory: data.json, sizes.npz and classes.txt; and whether others
-are there now.
+"""The images a run was trained on, as stored in data.json, sizes.npz and classes.txt; and whether they have changed.
 
-Images are known by their ids and labels, and their contents by the size of each image in bytes and by the size and the
-footer of each table: what can be seen without reading them. Times of change are no part of it, a copy has others. An
-image that is replaced by another of exactly as many bytes is therefore not noticed.
+Images are identified by ids and labels, their contents by the size of each image in bytes and the size and footer of
+each table, without reading them. Modification times do not count: a copy has others. So an image that is replaced by
+another one of the same size is not noticed.
 """
 
 import hashlib
@@ -18,43 +17,42 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset, Value
 
 from cls.config import Data, Run
 from cls.data.corrupt_images import read_corrupt
 from cls.data.footers import footers
 from cls.data.labels.hint import evaluate_options
 from cls.data.readers import Stream, column, fingerprint, image_sizes, images_of
-from cls.data.sources import Splits, labels_of, load
+from cls.data.sources import Rows, Splits, labels_of, load
 from cls.data.split_words import splits_in
 from cls.runtime.files import write_whole
 from cls.tracking.ledger import id_sum
-from cls.tracking.run_files import read_data
+from cls.tracking.run_files import encode_classes, read_data
 
 log = logging.getLogger("cls")
 
 WORDS = {"train": "training", "val": "validation"}
 SHOWN = 5  # class names in a message
 Facts = dict[str, dict[str, Any]]
-"""By split: images, sha256 (of ids and labels) and, where they were looked at, contents (sha256 of the images' sizes)
-and tables (:func:`cls.data.footers.footers`)."""
+"""By split: images, sha256 (of ids and labels) and, if they were inspected, contents (sha256 of the images' sizes) and
+tables (:func:`cls.data.footers.footers`)."""
 
 
 class Seen(NamedTuple):
-    """What is there now."""
+    """The images now."""
 
     splits: Splits
     facts: Facts
     sizes: dict[str, np.ndarray]
-    """Bytes of each image by split, -1 where it cannot be found out; only of splits whose contents were looked at."""
+    """Bytes of each image by split, -1 if unknown; only of splits whose contents were inspected."""
 
 
 def look(splits: Splits, *, contents: bool = True, which: Sequence[str] = ("train", "val")) -> Seen:
-    """The facts of these splits. ``contents``: also one look at each image file: 2.6 us where the kernel knows it."""
+    """The facts of these splits. ``contents``: also the size of each image file, 2.6 us if the kernel knows it."""
     facts: Facts = {}
     sizes: dict[str, np.ndarray] = {}
     for split in which:
-        rows: Dataset | Stream = getattr(splits, split)
+        rows: Rows = getattr(splits, split)
         facts[split] = {"images": len(rows), "sha256": fingerprint(rows)}
         if contents and not splits.encoded_here:
             sizes[split] = image_sizes(rows)
@@ -64,38 +62,39 @@ def look(splits: Splits, *, contents: bool = True, which: Sequence[str] = ("trai
 
 
 def keep(out: Path, seen: Seen) -> None:
-    """Write what the images are into a run directory; data.json last: with it the others are whole."""
+    """Write the three files into a run directory; data.json last, so that it implies the others."""
     write_whole(out / "classes.txt", encode_classes(seen.splits.classes))
     _keep_contents(out, seen)
 
 
 def _keep_contents(out: Path, seen: Seen) -> None:
     data = io.BytesIO()
-    if isinstance(train := seen.splits.train, Dataset) and "train" in seen.facts:  # names of blocks cost too much
+    train = seen.splits.train
+    if not isinstance(train, Stream) and "train" in seen.facts:  # a stream's names would cost too much
         ids = column(train, "id")
-        pieces = (ids.slice(start, 10_000).to_pylist() for start in range(0, len(ids), 10_000))
-        seen.facts["train"]["ids"] = id_sum(name for piece in pieces for name in piece)
+        slices = (ids.slice(start, 10_000).to_pylist() for start in range(0, len(ids), 10_000))
+        seen.facts["train"]["ids"] = id_sum(name for names in slices for name in names)
     np.savez_compressed(data, **seen.sizes)  # type: ignore[arg-type]  # the stub takes them for its own options
     write_whole(out / "sizes.npz", data.getvalue())
     write_whole(out / "data.json", json.dumps(seen.facts, indent=1).encode())
 
 
 def complete(out: Path, seen: Seen) -> None:
-    """Add the contents to the data.json of a version that did not note them; says so once."""
+    """Add the contents to the data.json of a version that did not store them, with a warning."""
     known = read_data(out)
     if any("contents" not in facts for facts in known.values()) and all("contents" in f for f in seen.facts.values()):
         log.warning(
-            "%s is of an earlier version and holds no file sizes: images that were replaced before this start cannot "
-            "be noticed, those replaced from now on are",
+            "%s is of an earlier version and holds no file sizes: images that were replaced before this start are not "
+            "noticed, those replaced from now on are",
             out / "data.json",
         )
         _keep_contents(out, seen)
 
 
 def drift(out: Path, seen: Seen, classes: Sequence[str]) -> str:
-    """How the images differ from those of data.json, in words; '' where they are the same.
+    """How the images differ from those of data.json, in words; '' if they are the same.
 
-    ``classes``: those that the labels of data.json are numbered by. Training images in corrupt_images.csv may have
+    ``classes``: of the labels in data.json. Training images in corrupt_images.csv may have
     other contents: replacing a corrupt file by a whole one is what the run asks for.
     """
     known = read_data(out)
@@ -111,7 +110,7 @@ def drift(out: Path, seen: Seen, classes: Sequence[str]) -> str:
 
 
 def difference(then: dict[str, Any], now: dict[str, Any], split: str) -> str:
-    """Between two sets of facts of a split, in words, as far as ids and labels go."""
+    """How the ids and labels of a split differ, in words."""
     word, count = WORDS[split], now["images"]
     if then.get("images", count) != count:
         return f"{then['images']:,} {word} images then, {count:,} now"
@@ -121,7 +120,7 @@ def difference(then: dict[str, Any], now: dict[str, Any], split: str) -> str:
 
 
 def same_everywhere(one: Facts, other: Facts) -> bool:
-    """Whether two processes see the same images; those that did not look at the contents have no say in them."""
+    """Whether two processes see the same images; contents are compared if both have inspected them."""
     return all(
         not difference(one[split], other[split], split)
         and (
@@ -159,7 +158,7 @@ def _bytes(size: int) -> str:
 
 
 def _stored_sizes(out: Path, split: str, count: int) -> np.ndarray | None:
-    """At the first start; None where sizes.npz is missing or damaged: it only names what data.json has found."""
+    """Sizes at the first start; None if sizes.npz is missing or damaged: it only adds a name to data.json's finding."""
     try:
         with np.load(out / "sizes.npz", allow_pickle=False) as found:
             sizes: np.ndarray = found[split]
@@ -169,7 +168,7 @@ def _stored_sizes(out: Path, split: str, count: int) -> np.ndarray | None:
 
 
 def _tables(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Names of tables that differ. A copy may lack pack.json: a checksum that one side does not have has no say."""
+    """Names of tables that differ, by the checksums that both sides have: a copy may lack pack.json."""
     before, after = then.get("tables", []), now.get("tables", [])
     names = {table["name"]: table for table in before}
     different = []
@@ -183,13 +182,13 @@ def _tables(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def run_data(out: Path, name: str, run: Run, classes: Sequence[str], which: Sequence[str] = ("val",),
              advice: str = "") -> Splits:  # fmt: skip
-    """The images of a run, loaded again, with the labels numbered as ``classes``, the run's own, are.
+    """The images of a run, loaded again, with labels numbered by ``classes``, the run's own.
 
     ``out`` is the run directory, ``name`` what was typed for it. ValueError, with the command that evaluates other
-    images, where those of the splits ``which`` are not what data.json says. Of a model whose directory has no
-    data.json that cannot be known, which is said in one line. ``advice`` follows where they cannot be loaded at all.
+    images, if those of the splits ``which`` differ from data.json. Without a data.json that cannot be checked: a
+    warning. ``advice`` is added to the error if they cannot be loaded.
     """
-    data = replace(run.data, copy="")  # that was on another machine's disk
+    data = replace(run.data, copy="")  # maybe on another machine's disk
     elsewhere = shlex.join(["cls", "evaluate", name]) + " FOLDER"
     try:
         splits = load(data, run.seed)
@@ -217,14 +216,14 @@ def run_data(out: Path, name: str, run: Run, classes: Sequence[str], which: Sequ
 
 
 def is_own(out: Path, splits: Splits, split: str) -> bool:
-    """Whether a split, numbered as the run's classes are, is what the run in ``out`` was started with."""
+    """Whether a split, with labels numbered by the run's classes, is what the run in ``out`` was started with."""
     if split not in WORDS or not (out / "data.json").is_file():
         return False
     return not drift(out, look(splits, which=(split,)), splits.classes)
 
 
 def numbered_as(splits: Splits, classes: Sequence[str]) -> Splits:
-    """The same images, labels numbered by name after ``classes``, -1 where it has no such name."""
+    """The same images with labels numbered by ``classes``, -1 for names it lacks."""
     if splits.classes == tuple(classes):
         return splits
     places = {name: place for place, name in enumerate(classes)}
@@ -234,20 +233,20 @@ def numbered_as(splits: Splits, classes: Sequence[str]) -> Splits:
         labels = numbers[labels_of(rows)]
         if isinstance(rows, Stream):
             return Stream(rows.blocks, labels.astype(np.int32))
-        return rows.remove_columns("label").add_column("label", labels, feature=Value("int64"))
+        return rows.remove_columns("label").add_column("label", labels)
 
     test = None if splits.test is None else numbered(splits.test)
     return replace(splits, train=numbered(splits.train), val=numbered(splits.val), test=test, classes=tuple(classes))
 
 
-def _unknown(rows: Dataset | Stream, names: Sequence[str], classes: Sequence[str]) -> list[str]:
+def _unknown(rows: Rows, names: Sequence[str], classes: Sequence[str]) -> list[str]:
     """Classes of these images that a run does not have."""
     labels, known = labels_of(rows), set(classes)
     return [names[label] for label in np.unique(labels[labels >= 0]) if names[label] not in known]
 
 
 def _place(splits: Splits, data: Data, classes: Sequence[str]) -> str:
-    """What to name for the validation images that are there now, or all images where they are no split; quoted."""
+    """The word, quoted, that names the current validation images in a command, or all images if they are no split."""
     names, path = images_of(splits.val), data.path
     if data.own_labels:
         return evaluate_options(data, names.name(0), classes)
@@ -262,46 +261,13 @@ def _place(splits: Splits, data: Data, classes: Sequence[str]) -> str:
 
 def _other_names(then: Sequence[str], now: Sequence[str]) -> str:
     before, after = set(then), set(now)
-    new, gone = [name for name in now if name not in before], [name for name in then if name not in after]
-    parts = [f"{_some(new)} new" if new else "", f"{_some(gone)} missing" if gone else ""]
+    new, missing = [name for name in now if name not in before], [name for name in then if name not in after]
+    parts = [f"{_some(new)} new" if new else "", f"{_some(missing)} missing" if missing else ""]
     return "other classes: " + (" and ".join(filter(None, parts)) or "in another order")
 
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:SHOWN])) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def encode_classes(classes: Sequence[str]) -> bytes:
-    """classes.txt: one name a line; a name that a line cannot hold as it is becomes a JSON string."""
-    lines = (json.dumps(name) if not name.isprintable() or name.startswith('"') else name for name in classes)
-    return "".join(f"{line}\n" for line in lines).encode()
-
-
-def read_classes(path: Path) -> tuple[str, ...]:
-    """The names of classes.txt, those of earlier versions, too: any character but a line feed stood there as it is."""
-    try:
-        lines = path.read_bytes().decode().split("\n")[:-1]
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ValueError(
-            f"{path} cannot be read ({why}): copy it from where it is whole, or use another --out"
-        ) from None
-    return tuple(_name(line) for line in lines)
-
-
-def _name(line: str) -> str:
-    try:
-        found = json.loads(line) if line.startswith('"') else line
-    except ValueError:
-        return line
-    return found if isinstance(found, str) else line
-
-
-def stored_classes(path: Path, now: Sequence[str]) -> Sequence[str]:
-    """The names at the start; those of now where an earlier version would have written the same bytes for them."""
-    found = read_classes(path)
-    early = "".join(f"{name}\n" for name in now).encode()
-    return tuple(now) if path.read_bytes() == early else found
 
 
 def _sha256(data: bytes) -> str:

@@ -19,8 +19,8 @@ from cls.runtime.files import ASIDE, drop_asides, write_whole
 from cls.runtime.lock import Heartbeat, claim, mine, owner_of
 from cls.runtime.paths import command_line, writing
 from cls.tracking.events import read_events
-from cls.tracking.run_files import read_outcome, read_run
-from cls.tracking.run_status import _said_done
+from cls.tracking.run_files import read_run, stored_classes
+from cls.tracking.run_status import read_exit
 from cls.tracking.tracker import check_tracking
 
 FILES = (
@@ -32,12 +32,12 @@ FOLDERS = ("checkpoints", "best", "predictions", "ledger")
 
 @dataclasses.dataclass
 class RunDir:
-    """A claimed run directory and the run as it is to be continued."""
+    """A claimed run directory and the configuration to train with."""
 
     path: Path
     run: Run  # precision resolved, out filled in
     finished: str
-    """What the finished run said at its end; '' for a run that goes on."""
+    """The last line of a finished run; '' for any other run."""
     attempt: int
     """How many attempts came before this one."""
     unnamed: bool = False
@@ -51,12 +51,12 @@ class RunDir:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the lock back, on the rank that holds it."""
+        """Release the lock, on the rank that holds it."""
         if self._heartbeat:
             self._heartbeat.__exit__()
 
     def without_threads(self) -> AbstractContextManager[None]:
-        """The heartbeat's thread rests inside: no process may be forked beside a thread."""
+        """Pause the heartbeat's thread: processes must not be forked while another thread runs."""
         return self._heartbeat.paused() if self._heartbeat else nullcontext()
 
     def __post_init__(self) -> None:
@@ -67,23 +67,21 @@ class RunDir:
         """Whether the run directory was deleted or renamed under this run."""
         return is_missing(self._mark)
 
-    def refuse_successor(self) -> None:
-        """ForeignFolderError if another process has taken this one for dead and writes here now, or if the directory
-        is no longer there (rank 0 only).
-        """
+    def reject_successor(self) -> None:
+        """Rank 0: ForeignDirectoryError if another process has taken over the lock, or the directory is missing."""
         if self.lost:
             raise ForeignDirectoryError(lost_directory(self.path))
         owner = owner_of(self.path / "lock")
-        # none: deleted by hand; "?": could not be read just now: no reasons to die
+        # no owner: deleted by hand; "?": unreadable at the moment; neither is a reason to stop
         if owner and owner["pid"] != "?" and not mine(owner):
             raise ForeignDirectoryError(f"out: {self.path} was taken over by process {owner['pid']} on {owner['host']}")
 
 
 def open_run_dir(run: Run, world: World) -> RunDir:
-    """Create or continue ``run.out`` (called on rank 0 only); where it is empty, a new directory in runs/.
+    """Create or continue ``run.out``, or a new directory in runs/ if that is empty; called on rank 0 only.
 
-    Raises ValueError when the model or the trackers cannot work, or when the directory cannot be written, is in use, or
-    belongs to a run with another configuration.
+    ValueError if the model or the trackers cannot work, or the directory cannot be written, is in use, or belongs to a
+    run with another configuration.
     """
     check_tracking(run.track)
     check_model(run.model, run.data)
@@ -112,7 +110,7 @@ def open_run_dir(run: Run, world: World) -> RunDir:
 
 
 def _make(first: Path) -> Path:
-    """A new directory that no other process has: ``first``, or the first free one of first-2, first-3, …"""
+    """A new directory: ``first``, or the first free one of first-2, first-3, …"""
     first.parent.mkdir(parents=True, exist_ok=True)
     for n in count(1):
         path = first if n == 1 else first.with_name(f"{first.name}-{n}")
@@ -123,13 +121,13 @@ def _make(first: Path) -> Path:
 
 
 def _reject_misplaced(path: Path) -> None:
-    """ValueError for a folder where a file of a run belongs, or the other way round."""
+    """ValueError for a directory in place of a run's file, or a file in place of a directory."""
     for name in FILES:
         if (path / name).is_dir():
-            raise ValueError(f"{path / name} is a folder, where a run has a file: remove it or use another --out")
+            raise ValueError(f"{path / name} is a directory, where a run has a file: remove it or use another --out")
     for name in FOLDERS:
         if (path / name).exists() and not (path / name).is_dir():
-            raise ValueError(f"{path / name} is a file, where a run has a folder: remove it or use another --out")
+            raise ValueError(f"{path / name} is a file, where a run has a directory: remove it or use another --out")
 
 
 def _agree(path: Path, run: Run, world: World) -> RunDir:
@@ -146,7 +144,8 @@ def _agree(path: Path, run: Run, world: World) -> RunDir:
         if lines:
             _reject_other(path, stored, run, lines)
         if stored.train.max_steps == run.train.max_steps:
-            finished = _said_done(path)
+            ended = read_exit(path)
+            finished = ended.reason if ended.outcome == "done" else ""
     else:
         run = change(run, train={"precision": resolve_precision(run.train.precision, world.device)})
     if finished:
@@ -162,17 +161,17 @@ def _agree(path: Path, run: Run, world: World) -> RunDir:
 
 
 def _failed_at_start(path: Path) -> bool:
-    """Whether the last attempt ended by a fault before any step: the corrected command may then have other fields."""
+    """Whether the last attempt failed before its first step: the corrected command may then change any field."""
     if any((path / "checkpoints").glob("step-*")):
         return False
-    record, outcome = path / "metrics.jsonl", read_outcome(path)
-    if outcome == "out_of_memory":  # whose message names another micro-batch
+    record, outcome = path / "metrics.jsonl", read_exit(path).outcome
+    if outcome == "out_of_memory":  # its message suggests another micro-batch
         return True
     return not (record.exists() and record.stat().st_size > 0) and outcome in ("user_error", "data", "error")
 
 
 def _empty(path: Path) -> None:
-    """Remove what the failed attempts wrote: it is of another configuration."""
+    """Remove the files of failed attempts with another configuration."""
     for name in {*FILES, "wandb_id"} - {"lock", "stop"}:
         (path / name).unlink(missing_ok=True)
     for name in (*FOLDERS, "wandb", "tensorboard"):
@@ -189,16 +188,16 @@ def _reject_other(path: Path, stored: Run, run: Run, lines: Sequence[str]) -> No
 
 
 def _moved_images(path: Path, stored: Run, run: Run) -> str:
-    """What to do where only data.path is another: with the same images a run continues exactly."""
+    """The advice if only data.path differs: with the same images a run continues exactly."""
     from cls.data.sources import load
-    from cls.tracking import run_data  # only this error needs what loads long
+    from cls.tracking import run_data  # slow to load, only for this error
 
     options = {"data.path": stored.data.path, "data.copy": run.data.path, "out": str(path)}
     command = f"the run continues, with the same results, with: {command_line(options)}"
     try:
         found = load(run.data, run.seed)
-        drift = run_data.drift(path, run_data.look(found), run_data.stored_classes(path / "classes.txt", found.classes))
-    except Exception as error:  # whatever the new path is: it decides between texts of one error
+        drift = run_data.drift(path, run_data.look(found), stored_classes(path / "classes.txt", found.classes))
+    except Exception as error:  # any kind: it only decides the text of an error
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         return f"use another --out ({reason}); but if the images were only moved, {command}"
     if not drift:

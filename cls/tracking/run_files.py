@@ -1,19 +1,20 @@
 """The small files of a run directory. A damaged one is a ValueError of one line that names it."""
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cls.config import Run, from_yaml
 from cls.validate import check
 
-AGAIN = "copy it from where it is whole, or use another run directory"
+AGAIN = "restore it from a backup, or use a different run directory"
 
 
 def read_text(path: Path) -> str:
     """ValueError where the file is missing, is not readable or is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is damaged (byte {error.start} is not UTF-8): {AGAIN}") from None
     except OSError as error:
@@ -30,6 +31,23 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is damaged (not JSON: {error}): {AGAIN}") from None
 
 
+def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Each JSON line with its place, for messages; nothing without a file. A last line cut short by a crash is skipped.
+
+    ValueError for a file that cannot be read, and for a line that is not JSON.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    for number, line in enumerate(lines, 1):
+        place = f"{path}: line {number}"
+        try:
+            yield place, json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{place} is not JSON ({error}); remove that line") from None
+
+
 def read_run(path: Path) -> Run:
     """The configuration in a config.yaml; ValueError naming the file, and the field where one is wrong."""
     text = read_text(path)
@@ -41,16 +59,16 @@ def read_run(path: Path) -> Run:
         raise ValueError(f"{path}: {error}") from None
 
 
-def read_run_directory(folder: Path) -> Run:
-    """The configuration of a run directory; ValueError where ``folder`` is none."""
-    if not (folder / "config.yaml").is_file():
-        raise ValueError(f"{folder} is not a run directory: it has no config.yaml")
-    return read_run(folder / "config.yaml")
+def read_run_directory(out: Path) -> Run:
+    """The configuration of a run directory; ValueError where ``out`` is none."""
+    if not (out / "config.yaml").is_file():
+        raise ValueError(f"{out} is not a run directory: it has no config.yaml")
+    return read_run(out / "config.yaml")
 
 
-def read_data(folder: Path) -> dict[str, dict[str, Any]]:
+def read_data(out: Path) -> dict[str, dict[str, Any]]:
     """data.json: "images" and more by split; empty for a run that has not read its images yet."""
-    path = folder / "data.json"
+    path = out / "data.json"
     if not path.exists():
         return {}
     found = read_json(path)
@@ -60,7 +78,7 @@ def read_data(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _is_split(facts: Any) -> bool:
-    """Whether this is what data.json says of a split: images, and what the run knows them by."""
+    """Whether this has the form of a split in data.json."""
     if not isinstance(facts, dict) or type(facts.get("images")) is not int or facts["images"] < 1:
         return False
     tables = facts.get("tables", [])
@@ -68,11 +86,26 @@ def _is_split(facts: Any) -> bool:
     return named and all(isinstance(facts.get(key, ""), str) for key in ("sha256", "contents", "ids"))
 
 
-def read_outcome(folder: Path) -> str:
-    """The outcome in exit.json; '' where there is none that can be read."""
+def encode_classes(classes: Sequence[str]) -> bytes:
+    """classes.txt: one name a line; a name with line breaks or control characters becomes a JSON string."""
+    lines = (json.dumps(name) if not name.isprintable() or name.startswith('"') else name for name in classes)
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """The names in classes.txt. In files of earlier versions a line is a name, whatever characters it has."""
+    return tuple(map(_name, read_text(path).split("\n")[:-1]))
+
+
+def _name(line: str) -> str:
     try:
-        record = read_json(folder / "exit.json")
+        found = json.loads(line) if line.startswith('"') else line
     except ValueError:
-        return ""
-    found = record.get("outcome") if isinstance(record, dict) else None
-    return found if isinstance(found, str) else ""
+        return line
+    return found if isinstance(found, str) else line
+
+
+def stored_classes(path: Path, now: Sequence[str]) -> Sequence[str]:
+    """The names at the start; ``now`` where an earlier version would have written the same bytes for them."""
+    found, early = read_classes(path), "".join(f"{name}\n" for name in now)
+    return tuple(now) if path.read_bytes() == early.encode() else found

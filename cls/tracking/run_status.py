@@ -1,28 +1,33 @@
-"""How a run directory stands: running, an outcome, or killed."""
+"""Whether a run is running, and how it ended."""
 
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from cls.runtime.lock import in_use
-from cls.tracking.run_files import read_json, read_outcome
+from cls.tracking.run_files import read_json
 
 
-def state_of(path: Path) -> str:
-    """How a run directory stands: running, an outcome of exit.json, or killed where there is none."""
-    if in_use(path):
-        return "running"
-    return read_outcome(path) or ("running" if in_use(path) else "killed")
+class Exit(NamedTuple):
+    """What exit.json says; '' where there is none that can be read."""
+
+    outcome: str = ""
+    """done, stopped, user_error, data, non_finite, out_of_memory or error."""
+    reason: str = ""
+    """The last line of a finished run, else what ended it."""
 
 
-def _said_done(path: Path) -> str:
+def read_exit(folder: Path) -> Exit:
+    """The one reader of a run directory's exit.json."""
     try:
-        record = read_json(path / "exit.json")
-        return str(record["reason"]) if record["outcome"] == "done" else ""
-    except (ValueError, KeyError, TypeError):
-        return ""
+        record = read_json(folder / "exit.json")
+    except ValueError:
+        return Exit()
+    found = record if isinstance(record, dict) and isinstance(record.get("outcome"), str) else {}
+    return Exit(found.get("outcome", ""), str(found.get("reason", "")))
 
 
-def _outcome(folder: Path, events: list[dict[str, Any]]) -> str:
-    if events and events[-1]["event"] == "results":  # at this moment the run writes its last files
-        return "done"
-    return read_outcome(folder)
+def state_of(folder: Path) -> str:
+    """running, an outcome of exit.json, or killed where there is none."""
+    if in_use(folder):
+        return "running"
+    return read_exit(folder).outcome or ("running" if in_use(folder) else "killed")

@@ -7,12 +7,12 @@ from cls.tracking.metrics_log import Mistake, Row
 
 
 def load() -> None:
-    """As that of the W&B page."""
-    import torch.utils.tensorboard  # noqa: F401  # 1 s that only runs with the option pay
+    """As :func:`cls.tracking.wandb_run.load`."""
+    import torch.utils.tensorboard  # noqa: F401  # 1 s, only for runs with the option
 
 
 class TensorBoardWriter:
-    """TensorBoard event files, rebuilt from the record at every start."""
+    """Event files, rebuilt from metrics.jsonl at every start."""
 
     def __init__(self, folder: Path, rows: Sequence[Row]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -27,7 +27,7 @@ class TensorBoardWriter:
                 self._writer.add_scalar(key, value, int(row["step"]), walltime=row["time"])
 
     def results(self, pictures: Mapping[str, Path], mistakes: Sequence[Mistake], model: Path) -> None:
-        """TensorBoard shows curves of its own; the files lie in the run directory."""
+        """Nothing: TensorBoard draws its own curves."""
 
     def finish(self, summary: Mapping[str, float]) -> str:
         for key, value in summary.items():

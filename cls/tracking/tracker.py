@@ -1,8 +1,7 @@
-"""Where the numbers of a run go: metrics.jsonl is the record, W&B and TensorBoard mirror it, a progress line shows it.
+"""The log of a run: metrics.jsonl is the record; W&B and TensorBoard mirror it, each in a thread of its own.
 
-A mirror works in a thread of its own: whatever it waits for, training does not. One that fails is dropped with one
-warning. At every start a mirror is brought up to date from the record, so what a killed process had not sent (W&B keeps
-up to 32 KiB of rows in memory) is sent by the next one.
+A mirror that fails is dropped with one warning. At every start a mirror is filled from the record, so the next process
+sends what a killed one had not (W&B keeps up to 32 KiB of rows in memory).
 """
 
 import importlib.util
@@ -24,7 +23,7 @@ __all__ = ["Mistake", "Tracker", "check_tracking", "read_rows", "rewind", "wandb
 
 
 def check_tracking(track: Track) -> None:
-    """Refuse before training what could not be tracked: a missing package or a missing key is a ValueError."""
+    """ValueError for a tracker that could not work: a missing package or a missing key."""
     if track.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ValueError(
             "track.tensorboard is on, but the package tensorboard is not installed: pip install 'cls[tensorboard]'"
@@ -38,7 +37,7 @@ def check_tracking(track: Track) -> None:
 
 @dataclass(frozen=True)
 class Results:
-    """What a finished run says. The ranks other than 0 have ``text`` alone."""
+    """The end of a finished run. Ranks other than 0 have only ``text``."""
 
     text: str
     figures: dict[str, float] = field(default_factory=dict)
@@ -50,21 +49,21 @@ class Results:
 class Tracker:
     """The log of one run; used on rank 0 only.
 
-    ``info`` are facts for the W&B config besides the run's own (parameters, processes, attempts, versions, device).
+    ``info``: for the W&B config, besides the run's own (parameters, processes, attempts, versions, device).
     """
 
-    def __init__(self, run: Run, folder: Path, info: dict[str, Any]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = read_rows(folder)
-        self._record = Lines(folder / "metrics.jsonl")
+    def __init__(self, run: Run, out: Path, info: dict[str, Any]) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        rows = read_rows(out)
+        self._record = Lines(out / "metrics.jsonl")
         self._mirrors: list[BackgroundTracker] = []
         mode = wandb_mode(run.track)
         if mode != "disabled":
             wandb_run.load()
-            self._mirrors.append(BackgroundTracker("W&B", lambda: WandbRun(run, folder, mode, rows, info)))
+            self._mirrors.append(BackgroundTracker("W&B", lambda: WandbRun(run, out, mode, rows, info)))
         if run.track.tensorboard:
             tensorboard.load()
-            self._mirrors.append(BackgroundTracker("TensorBoard", lambda: TensorBoardWriter(folder, rows)))
+            self._mirrors.append(BackgroundTracker("TensorBoard", lambda: TensorBoardWriter(out, rows)))
 
     def log(self, row: Row) -> None:
         """Write one row: ``step`` (optimizer steps done), ``epoch``, and any of ``train/…``, ``val/…``, ``time/…``.
@@ -77,16 +76,16 @@ class Tracker:
             mirror.do(lambda target: target.log(timed))
 
     def results(self, pictures: Mapping[str, Path], mistakes: Sequence[Mistake], model: Path) -> None:
-        """Show PNG files under their names and wrong images; ``model`` is a run's best/model.safetensors."""
+        """Log PNG files by title, wrong images and, if configured, ``model``: best/model.safetensors."""
         for mirror in self._mirrors:
             mirror.do(lambda target: target.results(pictures, mistakes, model))
 
     def finish(self, summary: Mapping[str, float], seconds: float, leave: Callable[[], bool] = lambda: False) -> str:
-        """Close everything, waiting for a mirror at most so long and only until ``leave()``.
+        """Close everything; waits for each mirror at most so long, and until ``leave()``.
 
-        Gives the command that uploads what is left, or an empty text.
+        Returns the command that uploads what is left, or ''.
         """
         self._record.close()
-        said = [mirror.finish(summary, seconds, leave) for mirror in self._mirrors]
+        messages = [mirror.finish(summary, seconds, leave) for mirror in self._mirrors]
         self._mirrors.clear()
-        return "".join(said)
+        return "".join(messages)

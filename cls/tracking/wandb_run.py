@@ -1,4 +1,4 @@
-"""The W&B page of a run: one run, whatever the number of processes and attempts that carried it."""
+"""The W&B run of a run directory: one, for any number of processes and attempts."""
 
 import dataclasses
 import io
@@ -21,10 +21,10 @@ from cls.tracking.metrics_log import Mistake, Row
 
 Mode = Literal["online", "offline", "disabled"]
 LOG = logging.getLogger("cls")
-INIT_SECONDS = 60  # a cluster node without internet waits this long at every start, then logs offline
-MISTAKES = 64  # wrong images that the page shows
-FINISH_SECONDS = 120  # upload at the end; what is left stays on disk for `wandb sync`
-LEAVE_SECONDS = 10  # the same when a run is stopped: its next attempt sends what is left
+INIT_SECONDS = 60  # a cluster node without internet waits this long at every start
+MISTAKES = 64  # wrong images in the table
+FINISH_SECONDS = 120  # for the upload at the end; `wandb sync` sends the rest
+LEAVE_SECONDS = 10  # the same for a stopped run: its next attempt sends the rest
 
 
 def wandb_mode(track: Track) -> Mode:
@@ -45,53 +45,52 @@ def wandb_mode(track: Track) -> Mode:
 
 
 def wandb_key() -> bool:
-    import wandb  # here and below: 1 s that only rank 0 of a tracked run has to pay
+    import wandb  # here and below: 1 s, only on rank 0 of a tracked run
 
     try:
         wandb.setup(wandb.Settings(silent=True))
         known = wandb.login(prompt=False, verify=False)
-        wandb.teardown()  # the question has started its service and two threads, beside which nothing may be forked
+        wandb.teardown()  # login() has started a service and two threads: forking is unsafe beside them
         return known
-    except (wandb.errors.AuthenticationError, ValueError) as error:  # a malformed key; a WANDB_* value it refuses
+    except (wandb.errors.AuthenticationError, ValueError) as error:  # a malformed key or WANDB_* value
         raise ValueError(f"W&B: {error}; correct it, or use --track.wandb disabled") from error
 
 
 def load() -> None:
     """Import W&B in this thread: loader workers, forked while another thread imports, would inherit its locks."""
-    import wandb  # noqa: F401  # 1 s that only rank 0 of a tracked run has to pay
+    import wandb  # noqa: F401
 
 
 class WandbRun:
-    """One W&B run per run directory, whatever the number of processes that carried it."""
+    """Sends rows, pictures and weights; resumes the W&B run of an earlier attempt."""
 
-    def __init__(self, run: Run, folder: Path, mode: Mode, rows: Sequence[Row], info: dict[str, Any]) -> None:
+    def __init__(self, run: Run, out: Path, mode: Mode, rows: Sequence[Row], info: dict[str, Any]) -> None:
         import wandb
 
         self._artifact = run.track.artifact
         self._framing = {name: getattr(run.data.evaluated, name) for name in ("size", "eval_frame", "crop_pct")}
         try:
-            self._run = _init_wandb(run, folder, mode, info)
-        except Exception as error:  # no network, a refused key, a server that does not answer
+            self._run = _init_wandb(run, out, mode, info)
+        except Exception as error:  # no network, a rejected key, a server that does not answer
             if mode == "offline":
                 raise
-            # the data are not lost, only later: nodes without internet are common, and `wandb sync` sends them
             LOG.warning("W&B cannot be reached, logging offline (%s)", str(error).partition("\n")[0])
-            wandb.teardown()  # the failed attempt still holds the run id
-            self._run = _init_wandb(run, folder, "offline", info)
+            wandb.teardown()  # the failed call still holds the run id
+            self._run = _init_wandb(run, out, "offline", info)
         self._run.define_metric("global_step")
         self._run.define_metric("*", step_metric="global_step")
         self._step = 0
-        # What this W&B run already has: nothing when offline (each process writes a new directory), else all before
-        # the step it saw last, lost steps that are done again included; a row of that step may be sent twice.
+        # Offline each process writes a new directory, with all rows. Online the server has all rows before its last
+        # step, also those of steps that are repeated now; a row of that step may be sent twice.
         self._seen = self._run.summary.get("global_step", 0)
         for row in rows:
             self.log(row)
-        self._replace_earlier(folder / "wandb")
+        self._mark_earlier(out / "wandb")
         if not self._run.offline:
             LOG.info("W&B run: %s", self._run.url)
 
-    def _replace_earlier(self, folder: Path) -> None:
-        """Earlier offline attempts of this run hold a part of what this one does: `wandb sync` shall pass over them."""
+    def _mark_earlier(self, folder: Path) -> None:
+        """Mark earlier offline attempts as synced, so that `wandb sync` skips them: this one has all their rows."""
         own = Path(self._run.settings.sync_file).resolve()
         for file in folder.glob(f"offline-run-*/run-{self._run.id}.wandb"):
             if file.resolve() != own:
@@ -102,10 +101,10 @@ class WandbRun:
         if self._step < self._seen:
             return
         values = {key: value for key, value in row.items() if key not in ("step", "time")}
-        self._run.log({"global_step": self._step, **values})  # never step=: what is behind the server's is dropped
+        self._run.log({"global_step": self._step, **values})  # not step=: W&B drops rows behind its own step
 
     def results(self, pictures: Mapping[str, Path], mistakes: Sequence[Mistake], model: Path) -> None:
-        """Pictures, the first MISTAKES wrong images as a table and, where the configuration says so, the weights."""
+        """Log pictures, the first MISTAKES wrong images as a table and, if configured, the weights."""
         import wandb
 
         self._run.log({"global_step": self._step} | {name: wandb.Image(str(path)) for name, path in pictures.items()})
@@ -114,7 +113,7 @@ class WandbRun:
                 self._run.log({"global_step": self._step, "wrong_images": _table(mistakes[:MISTAKES])})
             if self._artifact == "always" or (self._artifact == "auto" and not self._run.offline):
                 self._send(model)
-        except Exception as error:  # W&B copies these to WANDB_DATA_DIR, by default the home folder, which may be full
+        except Exception as error:  # copied to WANDB_DATA_DIR, by default the home directory, which may be full
             LOG.warning("W&B does not get the wrong images or the model: %s", error)
 
     def _send(self, model: Path) -> None:
@@ -148,7 +147,7 @@ def _table(mistakes: Sequence[Mistake]) -> Any:
     return wandb.Table(["id", "picture", "true", "predicted", "probability"], rows)
 
 
-def _init_wandb(run: Run, folder: Path, mode: Mode, info: dict[str, Any]) -> Any:
+def _init_wandb(run: Run, out: Path, mode: Mode, info: dict[str, Any]) -> Any:
     import wandb
 
     config = dataclasses.asdict(run) | info
@@ -156,15 +155,15 @@ def _init_wandb(run: Run, folder: Path, mode: Mode, info: dict[str, Any]) -> Any
     for name, value in os.environ.items():
         if re.search(r"(KEY|TOKEN|SECRET|PASSWORD)$", name) and len(value) >= 8 and value in text:
             raise ValueError(f"the configuration contains the value of {name}; nothing was sent")
-    stored = folder / "wandb_id"
+    stored = out / "wandb_id"
     if not stored.exists():
         write_whole(stored, (os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)).encode())
     return wandb.init(
         project=run.track.project,
-        name=run.track.name or folder.resolve().name,
+        name=run.track.name or out.resolve().name,
         id=stored.read_text().strip(),
         resume="allow",
-        dir=str(folder.resolve()),
+        dir=str(out.resolve()),
         mode=mode,
         config=config,
         settings=wandb.Settings(

@@ -100,7 +100,7 @@ class CheckpointWriter:
         snapshot = self.copies.snapshot(step, self.state, self.world.main)
         if not self.world.main:
             return
-        self.run_dir.refuse_successor()
+        self.run_dir.reject_successor()
         waited = time.monotonic() - since
         self._due = time.monotonic() + self._interval
         # not a daemon: a write that has begun is finished even if the run ends

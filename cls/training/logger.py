@@ -135,9 +135,9 @@ class RunLogger:
         assert self.events is not None
         rank, longer = goodput.slowest(clocks)
         self.events.add("epoch", step=step, slowest=rank, clock=clocks[0])
-        seconds = {f"time/{kind}": value for kind, value in clocks[0].items()} | {"time/queue": round(queued(), 3)}
-        return seconds | {
-            "time/goodput": round(goodput.share(clocks[0], queued()), 4),
+        seconds = clocks[0] | {"queue": round(queued(), 3)}
+        return {f"time/{part}": value for part, value in seconds.items()} | {
+            "time/goodput": round(goodput.share(seconds), 4),
             "time/slowest_rank": rank,
             "time/slowest_longer": round(longer, 3),
         }

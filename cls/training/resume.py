@@ -7,6 +7,7 @@ from cls.data.sources import Splits, load
 from cls.distributed.world import World
 from cls.tracking import run_data
 from cls.tracking.run_dir import RunDir
+from cls.tracking.run_files import stored_classes
 
 
 def load_data(run_dir: RunDir, world: World) -> Splits:
@@ -39,7 +40,7 @@ def _keep(run_dir: RunDir, seen: run_data.Seen) -> None:
     if not (out / "data.json").exists():
         run_data.keep(out, seen)
         return
-    classes = run_data.stored_classes(out / "classes.txt", seen.splits.classes)
+    classes = stored_classes(out / "classes.txt", seen.splits.classes)
     if what := run_data.drift(out, seen, classes):
         raise ValueError(
             f"data.path: {run_dir.run.data.path} is not what {out} was started with ({what}): use another --out"

@@ -79,7 +79,7 @@ def test_the_shown_lines_load_the_network(tmp_path: Path, clothing: Path, model:
     images = scope["transform"](photo)[None]
     assert images.shape == (1, 3, 64, 64)
     with torch.no_grad():
-        ours, theirs = trained.predictor.model(images), scope["model"](images)
+        ours, theirs = trained.model(images), scope["model"](images)
     assert ours.std() > 1e-3 and (ours - theirs).abs().max() <= LIMIT
     with safe_open(document["folder"] + "/model.safetensors", framework="pt") as file:
         assert "config" in file.metadata()  # cls predict takes it, too
@@ -91,7 +91,7 @@ def test_cls_predicts_with_an_exported_file(tmp_path: Path, clothing: Path) -> N
     found = []
     for path in (str(tmp_path / "run"), document["folder"] + "/model.safetensors"):
         trained = load_trained_model(path, "cpu", 0, StopSignal())
-        found.append(trained.predictor.predict(EvalDataset(rows, (), trained.run)).probs)
+        found.append(trained.predict(EvalDataset(rows, (), trained.run)).probs)
     assert np.array_equal(*found) and found[0].std() > 0
 
 
@@ -149,7 +149,7 @@ def test_a_graph_of_all_our_parts_takes_pixels(tmp_path: Path, clothing: Path) -
         scope: dict[str, Any] = {"pixels": pixels[:batch].numpy()}
         exec(document["python"]["onnx"], scope)
         with torch.no_grad():
-            ours = trained.predictor.model(images[:batch])
+            ours = trained.model(images[:batch])
         assert scope["logits"].shape == (batch, CLASSES) and np.abs(scope["logits"] - ours.numpy()).max() <= LIMIT
         assert ours.std() > 1e-3
 
@@ -246,7 +246,7 @@ def test_another_program_computes_the_logits_of_100_photos(tmp_path: Path, cloth
     trained = load_trained_model(str(tmp_path / "run"), "cpu", 0, StopSignal())
     images, _ = export_run.photos(trained, load_images(str(clothing / "test"), trained.run.data), 100)
     with torch.no_grad():
-        ours = torch.cat([trained.predictor.model(some) for some in torch.split(images, 10)]).numpy()
+        ours = torch.cat([trained.model(some) for some in torch.split(images, 10)]).numpy()
     assert ours.shape == (100, 10) and ours.std(0).min() > 1e-3
     np.save(tmp_path / "images.npy", images.numpy())
     script = (

@@ -85,7 +85,7 @@ def whole(run: Path, folder: Path, views: tuple[View, ...] = ("identity",)) -> t
     """Ids and probabilities by predict() itself, all at once."""
     trained = load_trained_model(str(run), "cpu", 0, StopSignal())
     rows = load_given([str(folder)], trained.run.data)
-    found = trained.predictor.predict(EvalDataset(rows, views, trained.run))
+    found = trained.predict(EvalDataset(rows, views, trained.run))
     return found.ids, found.probs
 
 

@@ -153,7 +153,7 @@ def test_broken_images_are_wrong_and_counted(tmp_path: Path) -> None:
     broken = replace(found, errors=["cut short"] * 6 + [""] * (N - 6))
     runs = [make_run(tmp_path / "whole", found, Run()), make_run(tmp_path / "broken", broken, change(Run(), seed=1))]
     group = compare(runs)["groups"][0]
-    assert [row["broken"] for row in group["runs"]] == [0, 6]
+    assert [row["corrupt"] for row in group["runs"]] == [0, 6]
     assert [row["accuracy"] for row in group["runs"]] == [1.0, (N - 6) / N] == [accuracy(found), accuracy(broken)]
 
 
@@ -391,3 +391,18 @@ def test_too_few_finished_runs_are_an_error(runs: dict[str, str], tmp_path: Path
         compare([one, runs["plain-s0"], str(tmp_path / "nowhere")])
     with pytest.raises(ValueError, match=r"test\.parquet does not exist|no test split"):
         compare([one, runs["plain-s0"]], split="test")
+
+
+def test_it_loads_neither_torch_nor_matplotlib(runs: dict[str, str]) -> None:
+    """Each takes a second or more, and no figure of the comparison needs them."""
+    code = (
+        "import contextlib, sys, cls.commands.main as program\n"
+        "with contextlib.suppress(SystemExit):\n"
+        "    program.main()\n"
+        "print(sorted({'torch', 'torchvision', 'matplotlib', 'datasets', 'timm', 'wandb'} & set(sys.modules)))\n"
+    )
+    words = ["compare", runs["plain-s0"], runs["single"]]
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=ROOT, env=environment()
+    )
+    assert ended.returncode == 0 and ended.stdout == "[]\n", ended.stdout + ended.stderr

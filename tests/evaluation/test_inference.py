@@ -131,8 +131,8 @@ def test_the_shares_of_several_ranks_are_disjoint_and_together_all(rows: Dataset
 
     def logits(world: World) -> Tensor:
         predictor = Predictor(Net(), CLASSES, run_of(), world, prepared())
-        (piece,) = predictor._pieces(EvalDataset(rows, (), run_of()), 64)
-        return piece.logits[0]
+        (part,) = predictor._parts(EvalDataset(rows, (), run_of()), 64)
+        return part.logits[0]
 
     nobody = cast(Accelerator, None)
     for world_size in (2, 3, 5):
@@ -200,7 +200,7 @@ def test_a_broken_image_keeps_its_row_and_counts_as_wrong(tmp_path: Path) -> Non
     kept = [row for row in range(11) if row not in bad]
     assert np.array_equal(found.probs[kept], whole.probs[kept])
     right = (whole.probs.argmax(1) == whole.labels)[kept].sum()
-    assert accuracy(found) == right / 11 and summary(found)["broken"] == 2
+    assert accuracy(found) == right / 11 and summary(found)["corrupt"] == 2
     logits, labels = plain_logits(good)[kept], torch.tensor(good["label"][:])[kept]
     assert found.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)  # of the readable ones
 
@@ -232,9 +232,9 @@ def test_what_is_streamed_is_the_whole_in_row_order(tmp_path: Path, views: Any) 
 def test_exchanges_do_not_change_the_whole(rows: Dataset) -> None:
     def logits(exchanged: int) -> Tensor:
         images = EvalDataset(rows, ("identity", "hflip", "rotate"), run_of(2))
-        pieces = list(Predictor(Net(), CLASSES, run_of(2), ALONE, prepared())._pieces(images, exchanged))
-        assert [piece.start for piece in pieces] == list(range(0, 11, 2 * exchanged))
-        return torch.cat([piece.logits for piece in pieces], 1)
+        parts = list(Predictor(Net(), CLASSES, run_of(2), ALONE, prepared())._parts(images, exchanged))
+        assert [part.start for part in parts] == list(range(0, 11, 2 * exchanged))
+        return torch.cat([part.logits for part in parts], 1)
 
     for exchanged in (2, 3, 5, 6):
         assert logits(exchanged).equal(logits(1))

@@ -56,7 +56,7 @@ def test_by_hand():
     np.testing.assert_allclose(figures.f1, [0.5, 2 / 3, np.nan])
     assert macro_f1(p) == pytest.approx((0.5 + 2 / 3) / 2)
     assert summary(p) == {
-        "accuracy": 0.5, "top5": 0.75, "macro_f1": macro_f1(p), "loss": 0.5, "images": 4, "broken": 1,
+        "accuracy": 0.5, "top5": 0.75, "macro_f1": macro_f1(p), "loss": 0.5, "images": 4, "corrupt": 1,
     }  # fmt: skip
 
 
@@ -103,7 +103,7 @@ def test_not_finite_is_never_right():
     assert accuracy(p) == top_k(p, 2) == pytest.approx(1 / 3)
     assert predicted(p, 1).tolist() == [1, 1, 0]
     assert confusion(p).sum() == 1
-    assert summary(p)["broken"] == 2
+    assert summary(p)["corrupt"] == 2
 
 
 def test_unlabelled():

@@ -10,11 +10,12 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -27,14 +28,16 @@ from cls.data.dataset import ViewDataset
 from cls.data.loader import load_batch, preprocess
 from cls.data.readers import images_of
 from cls.data.sources import load
+from cls.distributed.world import World
+from cls.evaluation.inference import Predictor
 from cls.evaluation.metrics import accuracy, confusion, per_class, wrong
 from cls.evaluation.model_file import best_header
 from cls.evaluation.predictions import Predictions, write_parquet
 from cls.evaluation.report import neighbors
 from cls.evaluation.report.build import document, write_page
 from cls.evaluation.report.charts import POINTS, thin
-from cls.evaluation.report.run_record import read_record
 from cls.evaluation.report.thumbnails import SIDE, Pictures, thumbnail, thumbnails
+from cls.evaluation.run_record import RunRecord
 from cls.evaluation.stats import wilson
 from cls.models.build import build_model
 from cls.runtime.signals import StopSignal
@@ -86,7 +89,7 @@ def begin(out: Path, **fields: Any) -> None:
     events = EventLog(out, 0)
     events.add("start", step=0, processes=2, sharded=False, device="CPU", host="<i>node</i>", job="", nodes="",
               command="train.py digits --track.name='<u>'", versions={"torch": "9.9"}, began=1e9, queue=3.0, lost=0,
-              heard=0.0)  # fmt: skip
+              previous_end=0.0)  # fmt: skip
     events.close()
 
 
@@ -104,7 +107,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = root / "run"
     data = {"path": str(root / "data"), "size": 32, "workers": 0, "eval_frame": "squash"}
     begin(out, data=data, augment={"tta": ("identity", "hflip")})
-    splits = load(read_record(out).run.data, 0)
+    splits = load(RunRecord(out).run.data, 0)
     val = splits.val
     write_parquet(
         out / "predictions" / "val.parquet", predictions(val["id"], np.array(val["label"]), splits.classes, 1)
@@ -207,7 +210,7 @@ def test_hostile_names_stay_text(shown: Shown, run: Path) -> None:
         == 0
     )
     assert tab.evaluate("document.scripts.length") == 6  # four charts, the data and the program
-    p = read_record(run).val
+    p = RunRecord(run).val
     assert p is not None
     first = int(wrong(p)[0])
     assert p.ids[first] in tab.locator("#wrong-0 .file").text_content()
@@ -254,7 +257,7 @@ def told_of(p: Predictions, row: int, column: int) -> str:
 
 @pytest.mark.integration
 def test_the_matrix_zooms_moves_and_lists_images(shown: Shown, run: Path) -> None:
-    tab, p = shown.tab, read_record(run).val
+    tab, p = shown.tab, RunRecord(run).val
     assert p is not None
     counts = confusion(p)
     i, j = (int(place) for place in np.argwhere(counts * (1 - np.eye(5, dtype=int)) > 0)[0])
@@ -304,7 +307,7 @@ def test_the_matrix_zooms_moves_and_lists_images(shown: Shown, run: Path) -> Non
 
 @pytest.mark.integration
 def test_the_matrix_by_keyboard(shown: Shown, run: Path) -> None:
-    tab, p = shown.tab, read_record(run).val
+    tab, p = shown.tab, RunRecord(run).val
     assert p is not None
     tab.locator("#matrix").focus()
     for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
@@ -345,7 +348,7 @@ def test_the_matrix_by_touch(browser: Any, run: Path) -> None:
 
 @pytest.mark.integration
 def test_classes_are_sorted_and_searched(shown: Shown, run: Path) -> None:
-    tab, p = shown.tab, read_record(run).val
+    tab, p = shown.tab, RunRecord(run).val
     assert p is not None
     figures = per_class(p)
 
@@ -367,7 +370,7 @@ def test_classes_are_sorted_and_searched(shown: Shown, run: Path) -> None:
 
 @pytest.mark.integration
 def test_summary_and_tables_need_no_script(browser: Any, run: Path) -> None:
-    p = read_record(run).val
+    p = RunRecord(run).val
     assert p is not None
     with Shown(browser, run / "report.html", java_script_enabled=False) as found:
         text = found.tab.locator("body").inner_text()
@@ -407,10 +410,10 @@ def write_thousand(out: Path, images: int) -> int:
     begin(out)
     record(out, 40)
     val = predictions(ids, np.arange(images) % 1000, classes, 3)
-    material = replace(read_record(out), val=val)
+    record_of = RunRecord(out, {"val": val})
     pictures = Pictures(thumbs=thumbnails(Noise(ids), val))
     assert len(pictures.thumbs) == 200 and len(wrong(val)) > images / 4
-    size = write_page(material, pictures, out / "report.html")["bytes"]
+    size = write_page(record_of, pictures, out / "report.html")["bytes"]
     assert size == (out / "report.html").stat().st_size
     return int(size)
 
@@ -466,26 +469,26 @@ def test_a_run_that_goes_on_has_a_report(browser: Any, tmp_path: Path) -> None:
         found.tab.wait_for_selector("[data-chart=loss] path.line", state="attached")
         assert not found.complaints
     with pytest.raises(ValueError, match=r"no config\.yaml"):
-        read_record(tmp_path)
+        RunRecord(tmp_path).run  # noqa: B018
 
 
 def written(out: Path) -> str:
-    write_page(read_record(out), Pictures(), out / "report.html")
+    write_page(RunRecord(out), Pictures(), out / "report.html")
     return (out / "report.html").read_text()
 
 
 def test_predictions_that_a_run_has_not_stored_can_be_made(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(run, out, ignore=shutil.ignore_patterns("predictions", "exit.json"))
-    config = read_record(out).run
+    config = RunRecord(out).run
     splits = load(config.data, 0)
     (out / "best").mkdir()
     weights = {name: value.contiguous() for name, value in build_model(config.model, 5, 7).state_dict().items()}
     save_file(weights, out / "best" / "model.safetensors", best_header(config, splits))
     before = {path for path in out.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match=r"--neighbours needs predictions, .*: add --predict True"):
-        report_run(str(out), ReportOptions(neighbours=1, device="cpu", workers=0), StopSignal())
-    told = report_run(str(out), ReportOptions(neighbours=1, predict=True, device="cpu", workers=0), StopSignal())
+    with pytest.raises(ValueError, match=r"--neighbors needs predictions, .*: add --predict True"):
+        report_run(str(out), ReportOptions(neighbors=1, device="cpu", workers=0), StopSignal())
+    told = report_run(str(out), ReportOptions(neighbors=1, predict=True, device="cpu", workers=0), StopSignal())
     figures = evaluate_images(str(out), "", EvaluateOptions(device="cpu", workers=0), StopSignal())
     assert told is not None and figures is not None
     assert told["summary"]["validation accuracy"].startswith(f"{100 * figures['accuracy']:.2f}% ")
@@ -505,15 +508,15 @@ def test_no_secret_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "s3cr3t-value" not in text and "[SOME_API_KEY]" in text
     assert "pass@" not in text and "https://***@host" in text
     begin(tmp_path, data={"path": "https://t0ken@host/x"})
-    material, note = read_record(tmp_path), Pictures(note="no https://t0ken@host/x")
-    write_page(material, note, tmp_path / "report.html")
+    note = Pictures(note="no https://t0ken@host/x")
+    write_page(RunRecord(tmp_path), note, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     assert "t0ken" not in text and text.count("https://***@host/x") >= 2
 
 
 def test_what_the_page_says_of_test_time_views(run: Path) -> None:
-    material = read_record(run)
-    found, val, views = document(material, Pictures())["views"], material.val, material.views
+    found = document(RunRecord(run), Pictures())["views"]
+    val, views = RunRecord(run).val, RunRecord(run).val_tta
     assert val is not None and views is not None
     pairs = [
         (a.argmax() == label, b.argmax() == label)
@@ -525,12 +528,11 @@ def test_what_the_page_says_of_test_time_views(run: Path) -> None:
 
 
 def test_images_without_a_label_do_not_count(run: Path) -> None:
-    material = read_record(run)
-    assert material.val is not None
-    labels = np.append(material.val.labels[:-10], np.full(10, -1))
-    val = replace(material.val, labels=labels)
+    stored = RunRecord(run).val
+    assert stored is not None
+    val = replace(stored, labels=np.append(stored.labels[:-10], np.full(10, -1)))
     low, high = wilson(accuracy(val), 50)
-    found = document(replace(material, val=val), Pictures())["headline"]
+    found = document(RunRecord(run, {"val": val}), Pictures())["headline"]
     assert found == {"accuracy": accuracy(val), "low": low, "high": high, "images": 50}
 
 
@@ -564,8 +566,9 @@ def test_the_nearest_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
     train, val = images_of(splits.train), images_of(splits.val)
     p = predictions(list(splits.val["id"]), np.array(splits.val["label"]), splits.classes, 4)
     prepare = preprocess(((0.5,) * 3, (0.5,) * 3), 0, False, torch.device("cpu"))
-    look = neighbors.features(model, run, prepare)
-    found, note = neighbors.neighbours(look, train, val, p, 3, 0)
+    world = World(accelerator=cast(Accelerator, None), rank=0, size=1, local_size=1, device=torch.device("cpu"))
+    predictor = Predictor(model, splits.classes, run, world, prepare)
+    found, note = neighbors.nearest_images(predictor, train, val, p, 3)
     assert list(found) == wrong(p)[:24].tolist() and "all" in note
 
     model.fc = model.fc[:-1]
@@ -584,7 +587,7 @@ def test_the_nearest_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [other.id for other in got] == [train.name(int(i)) for i in best]
         assert all(other.picture.startswith("data:image/jpeg;base64,") for other in got)
 
-    monkeypatch.setattr(neighbors, "LOOKED_AT", 12)
+    monkeypatch.setattr(neighbors, "COMPARED", 12)
     rows, note = neighbors.sample(train.labels, [1, 4, 7], 5)
     assert len(rows) == 12 and np.bincount(train.labels[rows], minlength=8)[[1, 4, 7]].tolist() == [4, 4, 4]
     assert (
@@ -599,6 +602,6 @@ def test_the_package_has_its_page() -> None:
     there = {
         (".".join(path.relative_to(ROOT).parent.parts), path.name)
         for path in ROOT.glob("cls/**/*")
-        if path.is_file() and path.suffix not in (".py", ".pyc")
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".md")
     }
     assert there == {(package, name) for package, names in named.items() for name in names} and len(there) == 3

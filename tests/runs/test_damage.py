@@ -27,8 +27,8 @@ from cls.evaluation.compare import compare
 from cls.evaluation.model_file import read_header
 from cls.evaluation.predictions import read_parquet
 from cls.evaluation.report.build import write_page
-from cls.evaluation.report.run_record import read_record
 from cls.evaluation.report.thumbnails import Pictures
+from cls.evaluation.run_record import RunRecord
 from cls.evaluation.trained_model import network
 from cls.runtime.exit import DataError, raised_by_us
 from cls.runtime.lock import in_use
@@ -92,7 +92,7 @@ def resume(whole: Whole, out: Path) -> None:
 
 
 def report(whole: Whole, out: Path) -> None:
-    write_page(read_record(out), Pictures(), out / "report.html")
+    write_page(RunRecord(out), Pictures(), out / "report.html")
 
 
 def evaluate(whole: Whole, out: Path) -> None:

@@ -40,7 +40,7 @@ def check_survived(ended: Result, whole: Result, attempts: int) -> None:
     assert bits(ended) == bits(whole)
     assert sorted(images(ended.out)) == list(range(STEPS * BATCH))
     found = audit(ended.out, IMAGES, BATCH, balanced=False)
-    assert found["problems"] == [] and found["ledger"] and found["draws"] == STEPS * BATCH
+    assert found["problems"] == [] and found["ledger"] and found["samples"] == STEPS * BATCH
     assert len(found["attempts"]) == attempts
     assert not list((ended.out / "checkpoints").glob("damaged*")) and not list(ended.out.rglob(".*.tmp"))
 
@@ -141,6 +141,6 @@ def test_the_ledger_finds_what_is_planted(whole: Result, tmp_path: Path) -> None
     target.unlink()  # as if the ledger had been off until the last step
     (tmp_path / "ledger" / "0001-0000.csv").write_text("".join(lines[-BATCH:]))
     found = audit(tmp_path, IMAGES, BATCH, balanced=False)
-    assert (found["problems"], found["silent"], found["draws"]) == ([], [(0, STEPS - 1)], BATCH)
+    assert (found["problems"], found["silent"], found["samples"]) == ([], [(0, STEPS - 1)], BATCH)
     (tmp_path / "ledger" / "0001-0000.csv").write_text("".join(lines[-BATCH:] + lines[-1:]))
     assert f"index {STEPS * BATCH - 1}: 2 times" in audit(tmp_path, IMAGES, BATCH, balanced=False)["problems"][0]

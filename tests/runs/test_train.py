@@ -230,7 +230,7 @@ def test_corrupt_images_are_replaced_counted_and_named_up_to_the_quota(
     assert [row["id"] for row in named] == ["train/3/3-1.jpg"]
     val = pq.read_table(tmp_path / "one" / "predictions" / "val.parquet").to_pydict()
     assert [name for name, error in zip(val["id"], val["error"], strict=True) if error] == ["val/2/2-0.jpg"]
-    assert all(row["val/broken"] == 1 for row in result.rows if "val/accuracy" in row)
+    assert all(row["val/corrupt"] == 1 for row in result.rows if "val/accuracy" in row)
 
     for label in (4, 5):
         (data / "train" / str(label) / f"{label}-0.jpg").write_bytes(b"not an image")

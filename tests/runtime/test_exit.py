@@ -4,7 +4,9 @@ import errno
 import json
 import mmap
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +34,7 @@ from cls.runtime.exit import (
     little_shared_memory,
 )
 from cls.validate import check
+from tests.harness import ROOT, environment
 
 
 @dataclass(frozen=True)
@@ -391,3 +394,12 @@ def test_memory_that_the_system_lacks_is_out_of_memory() -> None:
     with pytest.raises(OSError) as caught:
         mmap.mmap(-1, 1 << 62)
     assert caught.value.errno == errno.ENOMEM and classify(caught.value) == "out_of_memory"
+
+
+def test_an_exit_of_the_process_that_runs_the_tests_is_a_failure(tmp_path: Path) -> None:
+    """Without tests/conftest.py pytest would end in the middle, silently and with status 0."""
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    (tmp_path / "test_leaves.py").write_text("import os\n\n\ndef test_one():\n    os._exit(0)\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment(PYTHONPATH=str(ROOT)))
+    assert ended.returncode == 1 and "os._exit(0)" in ended.stdout and "test_one" in ended.stdout

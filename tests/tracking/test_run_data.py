@@ -45,17 +45,9 @@ from cls.evaluation.predictions import read_parquet, write_parquet
 from cls.models.build import build_model
 from cls.runtime.exit import DataError
 from cls.runtime.signals import StopSignal
-from cls.tracking.run_data import (  # fmt: skip
-    encode_classes,
-    is_own,
-    look,
-    numbered_as,
-    read_classes,
-    same_everywhere,
-    stored_classes,
-)
+from cls.tracking.run_data import is_own, look, numbered_as, same_everywhere
 from cls.tracking.run_dir import RunDir
-from cls.tracking.run_files import read_data
+from cls.tracking.run_files import encode_classes, read_classes, read_data, stored_classes
 from cls.training.resume import _keep
 from tests.harness.runs import Runs
 
@@ -243,16 +235,16 @@ def test_what_does_not_touch_the_validation_images_is_no_drift_for_them(tmp_path
     assert evaluated(out) == before
     assert report_run(str(out), ReportOptions(predict=True, device="cpu", workers=0), StopSignal())
     with pytest.raises(ValueError, match=r"need the run's images: .*is not what"):  # these need the training images
-        report_run(str(out), ReportOptions(neighbours=2, predict=True, device="cpu", workers=0), StopSignal())
+        report_run(str(out), ReportOptions(neighbors=2, predict=True, device="cpu", workers=0), StopSignal())
 
 
-def test_neighbours_want_the_training_images_of_then(tmp_path: Path) -> None:
+def test_neighbors_need_the_training_images_of_then(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos")
     out = begun(tmp_path / "run", root)
-    assert report_run(str(out), ReportOptions(neighbours=2, predict=True, device="cpu", workers=0), StopSignal())
+    assert report_run(str(out), ReportOptions(neighbors=2, predict=True, device="cpu", workers=0), StopSignal())
     (root / "train/bee/0.jpg").write_bytes(picture(77))
     with pytest.raises(ValueError, match="1 of 24 training images have other contents"):
-        report_run(str(out), ReportOptions(neighbours=2, predict=True, device="cpu", workers=0), StopSignal())
+        report_run(str(out), ReportOptions(neighbors=2, predict=True, device="cpu", workers=0), StopSignal())
 
 
 def test_data_that_has_moved_is_named_with_the_command(tmp_path: Path) -> None:
@@ -285,7 +277,7 @@ def test_check_knows_the_images_of_a_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert report_run(str(out), ReportOptions(predict=True, device="cpu", workers=0), StopSignal())
 
     def asked() -> dict[str, Any]:
-        return check_images(Data(path=str(root)), 0, str(out), None, 0, "cpu", StopSignal())["asked"]
+        return check_images(Data(path=str(root)), 0, str(out), None, 0, "cpu", StopSignal())["sources"]
 
     assert "very labels" in asked()["train"]["how"]
     (root / "train/bee/0.jpg").write_bytes(picture(77))
@@ -595,7 +587,7 @@ def test_a_real_run_with_such_classes_goes_on_and_notices_other_images(
     ended = runs.run(out, [*words, "--train.max-steps", "2"])
     assert ended.codes == [0] and clean(first.output + ended.output), repr(ended.output)
     assert set(read_classes(out / "classes.txt")) == set(HOSTILE)
-    assert audit_run(str(out))["draws"] == 32
+    assert audit_run(str(out))["samples"] == 32
     capsys.readouterr()
     figures = evaluated(out)
     assert set(figures["classes"]) == set(HOSTILE) and clean(capsys.readouterr().err)

@@ -239,11 +239,11 @@ def test_the_lock_beats_while_the_folder_is_open_and_is_given_back(
                 time.sleep(0.01)
         lock.unlink()  # deleted by hand: no reason to die, and no lock of our own making
         time.sleep(0.2)
-        folder.refuse_successor()
+        folder.reject_successor()
         assert not lock.exists()
         write_lock(lock, pid=1, host="node7")
         with pytest.raises(ForeignDirectoryError, match="taken over by process 1 on node7"):
-            folder.refuse_successor()
+            folder.reject_successor()
     assert json.loads(lock.read_text())["host"] == "node7"  # somebody else's: left in place
 
 
@@ -426,8 +426,8 @@ def test_no_permission_is_a_value_error(tmp_path: Path) -> None:
 
 def test_a_line_that_is_no_event_is_named(tmp_path: Path) -> None:
     for line in ("[]", "{}", "{"):
-        (tmp_path / "events.jsonl").write_text('{"attempt": 0, "event": "start", "time": 1.0}\n' + line + "\n")
-        with pytest.raises(ValueError, match=r"events\.jsonl holds a line that is .*; remove that line"):
+        (tmp_path / "events.jsonl").write_text('{"attempt": 0, "event": "new", "time": 1.0}\n' + line + "\n")
+        with pytest.raises(ValueError, match=r"events\.jsonl: line 2 is no.* \(.*\); remove that line"):
             read_events(tmp_path)
 
 
@@ -519,7 +519,7 @@ def test_other_images_at_the_new_place_are_named(moved: tuple[Path, Path, Run]) 
 def test_a_directory_that_was_deleted_or_renamed_is_noticed(tmp_path: Path, blow: str) -> None:
     with open_run_dir(run_in(tmp_path / "run"), CLUSTER) as folder:
         assert not folder.lost
-        folder.refuse_successor()
+        folder.reject_successor()
         (tmp_path / "run").rename(tmp_path / "elsewhere")
         if blow == "deleted":
             shutil.rmtree(tmp_path / "elsewhere")
@@ -527,4 +527,4 @@ def test_a_directory_that_was_deleted_or_renamed_is_noticed(tmp_path: Path, blow
             (tmp_path / "run").mkdir()
         assert folder.lost
         with pytest.raises(ForeignDirectoryError, match=r"was deleted or renamed while the run was writing to it"):
-            folder.refuse_successor()
+            folder.reject_successor()

@@ -233,9 +233,9 @@ def test_not_a_number_is_valid_json(tmp_path):
     assert math.isnan(back["val/loss"]) and back["step"] == 1
 
 
-def test_broken_record_is_named(tmp_path):
+def test_a_damaged_record_is_named(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is no record of a step"):
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2 is not JSON"):
         read_rows(tmp_path)
     assert read_rows(tmp_path / "nowhere") == []
 

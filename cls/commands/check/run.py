@@ -77,7 +77,7 @@ def _label_issues(trained: TrainedModel, splits: Splits, rows: dict[str, Any]) -
         if known and stored.is_file():
             predictions, how = read_parquet(stored), STORED
         else:
-            predictions = trained.predictor.predict(EvalDataset(getattr(own, split), (), trained.run))
+            predictions = trained.predict(EvalDataset(getattr(own, split), (), trained.run))
             how = NOT_STORED if split != "train" else TRAINED_ON if known else MAYBE_TRAINED_ON
         sources[split] = {"how": how, "accuracy": accuracy(predictions)}
         issues += [{"split": split} | one for one in label_issues(predictions)]

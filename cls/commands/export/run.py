@@ -57,7 +57,7 @@ def export(path: str, to: Path, options: ExportOptions, stop: StopSignal) -> dic
     images, pixels = photos(trained, _rows(trained, options), options.count)
     facts = config_json(trained.run, trained.classes, trained.statistics)
     with torch.no_grad():
-        ours = torch.cat([trained.predictor.model(some) for some in torch.split(images, trained.run.train.eval_batch)])
+        ours = torch.cat([trained.model(some) for some in torch.split(images, trained.run.train.eval_batch)])
     with aside_of(to) as aside:
         differences = _write(trained, aside, options, facts, images, pixels, ours)
         with writing("to", to):
@@ -111,7 +111,7 @@ def photos(trained: TrainedModel, rows: Rows, count: int) -> tuple[Tensor, Tenso
     for batch in batches(views, slices, worker_count(data.workers, 1), size):
         corrupt = {row for row, _ in batch.corrupt}
         whole = [place for place, row in enumerate(batch.rows) if row not in corrupt]
-        images.append(trained.predictor.prepare(batch)[whole])
+        images.append(trained.prepare(batch)[whole])
         pixels.append(batch.pixels.permute(0, 2, 3, 1)[whole].contiguous())
     if not sum(map(len, images)):
         raise ValueError("no image could be read, and the export is verified on real ones: name others with --images")
@@ -130,7 +130,7 @@ def _rows(trained: TrainedModel, options: ExportOptions) -> Rows:
 def _write(trained: TrainedModel, aside: Path, options: ExportOptions, facts: dict[str, Any], images: Tensor,
            pixels: Tensor, ours: Tensor) -> dict[str, float]:  # fmt: skip
     """Write all files; the largest difference of its logits from ours, by library."""
-    run, model, found = trained.run, trained.predictor.model, dict[str, float]()
+    run, model, found = trained.run, trained.model, dict[str, float]()
     (aside / "config.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if "safetensors" in options.format:
         shutil.copyfile(trained.file, aside / "model.safetensors")  # only cls predict reads its header
@@ -178,7 +178,7 @@ def _shown(
     model = trained.run.model
     python = {}
     if "safetensors" in options.format:
-        python["safetensors"] = loading(model, trained.predictor.model, len(trained.classes), to)
+        python["safetensors"] = loading(model, trained.model, len(trained.classes), to)
         python["safetensors"] += f"\n{framing(model, to)}"
     if "onnx" in options.format:
         python["onnx"] = running(to, options.input)

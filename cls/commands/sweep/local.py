@@ -21,7 +21,7 @@ from cls.runtime.exit import CODES
 from cls.runtime.lock import in_use, owner_of
 from cls.runtime.paths import writing
 from cls.runtime.signals import Stopped, StopSignal
-from cls.tracking.run_files import read_json
+from cls.tracking.run_status import Exit, read_exit
 
 POLL_SECONDS = 0.2
 EXIT_SECONDS = 2.0  # from releasing the lock to writing exit.json
@@ -78,11 +78,8 @@ def _run(member: Member, command: Sequence[str], stop: StopSignal) -> tuple[str,
     with log.open(errors="replace") as text:
         text.seek(first)
         lines = deque((line.rstrip() for line in text if line.strip()), TAIL_LINES)
-    if _written(end) not in (0, before):  # 0: a run that resumes removes its exit.json first
-        record = read_json(end)
-        outcome, reason = str(record["outcome"]), str(record["reason"])
-    else:
-        outcome, reason = _unwritten(child.returncode, lines)
+    found = read_exit(member.path) if _written(end) not in (0, before) else Exit()  # 0: a resumed run deletes it first
+    outcome, reason = found if found.outcome else _unwritten(child.returncode, lines)
     if outcome not in ("done", "stopped"):
         print("".join(f"    {line}\n" for line in lines) + f"    (all of it: {log})", file=sys.stderr)
     return outcome, reason

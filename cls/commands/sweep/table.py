@@ -15,15 +15,12 @@ from rich.table import Table
 from cls.commands.sweep.members import Member, Rows
 from cls.config import RUNTIME_FIELDS, flat
 from cls.evaluation.metrics import accuracy
-from cls.evaluation.predictions import read_parquet
+from cls.evaluation.predictions import Predictions
+from cls.evaluation.run_record import RunRecord
 from cls.recipes.tables import Sweep, figure
 from cls.runtime.console import console
 from cls.runtime.files import write_whole
 from cls.tracking import goodput
-from cls.tracking.events import read_events
-from cls.tracking.metrics_log import read_rows
-from cls.tracking.run_files import read_run
-from cls.tracking.run_status import state_of
 
 HEAD = ("row", "recipe", "report val", "report test", "our val", "our test", "our val loss", "seeds", "missing")
 
@@ -34,15 +31,15 @@ def show_directory(folder: Path) -> list[dict[str, Any]]:
     Columns are the fields in which the runs differ, then the state, epochs done, the best validation accuracy with its
     epoch, attempts, lost steps and goodput. ValueError if there is no run.
     """
-    found = sorted(path.parent for path in folder.glob("*/config.yaml"))
+    found = [RunRecord(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
     if not found:
         raise ValueError(f"{folder} holds no run directories: name the one that slurm/sweep.sh wrote to")
-    configs = [flat(read_run(path / "config.yaml")) for path in found]
+    configs = [flat(record.run) for record in found]
     differing = [name for name in configs[0] if len({str(config[name]) for config in configs}) > 1]
     shown = [name for name in differing if not name.startswith(RUNTIME_FIELDS)]
     rows = [
-        {"run": path.name} | {name: _text(config[name]) for name in shown} | _result(path)
-        for path, config in zip(found, configs, strict=True)
+        {"run": record.path.name} | {name: _text(config[name]) for name in shown} | _result(record)
+        for record, config in zip(found, configs, strict=True)
     ]
     cells = [[str(value) for value in row.values()] for row in rows]
     _print("", list(rows[0]), cells)
@@ -51,12 +48,12 @@ def show_directory(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _result(path: Path) -> dict[str, Any]:
-    validated = [row for row in read_rows(path) if "val/accuracy" in row]
+def _result(record: RunRecord) -> dict[str, Any]:
+    validated = [row for row in record.rows if "val/accuracy" in row]
     best = max(validated, key=lambda row: row["val/accuracy"], default=None)
-    spent = goodput.total(goodput.attempts(read_events(path)))
+    spent = goodput.total(record.attempts)
     return {
-        "outcome": state_of(path),
+        "outcome": record.state,
         "epochs": validated[-1].get("epoch", 0) if validated else 0,
         "best accuracy": f"{best['val/accuracy']:.4f}" if best else "",
         "at epoch": best.get("epoch", "") if best else "",
@@ -100,12 +97,11 @@ def measured(sweep_name: str, sweep: Sweep, rows: Rows) -> list[dict[str, Any]]:
 
 def _ours(members: Sequence[Member]) -> dict[str, Any]:
     done = [member for member in members if member.state == "done"]
-    val = [read_parquet(_needed(member.path / "predictions" / "val.parquet")) for member in done]
-    tests = [member.path / "predictions" / "test.parquet" for member in done]
-    test = [read_parquet(path) for path in tests if path.is_file()]
+    val = [_validation(RunRecord(member.path)) for member in done]
+    test = [RunRecord(member.path).test for member in done]
     figures = {
         "validation": [accuracy(p) for p in val],
-        "test": [accuracy(p) for p in test if (p.labels >= 0).any()],
+        "test": [accuracy(p) for p in test if p and (p.labels >= 0).any()],
         "validation_loss": [p.loss for p in val],
     }
     found: dict[str, Any] = {}
@@ -119,10 +115,11 @@ def _ours(members: Sequence[Member]) -> dict[str, Any]:
     return found
 
 
-def _needed(path: Path) -> Path:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing though that run is done: copy it here, or delete the run directory")
-    return path
+def _validation(record: RunRecord) -> Predictions:
+    if record.val is None:
+        file = record.predictions_file("val")
+        raise ValueError(f"{file} is missing though that run is done: copy it here, or delete the run directory")
+    return record.val
 
 
 def _cells(record: Mapping[str, Any], seeds: int) -> list[str]:

@@ -1,5 +1,1 @@
-"""report.html: all that is known of a run on one page, in one file that needs no network.
-
-``material`` reads the run directory, ``pictures`` and ``nearest`` add photos, ``document`` turns it into words and
-numbers, ``charts`` into lines; report.html, .css and .js lay it out. Summary and tables need no JavaScript.
-"""
+"""The report page: ``sections`` are its values, ``thumbnails`` and ``neighbors`` its photos, ``build`` the page."""

@@ -1,4 +1,4 @@
-"""Lines against the optimizer step, drawn in a box of 1000 by 1000 that the page stretches to its width."""
+"""Curves over the optimizer step, in a box of 1000 by 1000 that the page stretches to its width."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from cls.evaluation.metrics import Calibration
 from cls.evaluation.plots import series, smooth, ticks
 
 POINTS = 500
-"""Of a line: more cannot be told apart on a screen."""
+"""Per line: a screen shows no more."""
 
 Row = dict[str, Any]
 
@@ -25,7 +25,7 @@ class Line(NamedTuple):
 
 
 def thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Means of equal pieces, at most POINTS of them."""
+    """Means over equal intervals, at most POINTS of them."""
     if len(x) <= POINTS:
         return list(x), list(y)
     places = np.linspace(0, len(x), POINTS + 1).astype(int)[:-1]
@@ -34,7 +34,7 @@ def thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[floa
 
 
 def curves(rows: list[Row]) -> list[dict[str, Any]]:
-    """Loss, accuracy, learning rate and throughput, those of them that the record holds."""
+    """Loss, accuracy, learning rate and throughput, as far as metrics.jsonl has them."""
     ends = sorted({row["step"] for row in rows if "val/accuracy" in row})
     last = max((row["step"] for row in rows), default=1)
     steps, loss = series(rows, "train/loss")
@@ -48,7 +48,7 @@ def curves(rows: list[Row]) -> list[dict[str, Any]]:
         _chart("loss", "Loss", [*lines, Line("validation", "orange", *val, dots=True)], ends, last),
         _chart("accuracy", "Validation accuracy",
                [Line("validation", "green", *series(rows, "val/accuracy"), dots=True)], ends, last, share=True),
-        _chart("lr", "Learning rate", [Line("learning rate", "grey", *thin(*series(rows, "train/lr")))], ends, last),
+        _chart("lr", "Learning rate", [Line("learning rate", "gray", *thin(*series(rows, "train/lr")))], ends, last),
         _chart("throughput", "Training images per second",
                [Line("images/s", "blue", *thin(*series(rows, "train/images_per_second")))], ends, last),
     ]  # fmt: skip

@@ -1,8 +1,7 @@
-"""Which training images lie near a wrong one: similar photos with another label explain many a mistake."""
+"""Nearest training images of wrong validation images: similar photos with another label explain many mistakes."""
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,110 +9,103 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from cls.config import Run
 from cls.data.dataset import ViewDataset
-from cls.data.loader import Preprocess, batches, worker_count
+from cls.data.loader import batches, worker_count
 from cls.data.readers import Images
+from cls.evaluation.inference import Predictor
 from cls.evaluation.metrics import wrong
 from cls.evaluation.predictions import Predictions
-from cls.evaluation.report.thumbnails import Near, thumbnail
+from cls.evaluation.report.thumbnails import Neighbor, thumbnail
 from cls.models.build import output_layer
 from cls.runtime.rng import generator
 from cls.transforms.jpeg import Decoder
 from cls.transforms.ops import view_ops
 
 EXPLAINED = 24
-"""Of the most confidently wrong images."""
-LOOKED_AT = 5000
-"""Training images at most; more are sampled, equally many of each class."""
-
-Features = Callable[[Images, Sequence[int], str], tuple[Tensor, list[int]]]
+"""Wrong images that get neighbors: the most confident ones."""
+COMPARED = 5000
+"""Training images at most; of more a sample is taken, equally many of each class."""
 
 
-def features(model: nn.Module, run: Run, prepare: Preprocess) -> Features:
-    """A function of images and rows: unit features before the output layer, rows f, and the rows they are of.
+def features(predictor: Predictor, images: Images, rows: Sequence[int], title: str) -> tuple[Tensor, list[int]]:
+    """Unit vectors before the output layer, n f, and the n rows they belong to; corrupt images are left out.
 
-    One plain view in evaluation mode; broken images are left out. Shows how far it is.
+    One plain view in evaluation mode. Shows a progress bar with this title.
     """
-    model.eval()
-    device = prepare.mean.device
-
-    def look(images: Images, rows: Sequence[int], what: str) -> tuple[Tensor, list[int]]:
-        frame = run.data.evaluated
-        data = ViewDataset(images, view_ops("identity", frame), frame.size, run.seed, "identity", frame.exact_order)
-        size, kept, good = run.train.eval_batch, list[Tensor](), list[int]()
-        slices = [list(rows[start : start + size]) for start in range(0, len(rows), size)]
-        hook = output_layer(model, run.model).register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
-        try:
-            with torch.no_grad(), _meter() as meter:
-                task = meter.add_task(what, total=len(rows), rate="")
-                found = []
-                for batch in batches(data, slices, worker_count(run.data.workers, 1), size, device):
-                    with torch.autocast(device.type, torch.bfloat16, enabled=run.train.precision == "bf16"):
-                        model(prepare(batch))
-                    broken = {row for row, _ in batch.corrupt}
-                    whole = [at for at, row in enumerate(batch.rows) if row not in broken]
-                    found.append(nn.functional.normalize(kept.pop().float().flatten(1)[whole]).cpu())
-                    good += [batch.rows[at] for at in whole]
-                    speed = meter.tasks[task].speed
-                    meter.update(
-                        task, advance=len(batch.rows), rate=f"{speed:.0f} img/s" if speed else "", refresh=True
-                    )
-        finally:
-            hook.remove()
-        return torch.cat(found), good
-
-    return look
-
-
-def _meter() -> Progress:
-    columns: list[Any] = [
-        TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+    model, run, device = predictor.model.eval(), predictor.run, predictor.prepare.mean.device
+    frame, size = run.data.evaluated, run.train.eval_batch
+    data = ViewDataset(images, view_ops("identity", frame), frame.size, run.seed, "identity", frame.exact_order)
+    slices = [list(rows[start : start + size]) for start in range(0, len(rows), size)]
+    inputs, found, kept = list[Tensor](), list[Tensor](), list[int]()
+    hook = output_layer(model, run.model).register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
-    ]  # fmt: skip
-    # no thread of its own, beside which the loader would be forked
-    return Progress(*columns, console=Console(file=sys.stderr), auto_refresh=False)
+    )
+    # auto_refresh would start a thread, and the loader forks
+    bar = Progress(*columns, console=Console(file=sys.stderr), auto_refresh=False)
+    try:
+        with torch.no_grad(), bar:
+            task = bar.add_task(title, total=len(rows), rate="")
+            for batch in batches(data, slices, worker_count(run.data.workers, 1), size, device):
+                with torch.autocast(device.type, torch.bfloat16, enabled=run.train.precision == "bf16"):
+                    model(predictor.prepare(batch))
+                corrupt = {row for row, _ in batch.corrupt}
+                places = [place for place, row in enumerate(batch.rows) if row not in corrupt]
+                found.append(nn.functional.normalize(inputs.pop().float().flatten(1)[places]).cpu())
+                kept += [batch.rows[place] for place in places]
+                rate = f"{speed:.0f} img/s" if (speed := bar.tasks[task].speed) else ""
+                bar.update(task, advance=len(batch.rows), rate=rate, refresh=True)
+    finally:
+        hook.remove()
+    return torch.cat(found), kept
 
 
-def neighbours(
-    look: Features, train: Images, val: Images, p: Predictions, count: int, seed: int
-) -> tuple[dict[int, tuple[list[Near], list[Near]]], str]:
-    """The ``count`` nearest training images of the predicted and of the true class of each of the most confidently
-    wrong images, by row, and in words what was looked at.
+def nearest_images(
+    predictor: Predictor, train: Images, val: Images, p: Predictions, count: int
+) -> tuple[dict[int, tuple[list[Neighbor], list[Neighbor]]], str]:
+    """The ``count`` nearest training images of the predicted and of the true class, for the most confidently wrong
+    validation images, by row; and a sentence on what was compared.
     """
     rows = wrong(p)[:EXPLAINED].tolist()
     if len(val) != len(p.ids) or any(val.name(row) != p.ids[row] for row in rows):
-        raise ValueError("--neighbours: the validation images are not those of the stored predictions any more")
+        raise ValueError("--neighbors: the validation images are no longer those of the stored predictions")
     guesses = {row: int(p.probs[row].argmax()) for row in rows}
-    wanted = sorted({*guesses.values(), *(int(p.labels[row]) for row in rows)})
-    chosen, note = sample(train.labels, wanted, seed)
+    classes = sorted({*guesses.values(), *(int(p.labels[row]) for row in rows)})
+    chosen, note = sample(train.labels, classes, predictor.run.seed)
     if not rows or not len(chosen):
         return {}, note
-    own, kept = look(val, rows, "wrong images")
-    theirs, places = look(train, chosen.tolist(), "training images")
+    own, readable_rows = features(predictor, val, rows, "wrong images")
+    others, places = features(predictor, train, chosen.tolist(), "training images")
     labels, decoder = torch.tensor(train.labels[places]), Decoder()
 
-    def nearest(similar: Tensor, label: int) -> list[Near]:
-        best = similar.masked_fill(labels != label, -torch.inf).topk(min(count, int((labels == label).sum())))
+    def nearest(similarity: Tensor, label: int) -> list[Neighbor]:
+        best = similarity.masked_fill(labels != label, -torch.inf).topk(min(count, int((labels == label).sum())))
         return [
-            Near(id=train.name(places[i]), similarity=value, picture=thumbnail(decoder, train.read([places[i]])[0]))
+            Neighbor(id=train.name(places[i]), similarity=value, picture=thumbnail(decoder, train.read([places[i]])[0]))
             for value, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
 
+    similarities = own @ others.T
     return {
-        row: (nearest(own[at] @ theirs.T, guesses[row]), nearest(own[at] @ theirs.T, int(p.labels[row])))
-        for at, row in enumerate(kept)
+        row: (nearest(similarity, guesses[row]), nearest(similarity, int(p.labels[row])))
+        for row, similarity in zip(readable_rows, similarities, strict=True)
     }, note
 
 
-def sample(labels: np.ndarray, wanted: Sequence[int], seed: int) -> tuple[np.ndarray, str]:
-    """Rows of training images of the wanted classes, at most LOOKED_AT, and in words which they are."""
-    rng, each = generator(seed, "neighbours"), LOOKED_AT // max(1, len(wanted))
-    everything = [np.flatnonzero(labels == label) for label in wanted]
-    chosen = [rows if len(rows) <= each else np.sort(rng.choice(rows, each, replace=False)) for rows in everything]
-    found, total = sum(map(len, chosen)), sum(map(len, everything))
-    note = f"Neighbours (cosine of the features before the output layer) among all {total:,} training images of "
-    if found < total:
-        note = note.replace("all", f"{found:,} (at most {each} a class, drawn by seed {seed}) of the")
-    note += "their classes."
+def sample(labels: np.ndarray, classes: Sequence[int], seed: int) -> tuple[np.ndarray, str]:
+    """Rows of training images of these classes, at most COMPARED, and a sentence on which they are."""
+    rng, each = generator(seed, "neighbors"), COMPARED // max(1, len(classes))
+    of_class = [np.flatnonzero(labels == label) for label in classes]
+    chosen = [rows if len(rows) <= each else np.sort(rng.choice(rows, each, replace=False)) for rows in of_class]
+    found, total = sum(map(len, chosen)), sum(map(len, of_class))
+    which = (
+        f"all {total:,}"
+        if found == total
+        else f"{found:,} (at most {each} a class, drawn by seed {seed}) of the {total:,}"
+    )
+    note = f"Neighbors (cosine of the features before the output layer) among {which} training images of their classes."
     return np.concatenate([*chosen, np.empty(0, np.int64)]), note

@@ -121,7 +121,7 @@
   let hovered = null;
   let size = 0, left = 0, top = 0, side = 0; // of the canvas and of the plot in it, CSS pixels
 
-  const colours = () => {
+  const colors = () => {
     const style = getComputedStyle(root);
     const rgb = (name) => {
       const hex = style.getPropertyValue(name).trim();
@@ -130,15 +130,15 @@
     return { paper: rgb("--card"), right: rgb("--blue"), wrong: rgb("--orange"), ink: style.getPropertyValue("--ink"),
       quiet: style.getPropertyValue("--quiet"), rule: style.getPropertyValue("--rule"), font: getComputedStyle(document.body).fontFamily };
   };
-  let tone = colours();
-  const mixed = (colour, part) => tone.paper.map((base, i) => Math.round(base + (colour[i] - base) * part));
+  let tone = colors();
+  const mixed = (color, part) => tone.paper.map((base, i) => Math.round(base + (color[i] - base) * part));
 
   const cellSize = () => (side * view.zoom) / n;
   const keepInside = () => {
     view.zoom = clamp(view.zoom, 1, most);
-    const room = n - n / view.zoom;
-    view.x = clamp(view.x, 0, room);
-    view.y = clamp(view.y, 0, room);
+    const space = n - n / view.zoom;
+    view.x = clamp(view.x, 0, space);
+    view.y = clamp(view.y, 0, space);
     canvas.style.touchAction = view.zoom > 1 ? "none" : "pan-y"; // a whole matrix lets the page scroll
     Object.assign(canvas.dataset, { zoom: view.zoom.toFixed(3), x: view.x.toFixed(2), y: view.y.toFixed(2) });
   };
@@ -149,17 +149,17 @@
     requestAnimationFrame(() => { waiting = false; draw(); });
   };
 
-  const fit = (text, room) => {
-    if (pen.measureText(text).width <= room) return text;
+  const fit = (text, space) => {
+    if (pen.measureText(text).width <= space) return text;
     let end = text.length;
-    while (end > 1 && pen.measureText(`${text.slice(0, end)}…`).width > room) end -= 1;
+    while (end > 1 && pen.measureText(`${text.slice(0, end)}…`).width > space) end -= 1;
     return `${text.slice(0, end)}…`;
   };
   const measure = () => {
     const ratio = window.devicePixelRatio || 1;
     size = canvas.clientWidth;
     pen.font = `12px ${tone.font}`;
-    let widest = 0; // of 1,000 names a part tells
+    let widest = 0; // a sample of 1,000 names is enough
     for (let i = 0; i < n; i += Math.ceil(n / 200)) widest = Math.max(widest, pen.measureText(classes[i]).width);
     left = Math.round(clamp(widest + 26, 40, size * 0.3));
     top = Math.round(clamp(widest + 26, 40, size * 0.22));
@@ -201,8 +201,8 @@
       if (!mark) continue;
       pen.strokeStyle = tone.ink;
       pen.lineWidth = width;
-      const room = Math.max(cell - gap, 4);
-      pen.strokeRect(left + (mark[1] - view.x) * cell, top + (mark[0] - view.y) * cell, room, room);
+      const space = Math.max(cell - gap, 4);
+      pen.strokeRect(left + (mark[1] - view.x) * cell, top + (mark[0] - view.y) * cell, space, space);
     }
     pen.restore();
     labels(cell, high);
@@ -279,7 +279,7 @@
     for (const row of body.rows) row.classList.toggle("chosen", !!mark && Number(row.dataset.class) === mark[0]);
     redraw();
   };
-  const tell = (mark) => { // the images of a cell
+  const listImages = (mark) => { // of a cell
     list.hidden = false;
     list.replaceChildren();
     const [row, column] = mark;
@@ -333,7 +333,7 @@
     fingers.delete(event.pointerId);
     if (event.type === "pointerup" && at && start && !start.moved) {
       const mark = cellAt(at);
-      if (mark) { choose(mark); tell(mark); }
+      if (mark) { choose(mark); listImages(mark); }
     }
     start = null;
   };
@@ -349,7 +349,7 @@
       view.x = clamp(view.x, next[1] + 1 - seen, next[1]);
       keepInside();
       choose(next);
-    } else if (event.key === "Enter" && chosen) tell(chosen);
+    } else if (event.key === "Enter" && chosen) listImages(chosen);
     else if (event.key === "+" || event.key === "=") zoomAt(side / 2, side / 2, 1.5);
     else if (event.key === "-") zoomAt(side / 2, side / 2, 1 / 1.5);
     else if (event.key === "0") zoomAt(0, 0, 0);
@@ -360,7 +360,7 @@
     if (button === canvas) continue;
     button.addEventListener("click", () => zoomAt(side / 2, side / 2, { in: 1.6, out: 1 / 1.6, whole: 0 }[button.dataset.zoom]));
   }
-  const renew = () => { tone = colours(); measure(); keepInside(); redraw(); };
+  const renew = () => { tone = colors(); measure(); keepInside(); redraw(); };
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", renew);
   new ResizeObserver(() => { if (canvas.clientWidth !== size) renew(); }).observe(canvas);
   renew();

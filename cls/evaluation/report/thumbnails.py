@@ -1,8 +1,8 @@
-"""Photos on the page: small JPEGs inside the file, without what cameras write beside the pixels."""
+"""Photos on the page: small JPEGs inside the file, without the camera's metadata."""
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,12 +18,12 @@ from cls.transforms.jpeg import Decoder
 SIDE = 128
 """Longer side of a thumbnail, pixels; about 4 kB."""
 THUMBNAILS = 200
-"""Of the most confidently wrong images; 1 MB of page."""
+"""Thumbnails of wrong images, the most confident ones; 1 MB of page."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Near:
-    """A training image that lies near a wrong one."""
+class Neighbor:
+    """A training image near a wrong validation image."""
 
     id: str
     picture: str
@@ -33,24 +33,24 @@ class Near:
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """``thumbs`` and ``near`` by row of the validation split."""
+    """``thumbs`` and ``neighbors`` by row of the validation split."""
 
     thumbs: dict[int, str] = field(default_factory=dict)
     """data: addresses."""
-    near: dict[int, tuple[list[Near], list[Near]]] = field(default_factory=dict)
+    neighbors: dict[int, tuple[list[Neighbor], list[Neighbor]]] = field(default_factory=dict)
     """Nearest training images of the predicted and of the true class, nearest first."""
     note: str = ""
-    """What was looked at for ``near``, or why there are no pictures."""
+    """What was compared for ``neighbors``, or why there are no pictures."""
 
 
 def thumbnails(images: Images, p: Predictions) -> dict[int, str]:
-    """Of the most confidently wrong images, by row; without those that are not ``p``'s or cannot be decoded now."""
-    decoder, found = Decoder(), {}
-    for row in wrong(p)[:THUMBNAILS].tolist():
-        picture = thumbnail(decoder, images.read([row])[0]) if _same(images, p.ids, row) else ""
-        if picture:
-            found[row] = picture
-    return found
+    """Data addresses of the most confidently wrong images, by row; without corrupt images and those not in ``p``."""
+    decoder = Decoder()
+    rows = [
+        row for row in wrong(p)[:THUMBNAILS].tolist() if len(images) == len(p.ids) and images.name(row) == p.ids[row]
+    ]
+    pictures = {row: thumbnail(decoder, images.read([row])[0]) for row in rows}
+    return {row: picture for row, picture in pictures.items() if picture}
 
 
 def mistakes(p: Predictions, thumbs: Mapping[int, str]) -> list[Mistake]:
@@ -64,12 +64,8 @@ def mistakes(p: Predictions, thumbs: Mapping[int, str]) -> list[Mistake]:
     return found
 
 
-def _same(images: Images, ids: Sequence[str], row: int) -> bool:
-    return len(images) == len(ids) and images.name(row) == ids[row]
-
-
 def thumbnail(decoder: Decoder, content: Encoded) -> str:
-    """A data: address of a JPEG of at most SIDE pixels; '' where the image is broken."""
+    """A data: address of a JPEG of at most SIDE pixels; '' for a corrupt image."""
     try:
         if isinstance(content, CorruptImageError):
             raise content
@@ -78,7 +74,7 @@ def thumbnail(decoder: Decoder, content: Encoded) -> str:
         pixels, _ = decoder.pixels(image, k, shrinks=True)
     except CorruptImageError:
         return ""
-    picture = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))  # of pixels alone: a camera notes where it was
+    picture = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))  # pixels only: camera metadata may hold the place
     picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
     data = io.BytesIO()
     picture.save(data, "JPEG", quality=75, optimize=True)
