@@ -405,7 +405,7 @@ def test_missing_and_misplaced_files_are_named_on_resume(whole: Whole, out: Path
         kept = (out / name).read_bytes() if (out / name).exists() else b""
         (out / name).unlink(missing_ok=True)
         (out / name).mkdir()
-        rejected(lambda: resume(whole, out), out / name, "is a folder")
+        rejected(lambda: resume(whole, out), out / name, "is a directory")
         (out / name).rmdir()
         if kept:
             (out / name).write_bytes(kept)

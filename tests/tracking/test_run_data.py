@@ -279,7 +279,7 @@ def test_check_knows_the_images_of_a_run(tmp_path: Path, monkeypatch: pytest.Mon
     def asked() -> dict[str, Any]:
         return check_images(Data(path=str(root)), 0, str(out), None, 0, "cpu", StopSignal())["predictions"]
 
-    assert "very labels" in asked()["train"]["how"]
+    assert "these labels" in asked()["train"]["how"]
     (root / "train/bee/0.jpg").write_bytes(picture(77))
     assert "predicted now" in asked()["train"]["how"]
 
