@@ -36,8 +36,8 @@ RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("0 < from <= to <= 10", _ascending(10), ("augment.zoom",)),
     ("above 0 and at most 1", lambda x: 0 < x <= 1, ("data.crop_pct",)),
     ("between 0 and 1", lambda x: 0 < x < 1, ("data.val_fraction",)),
-    ("-1 (automatic), 0 or more", lambda x: x >= -1, ("data.workers",)),
-    ("both from 0 to below 1", lambda pair: all(0 <= x < 1 for x in pair), ("optim.betas",)),
+    ("-1 (automatic), or 0 or more", lambda x: x >= -1, ("data.workers",)),
+    ("two numbers from 0 to below 1", lambda pair: all(0 <= x < 1 for x in pair), ("optim.betas",)),
     ("different stages from 1 to 4", lambda x: len(set(x)) == len(x) and set(x) <= {1, 2, 3, 4}, ("model.cbam",)),
 )  # fmt: skip
 
@@ -99,7 +99,7 @@ def _check_order(augment: Augment) -> None:
         raise ValueError(f"augment.order: each operation at most once, found {', '.join(repeated)} more often")
     for name in augment.active:
         if name not in order:
-            raise ValueError(f"augment.order: {name!r} is wanted and must appear once, but appears 0 times in {order}")
+            raise ValueError(f"augment.order: {name!r} is used, but not in the order {order}")
     last = [name for name in order if name in augment.active][-1]
     if augment.erase and last != "erase":  # its noise is added on the device, after all that a worker does
         raise ValueError(f"augment.order: 'erase' must come last, but {last!r} follows it in {order}")

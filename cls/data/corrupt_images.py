@@ -79,15 +79,16 @@ class CorruptImages:
         for found in self.world.gather(self.reasons | self._new):
             self.reasons |= found
         self._new = {}
-        path = corrupt_file(self._run_dir)
         if len(self.reasons) > known and self.world.main:
             self._write(self.reasons)
+            path = corrupt_file(self._run_dir)
             log.warning("%d corrupt training images so far, replaced; see %s", len(self.reasons), path)
         if len(self.reasons) > self.quota:
             raise DataError(
                 f"{len(self.reasons)} of {len(self.images)} training images are corrupt, more than data.max_corrupt "
-                f"allows ({self.quota:.0f}); they are listed in {path}: repair them or raise --data.max-corrupt and "
-                "run the same command again; without them it is another data set, which needs another --out"
+                f"allows ({self.quota:.0f}); they are listed in {corrupt_file(self._run_dir)}: repair them or raise "
+                "--data.max-corrupt and run the same command again; if you delete them instead, use another --out: "
+                "it is then another data set"
             )
 
     def _write(self, reasons: dict[str, str]) -> None:

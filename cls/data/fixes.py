@@ -1,4 +1,4 @@
-"""Shell commands that messages print: how to make images readable that are not so where they lie."""
+"""Shell commands that messages print: rename, link, unpack or convert images so that they can be read."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def new_folder(root: Path, why: str) -> str:
 
 
 def links(root: Path, folders: dict[str, str]) -> str:
-    """Rename without a copy: a new folder of links (new name -> path below the root), and the option then."""
+    """Rename without a copy: a new folder of links (new name -> path below the root), and the option that uses it."""
     real, to = os.path.realpath(root), new_folder(root, "split")
     made = [to, *sorted({f"{to}/{os.path.dirname(new)}" for new in folders if "/" in new})]
     steps = [f"mkdir {shlex.join(made)}"]
@@ -44,7 +44,7 @@ def links(root: Path, folders: dict[str, str]) -> str:
 
 
 def without(root: Path, names: Iterable[str], to: str = "") -> str:
-    """Leave files or folders out: a tree of links without them, in ``to`` or a new folder, and the option then.
+    """Leave files or folders out: a tree of links without them, in ``to`` or a new folder, and the option that uses it.
 
     Names that differ in numbers only become one pattern: their other words are the same.
     """
@@ -67,7 +67,7 @@ def _quoted(pattern: str) -> str:
 
 
 def unpack(archive: str | Path, to: str) -> str:
-    """Unpack into the new folder ``to``, and the option then."""
+    """Unpack into the new folder ``to``, and the option that uses it."""
     file, folder = shlex.quote(os.path.realpath(archive)), shlex.quote(to)
     zipped = str(archive).lower().endswith(".zip")
     command = f"unzip -q {file} -d {folder}" if zipped else f"mkdir {folder} && tar -xf {file} -C {folder}"
@@ -90,7 +90,7 @@ def convert(root: Path, kinds: Sequence[str]) -> str:
 
 
 def add_ending(root: Path, to: str) -> str:
-    """Give files without an ending the ending .jpg: a tree of links, and the option then."""
+    """Give files without an ending the ending .jpg: a tree of links, and the option that uses it."""
     folder = shlex.quote(to)
     return (
         f"cp -rLs {shlex.quote(os.path.realpath(root))} {folder} && "

@@ -117,7 +117,8 @@ def load_images(path: str, data: config.Data) -> Dataset:
 def load_given(paths: Sequence[str], data: config.Data) -> Dataset:
     """Paths of a command line, for prediction: one as in :func:`load_images`, image files, or tables of one kind.
 
-    Ids of image files are the paths as given; a missing one of several fails when read. ValueError for other paths.
+    Ids of image files are the paths as given; a missing one of several gets a row with an
+    error. ValueError for other paths.
     """
     if len(paths) == 1:
         return load_images(paths[0], data)
@@ -138,7 +139,7 @@ def _is_listed(path: str) -> bool:
 
 
 def load_listed(names: Sequence[str]) -> Dataset:
-    """Image files; their paths are their ids. An unreadable one fails when read."""
+    """Image files; their paths are their ids. An unreadable one gets a row with an error."""
     return _unlabelled(image_folder.listed(list(names)))
 
 

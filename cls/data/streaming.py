@@ -75,8 +75,8 @@ def read_hub(name: str, data: config.Data) -> RawSplits:
     """The parquet shards of a hub data set; each is downloaded once per machine, when its first image is needed."""
     if datasets.config.HF_HUB_OFFLINE:
         raise ValueError(
-            f"data.streaming reads {name} from the hub, but this process is offline (HF_HUB_OFFLINE): run 'cls fetch' "
-            "where there is internet, and leave data.streaming off"
+            f"data.streaming reads {name} from the hub, but this process is offline (HF_HUB_OFFLINE or "
+            "HF_DATASETS_OFFLINE): run 'cls fetch' where there is internet, and leave data.streaming off"
         )
     try:
         listed = datasets.load_dataset_builder(name).config.data_files or {}

@@ -1,4 +1,4 @@
-"""Find at the start, on all ranks, how many micro-batches fit into memory, beside all else that a step holds."""
+"""Find at the start, on all ranks, how many micro-batches fit into memory with everything else a step needs."""
 
 import sys
 

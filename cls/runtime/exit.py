@@ -32,7 +32,7 @@ HANGING: list[str] = []
 
 
 class DataError(Exception):
-    """Too many images are corrupt."""
+    """The images cannot be used: corrupt, unreadable, or a loader process died."""
 
 
 class NonFiniteError(Exception):
@@ -130,7 +130,7 @@ class ExitHandler:
 
     def _print(self, outcome: str, reason: str, error: BaseException | None) -> None:
         if outcome == "error" and self._reported():
-            print("ended because another process of this run did; its message is the cause", file=sys.stderr)
+            print("stopped because another process of this run failed; see its message", file=sys.stderr)
         elif outcome == "error":
             assert error is not None
             traceback.print_exception(error)
@@ -141,7 +141,7 @@ class ExitHandler:
                 print(f"the same command{way} continues from the last checkpoint", file=sys.stderr)
 
     def _write(self, outcome: str, code: int, reason: str, error: BaseException | None) -> None:
-        """Rank 0 writes; another rank only its own failure, which rank 0, stopped from outside, leaves in place."""
+        """Rank 0 writes; other ranks only their own failure, which rank 0 keeps if it was only stopped."""
         if self.out is None or isinstance(error, ForeignDirectoryError) or (not self._main and outcome in AGREED):
             return
         if self._lost():  # do not recreate it only for exit.json

@@ -61,19 +61,23 @@ def _read(path: Path, names: dict[str, str]) -> list[dict[str, Any]]:
             event = {names.get(name, name): value for name, value in event.items()}
             if event.get("event") == "start":
                 event = {"began": event.get("time")} | EARLY_START | event
-        if problem := _problem(event):
+        if problem := _problem(event, early=bool(names)):
             raise ValueError(f"{place} is no event ({problem}); remove that line")
         found.append(event)
     return found
 
 
-def _problem(event: Any) -> str:
-    """What is wrong with a line; '' for an event. An event of unknown kind needs the common fields only."""
+def _problem(event: Any, early: bool) -> str:
+    """What is wrong with a line; '' for an event. An event of unknown kind needs the common fields only.
+
+    ``early``: as earlier versions wrote it, so a field may be missing.
+    """
     if not isinstance(event, dict):
         return f"it is {type(event).__name__}, not an object"
     kind = event.get("event")
     needed = COMMON | (FIELDS.get(kind, {}) if isinstance(kind, str) else {})
     needed |= {"step": int} if "step" in event else {}
+    needed = {name: kind for name, kind in needed.items() if name in COMMON or name in event or not early}
     wrong = [name for name, kinds in needed.items() if not _is(event.get(name), kinds)]
     if "clock" in needed and not wrong and not all(_is(event["clock"].get(part), float) for part in KINDS):
         wrong.append("clock")

@@ -63,7 +63,7 @@ def _attempt(start: Event, following: Event | None, events: Sequence[Event]) -> 
     seconds["other"] = max(0.0, last_active - start["began"] + start["queue"] - sum(seconds.values()))
     last = following["step"] if following else max(event.get("step", 0) for event in events)
     outcomes = [event["outcome"] for event in events if event["event"] == "end"]
-    ranks = [event["slowest"] for event in events if event["event"] == "epoch"]
+    ranks = [event["slowest"] for event in events if "slowest" in event]
     return {
         "attempt": start["attempt"], "step": start["step"], "steps": last - start["step"], "lost_steps": lost_steps,
         "processes": start["processes"], "device": start["device"], "host": start["host"], "nodes": start["nodes"],

@@ -15,7 +15,7 @@ HEADER = ("step", "index", "id", "pixels")
 
 
 class Ledger:
-    """One rank's rows of one attempt: step, draw, image, hash of its pixels; <out>/ledger/<attempt>-<rank>.csv."""
+    """One rank's rows of one attempt (step, sample index, image, hash of its pixels): ledger/<attempt>-<rank>.csv."""
 
     def __init__(self, path: Path, images: "Images", batch: int) -> None:
         path.parent.mkdir(exist_ok=True)

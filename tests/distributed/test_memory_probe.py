@@ -93,7 +93,7 @@ def test_memory_that_is_short_later_on_costs_no_checkpoint(limited: Runs, folder
     assert ended.exit["reason"].startswith("a micro-batch of 4 images of 32 pixels does not fit into memory: add "
                                            "--train.micro-batch 2 (a step is then 8 micro-batches")  # fmt: skip
     assert "says the test" in ended.exit["reason"] and "Traceback" not in ended.output
-    assert "ended because another process of this run did" in ended.output
+    assert "stopped because another process of this run failed" in ended.output
     assert saved(out) == [(3, 3)]
     again = limited.run(out, TINY, 2)
     assert again.codes == [0, 0] and "step 3 of 8 ->" in again.output, again.output
