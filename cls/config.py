@@ -302,12 +302,14 @@ RENAMED = {"data.max_bad": "data.max_corrupt"}
 """Fields with another name in the config.yaml of earlier versions, and what they are called now."""
 
 
-def reject_renamed(argv: Sequence[str]) -> None:
-    """ValueError for an option that has another name now."""
+def renamed(argv: Sequence[str]) -> list[str]:
+    """A command line with today's names of options; a job that was queued before an update may have the old ones."""
+    found = []
     for word in argv:
-        option = word.partition("=")[0]
-        if new := RENAMED.get(option.removeprefix("--").replace("-", "_")):
-            raise ValueError(f"{option} is now --{new.replace('_', '-')}")
+        option, equals, value = word.partition("=")
+        new = RENAMED.get(option.removeprefix("--").replace("-", "_"), "") if option.startswith("--") else ""
+        found.append(f"--{new.replace('_', '-')}{equals}{value}" if new else word)
+    return found
 
 
 # may change on resume without changing the experiment

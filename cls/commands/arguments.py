@@ -165,7 +165,7 @@ class Audit(Command):
     def do(self, stop: StopSignal) -> Answer:
         from cls.commands.audit import audit_run
 
-        return audit_run(self.run), None
+        return audit_run(self.run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +282,7 @@ class Fetch(RunCommand):
 
 @dataclass(frozen=True, kw_only=True)
 class Pack(Command):
-    """Write images as self-contained parquet shards, for streaming and for file systems slow with small files."""
+    """Write images as parquet shards, for streaming and for file systems that are slow with small files."""
 
     path_place: ClassVar[int] = 0
     path: ImagePath
@@ -349,7 +349,7 @@ class Doctor(Command):
     save: bool = False
     """Save the variables that communication on this node needs, where slurm/env.sh reads them."""
     seconds: float = 5.0
-    """Time to measure each transport; one that does not answer within three times this (and a minute) is hung."""
+    """Time to measure each transport; one without an answer after three times this plus a minute counts as hung."""
 
     def do(self, stop: StopSignal) -> Answer:
         from cls.commands.doctor.run import doctor, not_ready

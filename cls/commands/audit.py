@@ -20,8 +20,8 @@ Row = tuple[int, int, str, str]
 """Step, sample index, image and hash of its pixels."""
 
 
-def audit_run(path: str) -> dict[str, Any]:
-    """Check that each image was used exactly once per epoch over all attempts; DataError if not."""
+def audit_run(path: str) -> tuple[dict[str, Any], DataError | None]:
+    """Check that each image was used once per epoch over all attempts: what was found, and a DataError if not."""
     record, out = RunRecord(Path(path)), Path(path)
     run, data = record.run, record.data
     if not data:
@@ -33,7 +33,7 @@ def audit_run(path: str) -> dict[str, Any]:
     if not (out / "metrics.jsonl").exists() and total["steps"]:
         found["problems"].append(f"metrics.jsonl is missing, and {total['steps']} steps were done")
     if found["problems"]:
-        raise DataError(f"{out}: " + "; ".join(found["problems"][:5]))
+        return found, DataError(f"{out}: " + "; ".join(found["problems"][:5]))
     proof = f"{found['samples']} sample indices ({found['samples'] / images:.2f} epochs), each used exactly once, "
     proof += "up to the last recorded step"
     if not run.data.balanced:
@@ -44,7 +44,7 @@ def audit_run(path: str) -> dict[str, Any]:
         proof += f"; steps {first} to {end - 1} have no ledger and are not checked"
     absent = "no ledger: start the run with --track.ledger True to prove that each image is used exactly once"
     print(proof if found["ledger"] else absent, file=sys.stderr)
-    return found
+    return found, None
 
 
 def print_attempts(attempts: Sequence[dict[str, Any]], total: dict[str, Any]) -> None:

@@ -139,7 +139,7 @@ def notes(document: dict[str, Any]) -> list[str]:
     if any(row["images_needed"] for row in document["comparisons"] if not row["told_apart"]):
         out.append("Images needed: to detect a difference as large as observed here with 80 % power.")
     if len(document["comparisons"]) > 1:
-        out.append("Each interval holds for itself; p (Holm) allows for the number of comparisons.")
+        out.append("Each interval is for its comparison alone; p (Holm) allows for the number of comparisons.")
     out.append("p (FDR) of classes: Benjamini-Hochberg over all classes.")
     return out
 

@@ -15,7 +15,7 @@ import tyro
 
 from cls import recipes
 from cls.commands.fetch import require_offline
-from cls.config import Run, reject_renamed, to_yaml
+from cls.config import Run, renamed, to_yaml
 from cls.runtime.exit import CODES, ExitHandler
 from cls.runtime.paths import expanded
 from cls.validate import check
@@ -82,9 +82,11 @@ def _leave_early(*_: object) -> None:
 
 def parse_options(kind: type[T], default: T | None, argv: list[str], prog: str, text: str) -> T:
     """The options of a command line, with ``~`` in all paths expanded."""
-    reject_renamed(argv)
     markers = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)  # --field True, as sweeps write it
     prints = os.environ.get("RANK", "0") == "0"  # every rank finds the same mistake
+    for old, word in zip(argv, argv := renamed(argv), strict=True):
+        if old != word and prints:
+            print(f"{old.partition('=')[0]} is now {word.partition('=')[0]}", file=sys.stderr)
     with _pipe_may_close():
         given: dict[str, Any] = {} if default is None else {"default": default}
         found: T = tyro.cli(

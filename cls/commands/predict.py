@@ -51,22 +51,22 @@ def predict_images(run: str, paths: Sequence[str], options: PredictOptions, stop
     names = trained.world.on_rank_0(read_list) if piped else list(paths)
     rows = trained.world.on_all_ranks(lambda: load_listed(names) if piped else load_given(names, trained.run.data))
     if out == PIPE or (piped and not out):
-        broken = _each(trained, rows, views, _to_stdout(top_k, stop) if main else _write_nothing, stop)
-        _say(f"{len(rows)} predictions{_note(trained, broken)}", main)
+        corrupt = _each(trained, rows, views, _to_stdout(top_k, stop) if main else _write_nothing, stop)
+        _say(f"{len(rows)} predictions{_note(trained, corrupt)}", main)
         return None
     folder = Path(out) if out else trained.folder / f"predict-{_called(paths, piped)}"
     trained.world.on_rank_0(lambda: _clear(folder))  # before the work: a place that cannot be written
     found: list[Predictions] = []
-    broken = _each(trained, rows, views, _to_csv(folder / "top.csv", top_k, found) if main else _write_nothing, stop)
+    corrupt = _each(trained, rows, views, _to_csv(folder / "top.csv", top_k, found) if main else _write_nothing, stop)
     if not main:
         return None
     whole = joined(found)
     with writing("out", folder):
         predictions.write_csv(folder, whole, trained.fallback)
         predictions.write_parquet(folder / "predictions.parquet", whole)
-    note = f"{_note(trained, broken)} and got the most frequent class" if broken else _note(trained, broken)
+    note = f"{_note(trained, corrupt)} and got the most frequent class" if corrupt else _note(trained, corrupt)
     _say(f"{len(rows)} predictions in {folder / 'prediction.csv'}{note}", main)
-    return {"images": len(rows), "broken": broken, "folder": str(folder)}
+    return {"images": len(rows), "corrupt": corrupt, "folder": str(folder)}
 
 
 def _clear(folder: Path) -> None:
@@ -104,19 +104,19 @@ def ranked(p: Predictions, row: int, k: int) -> list[tuple[str, float]]:
 
 def _each(trained: TrainedModel, rows: Rows, views: Sequence[View], write: Writer, stop: StopSignal) -> int:
     """Write each batch as soon as it is known, in row order; returns the number of images without a prediction."""
-    broken, done = 0, 0
+    corrupt, done = 0, 0
     try:
         # a stop request waits for the end of a batch, on all ranks: no row is cut, no communication interrupted
         with stop.deferred("this batch"), _shown(len(rows), trained.world.main) as show:
             for part in map(_kinds_named, trained.stream(EvalDataset(rows, views, trained.run))):
                 write(part)
                 done += len(part.ids)
-                broken += int((~readable(part)).sum())
+                corrupt += int((~readable(part)).sum())
                 show(done)
     except Stopped:
         _say(f"\n{done} of {len(rows)} images were done, and their rows are written", trained.world.main)
         raise
-    return broken
+    return corrupt
 
 
 def _kinds_named(part: Predictions) -> Predictions:
@@ -183,6 +183,7 @@ def _shown(total: int, main: bool) -> Iterator[Callable[[int], None]]:
         TextColumn("{task.description}"),
         console=Console(stderr=True),
         auto_refresh=False,  # no thread: loader processes are forked
+        redirect_stdout=False,  # --out -: the rows must not go to the terminal
         transient=True,
         disable=not main or not sys.stderr.isatty() or sys.stdout.isatty(),
     )
@@ -214,10 +215,10 @@ def _called(paths: Sequence[str], piped: bool) -> str:
     return (path.name if path.is_dir() else path.stem) or "images"
 
 
-def _note(trained: TrainedModel, broken: int) -> str:
+def _note(trained: TrainedModel, corrupt: int) -> str:
     world_size = trained.world.size
     many = f", by {world_size} processes" if world_size > 1 else ""
-    return many + (f"; {broken} could not be read" if broken else "")
+    return many + (f"; {corrupt} could not be read" if corrupt else "")
 
 
 def _say(text: str, main: bool) -> None:

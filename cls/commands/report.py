@@ -25,7 +25,8 @@ def report_run(path: str, options: ReportOptions, stop: StopSignal) -> dict[str,
     if neighbors < 0:
         raise ValueError(f"--neighbors must be 0 or more, found {neighbors}")
     record, file = RunRecord(Path(path)), Path(options.to) if options.to else Path(path) / "report.html"
-    run, _, _ = record.run, record.rows, record.attempts  # a damaged file is reported before the passes over images
+    # a damaged file is reported before the passes over images
+    run, *_ = record.run, record.rows, record.attempts, record.data, record.val, record.val_tta, record.test
     check_output("to", file)
     splits, why = _own_images(record, ("train", "val") if neighbors else ("val",))
     if (predict or neighbors) and splits is None:

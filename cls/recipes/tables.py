@@ -205,7 +205,7 @@ def unknown(name: str) -> ValueError:
     """The error message for an unknown name, with the nearest names."""
     near = difflib.get_close_matches(name, SWEEPS, 3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return ValueError(f"{name} is no sweep and no folder{hint} (`cls sweep` lists all)")
+    return ValueError(f"{name} is neither a sweep nor a directory{hint} (`cls sweep` lists all)")
 
 
 def figure(share: float | None) -> str:

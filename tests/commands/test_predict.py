@@ -1,9 +1,11 @@
 """``cls predict`` on real photos: every kind of input, rows as they become known, several processes, Ctrl-C."""
 
+import contextlib
 import csv
 import io
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -109,7 +111,7 @@ def test_rows_files_and_the_whole_agree_to_the_last_bit(
     assert [row["predicted"] for row in rows] == [row["top"][0]["class"] for row in rows]
 
     document = predicted(run, [folder], tmp_path, top_k=3)
-    assert document == {"images": 29, "broken": 0, "folder": str(tmp_path)}
+    assert document == {"images": 29, "corrupt": 0, "folder": str(tmp_path)}
     head, *table = csv.reader((tmp_path / "top.csv").read_text().splitlines())
     assert head == ["id", "error", "class_1", "probability_1", "class_2", "probability_2", "class_3", "probability_3"]
     flat = [[x for pair in top for x in (pair["class"], repr(pair["probability"]))] for top in best(probs, 3)]
@@ -216,7 +218,7 @@ def test_what_cannot_be_read_keeps_its_row_with_the_reason(
     assert "0 bytes" in rows[2]["error"] and "not an image" in rows[3]["error"]
 
     document = predicted(run, paths, tmp_path / "out")
-    assert document["images"] == 8 and document["broken"] == 5
+    assert document["images"] == 8 and document["corrupt"] == 5
     assert "8 predictions in" in (printed := capfd.readouterr().err) and "5 could not be read" in printed
     table = list(csv.DictReader(io.StringIO((tmp_path / "out" / "top.csv").read_text())))
     assert [row["error"] for row in table] == [row["error"] for row in rows]
@@ -240,7 +242,7 @@ def test_photos_of_kinds_that_are_not_read_get_rows_with_an_error(
         assert rows["IMG_1.HEIC"]["error"].endswith(": .heic is not read, convert it to JPEG or PNG")
         assert rows["IMG_1.HEIC"]["predicted"] is None
     document = predicted(run, [photos], tmp_path / "out")
-    assert document["images"] == 3 and document["broken"] == 1
+    assert document["images"] == 3 and document["corrupt"] == 1
     assert "3 predictions in" in (shown := capfd.readouterr().err) and "1 could not be read" in shown
 
 
@@ -293,6 +295,24 @@ def test_a_pipe_and_two_processes_give_the_rows_of_one(
     names = [name.decode() for name in listed.split(b"\0") if name]
     assert [row["id"] for row in rows] == names and len(set(names)) == 29
     assert rows == rows_of(names, tta=views_of(("flip",)))
+
+
+@pytest.mark.integration
+def test_a_bar_on_the_terminal_leaves_the_rows_to_the_file(run: Path, folder: Path, tmp_path: Path) -> None:
+    """Standard error is a terminal, standard output a file: as in ``cls predict RUN PATH --out - > rows.jsonl``."""
+    command = [sys.executable, "-m", "cls", "predict", str(run), str(folder), "--out", "-", "--workers", "0"]
+    terminal, end = pty.openpty()
+    with (tmp_path / "rows.jsonl").open("wb") as rows:
+        done = subprocess.Popen(command, env=environment(TERM="xterm"), stdin=end, stdout=rows, stderr=end)
+    os.close(end)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.close(terminal)
+    assert done.wait(60) == 0, shown
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 29
+    assert b"\x1b[" in shown and b"29 predictions" in shown and b'"id"' not in shown
 
 
 @pytest.mark.soak

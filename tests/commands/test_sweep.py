@@ -323,7 +323,9 @@ def check_table(name: str, table: dict[str, Any]) -> None:
     assert [(c[0], c[2], c[3]) for c in cells[1:]] == printed(name)
     assert [c[4:6] for c in cells[1:]] == [[f"{row['validation']:.4f}", f"{row['test']:.4f}"] for row in rows]
     with comma.open() as file:
-        assert [float(row["validation"]) for row in csv.DictReader(file)] == [row["validation"] for row in rows]
+        written = list(csv.DictReader(file))
+    assert [float(row["validation"]) for row in written] == [row["validation"] for row in rows]
+    assert {row["validation_sd"] for row in written} == {""}  # of one seed
 
 
 def score(out: str, split: str, images: int) -> float:
@@ -540,7 +542,7 @@ def test_a_shorter_run_is_not_done(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (("mlp-head/head",), "is no sweep and no folder; did you mean mlp-head/heads"),
+        (("mlp-head/head",), "is neither a sweep nor a directory; did you mean mlp-head/heads"),
         (("mlp-head/heads", "--seed", "3"), "seed: a sweep has several; --seeds 3 takes 0, 1 and 2"),
         (("mlp-head/heads", "--seeds", "0"), "seeds is 0: it must be 1 or more"),
         (("mlp-head/heads", "--model.head", "bn"), "rows V0 and V1 are the same run with these fields"),

@@ -587,7 +587,7 @@ def test_a_real_run_with_such_classes_goes_on_and_notices_other_images(
     ended = runs.run(out, [*words, "--train.max-steps", "2"])
     assert ended.codes == [0] and clean(first.output + ended.output), repr(ended.output)
     assert set(read_classes(out / "classes.txt")) == set(HOSTILE)
-    assert audit_run(str(out))["samples"] == 32
+    assert audit_run(str(out))[0]["samples"] == 32
     capsys.readouterr()
     figures = evaluated(out)
     assert set(figures["classes"]) == set(HOSTILE) and clean(capsys.readouterr().err)

@@ -20,7 +20,7 @@ def show(facts: dict[str, Any]) -> None:
     _classes(facts["classes"], facts["splits"])
     for kind, some in facts["unusual"].items():
         names = ", ".join(printable(one["id"]) for one in some["images"][:IDS]) or "most images, so none is listed"
-        _print(f"{kind}: {some['count']:,} images {UNUSUAL[kind]}: {names}")
+        _print(f"{kind}: {some['count']:,} image(s) {UNUSUAL[kind]}: {names}")
     _table("corrupt images", facts["corrupt"], ("id", "split", "label", "reason"))
     ranked = sorted(facts["duplicates"], key=lambda group: (-len(group["splits"]), -len(group["labels"])))
     groups = [

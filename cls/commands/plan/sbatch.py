@@ -26,7 +26,7 @@ OPTIONS = (
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     for names in OPTIONS:
         parser.add_argument(*names.split(), dest=names.rpartition("--")[2])
     for name in ("requeue", "no-requeue"):
@@ -200,7 +200,7 @@ def _gpus(script: Script, needs: Needs) -> Found:
         yield line, f"--nodes={nodes}, but the plan has {needs.nodes}: {remedy_nodes}"
     asked = [name for name in ("gpus-per-node", "gres", "gpus") if script.get(name)]
     if not asked and "gpus-per-task" not in script.options:
-        yield 0, f"no GPU is asked for: {remedy}"
+        yield 0, f"the script requests no GPU: {remedy}"
     for name in asked:
         value, line = script.options[name]
         words = value.removeprefix("gres:").split(":")

@@ -64,6 +64,8 @@ def _result(record: RunRecord) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
+    if value is None:  # an empty cell
+        return ""
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
