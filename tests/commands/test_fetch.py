@@ -275,6 +275,7 @@ def spoil(path: Path) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.integration
 def test_weights_are_fetched_noted_found_again_and_replaced_when_damaged(internet: Internet) -> None:
     code, said, document = internet.do("fetch", *RUN)
     file = resnet(internet.folder)

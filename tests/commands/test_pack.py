@@ -270,6 +270,7 @@ def command(source: Path, to: Path, *more: str) -> list[str]:
     return [sys.executable, "-c", program, "pack", str(source), "--to", str(to), "--shard-mb", "1", "--json", *more]
 
 
+@pytest.mark.integration
 def test_a_killed_packing_is_resumed(tmp_path: Path) -> None:
     """SIGKILL in the middle; the next command keeps the finished shards and ends with those of an undisturbed one."""
     source, to = tmp_path / "photos", tmp_path / "packed"
@@ -295,6 +296,7 @@ def test_a_killed_packing_is_resumed(tmp_path: Path) -> None:
     assert anonymous(content(to)) == anonymous(content(source))
 
 
+@pytest.mark.integration
 def test_a_second_packing_into_the_folder_is_rejected_while_the_first_runs(tmp_path: Path) -> None:
     source, to = photos(tmp_path / "photos", each=3), tmp_path / "packed"
     code = (

@@ -280,6 +280,7 @@ def test_an_empty_list_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # --- processes, pipes and signals ---
 
 
+@pytest.mark.integration
 def test_a_pipe_and_two_processes_give_the_rows_of_one(
     run: Path, folder: Path, rows_of: Callable[..., Answers]
 ) -> None:

@@ -983,6 +983,7 @@ def test_long_fields_are_read(tmp_path: Path) -> None:
 # Real commands
 
 
+@pytest.mark.integration
 def test_packing_a_kaggle_set_gives_a_plain_one(tmp_path: Path) -> None:
     """`cls pack` typed with the hint's words; its shards load as the folder with its label file does."""
     root = tree(tmp_path / "set", kaggle(lambda n: f"{n},{AB[n % 2]}"))

@@ -150,6 +150,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.integration
 def test_they_leave_when_their_owner_was_killed() -> None:
     """Each of them, though the later ones were forked beside the links of the earlier ones."""
     owner = OWNER.format(root=str(ROOT), tests=str(ROOT / "tests"))
@@ -175,6 +176,7 @@ raise SystemExit(3)
 """
 
 
+@pytest.mark.integration
 def test_they_leave_when_their_owner_ends_without_a_word() -> None:
     since = time.monotonic()
     owner = FORGETFUL.format(root=str(ROOT), tests=str(ROOT / "tests"))
@@ -343,6 +345,7 @@ def wandb_is_complete(out: Path) -> None:
 WANDB = ["--train.max-steps", "2", "--train.batch", "16", "--track.wandb", "auto"]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("turn", range(2))
 def test_offline_wandb_starts_beside_the_loader(tmp_path: Path, images: Path, turn: int) -> None:
     start_with_wandb(tmp_path / "run", images, 3)
@@ -379,6 +382,7 @@ def start_with_wandb(out: Path, images: Path, workers: int) -> None:
     wandb_is_complete(out)
 
 
+@pytest.mark.integration
 def test_a_shared_memory_file_system_of_64_kilobytes_is_enough(tmp_path: Path, images: Path) -> None:
     """As containers may have it: neither pixels nor facts nor locks lie in /dev/shm."""
     small = "mount -t tmpfs -o size=64k tmpfs /dev/shm"

@@ -202,6 +202,7 @@ def job_chunks(group: World, folder: Path) -> None:
         assert group.gather(sums) == [sums] * group.size
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.soak)])
 def test_chunks_on_several_processes(processes: int) -> None:
     launch("job_chunks", processes, script=__file__)

@@ -338,6 +338,7 @@ def launch(job: str, *worlds: int, script: str = __file__) -> None:
     assert done.stdout.split() == [f"{rank}/{world_size}" for world_size in worlds for rank in range(world_size)]
 
 
+@pytest.mark.integration
 def test_the_sum_has_the_same_bits_on_two_three_and_four_processes() -> None:
     launch("job_total", 2, 3, 4)
 
@@ -346,10 +347,12 @@ def test_a_step_has_the_same_bits_on_two_three_and_four_processes() -> None:
     launch("job_step", 2, 3, 4)
 
 
+@pytest.mark.integration
 def test_results_and_errors_reach_every_rank() -> None:
     launch("job_together", 2, 3)
 
 
+@pytest.mark.integration
 def test_an_error_that_cannot_be_sent_does_not_leave_the_others_waiting() -> None:
     launch("job_unsendable", 2)
 

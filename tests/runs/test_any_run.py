@@ -364,7 +364,7 @@ REJECTS = [
     number("augment.blur", lambda x: x == 0 or (x > 0 and x % 2), "must be 0 or odd", 2, -3),
     number("data.crop_pct", lambda x: 0 < x <= 1, "above 0 and at most 1", 0.0, 1.1),
     number("data.val_fraction", lambda x: 0 < x < 1, "between 0 and 1", 0.0, 1.0),
-    number("data.workers", lambda x: x >= -1, "-1 .automatic., 0 or more", -2),
+    number("data.workers", lambda x: x >= -1, "-1 .automatic., or 0 or more", -2),
     *(pair(f"augment.{name}", top, (0.0, 1.0), (0.5, 0.4), (0.5, top + 0.1), (math.nan, 1.0), (0.1, math.inf))
       for name, top in (("crop_scale", 1.0), ("erase_scale", 1.0), ("zoom", 10.0))),
     Reject(lambda v: not all(0 <= x < 1 for x in v["optim.betas"]), r"^optim\.betas .* from 0 to below 1",
@@ -495,7 +495,11 @@ def undisturbed() -> Iterator[None]:
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     generator, variables = torch.default_generator.get_state(), dict(os.environ)
     clean = environment(WANDB_MODE="disabled", NETRC="/dev/null")
+    singletons = (AcceleratorState, GradientState, PartialState)
+    states = [dict(state._shared_state) for state in singletons]  # of the Accelerators that other tests hold
     try:
+        for state in singletons:
+            state._shared_state.clear()
         os.environ.clear()
         os.environ.update(clean)
         yield
@@ -508,8 +512,9 @@ def undisturbed() -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
         torch.default_generator.set_state(generator)
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()
+        for state, kept in zip(singletons, states, strict=True):
+            state._shared_state.clear()
+            state._shared_state.update(kept)
 
 
 def start(argv: list[str]) -> tuple[object, str]:

@@ -396,6 +396,7 @@ def test_memory_that_the_system_lacks_is_out_of_memory() -> None:
     assert caught.value.errno == errno.ENOMEM and classify(caught.value) == "out_of_memory"
 
 
+@pytest.mark.integration
 def test_an_exit_of_the_process_that_runs_the_tests_is_a_failure(tmp_path: Path) -> None:
     """Without tests/conftest.py pytest would end in the middle, silently and with status 0."""
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)

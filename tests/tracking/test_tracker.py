@@ -254,6 +254,7 @@ print(tracker.finish({}, 60))
 """
 
 
+@pytest.mark.integration
 def test_unreachable_server_means_offline_and_the_key_stays_secret(tmp_path):
     begin = time.monotonic()
     done = elsewhere(UNREACHABLE, tmp_path, WANDB_API_KEY=KEY, WANDB_BASE_URL="http://127.0.0.1:9")
