@@ -20,7 +20,7 @@ from cls.runtime.files import write_whole
 
 Row = dict[str, Any]
 rcParams["text.parse_math"] = False  # names may have dollars in them
-BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#666666"  # Okabe & Ito 2008, told apart by everyone
+BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#666666"  # Okabe & Ito 2008, distinguishable by everyone
 
 
 def write_plots(folder: Path, val: Predictions, rows: Sequence[Row]) -> dict[str, Path]:

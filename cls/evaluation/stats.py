@@ -177,7 +177,7 @@ class Difference:
     p: float
     """Exact McNemar for two single runs, else of the same model as the interval."""
     images_needed: float
-    """Images at which this difference would be told apart with 80 % chance; inf: none would be enough."""
+    """Images at which this difference would be detected with 80 % chance; inf: none would be enough."""
 
     @property
     def told_apart(self) -> bool:
@@ -196,7 +196,7 @@ def paired_difference(first: Bools, second: Bools) -> Difference:
     pairs without a seed effect, 84 % at two seeds and a middling one, 69 % at a large one. No resampling fixes that
     (McCullagh 2000, Bernoulli 6). Each resample of the images gets instead a seed effect drawn from Student's t with
     s + s' - 2 degrees of freedom, scaled by :func:`seed_variance`. That covers 93 to 97 % (test_stats.py), 98 %
-    where fewer than about ten images are told apart, 92 % at two seeds against one with a large effect.
+    where fewer than about ten images differ, 92 % at two seeds against one with a large effect.
     Equal seeds of both groups are taken as independent. The result is a function of the data alone.
     """
     parts = _parts(first, second)
@@ -216,7 +216,7 @@ def paired_difference(first: Bools, second: Bools) -> Difference:
 
 
 def images_needed(difference: float, discordant: float, of_seeds: float = 0.0, df: int = 0) -> float:
-    """Images on which a difference would be told apart with 80 % chance if the observed one is the true one.
+    """Images on which a difference would be detected with 80 % chance if the observed one is the true one.
 
     Connor 1987, Biometrics 43, for paired proportions: the n at which ``|difference| = z sqrt(discordant / n) +
     z' sqrt((discordant - difference²) / n)`` with z = 1.96, z' = 0.84. A seed part of the variance does not shrink with

@@ -58,7 +58,7 @@ def wandb_key() -> bool:
 
 def load() -> None:
     """Import W&B in this thread: loader workers, forked while another thread imports, would inherit its locks."""
-    import wandb  # noqa: F401
+    import wandb  # noqa: F401  # the import is the effect
 
 
 class WandbRun:

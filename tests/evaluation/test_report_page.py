@@ -239,9 +239,9 @@ def test_the_value_under_the_cursor(shown: Shown, run: Path) -> None:
     plot.scroll_into_view_if_needed()
     box = plot.bounding_box()
     tab.mouse.move(box["x"] + 20.2 / 40 * box["width"], box["y"] + 40)
-    told = tab.locator("[data-chart=loss] .reading").text_content()
-    assert told.startswith("step 20, epoch 2: ") and f"training {loss[20]:.4g}," in told
-    assert "validation 1.8" in told  # 2 - 20 / 100
+    shown = tab.locator("[data-chart=loss] .reading").text_content()
+    assert shown.startswith("step 20, epoch 2: ") and f"training {loss[20]:.4g}," in shown
+    assert "validation 1.8" in shown  # 2 - 20 / 100
     tab.mouse.move(0, 0)
     assert tab.locator("[data-chart=loss] .reading").text_content() == ""
     tab.locator("[data-chart=accuracy]").focus()
@@ -250,7 +250,7 @@ def test_the_value_under_the_cursor(shown: Shown, run: Path) -> None:
         assert tab.locator("[data-chart=accuracy] .reading").text_content().startswith(wanted)
 
 
-def told_of(p: Predictions, row: int, column: int) -> str:
+def cell_text(p: Predictions, row: int, column: int) -> str:
     total, support = int(confusion(p)[row, column]), int(per_class(p).support[row])
     return f"{total} image{'' if total == 1 else 's'}, {100 * total / support:.1f}% of {support}"
 
@@ -265,7 +265,7 @@ def test_the_matrix_zooms_moves_and_lists_images(shown: Shown, run: Path) -> Non
     x, y = shown.cell(i, j, 5)
     tab.mouse.move(x, y)
     assert tab.locator(".tip b").text_content() == f"{p.classes[i]} taken for {p.classes[j]}"
-    assert tab.locator(".tip span").text_content() == told_of(p, i, j)
+    assert tab.locator(".tip span").text_content() == cell_text(p, i, j)
     now, size = shown.matrix(), shown.matrix()["side"] / 5
     content = tab.locator("#matrix").evaluate("(canvas) => canvas.toDataURL()").partition(",")[2]
     pixels = Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB")
@@ -313,7 +313,7 @@ def test_the_matrix_by_keyboard(shown: Shown, run: Path) -> None:
     for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
         tab.keyboard.press(key)
     assert shown.matrix()["cell"] == "1,1" and tab.locator("#cell-words").text_content() == (
-        f"{p.classes[1]}, recognised: {told_of(p, 1, 1)}"
+        f"{p.classes[1]}, recognised: {cell_text(p, 1, 1)}"
     )
     tab.keyboard.press("+")
     assert shown.matrix()["zoom"] == 1.25
@@ -469,7 +469,7 @@ def test_a_run_that_goes_on_has_a_report(browser: Any, tmp_path: Path) -> None:
         found.tab.wait_for_selector("[data-chart=loss] path.line", state="attached")
         assert not found.complaints
     with pytest.raises(ValueError, match=r"no config\.yaml"):
-        RunRecord(tmp_path).run  # noqa: B018
+        RunRecord(tmp_path).run  # noqa: B018  # a property that raises
 
 
 def written(out: Path) -> str:
@@ -488,11 +488,13 @@ def test_predictions_that_a_run_has_not_stored_can_be_made(run: Path, tmp_path: 
     before = {path for path in out.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=r"--neighbors needs predictions, .*: add --predict True"):
         report_run(str(out), ReportOptions(neighbors=1, device="cpu", workers=0), StopSignal())
-    told = report_run(str(out), ReportOptions(neighbors=1, predict=True, device="cpu", workers=0), StopSignal())
+    document = report_run(str(out), ReportOptions(neighbors=1, predict=True, device="cpu", workers=0), StopSignal())
     figures = evaluate_images(str(out), "", EvaluateOptions(device="cpu", workers=0), StopSignal())
-    assert told is not None and figures is not None
-    assert told["summary"]["validation accuracy"].startswith(f"{100 * figures['accuracy']:.2f}% ")
-    assert told["summary"]["loss"] == f"{figures['loss']:.4f}" and {p for p in out.rglob("*") if p.is_file()} == before
+    assert document is not None and figures is not None
+    assert document["summary"]["validation accuracy"].startswith(f"{100 * figures['accuracy']:.2f}% ")
+    assert (
+        document["summary"]["loss"] == f"{figures['loss']:.4f}" and {p for p in out.rglob("*") if p.is_file()} == before
+    )
     right = sum(figure["recall"] * figure["images"] for figure in figures["classes"].values())
     assert right == pytest.approx(60 * figures["accuracy"])
     text = (out / "report.html").read_text()

@@ -60,6 +60,6 @@ def record(argv: list[str]) -> None:
         (out / f"trace-{os.environ.get('RANK', '0')}.json").write_text(json.dumps(found))
         close(world)
 
-    train.partners, train.mix, Predictor.predict = traced_partners, traced_mix, traced_predict  # type: ignore[assignment]
-    Loader.batches, Renderer.render = traced_batches, traced_render  # type: ignore[method-assign]
-    train.World.close = traced_close  # type: ignore[method-assign]
+    train.partners, train.mix, Predictor.predict = traced_partners, traced_mix, traced_predict  # type: ignore[assignment]  # replaced for the trace
+    Loader.batches, Renderer.render = traced_batches, traced_render  # type: ignore[method-assign]  # as above
+    train.World.close = traced_close  # type: ignore[method-assign]  # as above

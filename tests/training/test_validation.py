@@ -52,7 +52,7 @@ def built(**optim: Any) -> tuple[Steps, State]:
 def test_the_schedule_is_given_the_loss_as_loss_and_the_accuracy_as_accuracy() -> None:
     steps, state = built()
     given: list[tuple[float, float]] = []
-    state.schedule = SimpleNamespace(epoch=lambda loss, accuracy: given.append((loss, accuracy)))  # type: ignore[assignment]
+    state.schedule = SimpleNamespace(epoch=lambda loss, accuracy: given.append((loss, accuracy)))  # type: ignore[assignment]  # a recorder
     logger = Noted()
     record_validation(4, steps, state, FIGURES, logger)  # type: ignore[arg-type]  # all that it asks for
     assert given == [(0.5, 0.75)] and logger.epochs == [(4, FIGURES)]
@@ -62,15 +62,15 @@ def test_the_schedule_is_given_the_loss_as_loss_and_the_accuracy_as_accuracy() -
 
 def test_inside_an_epoch_neither_schedule_nor_best_change() -> None:
     steps, state = built()
-    state.schedule = SimpleNamespace(epoch=lambda *_: pytest.fail("no epoch has ended"))  # type: ignore[assignment]
-    record_validation(3, steps, state, FIGURES, Noted())  # type: ignore[arg-type]
+    state.schedule = SimpleNamespace(epoch=lambda *_: pytest.fail("no epoch has ended"))  # type: ignore[assignment]  # must not be called
+    record_validation(3, steps, state, FIGURES, Noted())  # type: ignore[arg-type]  # all that it asks for
     assert state.history.best_accuracy_step == -1 and state.history.validated == 3
 
 
 def test_the_model_is_in_train_mode_afterwards_but_for_its_frozen_parts() -> None:
     steps, state = built()
     state.model.eval()
-    record_validation(4, steps, state, FIGURES, Noted())  # type: ignore[arg-type]
+    record_validation(4, steps, state, FIGURES, Noted())  # type: ignore[arg-type]  # all that it asks for
     assert all(module.training for module in state.model.modules())
 
 
