@@ -150,7 +150,7 @@ def copy_of(whole: Whole, out: Path) -> None:
 
 # --- damage ---
 
-EXAMPLES = 120  # 0.1 s each
+EXAMPLES = 120  # 0.3 s each
 
 STRANGE = [None, True, "x", "", -1, 0, 3, 99, 1.5, float("nan"), 10**400, [], [1], {}, {"a": 1}, "\ud800"]
 
@@ -240,18 +240,28 @@ def damaged(name: str, data: bytes, draw: Callable[[st.SearchStrategy[Any]], Any
     return bytes(changed)
 
 
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
-          suppress_health_check=list(HealthCheck))  # fmt: skip
-@given(data=st.data())
-def test_any_damage_is_one_line_that_names_the_file(
-    whole: Whole, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    out = tmp_path_factory.mktemp("damaged") / "run"
-    name = data.draw(st.sampled_from(whole.files))
-    copy_of(whole, out)
-    damage(out / name, name, data.draw)
-    check_readers(whole, out, name)
-    shutil.rmtree(out.parent)
+def try_damage(whole: Whole, factory: pytest.TempPathFactory, examples: int) -> None:
+    @settings(max_examples=examples, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(data=st.data())
+    def one(data: st.DataObject) -> None:
+        out = factory.mktemp("damaged") / "run"
+        name = data.draw(st.sampled_from(whole.files))
+        copy_of(whole, out)
+        damage(out / name, name, data.draw)
+        check_readers(whole, out, name)
+        shutil.rmtree(out.parent)
+
+    one()
+
+
+def test_some_damage_is_one_line_that_names_the_file(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> None:
+    try_damage(whole, tmp_path_factory, EXAMPLES // 4)
+
+
+@pytest.mark.integration
+def test_any_damage_is_one_line_that_names_the_file(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> None:
+    try_damage(whole, tmp_path_factory, EXAMPLES)
 
 
 # --- damage that has happened ---

@@ -258,16 +258,27 @@ def test_everything_is_restored_bit_for_bit(chain: list[Attempt], halves: list[A
         assert not equal(after.last, after.start)
 
 
-@pytest.mark.promise
-@pytest.mark.integration
-def test_fsdp_after_fsdp_is_the_uninterrupted_run_bit_for_bit(halves: list[Attempt], fsdp: Attempt) -> None:
-    assert [attempt.ranks[0]["steps"] for attempt in halves] == [9, 11]
-    assert equal(halves[-1].last, fsdp.last)
-    same_figures(halves[-1], fsdp, 0)
-    assert [rank["weights"] for rank in halves[-1].ranks] == [rank["weights"] for rank in fsdp.ranks]
-    ours, theirs = newest(halves[-1].out), newest(fsdp.out)
+def check_same_bits(halves: list[Attempt], whole: Attempt, steps: list[int]) -> None:
+    assert [attempt.ranks[0]["steps"] for attempt in halves] == steps
+    assert equal(halves[-1].last, whole.last)
+    same_figures(halves[-1], whole, 0)
+    assert [rank["weights"] for rank in halves[-1].ranks] == [rank["weights"] for rank in whole.ranks]
+    ours, theirs = newest(halves[-1].out), newest(whole.out)
     for name in ("model.safetensors", "average.safetensors", "optimizer.safetensors"):
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+
+
+@pytest.mark.integration
+def test_fsdp_after_fsdp_is_the_uninterrupted_run_bit_for_bit(halves: list[Attempt], fsdp: Attempt) -> None:
+    check_same_bits(halves, fsdp, [9, 11])
+
+
+@pytest.mark.promise
+@pytest.mark.integration
+def test_a_short_fsdp_run_resumes_bit_for_bit(go: Go) -> None:
+    short = [*NORMED, "--train.max-steps", "6"]
+    halves = [go("short-halves", short, True, "SIGTERM@0:step:3"), go("short-halves", short, True)]
+    check_same_bits(halves, go("short", short, True), [4, 2])
 
 
 @pytest.mark.soak

@@ -52,8 +52,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(runs: Runs, place: Path) -> Result:
-    """The uninterrupted run, on this machine, in one process."""
-    result = runs.run(place / "whole", RUN)
+    """The uninterrupted run."""
+    return here(runs, place / "whole", RUN)
+
+
+def here(runs: Runs, out: Path, args: list[str]) -> Result:
+    """On this machine, in one process."""
+    result = runs.run(out, args)
     assert result.code == 0, result.output
     return result
 
@@ -80,9 +85,19 @@ def masters(job: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("nodes", [pytest.param(1, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.promise)])
+@pytest.mark.promise
+def test_a_short_job_has_the_bits_of_a_run_on_this_machine(world: Slurm, place: Path, runs: Runs) -> None:
+    args = [*RUN, "--train.max-steps", "12"]
+    check_job(world, place, args, here(runs, place / "short", args), 1)
+
+
+@pytest.mark.parametrize("nodes", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_a_job_has_the_bits_of_a_run_on_this_machine(world: Slurm, place: Path, whole: Result, nodes: int) -> None:
-    job = world.sbatch(place, f"--nodes={nodes}", *TWO, "slurm/train.sh", *RUN)
+    check_job(world, place, RUN, whole, nodes)
+
+
+def check_job(world: Slurm, place: Path, args: list[str], whole: Result, nodes: int) -> None:
+    job = world.sbatch(place, f"--nodes={nodes}", *TWO, "slurm/train.sh", *args)
     out = place / "runs" / f"digits-{job.id}"
     job.steps(out, 1)
     met = masters(job.id)
