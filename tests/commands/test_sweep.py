@@ -20,7 +20,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from cls import recipes
 from cls.commands.main import parse_command
@@ -599,6 +598,8 @@ def test_the_lines_for_slurm_are_the_members_that_are_not_done(tmp_path: Path) -
 
 def test_a_wandb_agent_starts_the_members(tmp_path: Path) -> None:
     """The agent's own functions make the command of each point of the grid; bash runs it, in any order."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args  # 3 s in every worker
+
     echo, file = tmp_path / "echo.py", tmp_path / "sweep.yaml"
     echo.write_text("import json, sys; print(json.dumps(sys.argv[1:]))")
     launch = shlex.join([sys.executable, str(echo)])

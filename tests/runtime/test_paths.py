@@ -253,6 +253,7 @@ def test_a_full_disk_names_the_option(tmp_path: Path) -> None:
 # --- names and locales ---
 
 
+@pytest.mark.integration
 def test_a_name_that_the_locale_cannot_read_blames_the_locale(tmp_path: Path) -> None:
     """Python takes LC_ALL=C for UTF-8, unless it is told not to."""
     (tmp_path / "kätze").mkdir()

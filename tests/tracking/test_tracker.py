@@ -344,6 +344,7 @@ def test_wandb_mode(configured, asked, mode, monkeypatch):
     assert wandb_mode(Track(wandb=configured)) == mode
 
 
+@pytest.mark.integration
 def test_auto_is_online_when_a_key_is_known(nobody):
     code = "from cls.config import Track; from cls.tracking.tracker import wandb_mode; print(wandb_mode(Track()))"
     assert elsewhere(code).stdout == "offline\n"

@@ -98,6 +98,7 @@ def test_what_an_ordinary_launcher_exports_is_accepted() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.integration
 def test_one_process_knows_the_number_of_its_gpu() -> None:
     """Accelerate gives one process "cuda" alone, but each GPU has random numbers of its own, found by its number.
 
