@@ -69,7 +69,8 @@ class Data:
     exact_order: bool = False
     """Slow: every operation by torchvision on the full-size image, in the recipe's order, as published."""
     workers: int = -1
-    """Loader processes per rank; -1: one per core available to this rank; 0: decode in the main process."""
+    """Loader processes per rank; -1: one per core available to this rank, less one for the rank itself; 0: decode in
+    the main process."""
 
     @property
     def own_labels(self) -> bool:
@@ -248,7 +249,8 @@ class Train:
     deterministic: bool = True
     """Use only kernels that give the same bits every time."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 autocast where the GPU has it natively, else fp32; resolved at the first start and then kept."""
+    """auto: bf16 autocast where the GPU has it natively, else fp32; resolved at the first start and then kept. fp32 on
+    Ampere and later GPUs: convolutions run as TF32 (10-bit mantissa), matrix products in full, as in torch."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU if there is one that works, else the CPU."""
     channels_last: bool = True

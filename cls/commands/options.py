@@ -20,7 +20,7 @@ class DeviceOptions:
     device: str = "auto"
     """Device of the model: auto, cpu or cuda."""
     workers: int = -1
-    """Processes that decode images; -1: one per core; 0: decode in the main process."""
+    """Processes that decode images; -1: one per core but one; 0: decode in the main process."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,8 +57,8 @@ def load_batch(dataset: BatchDataset, indices: Sequence[int]) -> Batch:
 
 
 def worker_count(wanted: int, local_size: int) -> int:
-    """Loader processes per rank: ``wanted``, or for -1 this machine's usable cores divided by its ranks."""
-    return wanted if wanted >= 0 else min(16, max(1, cores() // local_size))
+    """Loader processes per rank: ``wanted``, or for -1 its part of the usable cores less one, which feeds the GPU."""
+    return wanted if wanted >= 0 else min(16, max(1, cores() // local_size - 1))
 
 
 def cores() -> int:

@@ -38,7 +38,8 @@ class BatchNorms:
     def save(self) -> None:
         """Save buffers and counts at the start of a step."""
         self._start = torch.cat(self.buffers) if self.buffers else self._empty
-        self._start_counts = [count.clone() for count in self.counts]
+        if self.counts:
+            self._start_counts = torch.stack(self.counts)  # one kernel instead of one for each norm
 
     def restore(self) -> None:
         """The saved buffers again, for the next micro-batch."""
@@ -52,7 +53,7 @@ class BatchNorms:
     def set_count(self, steps: int) -> None:
         """Set num_batches_tracked to the saved count + ``steps``: each forward pass has added 1, a step counts once."""
         if self.counts:
-            torch._foreach_copy_(self.counts, self._start_counts)
+            torch._foreach_copy_(self.counts, self._start_counts.unbind())
             torch._foreach_add_(self.counts, steps)
 
     @contextmanager

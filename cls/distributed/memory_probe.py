@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 from cls.config import Run
 from cls.distributed import tree_reduce
 from cls.distributed.micro_batches import MicroBatches, advice, smaller
-from cls.runtime.exit import OutOfMemory
+from cls.runtime.exit import OutOfMemory, out_of_memory
 
 
 def probe(micro: MicroBatches, optimizer: Optimizer, run: Run) -> MicroBatches:
@@ -29,6 +29,9 @@ def probe(micro: MicroBatches, optimizer: Optimizer, run: Run) -> MicroBatches:
             found = next((d for d in sizes if all(micro.world.gather(fits(micro, optimizer, run, d)))), 0)
             raise OutOfMemory(advice(run, found))
         most = -(-most // 2)
+    _try_exchange(micro, optimizer)
+    if micro.world.device.type == "cuda":  # free memory of a CPU is unknown, and the forward pass would cost seconds
+        try_evaluation(micro, run)
     if micro.exact:
         return micro
     micro.set_chunk_size(most)
@@ -88,20 +91,92 @@ def _held(micro: MicroBatches, optimizer: Optimizer, run: Run, count: int) -> li
     before = [range(share.start, stop - stop % 2) for stop in share[1:]]
     sums = max((len(tree_reduce.block_sizes(part)) for part in before), default=0)
     earlier = sums if micro.exact else int(count < len(share))  # fast: chunks accumulate in .grad
-    moments = 0 if optimizer.state else 2 if isinstance(optimizer, torch.optim.AdamW) else 1
     try:
-        return [torch.empty_like(p) for p in micro.parameters for _ in range(earlier + moments)]
+        return _copies(micro, earlier + _moments(optimizer))
     except RuntimeError as error:
         raise OutOfMemory(f"{advice(run, smaller(run))} ({error})") from None
+
+
+def _copies(micro: MicroBatches, count: int) -> list[torch.Tensor]:
+    return [torch.empty_like(p) for p in micro.parameters for _ in range(count)]
+
+
+def _moments(optimizer: Optimizer) -> int:
+    """Tensors of a parameter's size that the optimizer's first step will allocate for it."""
+    return 0 if optimizer.state else 2 if isinstance(optimizer, torch.optim.AdamW) else 1
+
+
+def _try_exchange(micro: MicroBatches, optimizer: Optimizer) -> None:
+    """Allocate what the exchange of exact gradients holds after the activations are freed; OutOfMemory on all ranks."""
+    if micro.world.size == 1 or not micro.exact:
+        return
+    ranges = tree_reduce.shares(micro.count, micro.world.size)
+    blocks = [len(tree_reduce.block_sizes(share)) for share in ranges]
+    own, gradients = blocks[micro.world.rank], sum(p.numel() for p in micro.parameters)
+    fitting = True
+    try:
+        held = _copies(micro, _moments(optimizer) + own)
+        buffer = held[0].new_empty((own + (own > 1)) * gradients)
+        del held[_moments(optimizer) * len(micro.parameters) :]  # the sums are freed before the slices arrive
+        received = held[0].new_empty(sum(blocks) * gradients // micro.world.size) if held else buffer
+        del held, buffer, received
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        fitting = False
+    if micro.world.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if not all(micro.world.gather(fitting)):
+        raise OutOfMemory(
+            f"adding the gradients of {micro.world.size} processes in a fixed order takes {2 * own + (own > 1)} times "
+            "their size, which does not fit into memory: add --train.reduce fast, or use fewer processes"
+        )
+
+
+def try_evaluation(micro: MicroBatches, run: Run) -> None:
+    """Try the forward pass of one evaluation batch; OutOfMemory on all ranks names the size that fits."""
+    if all(micro.world.gather(_evaluates(micro, run, run.train.eval_batch))):
+        return
+    found, size = 0, run.train.eval_batch // 2
+    while size and not found:
+        found = size if all(micro.world.gather(_evaluates(micro, run, size))) else 0
+        size //= 2
+    raise OutOfMemory(
+        f"an evaluation batch of {run.train.eval_batch} images of {run.data.evaluated.size} pixels does not fit into "
+        "memory: " + (f"add --train.eval-batch {found}" if found else "use a smaller --data.eval-size")
+    )
+
+
+@torch.no_grad()
+def _evaluates(micro: MicroBatches, run: Run, size: int) -> bool:
+    model = getattr(micro.model, "module", micro.model)  # DDP exchanges nothing in an evaluation
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with micro.world.autocast(run.train.precision):
+            model(_images(micro, run, size, run.data.evaluated.size))
+        return True
+    except RuntimeError as error:
+        if micro.world.fsdp or not out_of_memory(error):
+            raise
+        return False
+    finally:
+        for module, training in modes:
+            module.training = training
+        if micro.world.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _images(micro: MicroBatches, run: Run, count: int, side: int) -> torch.Tensor:
+    images = torch.zeros(count, 3, side, side, device=micro.world.device)
+    return images.contiguous(memory_format=torch.channels_last) if run.train.channels_last else images
 
 
 def _forward_backward(micro: MicroBatches, run: Run, size: int, chunk: range) -> None:
     micro.start_step(0)
     try:
         with micro.context(chunk):
-            images = torch.zeros(len(chunk) * size, 3, run.data.size, run.data.size, device=micro.world.device)
-            if run.train.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
+            images = _images(micro, run, len(chunk) * size, run.data.size)
             with micro.world.autocast(run.train.precision):
                 logits = micro.model(images)
             logits.float().square().sum().backward()

@@ -7,7 +7,7 @@ aligned subtrees of its range; ranks exchange these sums and finish the tree on 
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,8 +15,18 @@ from torch import Tensor
 
 from cls.distributed.world import World
 
-Layout = tuple[torch.Size, tuple[int, ...]]
-"""Shape and strides of a tensor."""
+ALIGNMENT = 4
+"""Elements between the starts of a flat buffer's tensors: 16 bytes of float32. CUDA's foreach norms add a tensor that
+starts elsewhere in another order, so clipping would depend on the number of GPUs, and fused AdamW takes a slower path.
+"""
+
+
+class Place(NamedTuple):
+    """Where a tensor lies in a flat buffer."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    offset: int
 
 
 @dataclass
@@ -79,15 +89,13 @@ def total(
     ranges = shares(micro_batches, world.size)
     assert [(b.start, b.size) for b in stack] == block_sizes(ranges[world.rank])
     like = stack[0].values[0]
-    shapes = [(value.shape, value.stride()) for value in stack[0].values]
-    sizes = [value.numel() for value in stack[0].values]
-    part = -(-sum(sizes) // world.size)
+    places, end = _places(stack[0].values)
+    part = _aligned(-(-end // world.size))
     length = world.size * part
     sent = _buffer(buffers, "sent", like, len(stack) * length)
     flat = _buffer(buffers, "flat", like, length) if len(stack) > 1 else sent
     for index, block in enumerate(stack):
-        flat[sum(sizes) :] = 0
-        torch._foreach_copy_(_views(flat, shapes, sizes), block.values)
+        torch._foreach_copy_(_views(flat, places), block.values)  # what lies between the tensors is never read
         if len(stack) > 1:
             sent.view(world.size, len(stack), part)[:, index] = flat.view(world.size, part)
     count = len(stack)
@@ -101,7 +109,20 @@ def total(
         push(tree, start, [row], size)
     whole = sent[:length]  # its content is no longer needed
     _gather(whole, _merge_rest(tree)[0], world)
-    return _views(whole, shapes, sizes)
+    return _views(whole, places)
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _places(values: list[Tensor]) -> tuple[list[Place], int]:
+    """Of each value, one after the other, and where the last one ends."""
+    places, end = [], 0
+    for value in values:
+        places.append(Place(value.shape, value.stride(), end))
+        end += _aligned(value.numel())
+    return places, end
 
 
 def _buffer(buffers: dict[str, Tensor], name: str, like: Tensor, length: int) -> Tensor:
@@ -115,9 +136,11 @@ def _buffer(buffers: dict[str, Tensor], name: str, like: Tensor, length: int) ->
 
 
 def _gather(whole: Tensor, mine: Tensor, world: World) -> None:
-    """All ranks' slices in rank order. gloo's all_gather takes 3 times as long: it copies through a new buffer."""
-    if mine.is_cuda:
-        dist.all_gather_single(whole, mine)
+    """All ranks' slices in rank order."""
+    if gathers_in_one_call(mine.device.type):
+        # torch 2.14 renamed it
+        gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
+        gather(whole, mine)
         return
     rows = whole.view(world.size, -1)
     rows[world.rank] = mine
@@ -126,10 +149,13 @@ def _gather(whole: Tensor, mine: Tensor, world: World) -> None:
         work.wait()
 
 
-def _views(flat: Tensor, shapes: list[Layout], sizes: list[int]) -> list[Tensor]:
+def gathers_in_one_call(device_type: str) -> bool:
+    """Whether one collective gathers all slices: gloo's takes 3 times as long as broadcasts, it copies through a new
+    buffer.
+    """
+    return device_type == "cuda"
+
+
+def _views(flat: Tensor, places: list[Place]) -> list[Tensor]:
     """Views of a flat buffer with the shapes and strides of the originals (channels-last is kept)."""
-    views, offset = [], 0
-    for (shape, stride), size in zip(shapes, sizes, strict=True):
-        views.append(flat.as_strided(shape, stride, offset))
-        offset += size
-    return views
+    return [flat.as_strided(place.shape, place.stride, place.offset) for place in places]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -122,7 +123,8 @@ class World:
     def close(self) -> None:
         """Wait for all ranks and leave the process group."""
         if self.size > 1:
-            dist.barrier()
+            # NCCL warns where it is not told the device
+            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
             dist.destroy_process_group()
 
 
@@ -134,7 +136,7 @@ class StopFlag:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._waiting: tuple[Any, torch.Tensor] | None = None
+        self._answer: Callable[[], bool] | None = None
 
     def check(self) -> None:
         """Raises Stopped on all ranks at the same call if one of them had a stop request at the call before."""
@@ -143,16 +145,45 @@ class StopFlag:
             raise Stopped(self.world.stop.reason)
         if self.world.size > 1:
             self.close()
-            flag = torch.tensor(int(asked), device=self.world.device)
-            self._waiting = dist.all_reduce(flag, async_op=True), flag
+            self._answer = _any_rank(asked, self.world.device)
 
     def close(self) -> None:
-        if self._waiting is not None:
-            work, flag = self._waiting
-            self._waiting = None
-            work.wait()
-            if flag.item():
+        if self._answer is not None:
+            answer, self._answer = self._answer, None
+            if answer():
                 raise Stopped("agreed")
+
+
+def _any_rank(asked: bool, device: torch.device) -> Callable[[], bool]:
+    """Ask all ranks whether one of them has a request; the result waits for the answer."""
+    if device.type != "cuda":
+        flag = torch.tensor(int(asked))
+        work: Any = dist.all_reduce(flag, async_op=True)
+
+        def received() -> bool:
+            work.wait()
+            return bool(flag.item())
+
+        return received
+    # in a stream of its own, or the host would wait for the forward passes that it has just queued
+    with torch.cuda.stream(_flag_stream(device)):
+        flag = torch.full((), float(asked), device=device)  # torch.tensor would copy from the host, and wait
+        waiting: Any = dist.all_reduce(flag, async_op=True)
+        waiting.wait()  # the stream waits, not the host
+        answer = torch.empty((), pin_memory=True).copy_(flag, non_blocking=True)
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        copied.record()
+
+    def arrived() -> bool:
+        copied.synchronize()
+        return bool(answer.item())
+
+    return arrived
+
+
+@lru_cache(maxsize=1)
+def _flag_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def _sendable(error: BaseException) -> BaseException:
@@ -172,11 +203,12 @@ def start(train: Train, stop: StopSignal) -> World:
     check_launcher(os.environ)
     ignore_mpi(os.environ)
     fsdp = check_fsdp(os.environ, train)
+    torch.use_deterministic_algorithms(train.deterministic)
     if train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
-        torch.use_deterministic_algorithms(True)
         # filling empty tensors with NaN costs 3 % of a step
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # mypy cannot see it
+    torch.backends.cudnn.benchmark = not train.deterministic  # cuDNN times its kernels and takes the fastest
     device = choose_device(train.device)
     wanted, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device == "cuda" and local > torch.cuda.device_count():

@@ -4,12 +4,16 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from cls.data import loader
 from cls.data.dataset import BatchInfo
@@ -155,9 +159,35 @@ def test_too_little_memory_is_reported_before() -> None:
 def test_workers_are_the_cores_that_there_really_are(monkeypatch: pytest.MonkeyPatch) -> None:
     bound = len(os.sched_getaffinity(0))
     assert cores() <= bound
-    assert worker_count(-1, 1) == min(16, cores()) and worker_count(5, 1) == 5 and worker_count(-1, 100) == 1
+    assert worker_count(5, 1) == 5 and worker_count(-1, 100) == 1
+    for usable, local_size, expected in ((8, 1, 7), (8, 4, 1), (9, 2, 3), (1, 1, 1), (64, 2, 16)):  # one is the rank's
+        monkeypatch.setattr(loader, "cores", lambda usable=usable: usable)
+        assert worker_count(-1, local_size) == expected
+        monkeypatch.undo()
     for quota, expected in ((0.5, 1), (1.5, min(2, bound)), (float("inf"), bound)):
         limits = loader.cgroup_limits()
         monkeypatch.setattr(loader, "cgroup_limits", lambda q=quota, li=limits: type(li)(q, li.memory))
         assert cores() == expected
         monkeypatch.undo()
+
+
+def test_a_copy_to_the_gpu_has_its_own_stream_and_its_memory_waits_for_the_forward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    stream = SimpleNamespace(synchronize=lambda: calls.append("host waits for the copy"))
+    copied = SimpleNamespace(record_stream=lambda current: calls.append(f"kept for {current}"))
+    pixels = SimpleNamespace(to=lambda device, non_blocking: (calls.append(f"copy {non_blocking}"), copied)[1])
+
+    @contextmanager
+    def inside(_: object) -> Iterator[None]:
+        calls.append("enter stream")
+        yield
+        calls.append("leave stream")
+
+    monkeypatch.setattr(loader, "_copy_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", inside)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the default stream")
+    assert loader._on_device(cast(Tensor, pixels), torch.device("cuda", 0)) is copied
+    copying = ["enter stream", "copy True", "leave stream", "host waits for the copy"]
+    assert calls == [*copying, "kept for the default stream"]

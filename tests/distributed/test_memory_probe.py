@@ -11,9 +11,11 @@ import torch
 from torch.optim import Optimizer
 
 from cls.config import change
+from cls.distributed import memory_probe
 from cls.distributed.memory_probe import probe
 from cls.distributed.micro_batches import MicroBatches
 from cls.distributed.world import World
+from cls.runtime.exit import OutOfMemory
 from cls.tracking.events import read_events
 from tests.distributed.test_tree_reduce import Net, one_step, run_of, world
 from tests.harness import TINY
@@ -157,6 +159,56 @@ def test_a_chunk_that_does_not_fit_on_another_rank_is_halved_here_too(monkeypatc
     micro = MicroBatches(world(), model, run)
     probe(micro, torch.optim.SGD(model.parameters()), run)
     assert [len(chunk) for chunk in micro.chunks] == [2, 2]
+
+
+class Small(Net):
+    """Has memory for 5 images of an evaluation."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if not self.training and len(images) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory, says the test")
+        return super().forward(images)
+
+
+@pytest.mark.parametrize(("other", "found"), [([True, True, True], 4), ([False, True, False, False, True], 1)])
+def test_an_evaluation_batch_that_does_not_fit_names_one_that_does_on_all_ranks(
+    other: list[bool], found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter(other)
+    monkeypatch.setattr(World, "gather", lambda self, fits: [fits, next(answers)])
+    run, model = change(run_of(eval_batch=16), data={"eval_size": 8}), Small("batch")
+    model.norm.eval()
+    before = trace(model, torch.optim.SGD(model.parameters()))
+    with pytest.raises(OutOfMemory, match=rf"batch of 16 images of 8 pixels .* add --train.eval-batch {found}$"):
+        memory_probe.try_evaluation(MicroBatches(world(), model, run), run)
+    assert trace(model, torch.optim.SGD(model.parameters())) == before
+    assert model.training and not model.norm.training
+    monkeypatch.undo()
+    memory_probe.try_evaluation(MicroBatches(world(), model, run), change(run, train={"eval_batch": 4}))
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_the_exchange_is_tried_with_all_its_buffers(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its highest moment: k partial sums, their copies in one buffer, and for k > 1 one more, beside two moments."""
+    sizes: list[int] = []
+    empty_like, new_empty = torch.empty_like, torch.Tensor.new_empty
+    monkeypatch.setattr(torch, "empty_like", lambda p: (sizes.append(p.numel()), empty_like(p))[1])
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda t, n: (sizes.append(n), new_empty(t, n))[1])
+    monkeypatch.setattr(World, "gather", lambda self, fits: [fits] * ranks)
+    model = Net("batch")
+    micro = MicroBatches(world(0, ranks), model, run_of(batch=18))  # 6 micro-batches: shares of 3 or 2
+    memory_probe._try_exchange(micro, torch.optim.AdamW(model.parameters()))
+    gradients = sum(p.numel() for p in model.parameters())
+    own = 2 if ranks == 2 else 1
+    assert sum(sizes[:-2]) == (2 + own) * gradients and sizes[-2] == (3 if own == 2 else 1) * gradients
+    assert sizes[-1] == (4 if ranks == 2 else 3) * gradients // ranks
+
+    def refuse(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory, says the test")
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", refuse)
+    with pytest.raises(OutOfMemory, match=rf"of {ranks} processes in a fixed order .* add --train.reduce fast"):
+        memory_probe._try_exchange(micro, torch.optim.AdamW(model.parameters()))
 
 
 FAST = [*TINY, "--train.reduce", "fast"]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cls.config import Run, change
+from cls.distributed import tree_reduce
 from cls.distributed.micro_batches import MicroBatches
 from cls.distributed.tree_reduce import Block, block_sizes, push, shares, total
 from cls.distributed.world import World
@@ -103,6 +104,21 @@ def test_alone_the_sum_has_the_bits_of_the_recursive_tree(v: int) -> None:
     exact = [sum(t.double() for t in parts) for parts in zip(*(leaf(i) for i in range(v)), strict=True)]
     for a, b in zip(ours, exact, strict=True):
         assert torch.allclose(a.double(), cast(Tensor, b), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("first", range(1, 9))
+def test_in_a_flat_buffer_every_tensor_starts_on_16_bytes_and_none_overlap(first: int) -> None:
+    values = [torch.full((first,), 1.0), *leaf(3)]
+    places, end = tree_reduce._places(values)
+    flat = torch.zeros(end)
+    views = tree_reduce._views(flat, places)
+    torch._foreach_copy_(views, values)
+    assert same(views, values) and all(view.data_ptr() % 16 == 0 for view in views)
+    assert end == sum(-(-value.numel() // 4) * 4 for value in values)
+
+
+def test_gpus_gather_in_one_call() -> None:
+    assert tree_reduce.gathers_in_one_call("cuda") and not tree_reduce.gathers_in_one_call("cpu")
 
 
 def test_control_another_order_has_other_bits() -> None:
@@ -261,7 +277,28 @@ def job_total(group: World, folder: Path) -> None:
         alone: list[Block] = []
         for index in range(v):
             push(alone, index, leaf(index))
-        assert same(total(stack, v, group), total(alone, v, world())), f"V = {v} of {group.size}"
+        ours = total(stack, v, group)
+        assert same(ours, total(alone, v, world())), f"V = {v} of {group.size}"
+        assert all(value.data_ptr() % 16 == 0 for value in ours)
+
+
+def job_one_call(group: World, folder: Path) -> None:
+    """As on GPUs: one collective gathers the slices, under its name in torch 2.14 and under the one of before."""
+    calls: list[str] = []
+    old, new = dist.all_gather_into_tensor, getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+
+    def counted(name: str, collective: Callable[[Tensor, Tensor], Any]) -> Callable[[Tensor, Tensor], None]:
+        return lambda whole, mine: (calls.append(name), collective(whole, mine))[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree_reduce, "gathers_in_one_call", lambda device_type: True)
+        patch.setattr(dist, "all_gather_single", counted("new", new), raising=False)
+        patch.setattr(dist, "all_gather_into_tensor", counted("old", old))
+        job_total(group, folder)
+        assert set(calls) == {"new"} and len(calls) == 34 - group.size
+        patch.delattr(dist, "all_gather_single")
+        job_total(group, folder)
+        assert calls[34 - group.size :] == ["old"] * (34 - group.size)
 
 
 def job_step(group: World, folder: Path) -> None:
@@ -345,6 +382,11 @@ def test_the_sum_has_the_same_bits_on_two_three_and_four_processes() -> None:
 
 def test_a_step_has_the_same_bits_on_two_three_and_four_processes() -> None:
     launch("job_step", 2, 3, 4)
+
+
+@pytest.mark.integration
+def test_the_collective_of_gpus_gives_the_same_bits() -> None:
+    launch("job_one_call", 2, 3)
 
 
 @pytest.mark.integration

@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from cls.commands.check.describe import ImageInfo, describe
 from cls.commands.check.duplicates import DUPLICATE, F, candidates, miniature, similarity
-from cls.data.loader import worker_count
+from cls.data.loader import cores
 from cls.data.readers import Encoded, Images
 from cls.data.workers import WorkerDied, in_order
 from cls.runtime.exit import DataError
@@ -170,8 +170,9 @@ def _groups(found: Survey, pairs: Collection[Pair]) -> list[Group]:
 def _parallel(work: Callable[[int], T], count: int, what: str, workers: int) -> Iterator[T]:
     """``work`` of 0 to ``count`` - 1, in this order for any number of processes; DataError where one dies."""
     tasks = [range(start, min(start + EACH, count)) for start in range(0, count, EACH)]
+    processes = min(cores() if workers < 0 else workers, len(tasks))
     try:
-        for answers in in_order(lambda task: list(map(work, task)), tasks, min(worker_count(workers, 1), len(tasks))):
+        for answers in in_order(lambda task: list(map(work, task)), tasks, processes):
             yield from answers
     except WorkerDied as error:
         where = f"{what} {error.task[0]} to {error.task[-1]}"
