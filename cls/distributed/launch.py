@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from cls.config import Train
+from cls.runtime.exit import LocalError
 from cls.runtime.paths import command_line
 
 
@@ -31,6 +32,10 @@ def check_launcher(env: os._Environ[str] | dict[str, str]) -> None:
             )
 
 
+TAKEN = (
+    "see nvidia-smi; wait until that program ends, or choose another GPU with CUDA_VISIBLE_DEVICES=NUMBER before the "
+    "command"
+)
 MPI = ("PMI", "OMPI_COMM_WORLD", "MV2_COMM_WORLD")
 MPI_LOCAL = ("MPI_LOCALRANKID", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
              "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE")  # fmt: skip
@@ -81,28 +86,69 @@ def check_fsdp(env: os._Environ[str] | dict[str, str], train: Train) -> bool:
 
 
 def choose_device(wanted: str) -> str:
-    """'cuda', with this process's GPU as the current device, or 'cpu'; ValueError where a visible GPU is unusable."""
+    """'cuda', with this process's GPU as the current device, or 'cpu'.
+
+    ValueError where a visible GPU is unusable, LocalError where another program has taken this process's one.
+    """
     if wanted == "cpu":
         return "cpu"
     problem = ""
-    try:
-        if torch.cuda.is_available():
-            # on GPU 0 each process would leave a context of some hundred MB, or fail in exclusive mode
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-            torch.zeros(1, device="cuda")
+    if torch.cuda.is_available():
+        count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if local > count:  # before the first allocation: in exclusive mode these processes would block each other
+            raise ValueError(
+                f"{local} processes were started on this machine, which has {count} GPU(s): "
+                f"use accelerate launch --num_processes {count}"
+            )
+        index = int(os.environ.get("LOCAL_RANK", "0")) % count
+        problem = first_allocation(index)
+        if not problem:
             return "cuda"
-    except RuntimeError as error:
-        problem = f": {str(error).splitlines()[0]}"
+        if is_taken(problem):
+            chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+            name = f"GPU {index}{f' of CUDA_VISIBLE_DEVICES={chosen}' if chosen else ''}"
+            raise LocalError(f"{name} is {taken(problem)}: {TAKEN}, or use --train.device cpu")
     sign = visible_gpus(os.environ, Path("/dev/nvidia0").exists())
-    if sign:
-        raise ValueError(
-            f"a GPU is visible ({sign}) but torch {torch.__version__} cannot use it{problem}. Driver: {driver()}; "
-            f"this torch was built for CUDA {torch.version.cuda}. Install a torch that fits the driver, e.g. pip "
-            "install torch torchvision --index-url https://download.pytorch.org/whl/cu126, or use --train.device cpu"
-        )
+    if sign or problem:
+        raise ValueError(f"{unusable(sign, problem)}, or use --train.device cpu")
     if wanted == "cuda":
         raise ValueError("train.device is cuda but this machine shows no GPU: use --train.device cpu or auto")
     return "cpu"
+
+
+def first_allocation(index: int) -> str:
+    """Make this GPU the current one and allocate on it; '' or the error's first line."""
+    try:
+        torch.cuda.set_device(index)  # on GPU 0 each process would leave a context of some hundred MB
+        torch.zeros(1, device="cuda")
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
+def is_taken(problem: str) -> bool:
+    """True for an error that means another program: it fills the memory, or has the card in exclusive mode.
+
+    torch's allocator says "CUDA out of memory", the driver "out of memory", "all CUDA-capable devices are busy or
+    unavailable" or, from CUDA 12 on, "CUDA-capable device(s) is/are busy or unavailable".
+    """
+    return any(text in problem for text in ("out of memory", "busy or unavailable"))
+
+
+def taken(problem: str) -> str:
+    """What is said of a GPU that another program has taken."""
+    reason = problem.partition(" Of the allocated memory")[0]  # the rest is about this process's own memory
+    return f"taken by another program ({reason.rstrip('.')})"
+
+
+def unusable(sign: str, problem: str) -> str:
+    """The message for a GPU that this torch cannot use."""
+    return (
+        f"a GPU is visible ({sign or 'to torch'}) but torch {torch.__version__} cannot use it"
+        f"{f': {problem}' if problem else ''}. "
+        f"Driver: {driver()}; this torch was built for CUDA {torch.version.cuda}. Install a torch that fits the "
+        "driver, e.g. pip install torch torchvision --index-url https://download.pytorch.org/whl/cu126"
+    )
 
 
 def visible_gpus(env: os._Environ[str] | dict[str, str], device_file: bool) -> str:

@@ -211,11 +211,6 @@ def start(train: Train, stop: StopSignal) -> World:
     torch.backends.cudnn.benchmark = not train.deterministic  # cuDNN times its kernels and takes the fastest
     device = choose_device(train.device)
     wanted, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if device == "cuda" and local > torch.cuda.device_count():
-        raise ValueError(
-            f"{local} processes were started on this machine, which has {torch.cuda.device_count()} GPU(s): "
-            f"use accelerate launch --num_processes {torch.cuda.device_count()}"
-        )
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision="no",  # World.autocast does it; the launcher's choice is not used

@@ -21,7 +21,7 @@ from cls.runtime.files import write_whole
 from cls.runtime.signals import StopSignal
 
 CODES = {"done": 0, "error": 1, "user_error": 2, "data": 3, "non_finite": 4, "out_of_memory": 5, "stopped": 85}
-AGREED = ("done", "stopped", "user_error")  # the same on all ranks: only rank 0 reports them
+AGREED = ("done", "stopped", "user_error")  # the same on all ranks
 ONEDNN = "could not create a primitive"
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 PLACE = (*DISK, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP)
@@ -41,6 +41,10 @@ class NonFiniteError(Exception):
 
 class ForeignDirectoryError(ValueError):
     """The run directory belongs to another process or is not ours: not even exit.json may be written there."""
+
+
+class LocalError(ValueError):
+    """A user error that only this process can see, e.g. of its GPU: whichever rank has it reports it."""
 
 
 class OutOfMemory(Exception):
@@ -134,7 +138,7 @@ class ExitHandler:
         elif outcome == "error":
             assert error is not None
             traceback.print_exception(error)
-        elif self._main or (outcome not in AGREED and not self._reported()):
+        elif self._main or not (agreed(outcome, error) or self._reported()):
             print(f"{outcome.replace('_', ' ')}: {clean(reason)}", file=sys.stderr)
             if outcome == "stopped" and self.out is not None and not self._is_empty(outcome):
                 way = f" with --out {shlex.quote(str(self.out))}" if self.unnamed else ""
@@ -142,7 +146,7 @@ class ExitHandler:
 
     def _write(self, outcome: str, code: int, reason: str, error: BaseException | None) -> None:
         """Rank 0 writes; other ranks only their own failure, which rank 0 keeps if it was only stopped."""
-        if self.out is None or isinstance(error, ForeignDirectoryError) or (not self._main and outcome in AGREED):
+        if self.out is None or isinstance(error, ForeignDirectoryError) or (not self._main and agreed(outcome, error)):
             return
         if self._lost():  # do not recreate it only for exit.json
             return
@@ -161,6 +165,11 @@ class ExitHandler:
         """True if another rank has written exit.json in this attempt."""
         path = self.out / "exit.json" if self.out else None
         return path is not None and path.exists() and path.stat().st_mtime >= self._since
+
+
+def agreed(outcome: str, error: BaseException | None) -> bool:
+    """True if all ranks end this way, so that only rank 0 reports it."""
+    return outcome in AGREED and not isinstance(error, LocalError)
 
 
 def is_missing(path: Path) -> bool:

@@ -17,26 +17,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from cls.commands.doctor import measure
+from cls.commands.doctor import gpus, measure
+from cls.commands.doctor.findings import Finding
+from cls.commands.doctor.gpus import gpu
 from cls.commands.doctor.measure import Quota
 from cls.commands.doctor.run import (  # fmt: skip
     caches,
     core_finding,
     doctor,
-    gpu,
-    judge,
     not_ready,
     quota_finding,
     run_disk,
     shared_memory,
     shm_finding,
     slurm,
-    transports,
+    software,
     user_data,
     wandb_login,
 )
 from cls.commands.doctor.transport import Trial, trial
+from cls.commands.doctor.trials import judge, transports
 from cls.runtime import system
 
 GIB = 1 << 30
@@ -198,6 +200,49 @@ def test_cores_gpus_and_shared_memory_by_their_numbers() -> None:
     assert gpu(0, "A6000", 47 * GIB, 48 * GIB, 0).state == "ok"
     taken = gpu(1, "A6000", 20 * GIB, 48 * GIB, 2 * GIB)
     assert taken.state == "warn" and "20.0 of 48.0 GiB free; 26.0 GiB are used by" in taken.found
+
+
+@pytest.mark.integration
+def test_gpus_are_examined_in_a_process_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor's own process makes no context: what would make one is forbidden here, but not in the subprocess."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    for name in ("set_device", "mem_get_info", "get_device_name", "init", "_lazy_init", "synchronize"):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda *_: pytest.fail("a context in the doctor's process"))
+    assert gpus.gpus() == [Finding("ok", "GPU", "no GPU: CPU runs only")]
+    assert [finding.state for finding in (*software(), *shared_memory())] == ["ok", "ok"]
+    if not torch.cuda.is_available():
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+        [bad] = gpus.gpus()
+        assert bad.state == "bad" and "CUDA_VISIBLE_DEVICES=0" in bad.found and bad.remedy.startswith("install")
+
+
+@pytest.mark.integration
+def test_a_driver_that_hangs_or_crashes_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "python"
+    monkeypatch.setattr("sys.executable", str(program))
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    since = time.monotonic()
+    [hung] = gpus.gpus(0.2)
+    assert (hung.state, hung.found) == ("bad", "no answer within 0 s") and time.monotonic() - since < 10
+    program.write_text("#!/bin/sh\necho driver: Xid 79 >&2; echo >&2; exit 3\n")
+    [crashed] = gpus.gpus()
+    assert crashed.state == "bad" and crashed.found.endswith("ended with status 3: driver: Xid 79")
+
+
+def test_one_taken_or_unusable_gpu_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = ["", "CUDA out of memory. Tried to …", "CUDA error: no kernel image is available"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr(gpus, "first_allocation", lambda index: problems[index])
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda index: (47 * GIB, 48 * GIB))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: "A6000")
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda index: 0)
+    free, taken, unusable = gpus.examine()
+    assert (free.state, free.name, free.found) == ("ok", "GPU 0", "A6000, 47.0 of 48.0 GiB free")
+    assert (taken.state, taken.name) == ("bad", "GPU 1") and taken.found.startswith("taken by another program (CUDA")
+    assert "nvidia-smi" in taken.remedy and "install" not in taken.remedy
+    assert (unusable.state, unusable.name) == ("bad", "GPU 2") and unusable.remedy.startswith("install that torch")
 
 
 def test_a_slurm_job_is_described() -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from cls.config import Run, change
+from cls.distributed import launch
 from cls.runtime.exit import (
     CODES,
     DISK,
@@ -235,6 +236,22 @@ def test_other_ranks_leave_agreed_ends_to_rank_0(out: Path) -> None:
     assert ending(out, lambda _: check(change(Run(), seed=-1)), rank=1) == Ended(2, "", "", None)
     ended = ending(out, wait, rank=1, send=(signal.SIGTERM,))
     assert (ended.code, ended.record) == (85, None)
+
+
+def test_a_user_error_of_one_rank_is_reported_by_it(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU of one rank is taken; a second one with the same problem keeps quiet where the first has said so."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr(launch, "first_allocation", lambda _: "CUDA error: out of memory")
+    ended = ending(out, lambda _: launch.choose_device("auto"), rank=1)
+    assert ended.code == 2 and ended.stderr.startswith("user error: GPU 0") and "nvidia-smi" in ended.stderr
+    assert ended.record is not None and ended.record["outcome"] == "user_error"
+
+    def second(_: ExitHandler) -> None:
+        assert ending(out, lambda _: launch.choose_device("auto"), rank=1).stderr == ended.stderr
+        launch.choose_device("auto")
+
+    assert ending(out, second, rank=2) == Ended(2, "", "", ended.record)
 
 
 def test_another_ranks_failure_is_kept_when_rank_0_is_stopped_or_loses_its_connection(out: Path) -> None:

@@ -9,52 +9,29 @@ import platform
 import re
 import shlex
 import shutil
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from cls.commands.doctor import measure
-from cls.commands.doctor.transport import Trial, trial
+from cls.commands.doctor.findings import GIB, Finding, graded
+from cls.commands.doctor.gpus import gpus
+from cls.commands.doctor.trials import transports
 from cls.commands.fetch import cache_folder, library_caches
 from cls.config import Track
-from cls.distributed.launch import choose_device, driver
+from cls.distributed.launch import driver
 from cls.runtime import system
-from cls.runtime.files import write_whole
 from cls.tracking.wandb_run import wandb_key, wandb_mode
 
 NETWORK_SECONDS = 3.0
 NCCL_SHM_BYTES = 32 << 20  # of each process: channels of 9.6 MB to its neighbours; an assumption, not measured by us
 LITTLE_SHM_BYTES = 1 << 20
-GIB = 1 << 30
-SLOWER = 2.0  # a transport slower than another one by this factor is not used
-NCCL = ("NCCL_P2P_DISABLE=1", "NCCL_SHM_DISABLE=1", "NCCL_IB_DISABLE=1")  # known workarounds for an NCCL that hangs
-GLOO = ("GLOO_SOCKET_IFNAME=lo",)  # for a host name that resolves to no interface of this machine
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line: what was found and, unless it is ok, the remedy."""
-
-    state: Literal["ok", "warn", "bad"]
-    name: str
-    found: str
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.state:<4}  {self.name}  {self.found}" + (f"  -> {self.remedy}" if self.remedy else "")
-
-
-def graded(name: str, found: str, remedy: str, *, warn: bool = False, bad: bool = False) -> Finding:
-    """``remedy`` is shown unless the finding is ok."""
-    return Finding("bad" if bad else "warn" if warn else "ok", name, found, remedy if warn or bad else "")
 
 
 def doctor(out: str, data: str, save: bool, seconds: float) -> list[dict[str, Any]]:
@@ -94,35 +71,6 @@ def software() -> list[Finding]:
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.cuda.is_available() else "not in use"  # type: ignore[no-untyped-call]  # torch
     found = f"Python {platform.python_version()}, torch {torch.__version__} {cuda}, driver {driver()}, NCCL {nccl}"
     return [Finding("ok", "software", found)]
-
-
-def gpus() -> list[Finding]:
-    try:
-        if choose_device("auto") == "cpu":
-            return [Finding("ok", "GPU", "no GPU: CPU runs only")]
-    except ValueError as error:
-        return [Finding("bad", "GPU", str(error), "install that torch, or ask for no GPU")]
-    return [gpu(i, torch.cuda.get_device_name(i), *torch.cuda.mem_get_info(i), torch.cuda.memory_reserved(i))
-            for i in range(torch.cuda.device_count())]  # fmt: skip
-
-
-def gpu(index: int, name: str, free: int, total: int, own: int) -> Finding:
-    """One GPU by its numbers of bytes; contexts of idle programs take less than 1.5 GiB."""
-    taken = total - free - own
-    found = f"{name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
-    if taken < 1.5 * GIB:
-        return Finding("ok", f"GPU {index}", found)
-    remedy = "see `nvidia-smi`; use another one (CUDA_VISIBLE_DEVICES=…) or wait: a run may not fit"
-    return Finding("warn", f"GPU {index}", f"{found}; {taken / GIB:.1f} GiB are used by {_users()}", remedy)
-
-
-def _users() -> str:
-    """The processes that nvidia-smi sees on the GPUs; in most containers it sees none."""
-    if not shutil.which("nvidia-smi"):
-        return "others"
-    query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader"]
-    said = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.strip().splitlines()
-    return f"processes {'; '.join(said[:8])}" if said else "others"
 
 
 def cores() -> list[Finding]:
@@ -248,41 +196,3 @@ def user_data(path: Path) -> list[Finding]:
     text += f"{1000 * found.latency:.1f} ms"
     remedy = "a slow file system for small files: CLS_STAGE=1 before sbatch copies it to each node's disk, or do so: "
     return [graded("data", text, f"{remedy}cp -r {shlex.quote(str(path))} $TMPDIR", warn=found.latency > 5e-3)]
-
-
-def transports(seconds: float, save: bool) -> list[Finding]:
-    """All-reduce with two processes on the CPU, and with all GPUs of the machine if there are two or more."""
-    findings, exports = _tried("gloo", 2, seconds, GLOO)
-    if (count := torch.cuda.device_count()) > 1:
-        more, needed = _tried("nccl", count, seconds, NCCL)
-        findings, exports = findings + more, exports + needed
-    path = cache_folder() / f"nccl-{socket.gethostname()}.sh"
-    if not save:
-        return findings
-    if exports:
-        write_whole(path, "".join(f"export {text}\n" for text in exports).encode())
-    found = f"{path} now exports {' '.join(exports)}" if exports else "nothing to save: the defaults are best"
-    return [*findings, Finding("ok", "transport", found)]
-
-
-def _tried(backend: str, world_size: int, seconds: float, settings: tuple[str, ...]) -> tuple[list[Finding], list[str]]:
-    """For NCCL all ``settings`` are tried, for gloo only if it fails without them."""
-    trials = {"": trial(backend, world_size, seconds, {})}
-    for text in settings if backend == "nccl" or trials[""].problem else ():
-        name, value = text.split("=")
-        trials[text] = trial(backend, world_size, seconds, {name: value})
-    return judge(backend, trials)
-
-
-def judge(backend: str, trials: Mapping[str, Trial]) -> tuple[list[Finding], list[str]]:
-    """The findings of trials, by their setting ('' is none), and the setting to export, if any."""
-    default, working = trials[""], {name: found.rate for name, found in trials.items() if not found.problem}
-    best = max(working, key=lambda name: working[name], default="")
-    needed = bool(default.problem) or working[best] > SLOWER * working[""]
-    findings = []
-    for name, found in trials.items():
-        label = f"{backend} on {found.world_size} processes" + (f" with {name}" if name else "")
-        remedy = f"export {best}" if best and needed else f"no setting helps: run on one process, or fix {backend}"
-        text, used = found.problem or f"{found.rate / 1e9:.2f} GB/s", not name  # a setting that is not used may fail
-        findings.append(graded(label, text, remedy, warn=used and needed, bad=used and bool(found.problem)))
-    return findings, [best] if best and needed else []
