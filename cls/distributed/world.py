@@ -123,7 +123,7 @@ class World:
     def close(self) -> None:
         """Wait for all ranks and leave the process group."""
         if self.size > 1:
-            # NCCL warns where it is not told the device
+            # NCCL warns if the device is not named
             dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)
             dist.destroy_process_group()
 
