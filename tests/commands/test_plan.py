@@ -1,6 +1,7 @@
 """The plan of a real data set, and requests that are rejected."""
 
 import json
+import re
 import shlex
 import subprocess
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from cls.commands.gpus import GPUS, Gpu, find
 from cls.commands.options import PlanOptions
 from cls.commands.parsing import parse_run
 from cls.commands.plan import roofline
-from cls.commands.plan.memory import Step, Tape
+from cls.commands.plan.memory import Step, Tape, trace_step
 from cls.commands.plan.run import command, plan, table
 from cls.commands.plan.sbatch import CHECKPOINT_SECONDS, STARTUP_SECONDS
 from cls.config import Run, change, flat
@@ -63,20 +64,50 @@ def flat_step(flops: list[int], moved: list[int], update: int) -> Step:
 GPU = Gpu("test", "test", 8, bf16_tflops=100.0, fp32_tflops=10.0, bandwidth_gb_per_s=100.0)
 
 
+END = roofline.End(efficiency=0.5, launch_seconds=1e-5, pcie_gb_per_s=10.0)
+
+
 def test_the_roofline_by_hand() -> None:
     """10^12 FLOPs at 10 TFLOP/s: .1 s; 4·10^10 bytes at 100 GB/s: .4 s; nothing: 10 us; all at half the speed."""
     step = flat_step([10**12, 10**12, 0, 0], [4, 4 * 10**10, 4, 10**10], 3)
-    assert roofline.roofline(step, 8, GPU, "fp32") == pytest.approx(0.2 + 0.8 + 1e-5)
-    assert roofline.roofline(step, 8, GPU, "bf16") == pytest.approx(0.02 + 0.8 + 1e-5)
+    assert roofline.roofline(step, 8, GPU, "fp32", END) == pytest.approx(0.2 + 0.8 + 1e-5)
+    assert roofline.roofline(step, 8, GPU, "bf16", END) == pytest.approx(0.02 + 0.8 + 1e-5)
+    assert roofline.roofline(step, 8, GPU, "fp32", END._replace(efficiency=1.0)) == pytest.approx(0.1 + 0.4 + 1e-5)
     assert step.update_bytes() == 10**10
     run = change(recipes.get("digits"), train={"batch": 28, "micro_batch": 4})
-    one = roofline.estimate(step, run, GPU, "fp32", 1, 1, 10.0, False)
+    one = roofline.estimate(step, run, GPU, "fp32", 1, 1, 10.0, False, END)
     assert one.step == pytest.approx(7 * 1.00001 + 0.2) and one.exchange == 0
-    three = roofline.estimate(step, run, GPU, "fp32", 3, 1, 10.0, False)
+    three = roofline.estimate(step, run, GPU, "fp32", 3, 1, 10.0, False, END)
     assert three.compute == pytest.approx(3 * 1.00001 + 0.2)  # 3 + 2 + 2
     assert three.exchange == pytest.approx(three.exchange_bytes / 10e9)
-    apart = roofline.estimate(step, change(run, train={"reduce": "fast"}), GPU, "fp32", 1, 3, 8.0, False)
+    apart = roofline.estimate(step, change(run, train={"reduce": "fast"}), GPU, "fp32", 1, 3, 8.0, False, END)
     assert apart.exchange == pytest.approx(apart.exchange_bytes / 1e9)  # 8 Gbit/s
+
+
+# Training images/s of one RTX 3090 in timm's results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv: batch, figure.
+INTEGRATION = pytest.mark.integration
+PUBLISHED = [
+    ("resnet50", 512, 1218.0),
+    pytest.param("resnext101_32x8d", 128, 312.8, marks=INTEGRATION),
+    pytest.param("resnext101_64x4d", 128, 363.8, marks=INTEGRATION),
+    pytest.param("resnet18", 512, 3481.8, marks=INTEGRATION),
+    pytest.param("resnet101", 256, 747.9, marks=INTEGRATION),
+    pytest.param("resnext50_32x4d", 384, 1001.0, marks=INTEGRATION),
+    pytest.param("wide_resnet50_2", 384, 668.8, marks=INTEGRATION),
+    pytest.param("timm/seresnext101_32x8d", 128, 278.1, marks=INTEGRATION),
+]
+
+
+@pytest.mark.parametrize(("backbone", "batch", "measured"), PUBLISHED)
+def test_published_throughput_lies_between_the_two_ends(backbone: str, batch: int, measured: float) -> None:
+    model = {"weights": "none", "backbone": backbone, "head": ""}
+    run = change(recipes.get("mlp-head"), model=model, train={"batch": batch, "micro_batch": batch, "reduce": "fast"})
+    step, card = trace_step(run, 1000, "bf16"), find("3090")
+    slower, faster = (
+        batch / roofline.estimate(step, run, card, "bf16", 1, 1, 10.0, False, end).step
+        for end in (roofline.SLOWER, roofline.FASTER)
+    )
+    assert slower < measured < faster, f"{slower:.0f} to {faster:.0f}"
 
 
 def test_exchanged_bytes_by_hand() -> None:
@@ -132,7 +163,11 @@ def test_the_plan_of_the_digits() -> None:
     assert epoch == pytest.approx(1438 / 128 * found["step_seconds"], rel=0.1)
     assert found["whole_run_hours"] * 3600 == pytest.approx(4 * epoch, rel=0.05)
     assert found["requeues"] == 0
-    busy = found["images_per_second"] / found["images_per_second_per_core"]
+    for name in ("step_seconds", "exchange_seconds", "epoch_seconds", "whole_run_hours"):
+        assert 0 < found[f"fastest_{name}"] < found[name], name
+    assert found["fastest_images_per_second"] == pytest.approx(128 / found["fastest_step_seconds"])
+    assert found["images_per_second"] == pytest.approx(128 / found["step_seconds"])
+    busy = found["fastest_images_per_second"] / found["images_per_second_per_core"]
     assert found["cores_per_node"] == pytest.approx(busy + 1.5, abs=0.6)
     cores = found["cores_per_node"]
     line = f"sbatch --nodes=1 --gpus-per-node=3 --time=10 --cpus-per-task={cores} slurm/train.sh digits"
@@ -146,6 +181,9 @@ def test_the_plan_is_printed_on_standard_error(capsys: pytest.CaptureFixture[str
     assert printed.out == ""
     for part in ("activations", "usable on RTX 3090", "assumed:", "3 + 3 + 2", planned()["sbatch"] + "\n"):
         assert part in printed.err, part
+    slower, faster = (f"{planned()[f'{name}images_per_second']:.3g}" for name in ("", "fastest_"))
+    assert re.search(rf"images per second  +{re.escape(f'{slower} to {faster}')}\s", printed.err)
+    assert "fastest" not in printed.err
 
 
 def test_a_micro_batch_that_does_not_fit_gets_the_largest_that_does() -> None:
@@ -187,7 +225,7 @@ def test_a_script_is_compared_with_the_plan(tmp_path: Path) -> None:
 
 
 def test_a_time_limit_means_requeues() -> None:
-    """100 epochs more than fit into the least limit: the number follows from the plan's own figures."""
+    """100 epochs more than fit into the least limit: the number follows from the plan's own figures, its slower end."""
     run = digits(train={"epochs": 100_000})
     found = plan(run, PlanOptions(gpu="2070", time="30"))
     usable = 1800 - STARTUP_SECONDS - CHECKPOINT_SECONDS

@@ -27,8 +27,8 @@ def demand(run: Run, classes: int, options: BenchOptions, loop: dict[str, Any]) 
         gpu = find(options.gpu)
         precision = precision_on(run, gpu)
         step = trace_step(run, classes, precision)
-        found = roofline.estimate(step, run, gpu, precision, 1, 1, 10.0, False)
-        return Demand(run.train.batch / found.step, gpu.name, "estimated (roofline of `cls plan`)")
+        found = roofline.estimate(step, run, gpu, precision, 1, 1, 10.0, False, roofline.FASTER)
+        return Demand(run.train.batch / found.step, gpu.name, "estimated (the faster end of `cls plan`)")
     if "images_per_second" in loop:
         return Demand(loop["images_per_second"]["resident"]["median"], loop["device"], "measured on a resident batch")
     return None

@@ -30,7 +30,7 @@ SCRIPT = "slurm/train.sh"
 
 
 def plan(run: Run, options: PlanOptions) -> dict[str, Any]:
-    """The plan as one document; names of figures end in their unit.
+    """The plan as one document; names of figures end in their unit, times are the slower end's unless named fastest.
 
     ``problems`` lists what would not work and mistakes in the script, each with its remedy. ValueError, naming the
     field, for what cannot be planned.
@@ -155,29 +155,39 @@ def _host_gib(step: Step, options: PlanOptions) -> float:
 def _times(
     run: Run, options: PlanOptions, gpu: Gpu, precision: str, step: Step, steps: Steps, splits: Splits
 ) -> dict[str, Any]:
-    """Estimated seconds, cores and requeues."""
-    found = roofline.estimate(step, run, gpu, precision, options.gpus, options.nodes, options.link, options.fsdp)
-    per_node = run.train.batch / found.step / options.nodes
-    look = len(splits.val) / run.train.batch * found.compute / 3
-    epoch = len(splits.train) / run.train.batch * found.step + look
-    whole = steps.total * found.step + ceil(steps.total * run.train.batch / len(splits.train)) * look
+    """Estimated seconds at both ends, the cores for the faster one, the requeues of the slower one."""
+    slower, faster = (
+        roofline.estimate(step, run, gpu, precision, options.gpus, options.nodes, options.link, options.fsdp, end)
+        for end in (roofline.SLOWER, roofline.FASTER)
+    )
+    slowest, fastest = (_durations(run, found, steps, splits) for found in (slower, faster))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a loader process
     try:
         per_core = roofline.images_per_second_per_core(run, splits)
     finally:
         torch.set_num_threads(threads)
+    whole, epoch = slowest["whole_run_hours"] * 3600, slowest["epoch_seconds"]
+    return {
+        **slowest,
+        **{f"fastest_{name}": value for name, value in fastest.items()},
+        "exchange_mb_per_step": round(slower.exchange_bytes / 1e6, 1),
+        "images_per_second_per_core": round(per_core, 1),
+        "cores_per_node": roofline.cores_needed(fastest["images_per_second"] / options.nodes, per_core),
+        "requeues": _requeues(options.time, whole, epoch),
+        "assumptions": [*roofline.ASSUMPTIONS, f"{gpu.name}: NVIDIA's figures, {USABLE:.0%} of its memory usable"],
+    }
+
+
+def _durations(run: Run, found: roofline.Speed, steps: Steps, splits: Splits) -> dict[str, float]:
+    look = len(splits.val) / run.train.batch * found.compute / 3
+    whole = steps.total * found.step + ceil(steps.total * run.train.batch / len(splits.train)) * look
     return {
         "step_seconds": found.step,
         "exchange_seconds": found.exchange,
-        "exchange_mb_per_step": round(found.exchange_bytes / 1e6, 1),
-        "epoch_seconds": epoch,
+        "epoch_seconds": len(splits.train) / run.train.batch * found.step + look,
         "whole_run_hours": whole / 3600,
         "images_per_second": run.train.batch / found.step,
-        "images_per_second_per_core": round(per_core, 1),
-        "cores_per_node": roofline.cores_needed(per_node, per_core),
-        "requeues": _requeues(options.time, whole, epoch),
-        "assumptions": [*roofline.ASSUMPTIONS, f"{gpu.name}: NVIDIA's figures, {USABLE:.0%} of its memory usable"],
     }
 
 
@@ -232,8 +242,11 @@ def table(document: dict[str, Any]) -> None:
     rows = Table.grid(padding=(0, 2))
     hidden = ("memory_gib", "usable_memory_gib", "assumptions", "problems", "sbatch")
     for name, value in document.items():
-        if name not in hidden:
-            rows.add_row(name.replace("_", " ").replace(" gib", " (GiB)"), _shown(value))
+        if name not in hidden and not name.startswith("fastest_"):
+            text, fastest = _shown(value), document.get(f"fastest_{name}")
+            rows.add_row(
+                name.replace("_", " ").replace(" gib", " (GiB)"), f"{text} to {_shown(fastest)}" if fastest else text
+            )
     console.print("", rows)
     for text in document.get("assumptions", []):
         console.print(f"assumed: {text}", markup=False, highlight=False)
