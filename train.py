@@ -25,6 +25,7 @@ from cls.training import checkpoint
 from cls.training.checkpoint_writer import CheckpointWriter
 from cls.training.logger import RunLogger
 from cls.training.loss_monitor import LossMonitor
+from cls.training.memory_format import choose_memory_format
 from cls.training.resume import load_data
 from cls.training.state import State, build_state
 from cls.training.steps import Steps
@@ -50,15 +51,15 @@ def setup(run_dir: RunDir, world: World) -> tuple[Splits, Steps, State, MicroBat
     steps = Steps(len(splits.train), run_dir.run.train)
     state = world.on_all_ranks(lambda: build_state(run_dir.run, len(splits.classes), steps, world))
     first = checkpoint.restore(run_dir.path / "checkpoints", state, world)
+    loader = TrainLoader(splits, run_dir, world, range(first, steps.total))  # forks: before anything starts threads
+    choose_memory_format(run_dir, state, loader, world)
     micro_batches = MicroBatches(world, world.wrap(state.model, run_dir.run.train.compile), run_dir.run)
-    # forks its workers: before the probe starts threads
-    loader = TrainLoader(splits, run_dir, world, micro_batches.share, range(first, steps.total))
     return splits, steps, state, probe(micro_batches, state.optimizer, run_dir.run), loader, first
 
 
 def train(run_dir: RunDir, world: World, handler: ExitHandler) -> str:
-    run = run_dir.run
     splits, steps, state, micro_batches, loader, first = setup(run_dir, world)
+    run = run_dir.run
     predictor = Predictor(state.evaluated, splits.classes, run, world, loader.prepare, loader.shared)
     monitor = LossMonitor(run.train.batch)
     with (

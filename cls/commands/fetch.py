@@ -21,6 +21,7 @@ from typing import Any
 from cls.commands.fields import changed_fields
 from cls.config import Run
 from cls.runtime.files import sha256, write_whole
+from cls.runtime.paths import cache_folder
 
 # The fields that decide what is fetched.
 FIELDS = ("data.path", "data.image_column", "data.label_column", "model.backbone", "model.weights")
@@ -51,11 +52,6 @@ class Note:
         except OSError as error:
             return f"{self.path}: {error.strerror}"
         return ""
-
-
-def cache_folder() -> Path:
-    """Files of this user that belong to no run."""
-    return Path(os.environ.get("CLS_CACHE") or "~/.cache/cls").expanduser()
 
 
 def library_caches() -> dict[str, Path]:

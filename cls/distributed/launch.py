@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from cls.config import Train
+from cls.config import Run, Train, change
 from cls.runtime.exit import LocalError
 from cls.runtime.paths import command_line
 
@@ -174,3 +174,23 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
         return wanted
     native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if native else "fp32"
+
+
+def times_formats(device: torch.device) -> bool:
+    """Whether memory formats are timed; on a CPU not, where all fresh runs are to have the same bits."""
+    return device.type == "cuda"
+
+
+def resolve_automatic(run: Run, device: torch.device, stored: Train | None) -> Run:
+    """``run`` with precision and memory format for fields that are auto: those stored, else the device's.
+
+    On a GPU the memory format stays auto until it is measured (:mod:`cls.distributed.speed_probe`).
+    """
+    precision, channels_last = run.train.precision, run.train.channels_last
+    if stored and precision == "auto":
+        precision = stored.precision
+    if stored and channels_last == "auto":
+        channels_last = stored.channels_last
+    if channels_last == "auto" and not times_formats(device):
+        channels_last = True
+    return change(run, train={"precision": resolve_precision(precision, device), "channels_last": channels_last})

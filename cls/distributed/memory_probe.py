@@ -40,7 +40,7 @@ def probe(micro: MicroBatches, optimizer: Optimizer, run: Run) -> MicroBatches:
     if micro.world.size > 1 and not micro.world.fsdp:
         # DDP rebuilds its buckets after its first backward pass: a resumed run must add in the same order
         for _ in range(2):
-            _forward_backward(micro, run, size, micro.chunks[-1])
+            forward_backward(micro, run, size, micro.chunks[-1])
     return micro
 
 
@@ -70,7 +70,7 @@ def fits(micro: MicroBatches, optimizer: Optimizer, run: Run, size: int, count: 
     """Whether ``count`` micro-batches fit at once on this rank; with FSDP all ranks call it, and it raises if not."""
     try:
         held = _held(micro, optimizer, run, count)
-        _forward_backward(micro, run, size, range(-count, 0))
+        forward_backward(micro, run, size, range(-count, 0))
         del held
         return True
     except OutOfMemory:
@@ -169,10 +169,10 @@ def _evaluates(micro: MicroBatches, run: Run, size: int) -> bool:
 
 def _images(micro: MicroBatches, run: Run, count: int, side: int) -> torch.Tensor:
     images = torch.zeros(count, 3, side, side, device=micro.world.device)
-    return images.contiguous(memory_format=torch.channels_last) if run.train.channels_last else images
+    return images.contiguous(memory_format=torch.channels_last) if run.train.images_channels_last else images
 
 
-def _forward_backward(micro: MicroBatches, run: Run, size: int, chunk: range) -> None:
+def forward_backward(micro: MicroBatches, run: Run, size: int, chunk: range) -> None:
     micro.start_step(0)
     try:
         with micro.context(chunk):

@@ -47,10 +47,10 @@ def load_trained_model(path: str, device: str, workers: int, stop: StopSignal) -
     run = change(run, train={"device": device}, data={"workers": workers})
     world = start(run.train, stop)
     model = network(file)
-    if run.train.channels_last:
+    if run.train.images_channels_last:
         model = model.to(memory_format=torch.channels_last)
     folder = file.parent.parent if file.parent.name == "best" else file.parent
-    prepare = preprocess(statistics, run.seed, run.train.channels_last, world.device)
+    prepare = preprocess(statistics, run.seed, run.train.images_channels_last, world.device)
     return TrainedModel(
         model=model.to(world.device), classes=classes, run=run, world=world, prepare=prepare,
         file=file, folder=folder, fallback=fallback, statistics=statistics,

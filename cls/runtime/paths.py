@@ -25,6 +25,11 @@ PATHS = {
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def cache_folder() -> Path:
+    """Files of this user that belong to no run."""
+    return Path(os.environ.get("CLS_CACHE") or "~/.cache/cls").expanduser()
+
+
 def expanded(options: T) -> T:
     """A dataclass of options, and those inside it, with ``~`` and ``~user`` at the start of each path expanded.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn, Self
 
 from cls.config import Run, change, diff, to_yaml
-from cls.distributed.launch import resolve_precision
+from cls.distributed.launch import resolve_automatic
 from cls.distributed.world import World
 from cls.models.build import check_model
 from cls.runtime.exit import ForeignDirectoryError, is_missing, lost_directory
@@ -66,6 +66,11 @@ class RunDir:
     def lost(self) -> bool:
         """Whether the run directory was deleted or renamed under this run."""
         return is_missing(self._mark)
+
+    def store(self, run: Run, world: World) -> None:
+        """Train with ``run`` from now on, and when resumed; all ranks call it."""
+        self.run = run
+        world.on_rank_0(lambda: write_whole(self.path / "config.yaml", to_yaml(run).encode()))
 
     def reject_successor(self) -> None:
         """Rank 0: ForeignDirectoryError if another process has taken over the lock, or the directory is missing."""
@@ -138,8 +143,9 @@ def _agree(path: Path, run: Run, world: World) -> RunDir:
         _empty(path)
     if file.exists():
         stored = read_run(file)
-        if run.train.precision == "auto":
-            run = change(run, train={"precision": stored.train.precision})
+        run = resolve_automatic(run, world.device, stored.train)
+        if stored.train.channels_last == "auto":  # ended before it was measured
+            stored = change(stored, train={"channels_last": run.train.channels_last})
         lines = diff(stored, run)
         if lines:
             _reject_other(path, stored, run, lines)
@@ -147,7 +153,7 @@ def _agree(path: Path, run: Run, world: World) -> RunDir:
             ended = read_exit(path)
             finished = ended.reason if ended.outcome == "done" else ""
     else:
-        run = change(run, train={"precision": resolve_precision(run.train.precision, world.device)})
+        run = resolve_automatic(run, world.device, None)
     if finished:
         print(f"{path} is finished: {finished}", flush=True)
     else:

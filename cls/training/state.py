@@ -85,7 +85,7 @@ class State:
 def build_state(run: Run, classes: int, steps: Steps, world: World) -> State:
     """Model, optimizer, schedule and moving average at step 0, the same on every rank; sharded if FSDP is asked for."""
     model = build_model(run.model, classes, run.seed).to(world.device)
-    if run.train.channels_last and not world.fsdp:  # sharding needs row-major parameters
+    if run.train.images_channels_last and not world.fsdp:  # sharding needs row-major parameters
         model = model.to(memory_format=torch.channels_last)
     average = moving_average(model, run.optim.ema)
     if world.fsdp:

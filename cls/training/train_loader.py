@@ -10,6 +10,7 @@ from cls.data.loader import AHEAD, PREFETCH, Group, Loader, preprocess, worker_c
 from cls.data.readers import images_of
 from cls.data.sampler import MicroBatchSampler
 from cls.data.sources import Splits
+from cls.distributed import tree_reduce
 from cls.distributed.world import World
 from cls.models.backbones import input_statistics
 from cls.models.loss import class_weights
@@ -24,10 +25,11 @@ class TrainLoader:
     Records corrupt training images. Construct it before the process has threads: it forks the workers.
     """
 
-    def __init__(self, splits: Splits, run_dir: RunDir, world: World, share: range, steps: range) -> None:
+    def __init__(self, splits: Splits, run_dir: RunDir, world: World, steps: range) -> None:
         run, self.device, self.timer = run_dir.run, world.device, world.timer
+        share = tree_reduce.shares(run.train.batch // run.train.micro_batch, world.size)[world.rank]
         images = images_of(splits.train)
-        self.prepare = preprocess(input_statistics(run), run.seed, run.train.channels_last, self.device)
+        self.prepare = preprocess(input_statistics(run), run.seed, run.train.images_channels_last, self.device)
         self.dataset = train_dataset(images, run)
         self.evaluated = eval_sets(splits.val, splits.test, run)
         groups = [

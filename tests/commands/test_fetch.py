@@ -28,7 +28,6 @@ from cls.commands.fetch import (
     FIELDS,
     VARIABLES,
     Note,
-    cache_folder,
     command,
     fetch,
     hub_name,
@@ -37,6 +36,7 @@ from cls.commands.fetch import (
 )
 from cls.commands.parsing import parse_run
 from cls.config import flat
+from cls.runtime.paths import cache_folder
 from tests.harness import ROOT, environment
 
 REVISION = "1" * 40

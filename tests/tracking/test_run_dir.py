@@ -290,7 +290,7 @@ def test_a_new_directory_gets_the_resolved_configuration(tmp_path: Path) -> None
     out = tmp_path / "a" / "b"
     with open_run_dir(run_in(out), CLUSTER) as folder:
         assert folder.path == out and not folder.finished
-        assert folder.run == run_in(out, train={"precision": "fp32"})  # auto on a CPU
+        assert folder.run == run_in(out, train={"precision": "fp32", "channels_last": True})  # auto on a CPU
         assert from_yaml((out / "config.yaml").read_text()) == folder.run
 
 
@@ -351,7 +351,8 @@ def test_fields_of_the_moment_may_change_and_are_stored(tmp_path: Path) -> None:
     first_attempt(tmp_path)
     moment = {"data": {"workers": 3}, "train": {"keep": 5, "max_steps": 7}, "track": {"wandb": "disabled"}}
     with open_run_dir(run_in(tmp_path, **moment), CLUSTER) as folder:
-        assert folder.run == run_in(tmp_path, **moment | {"train": {"keep": 5, "max_steps": 7, "precision": "fp32"}})
+        resolved = {"precision": "fp32", "channels_last": True}
+        assert folder.run == run_in(tmp_path, **moment | {"train": {"keep": 5, "max_steps": 7, **resolved}})
         assert from_yaml((tmp_path / "config.yaml").read_text()) == folder.run
 
 
@@ -455,7 +456,7 @@ def test_what_fails_while_it_is_opened_leaves_no_directory_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cls.tracking.run_dir.resolve_precision", lambda *_: 1 / 0)
+    monkeypatch.setattr("cls.tracking.run_dir.resolve_automatic", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         open_run_dir(run_in(""), CLUSTER)
     assert list((tmp_path / "runs").iterdir()) == []

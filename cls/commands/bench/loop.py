@@ -99,7 +99,7 @@ class TimedLoader:
         self.workers, self.device = worker_count(run.data.workers, 1), device
         self.classes, self.smoothing = len(splits.classes), run.optim.label_smoothing
         self.lists, self.received, self.waited = Lists(lists), 0, 0.0
-        self.prepare = preprocess(input_statistics(run), run.seed, run.train.channels_last, device)
+        self.prepare = preprocess(input_statistics(run), run.seed, run.train.images_channels_last, device)
         self.batches: Iterator[Batch] = batches(dataset, self.lists, self.workers, len(lists[0]), device)
 
     def next(self) -> tuple[Tensor, Tensor]:
@@ -197,7 +197,7 @@ def _micro_batch_seconds(work: Trainer, classes: int, seconds: float) -> float:
 def _step_seconds(work: Trainer, classes: int, images: int) -> float:
     """The second step with this many images in one micro-batch; the first one warms up."""
     side, device = work.run.data.size, work.world.device
-    layout = torch.channels_last if work.run.train.channels_last else torch.contiguous_format
+    layout = torch.channels_last if work.run.train.images_channels_last else torch.contiguous_format
     pixels = torch.zeros(images, 3, side, side, device=device).contiguous(memory_format=layout)
     labels = torch.zeros(images, dtype=torch.int64, device=device)
     resident = pixels, soft_targets(labels, classes, work.run.optim.label_smoothing)

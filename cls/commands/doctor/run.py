@@ -23,10 +23,11 @@ from cls.commands.doctor import measure
 from cls.commands.doctor.findings import GIB, Finding, graded
 from cls.commands.doctor.gpus import gpus
 from cls.commands.doctor.trials import transports
-from cls.commands.fetch import cache_folder, library_caches
+from cls.commands.fetch import library_caches
 from cls.config import Track
 from cls.distributed.launch import driver
 from cls.runtime import system
+from cls.runtime.paths import cache_folder
 from cls.tracking.wandb_run import wandb_key, wandb_mode
 
 NETWORK_SECONDS = 3.0

@@ -7,8 +7,8 @@ import torch
 
 from cls.commands.doctor.findings import Finding, graded
 from cls.commands.doctor.transport import Trial, trial
-from cls.commands.fetch import cache_folder
 from cls.runtime.files import write_whole
+from cls.runtime.paths import cache_folder
 
 SLOWER = 2.0  # a transport slower than another one by this factor is not used
 NCCL = ("NCCL_P2P_DISABLE=1", "NCCL_SHM_DISABLE=1", "NCCL_IB_DISABLE=1")  # known workarounds for an NCCL that hangs

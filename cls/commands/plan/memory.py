@@ -259,7 +259,7 @@ def _trace(run: Run, size: int, classes: int, precision: str) -> tuple[Tape, boo
         warnings.simplefilter("ignore")
         for network, name in ((model, "parameters"), (average, "average")):
             if network is not None:
-                _fill(network, run.train.channels_last)
+                _fill(network, run.train.images_channels_last)
                 tracer.label([*network.parameters(), *network.buffers()], name)
         groups = parameter_groups(model, run.optim, fresh_parameters(model, run.model), 1e-3)
         optimizer = build_optimizer(groups, run.optim)
@@ -298,7 +298,7 @@ def _step(tracer: Tracer, step: int, run: Run, precision: str, classes: int, mic
     weights = torch.empty(classes) if run.optim.class_weight else None
     mixed = run.augment.mixup or run.augment.cutmix
     mixing = Mixing("mixup" if run.augment.mixup else "cutmix", 0.5, (0.5, 0.5)) if mixed else Mixing("none", 1.0)
-    layout = torch.channels_last if run.train.channels_last else torch.contiguous_format
+    layout = torch.channels_last if run.train.images_channels_last else torch.contiguous_format
     size = run.train.micro_batch
     for chunk in micro.start_step(step):
         if chunk.start:

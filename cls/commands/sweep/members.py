@@ -93,8 +93,9 @@ def _method(run: Run) -> tuple[Any, ...]:
 
 def differences(stored: Run, wanted: Run) -> list[str]:
     """One line per field in which a stored run differs from the wanted one; resolving ``auto`` is no difference."""
-    if wanted.train.precision == "auto":
-        wanted = change(wanted, train={"precision": stored.train.precision})
+    for field in ("precision", "channels_last"):
+        if getattr(wanted.train, field) == "auto":
+            wanted = change(wanted, train={field: getattr(stored.train, field)})
     return diff(stored, dataclasses.replace(wanted, recipe=stored.recipe))
 
 
