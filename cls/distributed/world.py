@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from cls.config import Train
 from cls.distributed.launch import check_fsdp, check_launcher, choose_device, ignore_mpi
+from cls.runtime.console import stdout_to_stderr
 from cls.runtime.signals import Stopped, StopSignal
 from cls.runtime.timer import Timer
 
@@ -211,15 +212,7 @@ def start(train: Train, stop: StopSignal) -> World:
     torch.backends.cudnn.benchmark = not train.deterministic  # cuDNN times its kernels and takes the fastest
     device = choose_device(train.device)
     wanted, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    accelerator = Accelerator(
-        cpu=device == "cpu",
-        mixed_precision="no",  # World.autocast does it; the launcher's choice is not used
-        kwargs_handlers=[
-            # fast: gradients live in DDP's buckets, which saves one set of them; exact never fills the buckets
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=train.reduce == "fast"),
-            InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
-        ],
-    )
+    accelerator = _join(train, device)
     if accelerator.num_processes != wanted:
         raise ValueError(
             f"the launcher started {wanted} processes but they form groups of {accelerator.num_processes}: each would "
@@ -237,3 +230,17 @@ def start(train: Train, stop: StopSignal) -> World:
         fsdp=fsdp,
         stop=stop,
     )
+
+
+def _join(train: Train, device: str) -> Accelerator:
+    """Join the process group. Some versions of gloo print a line of theirs to standard output: not among documents."""
+    with stdout_to_stderr():
+        return Accelerator(
+            cpu=device == "cpu",
+            mixed_precision="no",  # World.autocast does it; the launcher's choice is not used
+            kwargs_handlers=[
+                # fast: gradients live in DDP's buckets, which saves one set of them; exact never fills the buckets
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=train.reduce == "fast"),
+                InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT),
+            ],
+        )

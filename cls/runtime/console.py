@@ -1,14 +1,31 @@
 """User-facing messages go to standard error; standard output carries only machine-readable output."""
 
+import contextlib
+import os
 import re
 import sys
 import textwrap
+from collections.abc import Iterator
 
 from rich.console import Console
 
 console = Console(stderr=True, width=None if sys.stderr.isatty() else 180)
 """As wide as the terminal; 180 columns in a log, so that tables are not cut."""
 SOURCE = 116  # columns of a docstring line in the source
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Standard output of the whole process, also of libraries in C++, goes to standard error inside."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def printable(text: str) -> str:

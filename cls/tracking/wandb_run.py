@@ -1,6 +1,7 @@
 """The W&B run of a run directory: one, for any number of processes and attempts."""
 
 import dataclasses
+import inspect
 import io
 import json
 import logging
@@ -49,7 +50,10 @@ def wandb_key() -> bool:
 
     try:
         wandb.setup(wandb.Settings(silent=True))
-        known = wandb.login(prompt=False, verify=False)
+        if "prompt" in inspect.signature(wandb.login).parameters:
+            known = wandb.login(prompt=False, verify=False)
+        else:  # an older one, whose login() asks on a terminal and waits for the server
+            known = bool(wandb.api.api_key)
         wandb.teardown()  # login() has started a service and two threads: forking is unsafe beside them
         return known
     except (wandb.errors.AuthenticationError, ValueError) as error:  # a malformed key or WANDB_* value

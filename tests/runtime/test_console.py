@@ -1,11 +1,13 @@
 """Pages of text at the width of a terminal."""
 
+import ctypes
 import inspect
+import os
 
 import pytest
 
 from cls import recipes
-from cls.runtime.console import folded
+from cls.runtime.console import folded, stdout_to_stderr
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -30,3 +32,13 @@ def test_a_variants_page_begins_with_its_changes_and_names_its_own_command() -> 
     assert page.startswith("resnet50-mlp-plain is resnet50-mlp with\n  model.head: '512 bn silu dropout:0.5' -> ''\n\n")
     assert "train.py resnet50-mlp-plain --data.path" in page and "train.py resnet50-mlp --" not in page
     assert inspect.cleandoc(recipes.RECIPES["resnet50-mlp"].__doc__ or "").splitlines()[0] in page
+
+
+def test_what_a_library_prints_does_not_reach_the_documents(capfd: pytest.CaptureFixture[str]) -> None:
+    """A library in C++ knows nothing of Python's streams."""
+    library = ctypes.CDLL(None)
+    with stdout_to_stderr():
+        library.puts(b"a library's line")
+        library.fflush(None)
+    os.write(1, b"a document\n")
+    assert capfd.readouterr() == ("a document\n", "a library's line\n")
