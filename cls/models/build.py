@@ -45,16 +45,26 @@ def build_model(config: Model, classes: int, seed: int) -> nn.Module:
 
 
 def build_shapes(config: Model, classes: int) -> nn.Module:
-    """The same network without weights and without storage: on the meta device."""
-    with torch.device("meta"), _NoValues():
-        return build_model(replace(config, weights="none"), classes, 0)
+    """The same network without weights and without storage: on the meta device.
+
+    Where timm 1.0.20 computes a network's widths or rates with tensors, it is built on the CPU first.
+    """
+    config = replace(config, weights="none")
+    with _NoValues():
+        try:
+            with torch.device("meta"):
+                return build_model(config, classes, 0)
+        except RuntimeError:  # of tensors without values
+            return build_model(config, classes, 0).to("meta")
 
 
 class _NoValues(TorchFunctionMode):
-    """Skips random initialisation: the meta device has no values, and each tensor would take 1 ms."""
+    """Skips random initialisation, which takes 1 ms a tensor on the meta device and seconds a network on the CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **kwargs or {})
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_):
+            return args[0]
+        return func(*args, **kwargs or {})
 
 
 def check_model(config: Model, data: Data) -> None:

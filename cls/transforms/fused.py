@@ -28,18 +28,21 @@ tests/transforms/test_fused.py holds the bounds: mean absolute difference in gre
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cls.transforms.color import Change, apply_effects, uses_neighbors
 from cls.transforms.geometry import PLACES, Frame, Plan, region
 from cls.transforms.jpeg import Decoded, Decoder, Jpeg, Pixels
 from cls.transforms.params import Crop, Resize, reduction
 
+Matrix = NDArray[np.float64]  # [2, 3], from final pixels to those of the source
 cv2.setNumThreads(0)  # one thread per process: there are as many processes as cores
 HALVED = 1.5
 """Source pixels in a final one from which on a warp starts with half of them. Mean slope between pixels over that of
 the reference, 52 clothing photos, the four recipes that warp, colours off (2026-11-22): 0.92 to 1.01; with 2.0 here
 1.01 to 1.15. tests/transforms/test_fused.py bounds it for drawn pictures.
 """
+MAX_SIDE = 32_766  # pixels of a side: OpenCV before 5.0 warps no longer image
 
 
 def carry_out(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
@@ -156,6 +159,9 @@ def _warp(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
     matrix = np.array(
         [[a / x, b / x, (c + (a + b) / 2) / x - 0.5 + edge], [d / y, e / y, (f + (d + e) / 2) / y - 0.5 + edge]]
     )
+    fill = cv2.mean(pixels[:: max(1, len(pixels) // 64)])
+    if max(pixels.shape) > MAX_SIDE:
+        pixels, matrix = _sampled(pixels, matrix, plan.width, plan.height)
     wide = cv2.warpAffine(
         # OpenCV's kernel for four channels takes half the time of that for three
         pixels if pixels.shape[2] == 4 else cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA),
@@ -165,9 +171,20 @@ def _warp(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
         # not the fill colour, which would enter the outermost pixels and the mean before the first move; _expose
         # paints it later. The mean colour (of about 64 rows) takes half the time of replicating with 0.2 outside
         borderMode=cv2.BORDER_REPLICATE if around else cv2.BORDER_CONSTANT,
-        borderValue=cv2.mean(pixels[:: max(1, len(pixels) // 64)]),
+        borderValue=fill,
     )
     return _three(wide)
+
+
+def _sampled(pixels: Pixels, matrix: Matrix, width: int, height: int) -> tuple[Pixels, Matrix]:
+    """The part of a very long image that a warp to this size samples, and the matrix for that part."""
+    corners = matrix @ [[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]]
+    low = np.floor(corners.min(1)).astype(int) - 2
+    high = np.ceil(corners.max(1)).astype(int) + 2
+    most = np.array([pixels.shape[1], pixels.shape[0]])
+    low, high = np.clip(low, 0, most - 1), np.clip(high, 1, most)  # a pixel at the edge, where all of it is outside
+    (left, top), (right, bottom) = low, np.maximum(high, low + 1)
+    return pixels[top:bottom, left:right], matrix - np.array([[0, 0, left], [0, 0, top]])
 
 
 def _halve(pixels: Pixels, across: float, down: float) -> tuple[Pixels, int, int]:

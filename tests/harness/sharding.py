@@ -38,7 +38,10 @@ def records(result: Result) -> list[dict[str, Any]]:
 
 
 def gathered(result: Result, when: str) -> Tensors:
-    return load_file(beside(result.out, f"{when}.safetensors"))
+    found = load_file(beside(result.out, f"{when}.safetensors"))
+    return {
+        name: tensor.clone() for name, tensor in found.items()
+    }  # safetensors 0.5 maps the file; attempts overwrite it
 
 
 # --- inside the processes ---

@@ -367,7 +367,7 @@ def test_a_reduced_crop_does_not_move(orientation: int, flipped: bool) -> None:
     operations = (ops.HFlip(p=1.0), ops.VFlip(p=1.0), crop) if flipped else (crop,)
     data = [encode(ramp, exif=exif)] * 6
     assert difference(data, operations) < 0.3
-    for size, bound in ((64, 0.3), (150, 0.12), (300, 0.12)):  # from pixels at 1/8 (rounded twice), 1/4, 1/2 to a warp
+    for size, bound in ((64, 0.33), (150, 0.12), (300, 0.12)):  # from pixels at 1/8 (rounded twice), 1/4, 1/2 to a warp
         bent = (ops.RandomResizedCrop(size=size, scale=(0.5, 1.0)), ops.Rotate(degrees=1e-6, fill=BLACK))
         for number in range(6):
             ours, theirs = both(data[0], (*operations[:-1], *bent), number)
