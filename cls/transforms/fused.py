@@ -160,8 +160,7 @@ def _warp(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
         [[a / x, b / x, (c + (a + b) / 2) / x - 0.5 + edge], [d / y, e / y, (f + (d + e) / 2) / y - 0.5 + edge]]
     )
     fill = cv2.mean(pixels[:: max(1, len(pixels) // 64)])
-    if max(pixels.shape) > MAX_SIDE:
-        pixels, matrix = _sampled(pixels, matrix, plan.width, plan.height)
+    pixels, matrix = _sampled(pixels, matrix, plan.width, plan.height)
     wide = cv2.warpAffine(
         # OpenCV's kernel for four channels takes half the time of that for three
         pixels if pixels.shape[2] == 4 else cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA),
@@ -178,6 +177,8 @@ def _warp(image: Jpeg | Decoded, plan: Plan, decoder: Decoder) -> Pixels:
 
 def _sampled(pixels: Pixels, matrix: Matrix, width: int, height: int) -> tuple[Pixels, Matrix]:
     """The part of a very long image that a warp to this size samples, and the matrix for that part."""
+    if max(pixels.shape) <= MAX_SIDE:
+        return pixels, matrix
     corners = matrix @ [[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]]
     low = np.floor(corners.min(1)).astype(int) - 2
     high = np.ceil(corners.max(1)).astype(int) + 2

@@ -27,6 +27,7 @@ from cls.distributed import tree_reduce
 from cls.distributed.micro_batches import MicroBatches
 from cls.distributed.tree_reduce import Block, block_sizes, push, shares, total
 from cls.distributed.world import World
+from cls.runtime.console import stdout_to_stderr
 
 
 def world(rank: int = 0, world_size: int = 1) -> World:
@@ -403,9 +404,10 @@ def child(job: str, rank: int, world_size: int, folder: Path) -> None:
     code = 1
     try:
         store = f"file://{folder}/store-{world_size}"
-        dist.init_process_group(
-            "gloo", init_method=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=20)
-        )
+        with stdout_to_stderr():
+            dist.init_process_group(
+                "gloo", init_method=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=20)
+            )
         assert (dist.get_rank(), dist.get_world_size()) == (rank, world_size)
         JOBS[job](world(rank, world_size), folder)
         dist.barrier()

@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from datasets import Dataset
 from PIL import Image
@@ -191,7 +192,9 @@ def colours() -> Iterator[tuple[str, Animal]]:
     yield "cmyk_adobe.jpg", (cmyk, (printed, 5))
     yield "cmyk_no_marker.jpg", (cmyk[:adobe] + cmyk[adobe + 16 :], (printed, 5))
     yield "cmyk.tiff", (encode(printable, "TIFF"), (printed, 2))
-    yield "ycbcr.tiff", (encode(PHOTO.convert("YCbCr"), "TIFF"), (PIXELS, 3))
+    # Pillow before 13 calls it truncated
+    readable = int(PIL.__version__.split(".")[0]) >= 13
+    yield "ycbcr.tiff", (encode(PHOTO.convert("YCbCr"), "TIFF"), (PIXELS, 3) if readable else None)
     lab = Image.new("LAB", (3, 1))
     lab.putdata([(255, 128, 128), (0, 128, 128), (136, 208, 195)])  # L* 53, a* 80, b* 67: sRGB's red
     red = np.array([[[255] * 3, [0] * 3, [255, 0, 0]]])
