@@ -30,15 +30,15 @@ def watch(worker: subprocess.Popen[bytes], rows: Rows, end: float) -> None:
                 )
         elif row and now - row["time"] > row["limit_s"]:
             kill(worker)
-            rows.write(row["row"], "FAILED", why=f"not over after {row['limit_s']:.0f} s")
+            rows.write(row["row"], "FAILED", why=f"not over after {row['limit_s']:g} s")
     row = started(rows)
     if row:
         rows.write(row["row"], "FAILED", why=f"its process ended with {worker.returncode}")
 
 
-def main(out: Path, seconds: float) -> None:
+def main(out: Path, seconds: float, program: tuple[str, ...] = ("-m", "tests.gpu.worker")) -> None:
     rows, end = Rows(out), time.time() + seconds
-    command = [sys.executable, "-m", "tests.gpu.worker", str(out), str(end)]
+    command = [sys.executable, *program, str(out), str(end)]
     while time.time() < end:
         before = len(rows.path.read_text()) if rows.path.exists() else 0
         worker = subprocess.Popen(command, start_new_session=True)

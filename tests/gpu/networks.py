@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from cls.commands.bench.loop import TimedLoader, Trainer, trainer
 from cls.commands.plan.memory import trace_step, workspace
 from cls.config import Run
+from cls.distributed import speed_probe
 from cls.models.build import build_model
 from cls.transforms.mixup import soft_targets
 from tests.gpu.machine import DEVICE, GIB, GPU, SMALL, Setting, layout
@@ -140,6 +141,17 @@ def planned(setting: Setting, name: str) -> Figures:
         found |= {"measured_gib": measured["peak_gib"], "reserved_gib": measured["reserved_gib"]}
         found |= {"planned_to_measured": total / GIB / measured["peak_gib"]}
     return found
+
+
+def probed(setting: Setting, name: str) -> Figures:
+    """What the first run on a kind of card measures to choose a memory format, and how long that takes."""
+    run = setting.recipe(name)
+    kernels(run.train.deterministic)
+    work = trainer(run, setting.splits, setting.world)
+    since = time.perf_counter()
+    found = speed_probe.speeds(work.state.model, work.state.optimizer, run, setting.world)
+    seconds = time.perf_counter() - since
+    return {"measured": "; ".join(speed_probe.lines(found, run)), "seconds": seconds}
 
 
 def clean() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.gpu import measure
 from tests.gpu.rows import Rows
 from tests.gpu.table import main as print_table
 from tests.harness import ROOT, environment
@@ -20,7 +21,7 @@ EXPECTED = {
       for what in ("exact", "fast", "bare loop", "timm's loop", "memory of cls plan")),
     *(f"mlp-head {mode}, {what}" for mode in ("exact", "fast")
       for what in ("JPEGs loaded", "channels_last False", "deterministic False")),
-    "mlp-head bare loop, channels_last False", "mlp-head exact, micro-batch 8",
+    "mlp-head first start", "mlp-head bare loop, channels_last False", "mlp-head exact, micro-batch 8",
 }  # fmt: skip
 
 
@@ -42,6 +43,37 @@ def test_the_check_answers_every_row(tmp_path: Path) -> None:
         all(f"| {name} |" in table for name in EXPECTED - {"machine"})
         and f"{len(EXPECTED) - 1} rows, 0 FAILED" in table
     )
+
+
+WORKER = """
+import os, sys, time
+from pathlib import Path
+from tests.gpu.rows import FINAL, Rows
+rows = Rows(Path(sys.argv[1]))
+work = {"crash": os.abort, "hang": lambda: time.sleep(60), "fine": lambda: rows.write("fine", "ok")}
+rows.plan(work)
+for name in work:
+    if rows.read()[name]["state"] not in FINAL:
+        rows.write(name, "started", limit_s=0.5)
+        work[name]()
+"""
+
+
+@pytest.mark.integration
+def test_a_row_that_crashes_or_hangs_hides_no_other(tmp_path: Path) -> None:
+    measure.main(tmp_path, 60, ("-c", WORKER))
+    answers = {name: (line["state"], line.get("why", "")) for name, line in Rows(tmp_path).read().items()}
+    assert answers == {
+        "crash": ("FAILED", "its process ended with -6"),
+        "hang": ("FAILED", "not over after 0.5 s"),
+        "fine": ("ok", ""),
+    }
+
+
+@pytest.mark.integration
+def test_a_worker_that_does_not_start_is_a_row(tmp_path: Path) -> None:
+    measure.main(tmp_path, 60, ("-c", "raise SystemExit(3)"))
+    assert Rows(tmp_path).read()["measurements"]["why"] == "no row could be started: the process ended with 3"
 
 
 def test_a_failed_row_hides_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,7 @@ def answers(setting: Setting) -> dict[str, Callable[[], Figures]]:
 def choices(setting: Setting) -> dict[str, Callable[[], Figures]]:
     """What can be chosen, for one network."""
     ours = partial(networks.ours, setting, FIRST)
-    found: dict[str, Callable[[], Figures]] = {}
+    found: dict[str, Callable[[], Figures]] = {f"{FIRST} first start": partial(networks.probed, setting, FIRST)}
     for reduce in ("exact", "fast"):
         found[f"{FIRST} {reduce}, JPEGs loaded"] = partial(networks.loaded, setting, FIRST, reduce=reduce)
         found[f"{FIRST} {reduce}, channels_last False"] = partial(ours, False, reduce=reduce)
