@@ -191,7 +191,7 @@ class BenchOptions:
     steps: int = 0
     """Optimizer steps of one measurement of the training loop; 0: as many as fit into --seconds, at most 20."""
     seconds: float = 60.0
-    """Time limit of the training loop; skipped if one step takes longer."""
+    """Time limit of the training loop, and again of the table of settings; what would take longer is left out."""
     gpu: str = ""
     """GPU to compare the input with (as `cls plan` takes it); empty: this machine's own device, as measured."""
     gpus: int = 1

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import train
 from cls import recipes
-from cls.commands.bench import loop, pipelines
+from cls.commands.bench import loop, pipelines, settings
 from cls.commands.bench.advice import Demand, advise, demand
 from cls.commands.bench.cpu_time import Lists, Stream, cpu_seconds
 from cls.commands.bench.run import PUBLISHED, pipelines_of
@@ -191,10 +191,15 @@ def test_the_command_measures_everything_and_its_ratios_are_those_of_its_figures
     assert document["loop"]["steps"] == 2 and document["loop"]["batch"] == 8 and document["loop"]["workers"] == 1
     assert efficiency == [w / r for w, r in zip(rates["with_data"]["repeats"], rates["resident"]["repeats"],
                                                 strict=True)]  # fmt: skip
+    table = document["settings"]
+    assert len(table["rows"]) == 4
+    for one in table["rows"]:
+        assert one["images_per_second"] == pytest.approx(8 / one["step_seconds"]) and "peak_gib" not in one
     advice = document["advice"]
     assert advice["images_per_second_per_core"] == pytest.approx(1e6 / figures["end_to_end"]["median"])
     assert advice["device"] == "cpu" and advice["images_per_second_wanted"] == rates["resident"]["median"]
     shown = capsys.readouterr().err
+    assert "exact, channels_first" in shown and table["text"] in shown
     assert "decode floor" in shown and "training loop on cpu" in shown and advice["text"][:60] in shown
 
 
@@ -247,9 +252,35 @@ def test_a_loader_that_is_too_slow_shows_in_the_efficiency(photos: Path) -> None
 
 def test_a_model_that_takes_too_long_is_left_out_with_the_remedy(photos: Path) -> None:
     run = on(photos, train=SMALL, model=TINY)
-    found = loop.measure(run, load(run.data, 0), list(range(8)), 5, 0, 1e-4, StopSignal())
+    world = start(run.train, StopSignal())
+    found = loop.measure(run, load(run.data, 0), list(range(8)), 5, 0, 1e-4, world)
     assert "images_per_second" not in found and "give --seconds" in found["left_out"]
     assert demand(run, 12, BenchOptions(), found) is None
+    table = settings.measure(run, load(run.data, 0), world, 2, 1e-4)
+    assert (
+        table["rows"] == [] and "4 settings take about" in table["left_out"] and "give --seconds" in table["left_out"]
+    )
+
+
+@pytest.mark.parametrize(("device", "count"), [("cpu", 4), ("cuda", 12)])
+def test_the_settings_are_all_that_apply_to_the_device_the_runs_own_first(device: str, count: int) -> None:
+    own = change(Run(), train={"reduce": "fast", "deterministic": False, "channels_last": False})
+    for run in (Run(), own):
+        found = settings.combinations(run, device)
+        assert len(found) == count and len({tuple(one.items()) for one in found}) == count
+        assert all(getattr(run.train, name) == value for name, value in found[0].items() if name != "channels_last")
+        assert found[0]["channels_last"] is run.train.images_channels_last
+        assert not any(one["compile"] and one["reduce"] == "exact" for one in found)
+
+
+def test_the_advice_on_settings_names_the_fastest_only_where_it_is_worth_it() -> None:
+    own = {"reduce": "exact", "channels_last": True, "deterministic": True, "compile": False}
+    rows = [own | {"step_seconds": 1.0}, own | {"reduce": "fast", "failed": "too large"}]
+    other = own | {"channels_last": False, "deterministic": False}
+    assert settings.advice([*rows, other | {"step_seconds": 0.96}]).startswith("none of these settings is faster")
+    text = "--train.channels-last False --train.deterministic False is 1.25 times as fast here"
+    assert settings.advice([*rows, other | {"step_seconds": 0.8}]) == text
+    assert settings.advice(rows[1:]) == "this configuration does not run here: too large"
 
 
 def test_the_other_recipes_are_measured_on_this_runs_images_with_their_own_augmentation(photos: Path) -> None:

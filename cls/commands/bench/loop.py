@@ -15,14 +15,12 @@ from cls.data.dataset import train_dataset
 from cls.data.loader import Batch, batches, preprocess, worker_count
 from cls.data.readers import images_of
 from cls.data.sources import Splits
-from cls.distributed.launch import resolve_precision
 from cls.distributed.memory_probe import probe
 from cls.distributed.micro_batches import MicroBatches
-from cls.distributed.world import World, start
+from cls.distributed.world import World
 from cls.models.backbones import input_statistics
 from cls.models.freeze import train_mode
 from cls.models.loss import class_weights, loss_per_image
-from cls.runtime.signals import StopSignal
 from cls.training.state import State, build_state
 from cls.training.steps import Steps
 from cls.transforms.mixup import draw_mixing, join, mix, partners, soft_targets
@@ -117,15 +115,13 @@ class TimedLoader:
 
 
 def measure(
-    run: Run, splits: Splits, indices: list[int], repeats: int, steps: int, seconds: float, stop: StopSignal
+    run: Run, splits: Splits, indices: list[int], repeats: int, steps: int, seconds: float, world: World
 ) -> dict[str, Any]:
     """Images per second with the loader and on a resident micro-batch, interleaved, the same number of steps each.
 
     The sample ``indices`` fill whole micro-batches. Where ``repeats`` of both would last longer than ``seconds`` even
     with a batch of one micro-batch, the document says so and has no figures.
     """
-    world = start(run.train, stop)
-    run = change(run, train={"precision": resolve_precision(run.train.precision, world.device)})
     work, size = trainer(run, splits, world), run.train.micro_batch
     one = _micro_batch_seconds(work, len(splits.classes), seconds)
     fits = int(seconds / (2 * repeats + 2) / one)  # micro-batches of one measurement

@@ -39,6 +39,7 @@ def table(document: dict[str, Any]) -> None:
     for name, text in document["measured"].items():
         say(f"{TITLES[name]}: {text}")
     _loop(document["loop"])
+    _settings(document["settings"])
     console.print(document["advice"]["text"], style="bold", markup=False, highlight=False)
 
 
@@ -62,6 +63,26 @@ def _loop(loop: dict[str, Any]) -> None:
         f"{_range(loop['waiting_for_data'], '.3f')}; normalising on the device "
         f"{_range(loop['prepare_us_per_image'], '.0f')} us per image"
     )
+
+
+def _settings(found: dict[str, Any]) -> None:
+    if "left_out" in found:
+        say(f"settings: left out, {found['left_out']}")
+        return
+    rows = found["rows"]
+    shown = _table("step on a resident micro-batch", ["ms", "images/s", "against the first", "peak GiB"])
+    for row in rows:
+        names = f"{row['reduce']}, {'channels_last' if row['channels_last'] else 'channels_first'}"
+        names += ("" if row["deterministic"] else ", free kernels") + (", compiled" if row["compile"] else "")
+        if "failed" in row:
+            shown.add_row(names, "does not fit")
+            continue
+        ratio = rows[0]["step_seconds"] / row["step_seconds"] if "step_seconds" in rows[0] else float("nan")
+        peak = f"{row['peak_gib']:.2f}" if "peak_gib" in row else "-"
+        figures = (f"{1e3 * row['step_seconds']:.1f}", f"{row['images_per_second']:.1f}", f"{ratio:.2f}", peak)
+        shown.add_row(names, *figures)
+    console.print("", shown, "")
+    say(found["text"])
 
 
 def _range(found: dict[str, float], form: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from cls import recipes
-from cls.commands.bench import loop, pipelines
+from cls.commands.bench import loop, pipelines, settings
 from cls.commands.bench.advice import advise, demand
 from cls.commands.bench.render import say
 from cls.commands.bench.sample import about, choose
@@ -22,6 +22,8 @@ from cls.commands.options import BenchOptions
 from cls.config import Run, change
 from cls.data.readers import images_of
 from cls.data.sources import load
+from cls.distributed.launch import resolve_precision
+from cls.distributed.world import start
 from cls.models.build import check_model
 from cls.runtime.files import write_whole
 from cls.runtime.paths import check_output, writing
@@ -55,7 +57,14 @@ def bench(run: Run, options: BenchOptions, stop: StopSignal) -> dict[str, Any]:
         rows.append(pipelines.measure(each, images, chosen[:count], options.repeats))
     say("training loop …")
     indices = [one.sample_index for one in chosen[: counts[0]]]
-    loops = loop.measure(run, splits, indices, options.repeats, options.steps, options.seconds, stop)
+    world = start(run.train, stop)
+    run = change(run, train={"precision": resolve_precision(run.train.precision, world.device)})
+    loops = loop.measure(run, splits, indices, options.repeats, options.steps, options.seconds, world)
+    other: dict[str, Any] = {"rows": [], "left_out": loops.get("left_out", "")}
+    if not other["left_out"]:
+        say("settings …")
+        measured = change(run, train={"batch": loops["batch"]})  # smaller than the run's where a step lasts too long
+        other = settings.measure(measured, splits, world, options.repeats, options.seconds)
     facts = about(chosen, corrupt)
     want = demand(run, len(splits.classes), options, loops)
     document = {
@@ -68,6 +77,7 @@ def bench(run: Run, options: BenchOptions, stop: StopSignal) -> dict[str, Any]:
         "pipelines": rows,
         "geometric_means": pipelines.geometric_means(rows),
         "loop": loops,
+        "settings": other,
         "advice": advise(run, options, want, rows[0], facts["short_side"]["median"], machine["cores"]),
     }
     if run.out:
