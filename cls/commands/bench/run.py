@@ -21,7 +21,7 @@ from cls.commands.gpus import find, precision_on
 from cls.commands.options import BenchOptions
 from cls.config import Run, change
 from cls.data.readers import images_of
-from cls.data.sources import load
+from cls.data.sources import Splits, load
 from cls.distributed.launch import resolve_precision
 from cls.distributed.world import start
 from cls.models.build import check_model
@@ -55,16 +55,8 @@ def bench(run: Run, options: BenchOptions, stop: StopSignal) -> dict[str, Any]:
     for each, count in zip(runs, counts, strict=True):
         say(f"{each.recipe}: {options.repeats} repeats of {count} images …")
         rows.append(pipelines.measure(each, images, chosen[:count], options.repeats))
-    say("training loop …")
     indices = [one.sample_index for one in chosen[: counts[0]]]
-    world = start(run.train, stop)
-    run = change(run, train={"precision": resolve_precision(run.train.precision, world.device)})
-    loops = loop.measure(run, splits, indices, options.repeats, options.steps, options.seconds, world)
-    other: dict[str, Any] = {"rows": [], "left_out": loops.get("left_out", "")}
-    if not other["left_out"]:
-        say("settings …")
-        measured = change(run, train={"batch": loops["batch"]})  # smaller than the run's where a step lasts too long
-        other = settings.measure(measured, splits, world, options.repeats, options.seconds)
+    loops, other = _steps(run, splits, indices, options, stop)
     facts = about(chosen, corrupt)
     want = demand(run, len(splits.classes), options, loops)
     document = {
@@ -84,6 +76,21 @@ def bench(run: Run, options: BenchOptions, stop: StopSignal) -> dict[str, Any]:
         with writing("out", run.out):
             write_whole(Path(run.out) / "bench.json", json.dumps(document, indent=1).encode())
     return document
+
+
+def _steps(
+    run: Run, splits: Splits, indices: list[int], options: BenchOptions, stop: StopSignal
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The training loop on this device, and its steps under other settings."""
+    say("training loop …")
+    world = start(run.train, stop)
+    run = change(run, train={"precision": resolve_precision(run.train.precision, world.device)})
+    loops = loop.measure(run, splits, indices, options.repeats, options.steps, options.seconds, world)
+    if "left_out" in loops:
+        return loops, {"rows": [], "left_out": loops["left_out"]}
+    say("settings …")
+    run = change(run, train={"batch": loops["batch"]})  # smaller than the run's own where a step lasts too long here
+    return loops, settings.measure(run, splits, world, options.repeats, options.seconds)
 
 
 def _check(run: Run, options: BenchOptions) -> None:

@@ -18,7 +18,7 @@ from cls.runtime.exit import OutOfMemory
 from cls.transforms.mixup import soft_targets
 
 OPTIONS = ("reduce", "channels_last", "deterministic", "compile")
-ALIKE = 1.05  # times that differ by less are not worth another setting
+WORTH_IT = 1.1  # times that differ by less are not worth another setting
 
 
 def combinations(run: Run, device_type: str) -> list[dict[str, Any]]:
@@ -106,7 +106,7 @@ def advice(rows: list[dict[str, Any]]) -> str:
         return f"this configuration does not run here: {own.get('failed', '')}"
     best = min(done, key=lambda row: float(row["step_seconds"]))
     gain = own["step_seconds"] / best["step_seconds"]
-    if gain < ALIKE:
-        return "none of these settings is faster here by 5 % or more"
+    if gain < WORTH_IT:
+        return "none of these settings is faster here by a tenth or more"
     words = [f"--train.{name.replace('_', '-')} {best[name]}" for name in OPTIONS if best[name] != own[name]]
     return f"{' '.join(words)} is {gain:.2f} times as fast here"
