@@ -340,7 +340,10 @@ class Check(SplitOptions, DeviceOptions, Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor(Command):
-    """Check this machine: driver, cores, memory, caches, network, disk, communication between GPUs; with remedies."""
+    """Check this machine: driver, cores, memory, caches, network, disk, communication between GPUs; with remedies.
+
+    Started by srun with one task on each of several nodes, it also tries the communication between them.
+    """
 
     out: str = "runs"
     """Directory whose disk is measured."""
@@ -355,7 +358,7 @@ class Doctor(Command):
         from cls.commands.doctor.run import doctor, not_ready
 
         found = doctor(self.out, self.data, self.save, self.seconds)
-        return found, not_ready(found)
+        return found, not_ready(found or [])
 
 
 COMMANDS: dict[str, type[Any]] = {

@@ -91,6 +91,7 @@ def test_the_doctor_examines_this_machine(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     document = doctor(str(tmp_path / "runs" / "x"), str(photos), True, 0.3)
+    assert document is not None
 
     lines = [line for line in capfd.readouterr().err.splitlines() if re.match(r"(ok|warn|bad) ", line)]
     assert len(lines) == len(document)
@@ -160,7 +161,7 @@ def test_what_is_concluded_from_the_transports() -> None:
     p2p, shm = "NCCL_P2P_DISABLE=1", "NCCL_SHM_DISABLE=1"
 
     def states(trials: dict[str, Trial]) -> tuple[list[tuple[str, str]], list[str]]:
-        findings, exports = judge("nccl", trials)
+        findings, exports = judge("nccl on 4 processes", trials, "no setting helps: …")
         assert [finding.name.partition(" with ")[2] for finding in findings] == list(trials)
         return [(finding.state, finding.remedy) for finding in findings], exports
 
@@ -170,7 +171,7 @@ def test_what_is_concluded_from_the_transports() -> None:
     assert states({"": hung, p2p: slow, shm: fast}) == ([("bad", f"export {shm}"), ("ok", ""), ("ok", "")], [shm])
     [(state, remedy), *_], exports = states({"": hung, p2p: hung})
     assert (state, exports) == ("bad", []) and remedy.startswith("no setting helps")
-    assert judge("nccl", {"": fast})[0][0].found == "40.00 GB/s"
+    assert judge("nccl", {"": fast}, "")[0][0].found == "40.00 GB/s"
 
 
 def test_only_bad_findings_are_an_error() -> None:

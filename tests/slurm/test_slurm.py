@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from cls import recipes
+from cls.commands.doctor.nodes import hostnames
 from cls.commands.options import PlanOptions
 from cls.commands.plan.run import command
 from cls.config import from_yaml
@@ -295,6 +297,37 @@ def test_prediction_in_a_job(world: Slurm, place: Path, whole: Result, photos: P
     written = found["prediction.csv"].decode().splitlines()
     assert len(written) == 7 and written[0] == "image_name,pred_label"
     assert files(ONE, "by one") == found
+
+
+DOCTOR = """#!/bin/bash
+#SBATCH --output=doctor-%j.out
+#SBATCH --nodes=2 --ntasks-per-node=2
+scontrol show hostnames "$SLURM_JOB_NODELIST" >nodes.txt
+srun PYTHON -m cls doctor --json --seconds 0.3 --out runs >doctor.json
+"""
+
+
+def test_the_doctor_on_two_nodes_tries_what_lies_between_them(world: Slurm, place: Path) -> None:
+    """The environment names an interface that does not exist; the second task of each node has nothing to do."""
+    here = place / "doctor"
+    here.mkdir()
+    (here / "doctor.sh").write_text(DOCTOR.replace("PYTHON", sys.executable))
+    job = world.sbatch(here, "-p", "a6000", "doctor.sh", PYTHONPATH=str(ROOT), GLOO_SOCKET_IFNAME="nosuch0")
+    assert job.wait() == "FAILED 2:0", job.output()
+    names = (here / "nodes.txt").read_text().split()
+    assert names == ["a6000-1", "a6000-2"] == list(hostnames("a6000-[1-2]"))
+    found = {item["name"]: item for item in json.loads((here / "doctor.json").read_text())}
+    assert {name.partition(":")[0] for name in found if ":" in name} == set(names)
+    for name in names:
+        assert f" of the machine's {os.cpu_count()}" in found[f"{name}: cores"]["found"]
+        assert found[f"{name}: gloo on 2 processes with GLOO_SOCKET_IFNAME=lo"]["state"] == "ok"
+    between = found["gloo between 2 nodes"]
+    assert between["state"] == "bad" and between["remedy"] == "export GLOO_SOCKET_IFNAME=lo"
+    assert re.match(r"a6000-[12]: rank [01] ended with status 1: .*nosuch0", between["found"])
+    assert found["gloo between 2 nodes with GLOO_SOCKET_IFNAME=lo"]["found"].endswith(" GB/s")
+    lines = job.output()
+    assert lines.count("gloo between 2 nodes  ") == 1  # only the first task prints it
+    assert lines.count("the first task of this node examines it") == 2
 
 
 def test_data_is_staged_by_a_job(world: Slurm, place: Path, photos: Path) -> None:

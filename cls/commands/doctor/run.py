@@ -12,14 +12,14 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cls.commands.doctor import measure
+from cls.commands.doctor import measure, nodes
 from cls.commands.doctor.findings import GIB, Finding, graded
 from cls.commands.doctor.gpus import gpus
 from cls.commands.doctor.trials import transports
@@ -35,19 +35,33 @@ NCCL_SHM_BYTES = 32 << 20  # of each process: channels of 9.6 MB to its neighbou
 LITTLE_SHM_BYTES = 1 << 20
 
 
-def doctor(out: str, data: str, save: bool, seconds: float) -> list[dict[str, Any]]:
+def doctor(out: str, data: str, save: bool, seconds: float) -> list[dict[str, Any]] | None:
     """Check this machine; print one line per finding as soon as it is known, and return all.
 
     ``out``: directory whose disk is measured; ``data``: images whose reading is measured, '' for none; ``seconds``: how
     long each transport is tried; ``save``: write the variables that the transports need to ``nccl-<host>.sh``.
+    Where srun started it on several nodes, the transports between them are tried too, and the first task returns the
+    findings of all nodes, each with its node's name, the others None.
     """
+    if int(os.environ.get("SLURM_LOCALID", "0")):
+        print("cls doctor: the first task of this node examines it", file=sys.stderr)
+        return None
+    step = nodes.slurm_step(os.environ)
+    meeting = nodes.Meeting(step, seconds) if step else None
+    findings = _examined(Path(out), Path(data).expanduser() if data else None, save, seconds, step.name if step else "")
+    found = meeting.conclude(findings, _show) if meeting else findings
+    return None if found is None else [asdict(finding) for finding in found]
+
+
+def _examined(out: Path, data: Path | None, save: bool, seconds: float, node: str) -> list[Finding]:
+    """The findings of this machine, with its name if it is one of several."""
     checks: list[tuple[str, Callable[[], list[Finding]]]] = [
         ("software", software), ("GPU", gpus), ("cores", cores), ("memory", memory), ("/dev/shm", shared_memory),
         ("caches", caches), ("W&B", wandb_login), ("network", network), ("SLURM", partial(slurm, os.environ)),
-        ("disk", partial(run_disk, Path(out))),
+        ("disk", partial(run_disk, out)),
     ]  # fmt: skip
     if data:
-        checks.append(("data", partial(user_data, Path(data).expanduser())))
+        checks.append(("data", partial(user_data, data)))
     checks.append(("transport", partial(transports, seconds, save)))
     findings = []
     for name, check in checks:
@@ -56,9 +70,13 @@ def doctor(out: str, data: str, save: bool, seconds: float) -> list[dict[str, An
         except Exception as error:  # an unusual machine must not hide the other findings
             new = [Finding("warn", name, f"could not be examined: {type(error).__name__}: {error}")]
         for finding in new:
-            print(finding, file=sys.stderr, flush=True)
-        findings += new
-    return [asdict(finding) for finding in findings]
+            findings.append(replace(finding, name=f"{node}: {finding.name}" if node else finding.name))
+            _show(findings[-1])
+    return findings
+
+
+def _show(finding: Finding) -> None:
+    print(finding, file=sys.stderr, flush=True)
 
 
 def not_ready(findings: list[dict[str, Any]]) -> ValueError | None:

@@ -1,7 +1,7 @@
 """Which transports between processes work, how fast they are, and the settings that they need."""
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -17,9 +17,9 @@ GLOO = ("GLOO_SOCKET_IFNAME=lo",)  # for a host name that resolves to no interfa
 
 def transports(seconds: float, save: bool) -> list[Finding]:
     """All-reduce with two processes on the CPU, and with all GPUs of the machine if there are two or more."""
-    findings, exports = _tried("gloo", 2, seconds, GLOO)
+    findings, exports = _on_this_machine("gloo", 2, seconds, GLOO)
     if (count := torch.cuda.device_count()) > 1:
-        more, needed = _tried("nccl", count, seconds, NCCL)
+        more, needed = _on_this_machine("nccl", count, seconds, NCCL)
         findings, exports = findings + more, exports + needed
     path = cache_folder() / f"nccl-{socket.gethostname()}.sh"
     if not save:
@@ -30,24 +30,34 @@ def transports(seconds: float, save: bool) -> list[Finding]:
     return [*findings, Finding("ok", "transport", found)]
 
 
-def _tried(backend: str, world_size: int, seconds: float, settings: tuple[str, ...]) -> tuple[list[Finding], list[str]]:
-    """For NCCL all ``settings`` are tried, for gloo only if it fails without them."""
-    trials = {"": trial(backend, world_size, seconds, {})}
-    for text in settings if backend == "nccl" or trials[""].problem else ():
-        name, value = text.split("=")
-        trials[text] = trial(backend, world_size, seconds, {name: value})
-    return judge(backend, trials)
+def _on_this_machine(
+    backend: str, world_size: int, seconds: float, settings: Sequence[str]
+) -> tuple[list[Finding], list[str]]:
+    def attempt(text: str) -> Trial:
+        return trial(backend, world_size, seconds, dict([text.split("=")]) if text else {})
+
+    hopeless = f"no setting helps: run on one process, or fix {backend}"
+    return judge(f"{backend} on {world_size} processes", tried(backend, settings, attempt), hopeless)
 
 
-def judge(backend: str, trials: Mapping[str, Trial]) -> tuple[list[Finding], list[str]]:
-    """The findings of trials, by their setting ('' is none), and the setting to export, if any."""
-    default, working = trials[""], {name: found.rate for name, found in trials.items() if not found.problem}
-    best = max(working, key=lambda name: working[name], default="")
+def tried(backend: str, settings: Sequence[str], attempt: Callable[[str], Trial]) -> dict[str, Trial]:
+    """Trials by setting, '' first. For NCCL all ``settings`` are tried, for gloo only if it fails without them."""
+    trials = {"": attempt("")}
+    return trials | {text: attempt(text) for text in settings if backend == "nccl" or trials[""].problem}
+
+
+def judge(name: str, trials: Mapping[str, Trial], hopeless: str) -> tuple[list[Finding], list[str]]:
+    """The findings of trials, by their setting ('' is none), and the setting to export, if any.
+
+    ``name`` of what was tried; ``hopeless``: the remedy where no setting works.
+    """
+    default, working = trials[""], {text: found.rate for text, found in trials.items() if not found.problem}
+    best = max(working, key=lambda text: working[text], default="")
     needed = bool(default.problem) or working[best] > SLOWER * working[""]
     findings = []
-    for name, found in trials.items():
-        label = f"{backend} on {found.world_size} processes" + (f" with {name}" if name else "")
-        remedy = f"export {best}" if best and needed else f"no setting helps: run on one process, or fix {backend}"
-        text, used = found.problem or f"{found.rate / 1e9:.2f} GB/s", not name  # a setting that is not used may fail
+    for setting, found in trials.items():
+        label = name + (f" with {setting}" if setting else "")
+        remedy = f"export {best}" if best and needed else hopeless
+        text, used = found.problem or f"{found.rate / 1e9:.2f} GB/s", not setting  # one that is not used may fail
         findings.append(graded(label, text, remedy, warn=used and needed, bad=used and bool(found.problem)))
     return findings, [best] if best and needed else []
