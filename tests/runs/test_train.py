@@ -35,7 +35,7 @@ from cls.transforms.ops import view_ops
 from cls.transforms.params import make_params
 from cls.transforms.reference import apply
 from tests.harness import ROOT, SMALL, environment
-from tests.harness.records import Result
+from tests.harness.records import Result, wandb_records
 from tests.harness.runs import Runs, launch
 
 TINY = [
@@ -158,16 +158,16 @@ def test_class_names_survive_training_checkpoint_and_prediction(run12: Result, p
 def test_two_ranks_make_one_wandb_run(run12: Result) -> None:
     files = list((run12.out / "wandb").glob("*run-*/*.wandb"))
     assert len(files) == 1
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(files[0])]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    items = [json.loads(line)["history"]["item"] for line in lines if json.loads(line)["type"] == "history"]
+    records = wandb_records(files[0])
+    items = [record["history"]["item"] for record in records if record["type"] == "history"]
     steps = [item["global_step"] for item in items if "train/loss" in item]
     assert steps == [row["step"] for row in run12.rows if "train/loss" in row] == list(range(1, 46))
     assert all({"train/lr", "train/images_per_second"} <= item.keys() for item in items if "train/loss" in item)
     losses = [item["train/loss"] for item in items if "train/loss" in item]
     assert losses == [row["train/loss"] for row in run12.rows if "train/loss" in row]
     assert len([item for item in items if "val/accuracy" in item]) == 15
-    assert "test_resnet" in "".join(line for line in lines if "config" in line)
+    (configured,) = [record["run"]["config"] for record in records if record["type"] == "run"]
+    assert "test_resnet" in json.dumps(configured)
 
 
 @pytest.mark.integration

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pytest
+import wandb
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -19,6 +21,7 @@ from cls.tracking.metrics_log import Mistake, read_rows, rewind
 from cls.tracking.progress_bar import ProgressBar
 from cls.tracking.tracker import Tracker, check_tracking
 from cls.tracking.wandb_run import wandb_mode
+from tests.harness.records import wandb_records
 
 ROOT = Path(__file__).parents[2]
 KEY = "0123456789abcdef" * 2 + "fedcba98"  # shaped like a W&B key
@@ -47,12 +50,7 @@ def row(step, **values):
 
 def inspect(folder):
     """The records of every W&B run file below a run directory, read by W&B's own reader."""
-    out = []
-    for file in sorted((folder / "wandb").glob("*run-*/*.wandb")):
-        command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        out.append([json.loads(line) for line in text.splitlines()])
-    return out
+    return [wandb_records(file) for file in sorted((folder / "wandb").glob("*run-*/*.wandb"))]
 
 
 def history(records):
@@ -364,7 +362,8 @@ def test_check_tracking(monkeypatch):
         check_tracking(Track())
     code = "from cls.config import Track; from cls.tracking.tracker import check_tracking; check_tracking(Track())"
     monkeypatch.delenv("WANDB_MODE")
-    assert "ValueError: W&B: WANDB_API_KEY invalid" in elsewhere(code, WANDB_API_KEY="short").stderr
+    if "prompt" in signature(wandb.login).parameters:  # older versions look at a key only when a run begins
+        assert "ValueError: W&B: WANDB_API_KEY invalid" in elsewhere(code, WANDB_API_KEY="short").stderr
     assert "ValueError: W&B: 1 validation error" in elsewhere(code, WANDB_MODE="").stderr  # W&B's own settings
 
 

@@ -8,14 +8,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cls.tracking.events import read_events
 from cls.tracking.goodput import PARTS, attempts, total
 from tests.harness import ROOT, SMALL, environment
-from tests.harness.records import timeless
+from tests.harness.records import timeless, wandb_records
 from tests.harness.runs import Runs
 
 pytestmark = pytest.mark.integration
@@ -33,13 +32,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         yield found
 
 
-def read(file: Path) -> list[dict[str, Any]]:
-    """The records of a W&B file, by W&B's own reader."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [json.loads(line) for line in text.splitlines()]
-
-
 def test_three_kills_leave_one_complete_page(runs: Runs, tmp_path: Path) -> None:
     out = tmp_path / "run"
     for count in (6, 5, 4):
@@ -52,7 +44,7 @@ def test_three_kills_leave_one_complete_page(runs: Runs, tmp_path: Path) -> None
     waiting = [file for file in pages if not file.with_suffix(".wandb.synced").exists()]
     assert len(waiting) == 1 and f"wandb sync {waiting[0].parent}" in ended.output  # `wandb sync --sync-all` sends one
     assert {file.stem for file in pages} == {f"run-{(out / 'wandb_id').read_text()}"}
-    records = read(waiting[0])
+    records = wandb_records(waiting[0])
     shown = [record["history"]["item"] for record in records if record["type"] == "history"]
     steps = [item["global_step"] for item in shown]
     assert steps == sorted(steps)
