@@ -13,6 +13,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cls.config import change
 from cls.distributed.batchnorm import BatchNorms
@@ -211,3 +212,29 @@ def test_chunks_on_several_processes(processes: int) -> None:
 if __name__ == "__main__":
     JOBS["job_chunks"] = job_chunks
     sys.exit(main(*sys.argv[1:]))
+
+
+class Calls(TorchDispatchMode):
+    """How many operations a GPU would be asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        views = ("aten.split", "aten.unbind", "aten.detach", "aten.select", "aten.view")
+        self.count += not str(func).startswith(views)
+        return func(*args, **kwargs or {})
+
+
+def test_saving_and_counting_statistics_takes_as_many_operations_for_many_norms_as_for_few() -> None:
+    counts = []
+    for layers in (2, 50):
+        norms = BatchNorms(nn.Sequential(*(nn.BatchNorm2d(3) for _ in range(layers))))
+        with Calls() as calls:
+            norms.save()
+            norms.restore()
+            norms.set_count(1)
+        counts.append(calls.count)
+        assert [int(count) for count in norms.counts] == [1] * layers
+    assert counts[0] == counts[1] <= 6
