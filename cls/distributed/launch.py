@@ -88,15 +88,16 @@ def check_fsdp(env: os._Environ[str] | dict[str, str], train: Train) -> bool:
 def choose_device(wanted: str) -> str:
     """'cuda', with this process's GPU as the current device, or 'cpu'.
 
-    ValueError where a visible GPU is unusable, LocalError where another program has taken this process's one.
+    ValueError where a visible GPU is unusable or taken by another program: a LocalError in the process that reports it.
     """
     if wanted == "cpu":
         return "cpu"
-    problem = ""
+    problem, first = "", os.environ.get("LOCAL_RANK", "0") == "0"
+    error = LocalError if first else ValueError  # of what all processes of a machine see
     if torch.cuda.is_available():
         count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if local > count:  # before the first allocation: in exclusive mode these processes would block each other
-            raise ValueError(
+            raise error(
                 f"{local} processes were started on this machine, which has {count} GPU(s): "
                 f"use accelerate launch --num_processes {count}"
             )
@@ -110,9 +111,9 @@ def choose_device(wanted: str) -> str:
             raise LocalError(f"{name} is {taken(problem)}: {TAKEN}, or use --train.device cpu")
     sign = visible_gpus(os.environ, Path("/dev/nvidia0").exists())
     if sign or problem:
-        raise ValueError(f"{unusable(sign, problem)}, or use --train.device cpu")
+        raise error(f"{unusable(sign, problem)}, or use --train.device cpu")
     if wanted == "cuda":
-        raise ValueError("train.device is cuda but this machine shows no GPU: use --train.device cpu or auto")
+        raise error("train.device is cuda but this machine shows no GPU: use --train.device cpu or auto")
     return "cpu"
 
 

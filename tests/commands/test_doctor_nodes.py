@@ -7,13 +7,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cls.commands.doctor.nodes import Step, hostnames, interface, slurm_step, variables
+from cls.commands.doctor import nodes
+from cls.commands.doctor.findings import Finding
+from cls.commands.doctor.nodes import Meeting, Step, hostnames, interface, slurm_step, variables
+from cls.commands.doctor.transport import Trial
 from tests.harness import ROOT, environment
 
 NAMES = ("127.0.0.1", "localhost")
@@ -67,6 +72,45 @@ def test_what_is_worth_a_trial_between_nodes() -> None:
     }  # fmt: skip
     assert variables("gloo", ["eth0", ""], names) == {}
     assert variables("nccl", ["", "eth0"], names) == {"NCCL_IB_DISABLE=1": [ib, ib]}
+
+
+def test_nccl_takes_all_gpus_of_all_nodes_and_every_setting_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes with 2 and 3 GPUs as two threads; no GPU here: what would be started is recorded."""
+    started: list[tuple[str, list[int], int, str]] = []
+
+    def recorded(backend: str, ranks: range, world_size: int, place: Any, seconds: float, env: Any, *_: Any) -> Trial:
+        started.append((backend, list(ranks), world_size, " ".join(f"{key}={value}" for key, value in env.items())))
+        return Trial(world_size, rate=9e9 if env == {"NCCL_IB_DISABLE": "1"} else 1e9, total=15.0)
+
+    monkeypatch.setattr(nodes, "run_ranks", recorded)
+    facts = [{"gpus": 2, "interface": "ib0"}, {"gpus": 3, "interface": "eth0"}]
+    monkeypatch.setattr(nodes, "facts_of", lambda step: facts[step.node])
+    port, shown, results = Tasks().port, list[Finding](), dict[int, Any]()
+
+    def task(node: int) -> None:
+        results[node] = Meeting(Step(node, NAMES, port), 0.1, 30).conclude([], shown.append)
+
+    threads = [threading.Thread(target=task, args=(node,)) for node in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    name = "nccl between 2 nodes"
+    own = "NCCL_SOCKET_IFNAME=ib0 on 127.0.0.1, NCCL_SOCKET_IFNAME=eth0 on localhost"
+    assert [(each.state, each.name, each.remedy) for each in shown] == [
+        ("ok", "gloo between 2 nodes", ""),
+        ("warn", name, "export NCCL_IB_DISABLE=1"),
+        ("ok", f"{name} with NCCL_IB_DISABLE=1", ""),
+        ("ok", f"{name} with {own}", ""),
+        ("ok", f"{name} with NCCL_IB_DISABLE=1 {own}", ""),
+    ]
+    assert results == {0: shown, 1: None}
+    ib, ranks = "NCCL_IB_DISABLE=1", {0: [0, 1], 1: [2, 3, 4]}
+    by_name = {0: "NCCL_SOCKET_IFNAME=ib0", 1: "NCCL_SOCKET_IFNAME=eth0"}
+    expected = [("gloo", [node], 2, "") for node in (0, 1)]
+    for settings in ({0: "", 1: ""}, {0: ib, 1: ib}, by_name, {node: f"{ib} {text}" for node, text in by_name.items()}):
+        expected += [("nccl", ranks[node], 5, settings[node]) for node in (0, 1)]
+    assert sorted(started) == sorted(expected)
 
 
 class Tasks:

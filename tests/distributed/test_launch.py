@@ -86,6 +86,9 @@ def test_any_other_error_of_the_first_allocation_is_about_the_driver(monkeypatch
     with pytest.raises(ValueError, match=r"cannot use it: CUDA error: no kernel image is available\. Driver") as caught:
         launch.choose_device("auto")
     assert not isinstance(caught.value, LocalError) and "pip install torch" in str(caught.value)
+    monkeypatch.setenv("LOCAL_RANK", "0")  # of any machine: on a second one nobody else would report it
+    with pytest.raises(LocalError, match="no kernel image"):
+        launch.choose_device("auto")
 
 
 def test_more_processes_than_gpus_are_rejected_before_they_block_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
