@@ -34,8 +34,12 @@ def answers(setting: Setting) -> dict[str, Callable[[], Figures]]:
             found[f"{name} {reduce}"] = partial(networks.ours, setting, name, reduce=reduce)
         found[f"{name} bare loop"] = partial(networks.bare, setting, name)
         found[f"{name} timm's loop"] = partial(networks.timms, setting, name)
+    found |= choices(setting)
+    for name in NAMES:
         found[f"{name} memory of cls plan"] = partial(networks.planned, setting, name)
-    return found | choices(setting)
+    if not SMALL:
+        found[COMPILE] = partial(networks.ours, setting, FIRST, reduce="fast", compile=True)
+    return found
 
 
 def choices(setting: Setting) -> dict[str, Callable[[], Figures]]:
@@ -51,7 +55,6 @@ def choices(setting: Setting) -> dict[str, Callable[[], Figures]]:
         found[f"{FIRST} exact, micro-batch {size}"] = partial(ours, reduce="exact", micro_batch=size)
     if not SMALL:
         found[f"{FIRST} exact, fp32"] = partial(ours, reduce="exact", precision="fp32")
-        found[COMPILE] = partial(ours, reduce="fast", compile=True)
     return found
 
 
