@@ -37,8 +37,10 @@ def loading(model: Model, net: nn.Module, classes: int, folder: Path) -> str:
     if library(model) == "cls":
         return f"from cls.evaluation.trained_model import network\nmodel = network({weights})"
     if plain(model) and library(model) == "timm":
-        return f"import timm\nmodel = timm.create_model({f'local-dir:{folder}'!r}, pretrained=True).eval()"
-    imported, built = _built(model.backbone, "" if model.head else f"num_classes={classes}")
+        # config.json gives classes and framing; timm's pretrained=True reads safetensors there from 1.0.26 on only
+        imported, built = "import timm", f"timm.create_model({f'local-dir:{folder}'!r})"
+    else:
+        imported, built = _built(model.backbone, "" if model.head else f"num_classes={classes}")
     lines = ["from safetensors.torch import load_model", imported, f"model = {built}"]
     if model.head:
         name = classifier_name(model.backbone)
