@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+import pytest
+
 from tests.harness import ROOT
 
 GUARDED = {"torch.distributed.all_gather_single"}  # since torch 2.14; used only where it exists
@@ -22,6 +24,7 @@ def test_the_floors_of_the_project_are_the_pinned_versions() -> None:
     assert sorted(floors) == sorted(pins)
 
 
+@pytest.mark.integration  # imports every library: 10 s
 def test_every_name_of_a_library_exists() -> None:
     """With the installed versions: the newest ones here, the lowest ones in tests/lowest.sh."""
     files = [*sorted((ROOT / "cls").rglob("*.py")), ROOT / "train.py"]
