@@ -23,6 +23,7 @@ from torch import nn
 
 from cls.config import Run, change
 from cls.distributed import launch
+from cls.runtime.console import stdout_to_stderr
 from cls.runtime.exit import (
     CODES,
     DISK,
@@ -316,7 +317,8 @@ def test_inside_a_process_group_the_status_survives(out: Path) -> None:
 
     def work(_: ExitHandler) -> None:
         store = f"file://{out.parent}/store"
-        torch.distributed.init_process_group("gloo", store, rank=0, world_size=1, timeout=timedelta(seconds=15))
+        with stdout_to_stderr():  # gloo's own line
+            torch.distributed.init_process_group("gloo", store, rank=0, world_size=1, timeout=timedelta(seconds=15))
         print("said before the end")
         raise DataError("9 broken images")
 
