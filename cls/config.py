@@ -254,8 +254,8 @@ class Train:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU if there is one that works, else the CPU."""
     channels_last: Literal["auto", True, False] = "auto"
-    """Keep images and convolutions in the channels-last memory format (with FSDP the images). auto: True on a CPU; on a
-    GPU both formats are timed at the first start, and channels-first is taken if it is 1.2 times faster or more."""
+    """Keep images and convolutions (with FSDP images) in the channels-last memory format. auto: True on a CPU and with
+    FSDP; else both are timed at the first start, and channels-first is taken if it is 1.2 times faster or more."""
     compile: bool = False
     """Compile the model with torch.compile (not together with reduce=exact)."""
     save_minutes: float = 10.0

@@ -111,6 +111,7 @@ def choose_device(wanted: str) -> str:
             raise LocalError(f"{name} is {taken(problem)}: {TAKEN}, or use --train.device cpu")
     sign = visible_gpus(os.environ, Path("/dev/nvidia0").exists())
     if sign or problem:
+        error = LocalError if problem else error  # of this process's own card
         raise error(f"{unusable(sign, problem)}, or use --train.device cpu")
     if wanted == "cuda":
         raise error("train.device is cuda but this machine shows no GPU: use --train.device cpu or auto")
@@ -177,12 +178,16 @@ def resolve_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if native else "fp32"
 
 
-def times_formats(device: torch.device) -> bool:
-    """Whether memory formats are timed; on a CPU not, where all fresh runs are to have the same bits."""
-    return device.type == "cuda"
+def times_formats(device: torch.device, fsdp: bool) -> bool:
+    """Whether memory formats are timed.
+
+    Not on a CPU, where all fresh runs are to have the same bits. Not with FSDP: a rank that runs out of memory in the
+    format that needs more would leave the others in a collective.
+    """
+    return device.type == "cuda" and not fsdp
 
 
-def resolve_automatic(run: Run, device: torch.device, stored: Train | None) -> Run:
+def resolve_automatic(run: Run, device: torch.device, fsdp: bool, stored: Train | None) -> Run:
     """``run`` with precision and memory format for fields that are auto: those stored, else the device's.
 
     On a GPU the memory format stays auto until it is measured (:mod:`cls.distributed.speed_probe`).
@@ -192,6 +197,6 @@ def resolve_automatic(run: Run, device: torch.device, stored: Train | None) -> R
         precision = stored.precision
     if stored and channels_last == "auto":
         channels_last = stored.channels_last
-    if channels_last == "auto" and not times_formats(device):
+    if channels_last == "auto" and not times_formats(device, fsdp):
         channels_last = True
     return change(run, train={"precision": resolve_precision(precision, device), "channels_last": channels_last})

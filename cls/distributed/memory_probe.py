@@ -31,7 +31,7 @@ def probe(micro: MicroBatches, optimizer: Optimizer, run: Run) -> MicroBatches:
         most = -(-most // 2)
     _try_exchange(micro, optimizer)
     if micro.world.device.type == "cuda":  # free memory of a CPU is unknown, and the forward pass would cost seconds
-        try_evaluation(micro, run)
+        try_evaluation(micro, optimizer, run)
     if micro.exact:
         return micro
     micro.set_chunk_size(most)
@@ -112,18 +112,8 @@ def _try_exchange(micro: MicroBatches, optimizer: Optimizer) -> None:
         return
     ranges = tree_reduce.shares(micro.count, micro.world.size)
     blocks = [len(tree_reduce.block_sizes(share)) for share in ranges]
-    own, gradients = blocks[micro.world.rank], sum(p.numel() for p in micro.parameters)
-    fitting = True
-    try:
-        held = _copies(micro, _moments(optimizer) + own)
-        buffer = held[0].new_empty((own + (own > 1)) * gradients)
-        del held[_moments(optimizer) * len(micro.parameters) :]  # the sums are freed before the slices arrive
-        received = held[0].new_empty(sum(blocks) * gradients // micro.world.size) if held else buffer
-        del held, buffer, received
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        fitting = False
+    own = blocks[micro.world.rank]
+    fitting = _exchanges(micro, _moments(optimizer), own, sum(blocks))
     if micro.world.device.type == "cuda":
         torch.cuda.empty_cache()
     if not all(micro.world.gather(fitting)):
@@ -133,13 +123,33 @@ def _try_exchange(micro: MicroBatches, optimizer: Optimizer) -> None:
         )
 
 
-def try_evaluation(micro: MicroBatches, run: Run) -> None:
-    """Try the forward pass of one evaluation batch; OutOfMemory on all ranks names the size that fits."""
-    if all(micro.world.gather(_evaluates(micro, run, run.train.eval_batch))):
+def _exchanges(micro: MicroBatches, moments: int, own: int, blocks: int) -> bool:
+    """Whether there is memory for a rank's ``own`` sums and their copies, then for its slice of all ``blocks`` sums."""
+    gradients = sum(p.numel() for p in micro.parameters)
+    try:
+        held = _copies(micro, moments + own)
+        buffer = held[0].new_empty((own + (own > 1)) * gradients)
+        del held[moments * len(micro.parameters) :]  # the sums are freed before the slices arrive
+        buffer.new_empty(blocks * gradients // micro.world.size)
+        return True
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return False
+
+
+def try_evaluation(micro: MicroBatches, optimizer: Optimizer, run: Run) -> None:
+    """Try the forward pass of one evaluation batch beside gradients and the optimizer's state.
+
+    OutOfMemory on all ranks names the size that fits.
+    """
+    exchanged = len(tree_reduce.block_sizes(micro.share)) if micro.exact and micro.world.size > 1 else 1
+    copies = _moments(optimizer) + exchanged
+    if all(micro.world.gather(_evaluates(micro, run, run.train.eval_batch, copies))):
         return
     found, size = 0, run.train.eval_batch // 2
     while size and not found:
-        found = size if all(micro.world.gather(_evaluates(micro, run, size))) else 0
+        found = size if all(micro.world.gather(_evaluates(micro, run, size, copies))) else 0
         size //= 2
     raise OutOfMemory(
         f"an evaluation batch of {run.train.eval_batch} images of {run.data.evaluated.size} pixels does not fit into "
@@ -148,13 +158,16 @@ def try_evaluation(micro: MicroBatches, run: Run) -> None:
 
 
 @torch.no_grad()
-def _evaluates(micro: MicroBatches, run: Run, size: int) -> bool:
+def _evaluates(micro: MicroBatches, run: Run, size: int, copies: int) -> bool:
+    """Whether ``size`` images fit beside so many copies of the parameters; with FSDP it raises if not."""
     model = getattr(micro.model, "module", micro.model)  # DDP exchanges nothing in an evaluation
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
+        held = _copies(micro, copies)
         with micro.world.autocast(run.train.precision):
             model(_images(micro, run, size, run.data.evaluated.size))
+        del held
         return True
     except RuntimeError as error:
         if micro.world.fsdp or not out_of_memory(error):

@@ -63,7 +63,7 @@ class Speeds:
 
 def measures(run: Run, world: World) -> bool:
     """Whether the memory format of this run is still to be measured."""
-    return run.train.channels_last == "auto" and launch.times_formats(world.device)
+    return run.train.channels_last == "auto" and launch.times_formats(world.device, world.fsdp)
 
 
 def speeds(model: nn.Module, optimizer: Optimizer, run: Run, world: World) -> Speeds:
@@ -77,16 +77,17 @@ def speeds(model: nn.Module, optimizer: Optimizer, run: Run, world: World) -> Sp
         found = _measure(model, optimizer, run, world)
         kept = json.dumps({"of": _key(run, world), "seconds": dataclasses.asdict(found)}, indent=1)
         world.on_rank_0(lambda: _write(path, kept))
-    _convert(model, world, found.takes_channels_last)
+    _convert(model, found.takes_channels_last)
     return found
 
 
-def lines(found: Speeds, run: Run) -> list[str]:
-    """What was measured, in a line each."""
+def lines(found: Speeds, run: Run, world_size: int) -> list[str]:
+    """What was measured, in a line each; chunks only if a rank of this run has as many micro-batches."""
+    share = -(-(run.train.batch // run.train.micro_batch) // world_size)
     taken, other = ("channels_last", "channels_first")[:: 1 if found.takes_channels_last else -1]
     times = {name: getattr(found, name) for name in (taken, other)}
     said = [f"memory format: {taken}, {times[taken]:.3g} s a micro-batch; {other} {times[other]:.3g} s"]
-    if found.chunk > 1 and math.isfinite(found.exact):
+    if 1 < found.chunk <= share:
         advice = "; --train.reduce fast to change" if run.train.reduce == "exact" else ""
         said.append(f"exact costs {found.exact:.2f} × fast here (chunks of {found.chunk} micro-batches){advice}")
     if math.isfinite(found.free):
@@ -104,7 +105,6 @@ def _key(run: Run, world: World) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(world.device) if cuda else "CPU", "torch": torch.__version__,
         "cudnn": cudnn, "model": model, "size": run.data.size,
         "micro_batch": train.micro_batch, "precision": train.precision, "deterministic": train.deterministic,
-        "fsdp": world.fsdp,
     }  # fmt: skip
 
 
@@ -124,9 +124,8 @@ def _write(path: Path, text: str) -> None:
         write_whole(path, text.encode())
 
 
-def _convert(model: nn.Module, world: World, channels_last: bool) -> None:
-    if not world.fsdp:  # sharding needs row-major parameters
-        model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+def _convert(model: nn.Module, channels_last: bool) -> None:
+    model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def _measure(model: nn.Module, optimizer: Optimizer, run: Run, world: World) -> Speeds:
@@ -134,7 +133,7 @@ def _measure(model: nn.Module, optimizer: Optimizer, run: Run, world: World) -> 
     micro = MicroBatches(world, model, run)
 
     def of(count: int, channels_last: bool) -> float:
-        _convert(model, world, channels_last)
+        _convert(model, channels_last)
         chosen = change(run, train={"channels_last": channels_last})
         if not all(world.gather(fits(micro, optimizer, chosen, run.train.micro_batch, count))):
             return math.inf
@@ -158,7 +157,7 @@ def _measure(model: nn.Module, optimizer: Optimizer, run: Run, world: World) -> 
 
 def _largest_chunk(micro: MicroBatches, of: Callable[[int], float]) -> tuple[int, float]:
     """A rank's whole share if it fits, else half of it and so on; with its seconds."""
-    count = 1 if micro.world.fsdp or not micro.norms.chunkable else -(-micro.count // micro.world.size)
+    count = 1 if not micro.norms.chunkable else -(-micro.count // micro.world.size)
     while count > 1:
         seconds = of(count)
         if math.isfinite(seconds):

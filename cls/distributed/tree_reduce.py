@@ -99,6 +99,7 @@ def total(
         if len(stack) > 1:
             sent.view(world.size, len(stack), part)[:, index] = flat.view(world.size, part)
     count = len(stack)
+    del block  # with the stack it frees the sums before the slices arrive
     stack.clear()
     blocks = [block for share in ranges for block in block_sizes(share)]
     counts = [len(block_sizes(share)) * part for share in ranges]

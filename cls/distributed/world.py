@@ -205,8 +205,8 @@ def start(train: Train, stop: StopSignal) -> World:
     ignore_mpi(os.environ)
     fsdp = check_fsdp(os.environ, train)
     torch.use_deterministic_algorithms(train.deterministic)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts; `cls bench` tries both
     if train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
         # filling empty tensors with NaN costs 3 % of a step
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # mypy cannot see it
     torch.backends.cudnn.benchmark = not train.deterministic  # cuDNN times its kernels and takes the fastest

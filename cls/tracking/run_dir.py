@@ -143,7 +143,7 @@ def _agree(path: Path, run: Run, world: World) -> RunDir:
         _empty(path)
     if file.exists():
         stored = read_run(file)
-        run = resolve_automatic(run, world.device, stored.train)
+        run = resolve_automatic(run, world.device, world.fsdp, stored.train)
         if stored.train.channels_last == "auto":  # ended before it was measured
             stored = change(stored, train={"channels_last": run.train.channels_last})
         lines = diff(stored, run)
@@ -153,7 +153,7 @@ def _agree(path: Path, run: Run, world: World) -> RunDir:
             ended = read_exit(path)
             finished = ended.reason if ended.outcome == "done" else ""
     else:
-        run = resolve_automatic(run, world.device, None)
+        run = resolve_automatic(run, world.device, world.fsdp, None)
     if finished:
         print(f"{path} is finished: {finished}", flush=True)
     else:

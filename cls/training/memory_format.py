@@ -22,10 +22,10 @@ def choose_memory_format(run_dir: RunDir, state: State, loader: TrainLoader, wor
         return
     found = speed_probe.speeds(state.model, state.optimizer, run_dir.run, world)
     taken = found.takes_channels_last
-    if state.average is not None and not world.fsdp:
+    if state.average is not None:
         layout = torch.channels_last if taken else torch.contiguous_format
         state.average.to(memory_format=layout)
     loader.prepare = loader.prepare._replace(channels_last=taken)
     run_dir.store(change(run_dir.run, train={"channels_last": taken}), world)
     if world.main:
-        print(*speed_probe.lines(found, run_dir.run), sep="\n", file=sys.stderr, flush=True)
+        print(*speed_probe.lines(found, run_dir.run, world.size), sep="\n", file=sys.stderr, flush=True)

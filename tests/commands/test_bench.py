@@ -273,6 +273,22 @@ def test_the_settings_are_all_that_apply_to_the_device_the_runs_own_first(device
         assert not any(one["compile"] and one["reduce"] == "exact" for one in found)
 
 
+def test_a_setting_that_does_not_work_here_is_a_row_and_hides_no_other(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = on(photos, train=SMALL, model=TINY)
+    real = settings.trainer
+
+    def failing(run: Run, *args: Any) -> loop.Trainer:
+        if run.train.reduce == "fast":
+            raise RuntimeError("no C compiler was found\nand so on")
+        return real(run, *args)
+
+    monkeypatch.setattr(settings, "trainer", failing)
+    found = settings.measure(run, load(run.data, 0), start(run.train, StopSignal()), 1, 60.0)
+    assert [row.get("failed") for row in found["rows"]] == [None, None, *["RuntimeError: no C compiler was found"] * 2]
+
+
 def test_the_advice_on_settings_names_the_fastest_only_where_it_is_worth_it() -> None:
     own = {"reduce": "exact", "channels_last": True, "deterministic": True, "compile": False}
     rows = [own | {"step_seconds": 1.0}, own | {"reduce": "fast", "failed": "too large"}]

@@ -180,11 +180,12 @@ def test_an_evaluation_batch_that_does_not_fit_names_one_that_does_on_all_ranks(
     model.norm.eval()
     before = trace(model, torch.optim.SGD(model.parameters()))
     with pytest.raises(OutOfMemory, match=rf"batch of 16 images of 8 pixels .* add --train.eval-batch {found}$"):
-        memory_probe.try_evaluation(MicroBatches(world(), model, run), run)
+        memory_probe.try_evaluation(MicroBatches(world(), model, run), torch.optim.SGD(model.parameters()), run)
     assert trace(model, torch.optim.SGD(model.parameters())) == before
     assert model.training and not model.norm.training
     monkeypatch.undo()
-    memory_probe.try_evaluation(MicroBatches(world(), model, run), change(run, train={"eval_batch": 4}))
+    small = change(run, train={"eval_batch": 4})
+    memory_probe.try_evaluation(MicroBatches(world(), model, run), torch.optim.SGD(model.parameters()), small)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -44,21 +44,22 @@ def test_channels_first_is_taken_where_it_is_faster_by_a_fifth(first: float, las
 
 
 def test_only_a_gpu_whose_format_is_open_is_measured() -> None:
-    assert measures(Run(), GPU) and not measures(Run(), world())
+    assert measures(Run(), GPU) and not measures(Run(), world()) and not measures(Run(), replace(GPU, fsdp=True))
     for chosen in (True, False):
         assert not measures(change(Run(), train={"channels_last": chosen}), GPU)
 
 
 def test_the_lines_say_what_was_measured_and_how_to_change_it() -> None:
     found = speeds(0.1, 0.14, chunk=4, chunk_seconds=0.32, free=0.08)
-    assert lines(found, Run()) == [
+    assert lines(found, Run(), 1) == [
         "memory format: channels_first, 0.1 s a micro-batch; channels_last 0.14 s",
         "exact costs 1.25 × fast here (chunks of 4 micro-batches); --train.reduce fast to change",
         "deterministic kernels cost 1.25 × free ones here; --train.deterministic False to change",
     ]
     free = change(Run(), train={"reduce": "fast", "deterministic": False})
-    assert [text.partition(";")[2] for text in lines(found, free)[1:]] == ["", ""]
-    assert len(lines(speeds(0.1, 0.1), Run())) == 1
+    assert [text.partition(";")[2] for text in lines(found, free, 1)[1:]] == ["", ""]
+    assert len(lines(speeds(0.1, 0.1), Run(), 1)) == 1
+    assert len(lines(found, Run(), 2)) == 2  # no rank of two has four micro-batches
 
 
 def test_the_median_of_the_slowest_rank_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,7 +151,7 @@ def probed(setting: Setting, name: str) -> Figures:
     since = time.perf_counter()
     found = speed_probe.speeds(work.state.model, work.state.optimizer, run, setting.world)
     seconds = time.perf_counter() - since
-    return {"measured": "; ".join(speed_probe.lines(found, run)), "seconds": seconds}
+    return {"measured": "; ".join(speed_probe.lines(found, run, 1)), "seconds": seconds}
 
 
 def clean() -> None:

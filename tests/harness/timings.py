@@ -22,4 +22,4 @@ def inject(_: list[str]) -> None:
         assert seconds[world.rank], "measured, where the choice was known"
         return float(seconds[world.rank].pop(0))
 
-    speed_probe.once, launch.times_formats = once, lambda device: True
+    speed_probe.once, launch.times_formats = once, lambda device, fsdp: True

@@ -71,17 +71,21 @@ def _settings(found: dict[str, Any]) -> None:
         return
     rows = found["rows"]
     shown = _table("step on a resident micro-batch", ["ms", "images/s", "against the first", "peak GiB"])
+    failed: list[str] = []
     for row in rows:
         names = f"{row['reduce']}, {'channels_last' if row['channels_last'] else 'channels_first'}"
         names += ("" if row["deterministic"] else ", free kernels") + (", compiled" if row["compile"] else "")
         if "failed" in row:
-            shown.add_row(names, "does not fit")
+            shown.add_row(names, "failed")
+            failed.append(f"{names}: {row['failed']}")
             continue
         ratio = rows[0]["step_seconds"] / row["step_seconds"] if "step_seconds" in rows[0] else float("nan")
         peak = f"{row['peak_gib']:.2f}" if "peak_gib" in row else "-"
         figures = (f"{1e3 * row['step_seconds']:.1f}", f"{row['images_per_second']:.1f}", f"{ratio:.2f}", peak)
         shown.add_row(names, *figures)
     console.print("", shown, "")
+    for text in failed:
+        say(text)
     say(found["text"])
 
 

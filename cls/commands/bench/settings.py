@@ -14,7 +14,6 @@ from cls.config import Run, change
 from cls.data.sources import Splits
 from cls.distributed.memory_probe import probe
 from cls.distributed.world import World
-from cls.runtime.exit import OutOfMemory
 from cls.transforms.mixup import soft_targets
 
 OPTIONS = ("reduce", "channels_last", "deterministic", "compile")
@@ -52,21 +51,22 @@ def measure(run: Run, splits: Splits, world: World, repeats: int, seconds: float
 
 
 def _row(run: Run, splits: Splits, world: World, repeats: int) -> dict[str, Any]:
+    """A setting that does not work here (no compiler, no deterministic kernel, too little memory) is a row, too."""
     cuda = world.device.type == "cuda"
+    gc.collect()  # the network of the row before is in a cycle of references
+    torch._dynamo.reset()  # compiled code is kept by function, and after eight variants torch compiles no more
+    if cuda:
+        torch.cuda.empty_cache()
     try:
         with _kernels(run.train.deterministic):
             work = _ready(run, splits, world)
             if cuda:
                 torch.cuda.reset_peak_memory_stats()
             found: dict[str, Any] = {"step_seconds": median(_steps(work, len(splits.classes), repeats))}
-    except OutOfMemory as error:
-        return {"failed": str(error)}
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"}
     if cuda:
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    del work
-    gc.collect()
-    if cuda:
-        torch.cuda.empty_cache()
     return found | {"images_per_second": run.train.batch / found["step_seconds"]}
 
 
