@@ -401,6 +401,7 @@ def test_the_sum_has_the_same_bits_on_two_three_and_four_processes() -> None:
     launch("job_total", 2, 3, 4)
 
 
+@pytest.mark.integration
 def test_a_step_has_the_same_bits_on_two_three_and_four_processes() -> None:
     launch("job_step", 2, 3, 4)
 

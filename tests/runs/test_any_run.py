@@ -625,7 +625,12 @@ def explore(examples: int, sources: dict[str, str]) -> list[Values]:
 
 
 def test_some_configurations(sources: dict[str, str]) -> None:
-    explore(6, sources)
+    explore(3, sources)
+
+
+@pytest.mark.integration
+def test_more_configurations(sources: dict[str, str]) -> None:
+    explore(12, sources)
 
 
 @pytest.mark.soak
