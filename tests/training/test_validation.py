@@ -78,7 +78,7 @@ def test_the_model_is_in_train_mode_afterwards_but_for_its_frozen_parts() -> Non
 def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_noted(loss: float) -> None:
     steps, state = built()
     with pytest.raises(NonFiniteError, match="after step 4"):
-        record_validation(4, steps, state, {"accuracy": 0.5, "loss": loss}, Noted())  # type: ignore[arg-type]
+        record_validation(4, steps, state, {"accuracy": 0.5, "loss": loss}, Noted())  # type: ignore[arg-type]  # as above
     assert state.history.validated == 0
 
 

@@ -101,7 +101,7 @@ def core_finding(machine: int, allowed: int, quota: float) -> Finding:
     found = f"{allowed} of the machine's {machine}" + (f", CPU time of {quota:g}" if quota < allowed else "")
     remedy = "ask for more, e.g. srun --cpus-per-task 8: images are decoded on them"
     if quota < allowed:
-        remedy = f"loaders start one process per core: use --data.workers {max(1, int(quota))}, or ask for more CPU"
+        remedy = f"loaders are counted by whole cores: use --data.workers {max(1, int(quota))}, or ask for more CPU"
     return graded("cores", found, remedy, warn=quota < allowed or allowed == 1 < machine)
 
 

@@ -111,5 +111,5 @@ def images_per_second_per_core(run: Run, splits: Splits, images: int = 250, chun
 
 
 def cores_needed(images_per_second: float, per_core: float) -> int:
-    """Cores of one node: those that decode what its GPUs consume, and one for the training process."""
+    """Cores of one GPU: those that decode what it consumes, and one for its training process, as loaders leave it."""
     return ceil(images_per_second / per_core) + 1

@@ -173,7 +173,8 @@ def _times(
         **{f"fastest_{name}": value for name, value in fastest.items()},
         "exchange_mb_per_step": round(slower.exchange_bytes / 1e6, 1),
         "images_per_second_per_core": round(per_core, 1),
-        "cores_per_node": roofline.cores_needed(fastest["images_per_second"] / options.nodes, per_core),
+        "cores_per_node": options.gpus
+        * roofline.cores_needed(fastest["images_per_second"] / options.world_size, per_core),
         "requeues": _requeues(options.time, whole, epoch),
         "assumptions": [*roofline.ASSUMPTIONS, f"{gpu.name}: NVIDIA's figures, {USABLE:.0%} of its memory usable"],
     }
