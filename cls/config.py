@@ -168,7 +168,15 @@ class Model:
     dropout3: float = 0.0
     """Dropout between the third and the fourth stage."""
     freeze: tuple[str, ...] = ()
-    """Parts kept at their pretrained values, BatchNorm statistics included: stem, layer1, ... or a module's name."""
+    """Parts whose weights keep their pretrained values: stem, layer1, ... or a module's name."""
+    freeze_norms: bool = True
+    """BatchNorm of frozen parts keeps its statistics, too. False: it normalises by the batch and they move, as in the
+    programs of reports 2 and 3, which only take the gradients away."""
+
+    @property
+    def in_eval_mode(self) -> tuple[str, ...]:
+        """The parts that stay in eval mode while the others train."""
+        return self.freeze if self.freeze_norms else ()
 
 
 @dataclass(frozen=True, kw_only=True)

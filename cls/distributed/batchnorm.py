@@ -25,7 +25,6 @@ class BatchNorms:
         tracking = [norm for norm in training if norm.running_mean is not None]
         # a cumulative average (momentum None) would count the micro-batches that this rank has seen
         assert all(norm.momentum is not None for norm in tracking)
-        self.trainable = any(p.requires_grad for norm in training for p in norm.parameters())
         # only these forward passes can be chunked; a model with others runs one micro-batch at a time
         self.chunkable = all(
             type(norm).forward is _BatchNorm.forward or _activates(norm) for norm in {*tracking, *self.batch}

@@ -52,7 +52,7 @@ class MicroBatches:
                 + "DDP (--config_file accelerate_configs/ddp.yaml)"
             )
         self.norms = BatchNorms(model)
-        if run.train.micro_batch == 1 and self.norms.trainable:
+        if run.train.micro_batch == 1 and self.norms.batch:
             raise ValueError("train.micro_batch is 1: BatchNorm needs the statistics of 2 or more images")
         self.share = tree_reduce.shares(self.count, world.size)[world.rank]
         self.exact = run.train.reduce == "exact"

@@ -1,4 +1,6 @@
-"""Frozen parts: no gradient, and eval mode, since train mode updates BatchNorm statistics despite requires_grad."""
+"""Frozen parts: no gradient and, with ``model.freeze_norms``, eval mode: in train mode BatchNorm statistics move even
+without gradients.
+"""
 
 from torch import nn
 
@@ -35,8 +37,8 @@ def freeze_parts(model: nn.Module, freeze: tuple[str, ...]) -> None:
         raise ValueError(f"model.freeze: {', '.join(freeze)} leaves nothing to train; leave at least the head out")
 
 
-def train_mode(model: nn.Module, freeze: tuple[str, ...]) -> None:
-    """``model.train()``, with the frozen parts back in eval mode: their BatchNorm buffers keep their bits."""
+def train_mode(model: nn.Module, in_eval_mode: tuple[str, ...]) -> None:
+    """``model.train()``, with these parts back in eval mode: their BatchNorm buffers keep their bits."""
     model.train()
-    for part in frozen_parts(model, freeze):
+    for part in frozen_parts(model, in_eval_mode):
         part.eval()

@@ -20,9 +20,12 @@ def cbam_mixup() -> Run:
     Silent in the report, taken from the program: betas (.9, .96), patience 3 on the validation loss (2 for the 50-layer
     backbones), validation images squashed to 224×224, seed 118.
     Report and program disagree on CBAM: the program feeds the max branch with the average branch's output (``-code``).
-    BatchNorm statistics are those of micro-batches of 8; ``-code`` takes them over all 32.
-    The ablations change one thing and keep all else, mixup included; the report does not say more about them. A CBAM
-    behind a frozen stage is trained: it has no pretrained values.
+    BatchNorm statistics are those of micro-batches of 8; ``-code`` takes them over all 32. Frozen stages keep their
+    BatchNorm statistics; in the program they are in train mode, so that the statistics move (``-code``).
+    The report adds its parts one after another, so that a pair has what the pairs before it added: nothing, mixup in
+    every step, CBAM, dropout after stage 3, and at last mixup in half of the steps. The further ablations (the stage
+    of CBAM, the backbone, the frozen stages) change one thing of the whole system; the report does not say more about
+    them. A CBAM behind a frozen stage is trained: it has no pretrained values.
     """
     return Run(
         recipe="cbam-mixup",
@@ -44,26 +47,38 @@ def cbam_mixup() -> Run:
     )  # fmt: skip
 
 
+def _added(**sections: dict[str, Any]) -> dict[str, Any]:
+    """The system before dropout after stage 3 was added, with mixup in every step."""
+    augment, model = ({"mix_probability": 1.0}, {"dropout3": 0.0})
+    return {"augment": augment | sections.get("augment", {}), "model": model | sections.get("model", {})}
+
+
 # name: what it is, and what it changes
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "cbam-mixup-mixup-off": ("no mixup", {"augment": {"mixup": 0.0}}),
+    "cbam-mixup-plain": (
+        "nothing added: no mixup, no CBAM, no dropout after stage 3",
+        _added(augment={"mixup": 0.0}, model={"cbam": ()}),
+    ),
+    "cbam-mixup-mixup-only": (
+        "mixup in every step; no CBAM, no dropout after stage 3 (report: lower loss than without)",
+        _added(model={"cbam": ()}),
+    ),
+    "cbam-mixup-mixup-and-cbam": (
+        "mixup in every step and CBAM; no dropout after stage 3 (report: worse than without CBAM)",
+        _added(),
+    ),
     "cbam-mixup-mixup-always": (
-        "mixup in every step (report: random mixup is better)",
+        "the whole system with mixup in every step (report: random mixup is better)",
         {"augment": {"mix_probability": 1.0}},
     ),
-    "cbam-mixup-cbam-off": ("no CBAM", {"model": {"cbam": ()}}),
     "cbam-mixup-cbam1": ("CBAM after stage 1 instead of 4 (report: after 4 is best)", {"model": {"cbam": (1,)}}),
     "cbam-mixup-cbam2": ("CBAM after stage 2 instead of 4 (report: after 4 is best)", {"model": {"cbam": (2,)}}),
     "cbam-mixup-cbam3": ("CBAM after stage 3 instead of 4 (report: after 4 is best)", {"model": {"cbam": (3,)}}),
-    "cbam-mixup-dropout3-off": (
-        "no dropout after stage 3 (report: that dropout raises accuracy)",
-        {"model": {"dropout3": 0.0}},
-    ),
     "cbam-mixup-unfrozen": ("all stages trained", {"model": {"freeze": ()}}),
     "cbam-mixup-resnet50": ("ResNet-50", {"model": {"backbone": "resnet50"}, "optim": {"patience": 2}}),
     "cbam-mixup-resnext50": ("ResNeXt-50 32×4d", {"model": {"backbone": "resnext50_32x4d"}, "optim": {"patience": 2}}),
     "cbam-mixup-code": (
-        "the program: chained CBAM, BatchNorm statistics over the whole batch of 32",
-        {"model": {"cbam_chained": True}, "train": {"micro_batch": 32}},
+        "the program: chained CBAM, frozen BatchNorm in train mode, statistics over the whole batch of 32",
+        {"model": {"cbam_chained": True, "freeze_norms": False}, "train": {"micro_batch": 32}},
     ),
 }

@@ -46,20 +46,33 @@ SWEEPS: dict[str, Sweep] = {
         "plain: the result was quite good; ResNeXtL: worse",
     ),
     "cbam-mixup/mixup": Sweep(
-        "mixup", (Row("off", "cbam-mixup-mixup-off"), Row("on", "cbam-mixup")), "on: the same accuracy, lower loss"
-    ),
-    "cbam-mixup/random-mixup": Sweep(
-        "mixup in every step or in half of them",
-        (Row("always", "cbam-mixup-mixup-always"), Row("random", "cbam-mixup", 0.91)),
-        "random: better, the report's best system",
+        "mixup in every step, the first part added (no CBAM, no dropout after stage 3)",
+        (Row("off", "cbam-mixup-plain"), Row("always", "cbam-mixup-mixup-only")),
+        "always: the same accuracy, lower loss",
     ),
     "cbam-mixup/cbam": Sweep(
-        "CBAM after stage 4",
-        (Row("off", "cbam-mixup-cbam-off"), Row("on", "cbam-mixup")),
+        "CBAM after stage 4, the second part added (mixup in every step, no dropout after stage 3)",
+        (Row("off", "cbam-mixup-mixup-only"), Row("on", "cbam-mixup-mixup-and-cbam")),
         "CBAM alone: lower accuracy, higher loss",
     ),
     "cbam-mixup/dropout3": Sweep(
-        "dropout after stage 3", (Row("off", "cbam-mixup-dropout3-off"), Row("on", "cbam-mixup")), "on: higher accuracy"
+        "dropout after stage 3, the third part added (mixup in every step, CBAM)",
+        (Row("off", "cbam-mixup-mixup-and-cbam"), Row("on", "cbam-mixup-mixup-always")),
+        "on: higher accuracy",
+    ),
+    "cbam-mixup/combined": Sweep(
+        "all parts, added one after another",
+        (
+            Row("nothing added", "cbam-mixup-plain"),
+            Row("mixup", "cbam-mixup-mixup-only"),
+            Row("and CBAM", "cbam-mixup-mixup-and-cbam"),
+            Row("and dropout", "cbam-mixup-mixup-always"),
+        ),
+    ),
+    "cbam-mixup/random-mixup": Sweep(
+        "mixup in every step or in half of them, everything else on",
+        (Row("always", "cbam-mixup-mixup-always"), Row("random", "cbam-mixup", 0.91)),
+        "random: better, the report's best system",
     ),
     "cbam-mixup/position": Sweep(
         "the stage that CBAM follows",
@@ -83,7 +96,7 @@ SWEEPS: dict[str, Sweep] = {
         "the frozen stages", (Row("none", "cbam-mixup-unfrozen"), Row("layer1, layer2", "cbam-mixup"))
     ),
     "mlp-head/depth": Sweep(
-        "the depth of the backbone; _64 and _32 are the batch (head V1)",
+        "the depth of the backbone; _64 and _32 are the batch; R34, R50, R101_32: V0 at a fixed rate; the others V1",
         (
             Row("R34_64", "mlp-head-r34", 0.86),
             Row("R50_64", "mlp-head-r50", 0.90, 0.92),
@@ -94,7 +107,7 @@ SWEEPS: dict[str, Sweep] = {
         ),
     ),
     "mlp-head/weights": Sweep(
-        "the pretrained weights of ResNet-50 (head V1); DEFAULT is V2 today, so these two show the noise of training",
+        "the pretrained weights of ResNet-50 (V0, fixed rate); DEFAULT is V2 today: these two show the seeds' noise",
         (
             Row("none", "mlp-head-r50-scratch", 0.50),
             Row("DEFAULT", "mlp-head-r50-default", 0.89, 0.92),
@@ -148,7 +161,7 @@ SWEEPS: dict[str, Sweep] = {
         ),
     ),
     "mlp-head/dropout": Sweep(
-        "the dropout of head V1 on ResNeXt-50 32×4d",
+        "the dropout of head V0 on ResNeXt-50 32×4d (the program's lines are V1: …-dropout25-code, …50-code)",
         (Row(".25", "mlp-head-x50-dropout25", 0.91, 0.94), Row(".5", "mlp-head-x50-dropout50", 0.92, 0.94)),
     ),
     "se-resnext/techniques": Sweep(

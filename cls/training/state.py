@@ -56,8 +56,8 @@ class State:
     schedule: Schedule
     average: AveragedModel | None
     history: History
-    frozen: tuple[str, ...] = ()
-    """Parts that stay in eval mode."""
+    in_eval_mode: tuple[str, ...] = ()
+    """Parts that stay in eval mode while the others train."""
 
     @property
     def evaluated(self) -> nn.Module:
@@ -68,7 +68,7 @@ class State:
         return module
 
     def train_mode(self) -> None:
-        train_mode(self.model, self.frozen)
+        train_mode(self.model, self.in_eval_mode)
 
     def update(self, clip: float) -> float:
         """One step of optimizer, moving average and schedule; returns its learning rate. ``clip`` 0: no clipping."""
@@ -95,6 +95,6 @@ def build_state(run: Run, classes: int, steps: Steps, world: World) -> State:
     groups = parameter_groups(model, run.optim, fresh_parameters(model, run.model), lr)
     optimizer = build_optimizer(groups, run.optim)
     schedule = Schedule(optimizer, run.optim, run.train.epochs, steps.whole, lr)
-    state = State(model, optimizer, schedule, average, History(), run.model.freeze)
+    state = State(model, optimizer, schedule, average, History(), run.model.in_eval_mode)
     state.train_mode()
     return state

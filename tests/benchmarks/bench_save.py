@@ -20,7 +20,6 @@ from cls.config import Run, change
 from cls.distributed.memory_probe import probe
 from cls.distributed.micro_batches import MicroBatches
 from cls.distributed.world import World, start
-from cls.models.freeze import train_mode
 from cls.runtime.signals import StopSignal
 from cls.tracking.events import EventLog, read_events
 from cls.tracking.run_dir import open_run_dir
@@ -49,7 +48,6 @@ def first_step(run: Run, world: World, out: Path, images: torch.Tensor) -> tuple
     since = time.perf_counter()
     state = build_state(run, 100, Steps(10**6, run.train), world)
     step = checkpoint.restore(out / "checkpoints", state, world)
-    train_mode(state.model, run.model.freeze)
     micro = MicroBatches(world, world.wrap(state.model, False), run)
     probe(micro, state.optimizer, run)
     one_step(step, micro, state, images)

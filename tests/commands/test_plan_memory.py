@@ -20,7 +20,6 @@ from cls.config import Run, change
 from cls.distributed.micro_batches import MicroBatches
 from cls.distributed.tree_reduce import block_sizes, push, shares, total
 from cls.distributed.world import World
-from cls.models.freeze import train_mode
 from cls.models.loss import loss_per_image
 from cls.training.state import build_state
 from cls.training.steps import Steps
@@ -135,7 +134,6 @@ def two_steps(run: Run) -> None:
     """As train.py makes them, on real tensors."""
     world = one_cpu()
     state = build_state(run, 10, Steps(1000, run.train), world)
-    train_mode(state.model, run.model.freeze)
     micro = MicroBatches(world, state.model, run)
     mixing = Mixing("mixup", 0.5) if run.augment.mixup else Mixing("none", 1.0)
     for step in range(2):
@@ -172,6 +170,7 @@ CASES = {
     "frozen, mixed, clipped": small(
         "exact", 4, model={"freeze": ("stem", "layer1", "layer2")}, augment={"mixup": 0.2}, optim={"clip": 1.0}
     ),
+    "frozen, statistics move": small("exact", 4, model={"freeze": ("stem", "layer1"), "freeze_norms": False}),
 }
 
 

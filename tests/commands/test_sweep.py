@@ -40,10 +40,11 @@ from tests.harness.runs import Runs, submit
 TABLES = {
     "systems": "attention-gate –/–, cbam-mixup .91/–, mlp-head .93/.96, se-resnext .8567/.91, resnet50-mlp .86/.92",
     "attention-gate/classifier": "plain –/–, gate –/–, ResNeXtL –/–",
-    "cbam-mixup/mixup": "off –/–, on –/–",
-    "cbam-mixup/random-mixup": "always –/–, random .91/–",
+    "cbam-mixup/mixup": "off –/–, always –/–",
     "cbam-mixup/cbam": "off –/–, on –/–",
     "cbam-mixup/dropout3": "off –/–, on –/–",
+    "cbam-mixup/combined": "nothing added –/–, mixup –/–, and CBAM –/–, and dropout –/–",
+    "cbam-mixup/random-mixup": "always –/–, random .91/–",
     "cbam-mixup/position": "after layer1 –/–, after layer2 –/–, after layer3 –/–, after layer4 –/–",
     "cbam-mixup/backbone": "resnet50 –/–, resnext50_32x4d –/–, resnext101_32x8d –/–",
     "cbam-mixup/frozen": "none –/–, layer1+layer2 –/–",
@@ -76,9 +77,14 @@ DEEP = "bn 1024 relu dropout:0.5 512 relu dropout:0.5"
 ABOUT: dict[str, dict[str, list[Any]]] = {
     "attention-gate/classifier": {"model.gate": [0, 500, 500], "model.head": ["", "bn 512 relu dropout:0.5", DEEP]},
     "cbam-mixup/mixup": {"augment.mixup": [0.0, 0.2]},
-    "cbam-mixup/random-mixup": {"augment.mix_probability": [1.0, 0.5]},
     "cbam-mixup/cbam": {"model.cbam": [(), (4,)]},
     "cbam-mixup/dropout3": {"model.dropout3": [0.0, 0.2]},
+    "cbam-mixup/combined": {
+        "augment.mixup": [0.0, 0.2, 0.2, 0.2],
+        "model.cbam": [(), (), (4,), (4,)],
+        "model.dropout3": [0.0, 0.0, 0.0, 0.2],
+    },
+    "cbam-mixup/random-mixup": {"augment.mix_probability": [1.0, 0.5]},
     "cbam-mixup/position": {"model.cbam": [(1,), (2,), (3,), (4,)]},
     "cbam-mixup/backbone": {
         "model.backbone": ["resnet50", "resnext50_32x4d", "resnext101_32x8d"],
@@ -87,7 +93,9 @@ ABOUT: dict[str, dict[str, list[Any]]] = {
     "cbam-mixup/frozen": {"model.freeze": [(), ("layer1", "layer2")]},
     "mlp-head/depth": {
         "model.backbone": ["resnet34", "resnet50", "resnet101", "resnet101", "resnet101", "resnext50_32x4d"],
-        "model.weights": ["IMAGENET1K_V1"] + ["IMAGENET1K_V2"] * 5,
+        "model.weights": ["IMAGENET1K_V1", "DEFAULT"] + ["IMAGENET1K_V2"] * 4,
+        "model.head": [V0, V0, V0, V1, V1, V1],
+        "optim.schedule": ["fixed"] * 3 + ["cosine"] * 3,
         "model.freeze": [(), (), (), LAST2, LAST1, ()],
         "train.batch": [64, 64, 32, 64, 64, 32],
         "optim.lr_batch": [64, 64, 32, 64, 64, 32],
@@ -103,7 +111,7 @@ ABOUT: dict[str, dict[str, list[Any]]] = {
         "optim.schedule": ["fixed", "cosine", "cosine", "cosine"],
         "optim.t_max": [80, 50, 50, 80],
     },
-    "mlp-head/dropout": {"model.head": ["500 relu dropout:0.25", V1]},
+    "mlp-head/dropout": {"model.head": ["dropout:0.25", V0]},
     "se-resnext/techniques": {
         "augment.blur": [0, 3],
         "augment.hflip": [0.0, 0.5],
@@ -136,7 +144,10 @@ COMMON = {
     "mlp-head/heads-r101": {"model.backbone": "resnet101", "model.freeze": LAST2, "train.batch": 64},
     "mlp-head/heads-x50": {"model.backbone": "resnext50_32x4d", "train.batch": 32},
     "mlp-head/heads": {"model.backbone": "resnext101_32x8d", "optim.min_lr": 5e-5, "train.batch": 64},
-    "mlp-head/weights": {"model.backbone": "resnet50", "model.head": V1},
+    "cbam-mixup/cbam": {"augment.mixup": 0.2, "augment.mix_probability": 1.0, "model.dropout3": 0.0},
+    "cbam-mixup/mixup": {"augment.mix_probability": 1.0, "model.cbam": (), "model.dropout3": 0.0},
+    "cbam-mixup/dropout3": {"augment.mixup": 0.2, "augment.mix_probability": 1.0, "model.cbam": (4,)},
+    "mlp-head/weights": {"model.backbone": "resnet50", "model.head": V0, "optim.schedule": "fixed"},
     "mlp-head/schedule": {"model.backbone": "resnet50"},
     "mlp-head/dropout": {"model.backbone": "resnext50_32x4d"},
 }
@@ -277,17 +288,17 @@ def carry(server: Server, members: list[dict[str, Any]]) -> int:
 
 # Runs that a table adds to those of the tables before it: "systems" adds mlp-head, whose cosine ends lower.
 NEW = {
-    "attention-gate/classifier": 3, "cbam-mixup/mixup": 2, "cbam-mixup/random-mixup": 1, "cbam-mixup/cbam": 1,
-    "cbam-mixup/dropout3": 1, "cbam-mixup/position": 3, "cbam-mixup/frozen": 1, "mlp-head/heads-r50": 5,
-    "mlp-head/heads-r101": 4, "mlp-head/heads-x50": 0, "mlp-head/heads": 0, "mlp-head/schedule": 3,
-    "mlp-head/dropout": 1, "se-resnext/techniques": 2, "resnet50-mlp/parts": 3, "systems": 1, "mlp-head/depth": 6,
+    "attention-gate/classifier": 3, "cbam-mixup/mixup": 2, "cbam-mixup/cbam": 1, "cbam-mixup/dropout3": 1,
+    "cbam-mixup/combined": 0, "cbam-mixup/random-mixup": 1, "cbam-mixup/position": 3, "cbam-mixup/frozen": 1,
+    "mlp-head/heads-r50": 5, "mlp-head/heads-r101": 4, "mlp-head/heads-x50": 0, "mlp-head/heads": 0,
+    "mlp-head/schedule": 3, "mlp-head/dropout": 1, "se-resnext/techniques": 2, "resnet50-mlp/parts": 3, "systems": 1, "mlp-head/depth": 6,
     "cbam-mixup/backbone": 3, "se-resnext/backbone": 3, "mlp-head/weights": 3,
     "best/systems": 2, "best/parts": 5,
 }  # fmt: skip
 
 
 # one of each kind: with a run of the one before, with own weights, with own backbones
-SOME = {"cbam-mixup/mixup": 2, "cbam-mixup/random-mixup": 1, "mlp-head/weights": 3, "se-resnext/backbone": 3}
+SOME = {"cbam-mixup/mixup": 2, "cbam-mixup/cbam": 1, "mlp-head/weights": 3, "se-resnext/backbone": 3}
 
 
 @pytest.mark.integration
@@ -500,13 +511,13 @@ def test_the_mean_and_its_spread_are_those_of_the_seeds_that_are_done(tmp_path: 
 def test_a_run_is_found_by_what_it_is(tmp_path: Path) -> None:
     """Whatever its directory is called, and under another recipe's name when that is the same run."""
     planted(tmp_path, "mlp-head-x50-dropout25", 0, 4, "001")
-    same = planted(tmp_path, "mlp-head-x50-v1", 0, 6)  # V1 has dropout .5
+    same = planted(tmp_path, "mlp-head-x50-v0", 0, 6)  # V0 has dropout .5
     planted(tmp_path, "mlp-head-x50-v2", 0, 8)  # no row of this table
     document = dropout(tmp_path, seeds=1)
     rows = document["sweeps"][0]["rows"]
     assert [row["runs"] for row in rows] == [[str(tmp_path / "001")], [str(same)]]
     assert [row["validation"] for row in rows] == [0.5, 0.75]
-    assert shlex.split(document["members"][1]["command"])[3:8] == ["mlp-head-x50-v1", "--seed", "0", "--out", str(same)]
+    assert shlex.split(document["members"][1]["command"])[3:8] == ["mlp-head-x50-v0", "--seed", "0", "--out", str(same)]
 
 
 def test_a_run_with_another_configuration_is_rejected_with_the_difference(tmp_path: Path) -> None:

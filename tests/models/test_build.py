@@ -210,7 +210,7 @@ STEP = replace(SMALL, freeze=("stem", "layer1", "layer2"), cbam=(2, 4), dropout3
 def test_frozen_parts_keep_their_bits_through_a_step():
     model = build_model(STEP, 10, 0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    train_mode(model, STEP.freeze)
+    train_mode(model, STEP.in_eval_mode)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
     nn.functional.cross_entropy(model(torch.randn(8, 3, 32, 32)), torch.arange(8)).backward()
     optimizer.step()
@@ -224,10 +224,25 @@ def test_frozen_parts_keep_their_bits_through_a_step():
     assert {"layer2.1.mlp.0.weight", "layer2.1.spatial.weight"} <= changed
 
 
+def test_frozen_norms_may_move_their_statistics_but_not_their_weights():
+    config = replace(STEP, freeze_norms=False)
+    model = build_model(config, 10, 0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train_mode(model, config.in_eval_mode)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    nn.functional.cross_entropy(model(torch.randn(8, 3, 32, 32)), torch.arange(8)).backward()
+    optimizer.step()
+    frozen = ("conv1.", "bn1.", "layer1.", "layer2.0.")
+    kept = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+    statistics = {name for name, _ in model.named_buffers()}
+    assert kept == {name for name in before if name.startswith(frozen)} - statistics
+    assert any(name.startswith("layer1.") for name in statistics)
+
+
 def test_train_mode_keeps_added_dropout_awake_in_a_frozen_stage():
     config = replace(STEP, freeze=("layer3",), cbam=())
     model = build_model(config, 10, 0).eval()
-    train_mode(model, config.freeze)
+    train_mode(model, config.in_eval_mode)
     assert [part.training for part in model.layer3] == [False, True]
     assert model.layer4.training and model.fc.training
     assert not any(module.training for module in model.layer3[0].modules())

@@ -15,7 +15,11 @@ PARAMETERS = {
     "attention-gate": 85_022_584,
     "attention-gate-deep": 86_059_896,
     "cbam-mixup": 87_471_622,
+    "cbam-mixup-mixup-and-cbam": 87_471_622,
+    "cbam-mixup-plain": 86_947_236,
+    "cbam-mixup-mixup-only": 86_947_236,
     "mlp-head": 87_816_936,
+    "mlp-head-r50": 23_712_932,
     "mlp-head-v0": 86_947_236,
     "mlp-head-v2": 87_917_186,
     "mlp-head-v2-code": 87_917_186,
@@ -33,17 +37,17 @@ ABLATIONS = {
     "attention-gate-deep": {"model.head"},
     "attention-gate-plain": {"model.gate", "model.head"},
     "attention-gate-code": {"train.micro_batch"},
-    "cbam-mixup-mixup-off": {"augment.mixup"},
+    "cbam-mixup-plain": {"augment.mixup", "augment.mix_probability", "model.cbam", "model.dropout3"},
+    "cbam-mixup-mixup-only": {"augment.mix_probability", "model.cbam", "model.dropout3"},
+    "cbam-mixup-mixup-and-cbam": {"augment.mix_probability", "model.dropout3"},
     "cbam-mixup-mixup-always": {"augment.mix_probability"},
-    "cbam-mixup-cbam-off": {"model.cbam"},
     "cbam-mixup-cbam1": {"model.cbam"},
     "cbam-mixup-cbam2": {"model.cbam"},
     "cbam-mixup-cbam3": {"model.cbam"},
-    "cbam-mixup-dropout3-off": {"model.dropout3"},
     "cbam-mixup-unfrozen": {"model.freeze"},
     "cbam-mixup-resnet50": {"model.backbone", "optim.patience"},
     "cbam-mixup-resnext50": {"model.backbone", "optim.patience"},
-    "cbam-mixup-code": {"model.cbam_chained", "train.micro_batch"},
+    "cbam-mixup-code": {"model.cbam_chained", "model.freeze_norms", "train.micro_batch"},
     "mlp-head-v0": {"model.head"},
     "mlp-head-v2": {"model.head"},
     "mlp-head-v3": {"model.head"},
@@ -82,15 +86,15 @@ W2 = "IMAGENET1K_V2"
 
 # report 3's ablations: backbone, weights, head, frozen, batch, schedule, t_max
 TABLES = {
-    "r34": ("resnet34", "IMAGENET1K_V1", V["v1"], (), 64, "cosine", 80),
-    "r50": ("resnet50", W2, V["v1"], (), 64, "cosine", 80),
-    "r101-b32": ("resnet101", W2, V["v1"], (), 32, "cosine", 80),
+    "r34": ("resnet34", "IMAGENET1K_V1", V["v0"], (), 64, "fixed", 80),
+    "r50": ("resnet50", "DEFAULT", V["v0"], (), 64, "fixed", 80),
+    "r101-b32": ("resnet101", W2, V["v0"], (), 32, "fixed", 80),
     "r101-last2": ("resnet101", W2, V["v1"], LAST2, 64, "cosine", 80),
     "r101-last1": ("resnet101", W2, V["v1"], LAST1, 64, "cosine", 80),
     "x50-b32": ("resnext50_32x4d", W2, V["v1"], (), 32, "cosine", 80),
-    "r50-scratch": ("resnet50", "none", V["v1"], (), 64, "cosine", 80),
-    "r50-default": ("resnet50", "DEFAULT", V["v1"], (), 64, "cosine", 80),
-    "r50-v2weights": ("resnet50", W2, V["v1"], (), 64, "cosine", 80),
+    "r50-scratch": ("resnet50", "none", V["v0"], (), 64, "fixed", 80),
+    "r50-default": ("resnet50", "DEFAULT", V["v0"], (), 64, "fixed", 80),
+    "r50-v2weights": ("resnet50", W2, V["v0"], (), 64, "fixed", 80),
     **{f"x101-{v}": ("resnext101_32x8d", W2, V[v], (), 64, "cosine", 80) for v in ("v0", "v2", "v3")},
     **{f"r50-{v}": ("resnet50", W2, V[v], (), 64, "cosine", 80) for v in ("v0", "v1", "v2", "v3", "v4")},
     **{f"r101-last2-{v}": ("resnet101", W2, V[v], LAST2, 64, "cosine", 80) for v in ("v1", "v2", "v3", "v4")},
@@ -99,8 +103,15 @@ TABLES = {
     "r50-v0-t50": ("resnet50", W2, V["v0"], (), 64, "cosine", 50),
     "r50-v1-t50": ("resnet50", W2, V["v1"], (), 64, "cosine", 50),
     "r50-v1-t80": ("resnet50", W2, V["v1"], (), 64, "cosine", 80),
-    "x50-dropout25": ("resnext50_32x4d", W2, "500 relu dropout:0.25", (), 32, "cosine", 80),
-    "x50-dropout50": ("resnext50_32x4d", W2, "500 relu dropout:0.5", (), 32, "cosine", 80),
+    "x50-dropout25": ("resnext50_32x4d", W2, "dropout:0.25", (), 32, "cosine", 80),
+    "x50-dropout50": ("resnext50_32x4d", W2, V["v0"], (), 32, "cosine", 80),
+}
+# the same as its program has it
+PROGRAM = {
+    "r101-last2-code": ("resnet101", W2, V["v1"], LAST2, 64, "cosine", 80),
+    "r101-last1-code": ("resnet101", W2, V["v1"], LAST1, 64, "cosine", 80),
+    "x50-dropout25-code": ("resnext50_32x4d", W2, "500 relu dropout:0.25", (), 32, "cosine", 80),
+    "x50-dropout50-code": ("resnext50_32x4d", W2, V["v1"], (), 32, "cosine", 80),
 }
 BASES = ("digits", "best", "attention-gate", "cbam-mixup", "mlp-head", "se-resnext", "resnet50-mlp")
 
@@ -123,7 +134,7 @@ def test_every_network_builds():
 
 
 def test_the_list_is_complete():
-    assert set(RECIPES) == {*BASES, *ABLATIONS, *(f"mlp-head-{name}" for name in TABLES)}
+    assert set(RECIPES) == {*BASES, *ABLATIONS, *(f"mlp-head-{name}" for name in TABLES | PROGRAM)}
     order = list(RECIPES)
     for base in BASES:  # a system's own variants follow it
         family = [name for name in order if name == base or name.startswith(f"{base}-")]
@@ -138,23 +149,52 @@ def test_an_ablation_changes_what_it_says_and_nothing_else(name):
     assert changed == ABLATIONS[name] | {"recipe"}
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", TABLES | PROGRAM)
 def test_report_3s_tables(name):
-    run = get(f"mlp-head-{name}")
+    run, program = get(f"mlp-head-{name}"), name in PROGRAM
     found = (run.model.backbone, run.model.weights, run.model.head, run.model.freeze, run.train.batch)
-    assert (*found, run.optim.schedule, run.optim.t_max) == TABLES[name]
+    assert (*found, run.optim.schedule, run.optim.t_max) == (TABLES | PROGRAM)[name]
     allowed = {"recipe", "model.backbone", "model.weights", "model.head", "model.freeze", "train.batch",
                "train.micro_batch", "optim.lr_batch", "optim.schedule", "optim.t_max", "optim.min_lr"}  # fmt: skip
+    allowed |= {"model.freeze_norms", "augment.tta", "train.early_stop"} if program else set()
     assert {line.split(":")[0] for line in diff(get("mlp-head"), run)} <= allowed
-    assert run.optim.min_lr == 5e-5
+    assert run.optim.lr == 1e-4 and run.optim.min_lr == (1e-5 if program else 5e-5)
+    assert run.model.freeze_norms == (not (program and run.model.freeze))
+    assert (run.train.early_stop, len(run.augment.tta)) == ((21, 4) if program else (3, 3))
+
+
+def method(name):
+    return {field: value for field, value in flat(get(name)).items() if field != "recipe"}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("mlp-head-r50", "mlp-head-r50-default"),
+        ("mlp-head-r50-v2weights", "mlp-head-r50-v0-fixed"),
+        ("mlp-head-r101-last2", "mlp-head-r101-last2-v1"),
+        ("mlp-head-x50-b32", "mlp-head-x50-v1"),
+        ("mlp-head-x50-dropout50", "mlp-head-x50-v0"),
+        ("mlp-head-r50-v1", "mlp-head-r50-v1-t80"),
+    ],
+)
+def test_a_run_of_several_tables_is_one_run(names):
+    assert method(names[0]) == method(names[1])
+
+
+def test_report_2_adds_its_parts_one_after_another():
+    names = ("plain", "mixup-only", "mixup-and-cbam", "mixup-always")
+    runs = [*(get(f"cbam-mixup-{name}") for name in names), get("cbam-mixup")]
+    found = [(run.augment.mixup and run.augment.mix_probability, run.model.cbam, run.model.dropout3) for run in runs]
+    assert found == [(0, (), 0.0), (1.0, (), 0.0), (1.0, (4,), 0.0), (1.0, (4,), 0.2), (0.5, (4,), 0.2)]
+    assert {(run.model.freeze, run.model.freeze_norms) for run in runs} == {(("layer1", "layer2"), True)}
+    assert not get("cbam-mixup-code").model.freeze_norms
 
 
 def test_the_values_that_change_in_the_ablations():
     assert get("attention-gate").optim.loss == "mse" and get("attention-gate-ce").optim.loss == "ce"
-    assert get("cbam-mixup-mixup-off").augment.mixup == 0.0
-    assert get("cbam-mixup-mixup-always").augment.mix_probability == 1.0
     assert [get(f"cbam-mixup-cbam{k}").model.cbam for k in (1, 2, 3)] == [(1,), (2,), (3,)]
-    assert get("cbam-mixup-cbam-off").model.cbam == () and get("cbam-mixup-code").model.cbam_chained
+    assert get("cbam-mixup-code").model.cbam_chained
     assert get("cbam-mixup-resnet50").optim.patience == get("cbam-mixup-resnext50").optim.patience == 2
     assert get("mlp-head").train.early_stop == 3 and get("mlp-head-code").train.early_stop == 21
     assert get("mlp-head").augment.tta == ("hflip", "rotate", "crop")

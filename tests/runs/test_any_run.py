@@ -174,6 +174,7 @@ FIELDS: dict[str, st.SearchStrategy[Any] | None] = {
     "model.cbam_chained": SWITCH,
     "model.dropout3": None,
     "model.freeze": None,
+    "model.freeze_norms": SWITCH,
     "optim.name": among("adamw", "sgd"),
     "optim.lr": among(1e-3, 1e-4, 1e-6, 1e-30),
     "optim.lr_batch": among(1, 64, 10**9),
@@ -304,8 +305,9 @@ def pair(field: str, top: float, *wrong: tuple[float, float]) -> Reject:
 
 
 def has_batch_norm(values: Values) -> bool:
-    """Some BatchNorm is trained: in a backbone that is not wholly frozen, or in the head."""
+    """Some BatchNorm is in train mode: in a backbone that is not wholly in eval mode, or in the head."""
     frozen = {"stem", "layer1", "layer2", "layer3", "layer4"} <= set(values["model.freeze"])
+    frozen = frozen and values["model.freeze_norms"]
     return (values["model.backbone"] in BATCH_NORM and not frozen) or "bn" in values["model.head"].split()
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from cls.evaluation.metrics import summary
 from cls.evaluation.predictions import read_parquet
-from tests.harness import ROOT, SMALL, environment
+from tests.harness import ROOT, SMALL, TINY, environment
 from tests.harness.records import Result, bits
 from tests.harness.runs import Runs
 
@@ -92,6 +92,20 @@ def test_same_bits_on_any_number_of_processes(runs: Runs, folder: Path, one: Res
     result = run(runs, folder, f"of{processes}", processes)
     assert traces(result, processes) == traces(one, 1)
     assert bits(result) == bits(one)
+
+
+def test_statistics_of_frozen_norms_that_move_are_the_same_on_two_processes(runs: Runs, folder: Path) -> None:
+    args = [*TINY, "--model.freeze", "stem", "layer1", "--model.freeze-norms", "False"]
+    one, two = (runs.run(folder / f"moving{n}", args, n) for n in (1, 2))
+    assert one.code == two.code == 0, one.output + two.output
+    assert bits(two) == bits(one)
+    first, last = (
+        load_file(path / "model.safetensors")
+        for path in (one.out / "checkpoints" / "step-0000003", one.out / "checkpoints" / "step-0000008")
+    )
+    frozen = {name for name in first if name.startswith(("bn1", "layer1"))}
+    moved = {name for name in frozen if not first[name].equal(last[name])}
+    assert moved and moved == {name for name in frozen if name.split(".")[-1].startswith(("running", "num_batches"))}
 
 
 @pytest.mark.soak

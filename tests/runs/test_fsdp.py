@@ -163,6 +163,17 @@ def test_a_frozen_network_has_the_losses_of_ddp(frozen: dict[bool, Attempt]) -> 
 
 
 @pytest.mark.soak
+def test_statistics_of_frozen_norms_may_move_in_shards(go: Go, weights: Path, frozen: dict[bool, Attempt]) -> None:
+    args = [*COMMON, "--model.backbone", "timm/test_resnet", "--model.weights", str(weights), "--train.max-steps", "8"]
+    args += ["--model.freeze", *FROZEN, "--model.freeze-norms", "False"]
+    ours, theirs = go("moving-fsdp", args, True), go("moving-ddp", args, False)
+    same_figures(ours, theirs, 1e-5)
+    name = "layer1.0.bn1.running_mean"
+    assert torch.allclose(ours.part("model")[name], theirs.part("model")[name], rtol=1e-5)
+    assert not torch.allclose(ours.part("model")[name], frozen[True].part("model")[name], rtol=1e-3)
+
+
+@pytest.mark.soak
 def test_bf16_has_the_first_losses_of_ddp(go: Go, ddp: Attempt) -> None:
     args = [*NORMED, "--train.precision", "bf16", "--train.max-steps", "3"]
     ours, theirs = go("bf16-fsdp", args, True), go("bf16-ddp", args, False)

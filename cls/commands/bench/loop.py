@@ -19,7 +19,6 @@ from cls.distributed.memory_probe import probe
 from cls.distributed.micro_batches import MicroBatches
 from cls.distributed.world import World
 from cls.models.backbones import input_statistics
-from cls.models.freeze import train_mode
 from cls.models.loss import class_weights, loss_per_image
 from cls.training.state import State, build_state
 from cls.training.steps import Steps
@@ -83,7 +82,6 @@ def trainer(run: Run, splits: Splits, world: World) -> Trainer:
     """With random weights: a step takes as long with them."""
     run = change(run, model={"weights": "none"})
     state = build_state(run, len(splits.classes), Steps(len(splits.train), run.train), world)
-    train_mode(state.model, run.model.freeze)
     model = world.wrap(state.model, run.train.compile)
     weights = class_weights(images_of(splits.train).labels, len(splits.classes), run.optim.class_weight, world.device)
     return Trainer(run, world, state, MicroBatches(world, model, run), weights)

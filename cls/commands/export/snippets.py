@@ -15,7 +15,7 @@ def expressible(model: Model) -> bool:
     Any other field of the model needs this package.
     """
     usual = replace(Model(), backbone=model.backbone, weights=model.weights, head=model.head, freeze=model.freeze,
-                    dropout3=model.dropout3)  # fmt: skip
+                    freeze_norms=model.freeze_norms, dropout3=model.dropout3)  # fmt: skip
     return usual == model
 
 

@@ -264,7 +264,7 @@ def _trace(run: Run, size: int, classes: int, precision: str) -> tuple[Tape, boo
         groups = parameter_groups(model, run.optim, fresh_parameters(model, run.model), 1e-3)
         optimizer = build_optimizer(groups, run.optim)
         state = State(model, optimizer, Schedule(optimizer, run.optim, run.train.epochs, 100), average, History())
-        train_mode(model, run.model.freeze)
+        train_mode(model, run.model.in_eval_mode)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]  # torch's
