@@ -31,6 +31,7 @@ from cls.config import Data, Run
 from cls.runtime.files import write_whole
 from cls.runtime.paths import check_output, writing
 from cls.runtime.signals import StopSignal
+from cls.tracking.run_files import models_first
 
 RunPath = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
 ImagePath = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")]
@@ -108,11 +109,14 @@ class Show(RunCommand):
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(PredictOptions, Command):
-    """Predict the classes of images with a run's best weights; each row is written as soon as it is known."""
+    """Predict the classes of images with a run's best weights; each row is written as soon as it is known.
+
+    Several runs predict together: the mean of their probabilities. All their networks are in memory at once.
+    """
 
     run: RunPath
-    """Run directory, or its best/model.safetensors."""
-    path: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH …")]
+    """Run directory, or its best/model.safetensors. More of them may follow, before the images."""
+    path: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[RUN …] PATH …")]
     """Folder of images, image files, or tables of images (parquet, arrow, tar). - reads a list of files from standard
     input, one per line or each ended by NUL; a file that cannot be read gets a row with the error. An image's id is its
     path below the folder, its path as given here or in the list, or its id in the table."""
@@ -120,25 +124,38 @@ class Predict(PredictOptions, Command):
     def do(self, stop: StopSignal) -> Answer:
         from cls.commands.predict import predict_images
 
-        return predict_images(self.run, self.path, self, stop), None
+        return predict_images(*models_first((self.run, *self.path)), self, stop), None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(EvaluateOptions, Command):
-    """Score a run's best weights on labelled images: accuracy, top-5, macro-F1, and the worst classes."""
+    """Score a run's best weights on labelled images: accuracy, top-5, macro-F1, and the worst classes.
 
-    path_place: ClassVar[int] = 1
+    Several runs are scored together: the mean of their probabilities. All their networks are in memory at once.
+    """
+
     run: RunPath
-    """Run directory, or its best/model.safetensors."""
-    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[PATH]")] = ""
-    """Labelled images; empty: the validation split of the run's own data."""
+    """Run directory, or its best/model.safetensors. More of them may follow, before the images."""
+    path: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[RUN …] [PATH]")] = ()
+    """Labelled images; empty: the validation split of the runs' own data, which must be the same images."""
+
+    @classmethod
+    def parse(cls, argv: list[str], text: str) -> Self:
+        place = max(1, len(models_first(argv)[0]))
+        return parse_options(cls, None, plain_options(argv, place), "cls evaluate", text)
 
     def do(self, stop: StopSignal) -> Answer:
-        if self.data(self.path) != Data(path=self.path) and not self.path:
+        runs, images = models_first((self.run, *self.path))
+        if len(images) > 1:
+            raise ValueError(
+                f"{images[0]} and {images[1]}: name one folder or table of labelled images, after the runs"
+            )
+        path = "".join(images)
+        if self.data(path) != Data(path=path) and not path:
             raise ValueError("the options for labels need a path: cls evaluate RUN PATH --labels FILE")
         from cls.commands.evaluate import evaluate_images
 
-        return evaluate_images(self.run, self.path, self, stop), None
+        return evaluate_images(runs, path, self, stop), None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,8 +233,8 @@ class Compare(Command):
     """Compare runs on the same images: accuracies with intervals, paired differences, classes, fields that differ."""
 
     runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN …")]
-    """Run directories, or predictions files (.parquet); runs that differ only in the seed are pooled. Those without
-    a finished run are skipped and named."""
+    """Directories of runs or ensembles (cls evaluate --to), or predictions files (.parquet); runs that differ only in
+    the seed are pooled. Those without a finished run are skipped and named."""
     baseline: str = ""
     """Run, or group of seeds, to compare the others with; empty: the first."""
     split: Literal["val", "test"] = "val"

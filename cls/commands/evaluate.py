@@ -1,8 +1,9 @@
-"""``cls evaluate``: figures of a run's best weights on labelled images."""
+"""``cls evaluate``: figures of a run's best weights on labelled images, or of several runs as one."""
 
-import dataclasses
 import shlex
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -11,45 +12,127 @@ from rich.table import Table
 from cls.commands.options import EvaluateOptions
 from cls.config import views_of
 from cls.data.dataset import EvalDataset
-from cls.data.sources import load_labelled
-from cls.evaluation.metrics import per_class, summary
-from cls.evaluation.trained_model import load_trained_model
+from cls.data.sources import Rows, Splits, labels_of, load_labelled
+from cls.evaluation import ensemble_record
+from cls.evaluation.ensemble import Ensemble, load_ensemble, other_images, own_images
+from cls.evaluation.metrics import accuracy, per_class, summary
+from cls.evaluation.predictions import Predictions, readable
+from cls.evaluation.stats import paired_difference
 from cls.runtime.console import console, printable
+from cls.runtime.files import sha256
+from cls.runtime.paths import check_output, writing
 from cls.runtime.signals import StopSignal
 
 
-def evaluate_images(path: str, images: str, options: EvaluateOptions, stop: StopSignal) -> dict[str, Any] | None:
-    """Figures on labelled images: another folder's, or the validation split of the run's own data ('').
+def evaluate_images(
+    runs: Sequence[str], images: str, options: EvaluateOptions, stop: StopSignal
+) -> dict[str, Any] | None:
+    """Figures on labelled images: another folder's, or the validation split of the runs' own data ('').
 
-    The latter must still be what the run was trained on (:func:`cls.tracking.run_data.run_data`).
+    The latter must still be what each run was trained on (:func:`cls.tracking.run_data.run_data`).
     """
-    trained = load_trained_model(path, options.device, options.workers, stop)
-    data = dataclasses.replace(trained.run.data, copy="")  # that was on another machine's disk
-    other = f"; to evaluate labelled images that lie elsewhere: {shlex.join(['cls', 'evaluate', trained.name])} FOLDER"
-    given = data.labelled_as(options.data(images))
-    rows = trained.world.on_all_ranks(
-        lambda: load_labelled(images, trained.classes, given) if images else trained.own_data(other).val
-    )
-    found = trained.predict(EvalDataset(rows, views_of(options.tta), trained.run))
-    if not trained.world.main:
+    _check_place(runs, images, options.to)
+    models = load_ensemble(runs, options.device, options.workers, stop)
+    splits = [] if images else models.world.on_all_ranks(lambda: own_images(models, _advice(models)))
+    rows = [own.val for own in splits] or models.world.on_all_ranks(lambda: _labelled(models, images, options))
+    views = views_of(options.tta)
+    val, each = models.predict([EvalDataset(own, views, m.run) for own, m in zip(rows, models.members, strict=True)])
+    test = _predict_test(models, splits) if options.to else {}
+    if not models.world.main:
         return None
-    classes = per_class(found)
-    document: dict[str, Any] = dict(summary(found))
-    document["classes"] = {
-        name: {"images": int(n), "recall": float(r), "precision": float(p), "f1": float(f)}
-        for name, n, r, p, f in zip(
-            trained.classes, classes.support, classes.recall, classes.precision, classes.f1, strict=True
-        )
-    }
+    document = _figures(val) | (_of_members(models, val, each) if len(each) > 1 else {})
+    if options.to:
+        facts = {key: document[key] for key in ("rule", "members", "accuracy", "loss", "loss_is")}
+        with writing("to", options.to):
+            ensemble_record.write(Path(options.to), facts | {"views": list(views)}, {"val": val, **test})
+        print(f"{options.to}: cls compare takes it like a run", file=sys.stderr)
     _print(document)
     return document
 
 
+def _check_place(runs: Sequence[str], images: str, to: str) -> None:
+    """Before the work: ValueError where --to has no meaning or cannot be written."""
+    if to and (len(runs) == 1 or images):
+        raise ValueError("--to is for several runs on their own images: cls evaluate RUN RUN --to FOLDER")
+    check_output("to", to, folder=True)
+    if to and (Path(to) / "config.yaml").exists():
+        raise ValueError(f"--to {to} is a run directory, with predictions of its own: name another folder")
+
+
+def _advice(models: Ensemble) -> str:
+    names = [member.name for member in models.members]
+    return f"; to evaluate labelled images that lie elsewhere: {shlex.join(['cls', 'evaluate', *names])} FOLDER"
+
+
+def _labelled(models: Ensemble, images: str, options: EvaluateOptions) -> list[Rows]:
+    """The images for each member, with labels in its numbers; read once where members agree on how."""
+    known: dict[Any, Rows] = {}
+    found: list[Rows] = []
+    for member in models.members:
+        data = member.run.data.labelled_as(options.data(images))
+        key = (member.classes, data.label_column, data.image_column)
+        known[key] = known[key] if key in known else load_labelled(images, member.classes, data)
+        found.append(known[key])
+        if text := other_images(found[0], found[-1], models.classes, member.classes):
+            raise ValueError(f"{images} is other images for {member.name} than for {models.members[0].name} ({text})")
+    return found
+
+
+def _predict_test(models: Ensemble, splits: Sequence[Splits]) -> dict[str, Predictions]:
+    """The mean on the runs' labelled test images, each member in its recipe's views as in its run; else nothing."""
+    tests = [own.test for own in splits if own.test is not None and (labels_of(own.test) >= 0).any()]
+    if len(tests) < len(splits):
+        return {}
+    pairs = list(zip(tests, models.members, strict=True))
+    if any(other_images(tests[0], test, models.classes, member.classes) for test, member in pairs):
+        return {}
+    mean, _ = models.predict([EvalDataset(test, member.run.augment.tta, member.run) for test, member in pairs])
+    return {"test": mean}
+
+
+def _figures(found: Predictions) -> dict[str, Any]:
+    classes = per_class(found)
+    columns = (found.classes, classes.support, classes.recall, classes.precision, classes.f1)
+    document: dict[str, Any] = dict(summary(found))
+    document["classes"] = {
+        name: {"images": int(n), "recall": float(r), "precision": float(p), "f1": float(f)}
+        for name, n, r, p, f in zip(*columns, strict=True)
+    }
+    return document
+
+
+def _of_members(models: Ensemble, mean: Predictions, each: Sequence[Predictions]) -> dict[str, Any]:
+    """What each member does alone, what the mean gains over it on the same images, and what the loss is."""
+    labelled = mean.labels >= 0
+    first, *others = [
+        ((p.probs.argmax(axis=1) == p.labels) & readable(p))[None, labelled] for p in (mean, *each)
+    ]  # fmt: skip
+    members = []
+    for member, own, right in zip(models.members, each, others, strict=True):
+        gain = paired_difference(right, first)
+        members.append({
+            "run": member.name, "sha256": sha256(member.file), "recipe": member.run.recipe, "seed": member.run.seed,
+            "backbone": member.run.model.backbone, "size": member.run.data.evaluated.size, "accuracy": accuracy(own),
+            "gain": gain.difference, "low": gain.low, "high": gain.high,
+        })  # fmt: skip
+    if models.scored:
+        return {"rule": ensemble_record.RULE, "members": members, "loss_is": "mean of -log(mean probability)"}
+    why = "none, since a member was trained with optim.loss mse"
+    return {"rule": ensemble_record.RULE, "members": members, "loss": None, "loss_is": why}
+
+
 def _print(document: dict[str, Any]) -> None:
-    """The figures and the ten classes of the lowest recall, on standard error."""
-    for name, value in document.items():
-        if name != "classes":
-            print(f"{name:<10} {value:.4f}".rstrip("0").rstrip("."), file=sys.stderr)
+    """The figures, the members and the ten classes of the lowest recall, on standard error."""
+    for name in ("accuracy", "top5", "macro_f1", "loss", "images", "corrupt"):
+        value = document[name]
+        text = "none" if value is None else f"{value:.4f}".rstrip("0").rstrip(".")
+        print(f"{name:<10} {text}", file=sys.stderr)
+    if "members" in document:
+        members = Table("member", "accuracy", "gain of the mean, points", "95 % interval", box=None)
+        for row in document["members"]:
+            gain, low, high = (f"{100 * row[key]:+.1f}" for key in ("gain", "low", "high"))
+            members.add_row(escape(printable(row["run"])), f"{row['accuracy']:.4f}", gain, f"{low} to {high}")
+        console.print(f"loss: {document['loss_is']}", members, sep="\n", soft_wrap=True)
     table = Table("class", "images", "recall", "precision", "f1", box=None)
     ranked = sorted(document["classes"].items(), key=lambda item: (item[1]["recall"], item[0]))
     for name, figure in [item for item in ranked if item[1]["images"]][:10]:

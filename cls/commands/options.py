@@ -68,11 +68,12 @@ class PredictOptions(DeviceOptions):
 
     out: str = ""
     """Folder for top.csv (written row by row) and, at the end, prediction.csv, prediction.zip and predictions.parquet
-    (all probabilities); empty: predict-<name of path> in the run directory. - writes a JSON line per image to standard
-    output instead; this is the default if the path is -."""
+    (all probabilities); empty: predict-<name of path> in the run directory, with several runs predict-<name of
+    path>-by-<N>-runs beside the first. - writes a JSON line per image to standard output instead; this is the default
+    if the path is -."""
     tta: tuple[View | Preset, ...] = ()
-    """Views whose softmax is averaged: none: the image, flip: the image and its mirror image, all: all four; empty: the
-    recipe's own."""
+    """Views whose softmax is averaged: none: the image, flip: the image and its mirror image, all: all four; empty:
+    each recipe's own."""
     top_k: int = 5
     """Number of most probable classes in each row."""
 
@@ -83,6 +84,9 @@ class EvaluateOptions(LabelOptions, DeviceOptions):
 
     tta: tuple[View | Preset, ...] = ()
     """Views whose softmax is averaged: flip: the image and its mirror image, all: all four; empty: one plain view."""
+    to: str = ""
+    """Directory for the predictions of several runs on their own validation images (and labelled test images, in the
+    recipes' own views), which cls compare takes like a run; empty: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,12 +19,11 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from cls.commands.options import PredictOptions
 from cls.config import View, views_of
-from cls.data.dataset import EvalDataset
 from cls.data.folders.ignored import ending, is_unread_image
 from cls.data.sources import Rows, load_given, load_listed
 from cls.evaluation import predictions
+from cls.evaluation.ensemble import Ensemble, load_ensemble
 from cls.evaluation.predictions import Predictions, joined, readable
-from cls.evaluation.trained_model import TrainedModel, load_trained_model
 from cls.runtime.files import Lines
 from cls.runtime.paths import check_output, writing
 from cls.runtime.signals import Stopped, StopSignal
@@ -36,37 +35,52 @@ NOT_FINITE = "probabilities are not finite"
 Writer = Callable[[Predictions], None]
 
 
-def predict_images(run: str, paths: Sequence[str], options: PredictOptions, stop: StopSignal) -> dict[str, Any] | None:
-    """Predictions of images without labels; None on other ranks than 0, and if the rows go to standard output."""
+def predict_images(
+    runs: Sequence[str], paths: Sequence[str], options: PredictOptions, stop: StopSignal
+) -> dict[str, Any] | None:
+    """Predictions of images without labels, by one run or as the mean of several.
+
+    None on other ranks than 0, and if the rows go to standard output.
+    """
     out, top_k = options.out, options.top_k
     if top_k < 1:
         raise ValueError(f"--top-k must be at least 1, found {top_k}")
     if not paths:
-        raise ValueError("there is nothing to predict: name images after the run, or - for a list on standard input")
+        raise ValueError("there is nothing to predict: name images after the runs, or - for a list on standard input")
     piped = list(paths) == [PIPE]
     if PIPE in paths and not piped:
         raise ValueError("- reads a list of files from standard input: give it alone, or name the files")
-    trained = load_trained_model(run, options.device, options.workers, stop)
-    main, views = trained.world.main, views_of(options.tta) or trained.run.augment.tta
-    names = trained.world.on_rank_0(read_list) if piped else list(paths)
-    rows = trained.world.on_all_ranks(lambda: load_listed(names) if piped else load_given(names, trained.run.data))
+    models = load_ensemble(runs, options.device, options.workers, stop)
+    world, views = models.world, views_of(options.tta)
+    main, data = world.main, models.members[0].run.data
+    names = world.on_rank_0(read_list) if piped else list(paths)
+    rows = world.on_all_ranks(lambda: load_listed(names) if piped else load_given(names, data))
     if out == PIPE or (piped and not out):
-        corrupt = _each(trained, rows, views, _to_stdout(top_k, stop) if main else _write_nothing, stop)
-        _say(f"{len(rows)} predictions{_note(trained, corrupt)}", main)
+        corrupt = _each(models, rows, views, _to_stdout(top_k, stop) if main else _write_nothing, stop)
+        _say(f"{len(rows)} predictions{_note(models, corrupt)}", main)
         return None
-    folder = Path(out) if out else trained.folder / f"predict-{_called(paths, piped)}"
-    trained.world.on_rank_0(lambda: _clear(folder))  # before the work: a place that cannot be written
+    folder = Path(out) if out else _place(models, _called(paths, piped))
+    world.on_rank_0(lambda: _clear(folder))  # before the work: a place that cannot be written
     found: list[Predictions] = []
-    corrupt = _each(trained, rows, views, _to_csv(folder / "top.csv", top_k, found) if main else _write_nothing, stop)
+    corrupt = _each(models, rows, views, _to_csv(folder / "top.csv", top_k, found) if main else _write_nothing, stop)
     if not main:
         return None
     whole = joined(found)
     with writing("out", folder):
-        predictions.write_csv(folder, whole, trained.fallback)
+        predictions.write_csv(folder, whole, models.fallback)
         predictions.write_parquet(folder / "predictions.parquet", whole)
-    note = f"{_note(trained, corrupt)} and got the most frequent class" if corrupt else _note(trained, corrupt)
+    note = f"{_note(models, corrupt)} and got the most frequent class" if corrupt else _note(models, corrupt)
     _say(f"{len(rows)} predictions in {folder / 'prediction.csv'}{note}", main)
-    return {"images": len(rows), "corrupt": corrupt, "folder": str(folder)}
+    several = {"members": [member.name for member in models.members]} if len(models.members) > 1 else {}
+    return {"images": len(rows), "corrupt": corrupt, "folder": str(folder)} | several
+
+
+def _place(models: Ensemble, called: str) -> Path:
+    """Inside of the run directory; those of several runs are no run's own, so beside the first."""
+    first, count = models.members[0].folder, len(models.members)
+    if count == 1:
+        return first / f"predict-{called}"
+    return Path(os.path.normpath(first / ".." / f"predict-{called}-by-{count}-runs"))
 
 
 def _clear(folder: Path) -> None:
@@ -102,19 +116,19 @@ def ranked(p: Predictions, row: int, k: int) -> list[tuple[str, float]]:
     return [(p.classes[i], float(p.probs[row, i])) for i in np.argsort(-p.probs[row], kind="stable")[:k]]
 
 
-def _each(trained: TrainedModel, rows: Rows, views: Sequence[View], write: Writer, stop: StopSignal) -> int:
+def _each(models: Ensemble, rows: Rows, views: Sequence[View], write: Writer, stop: StopSignal) -> int:
     """Write each batch as soon as it is known, in row order; returns the number of images without a prediction."""
     corrupt, done = 0, 0
     try:
         # a stop request waits for the end of a batch, on all ranks: no row is cut, no communication interrupted
-        with stop.deferred("this batch"), _shown(len(rows), trained.world.main) as show:
-            for part in map(_kinds_named, trained.stream(EvalDataset(rows, views, trained.run))):
+        with stop.deferred("this batch"), _shown(len(rows), models.world.main) as show:
+            for part in map(_kinds_named, models.stream(rows, views)):
                 write(part)
                 done += len(part.ids)
                 corrupt += int((~readable(part)).sum())
                 show(done)
     except Stopped:
-        _say(f"\n{done} of {len(rows)} images were done, and their rows are written", trained.world.main)
+        _say(f"\n{done} of {len(rows)} images were done, and their rows are written", models.world.main)
         raise
     return corrupt
 
@@ -215,10 +229,11 @@ def _called(paths: Sequence[str], piped: bool) -> str:
     return (path.name if path.is_dir() else path.stem) or "images"
 
 
-def _note(trained: TrainedModel, corrupt: int) -> str:
-    world_size = trained.world.size
+def _note(models: Ensemble, corrupt: int) -> str:
+    count, world_size = len(models.members), models.world.size
+    mean = f", the mean of {count} runs" if count > 1 else ""
     many = f", by {world_size} processes" if world_size > 1 else ""
-    return many + (f"; {corrupt} could not be read" if corrupt else "")
+    return mean + many + (f"; {corrupt} could not be read" if corrupt else "")
 
 
 def _say(text: str, main: bool) -> None:

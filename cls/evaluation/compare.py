@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cls.config import RUNTIME_FIELDS, flat
+from cls.evaluation.ensemble_record import EnsembleRecord, is_ensemble
 from cls.evaluation.predictions import Predictions, read_parquet, readable
 from cls.evaluation.run_record import RunRecord
 from cls.evaluation.stats import LEVEL, Bools, Difference, class_differences, holm, paired_difference, pooled_accuracy
@@ -27,7 +28,7 @@ SplitName = Literal["val", "test"]
 
 @dataclass(frozen=True)
 class Member:
-    """One run: its stored predictions, and its configuration where it has one."""
+    """One run, or several as one: its stored predictions, and its configuration where it has one."""
 
     name: str
     """Path of the run directory or file, as given."""
@@ -36,6 +37,8 @@ class Member:
     config: dict[str, Any]
     """All fields by dotted name; empty for a file outside of a run directory."""
     found: Predictions
+    averaged: int = 0
+    """Of how many runs it is the mean; 0: it is one run."""
 
     @property
     def kind(self) -> str:
@@ -55,8 +58,9 @@ class Group:
 def compare(paths: Sequence[str], baseline: str = "", split: SplitName = "val") -> dict[str, Any]:
     """The document of ``cls compare``: accuracies, differences to the baseline, classes, fields that differ.
 
-    ``paths``: run directories, whose predictions/<split>.parquet is read, or such files. Runs that differ only in the
-    seed are one group. The other groups are compared with the first one, or with the one that ``baseline`` names.
+    ``paths``: directories of runs or ensembles, whose predictions/<split>.parquet is read, or such files. Runs that
+    differ only in the seed are one group. The others are compared with the first one, or with the one that ``baseline``
+    names.
     ValueError if predictions are missing, unlabelled, or not of the same images with the same labels.
     """
     if not paths:
@@ -115,7 +119,7 @@ def listed(skipped: Mapping[str, str], count: int) -> str:
 def _unusable(given: Path, split: SplitName) -> str:
     if not os.path.lexists(given) or (given.suffix == ".parquet" and given.is_file()):
         return ""
-    if not (given / "config.yaml").is_file():
+    if not (given / "config.yaml").is_file() and not is_ensemble(given):
         return "no config.yaml"
     record = RunRecord(given)
     if record.predictions_file(split).exists():
@@ -130,7 +134,8 @@ def read_member(path: str, split: SplitName) -> Member:
     given = Path(path)
     file = given if given.suffix == ".parquet" else RunRecord(given).predictions_file(split)
     record = RunRecord(file.parent.parent)
-    if file is not given and not (given / "config.yaml").is_file():
+    averaged = len(EnsembleRecord(given).members) if is_ensemble(given) else 0
+    if file is not given and not (given / "config.yaml").is_file() and not averaged:
         raise ValueError(f"{path} is neither a run directory (it has no config.yaml) nor a predictions file (.parquet)")
     if not file.is_file():
         what = "a run writes it when it ends" + (", if its data has a test split" if split == "test" else "")
@@ -142,7 +147,7 @@ def read_member(path: str, split: SplitName) -> Member:
     if times > 1:
         raise ValueError(f"{file} holds image {twice!r} more than once: every image counts once")
     if file.parent.name != "predictions" or not (record.path / "config.yaml").is_file():
-        return Member(path, file.stem, {}, found)
+        return Member(path, file.stem, {}, found, averaged)
     try:
         return Member(path, file.stem, flat(record.run), found)
     except ValueError as error:
@@ -253,6 +258,7 @@ def _described(group: Group, right: Bools) -> dict[str, Any]:
             {
                 "run": member.name,
                 "seed": member.config.get("seed"),
+                "averaged": member.averaged,
                 "accuracy": own.mean,
                 "low": own.low,
                 "high": own.high,

@@ -1,6 +1,6 @@
 """The one inference path: every image exactly once, in row order, on any number of processes."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -60,7 +60,7 @@ class Predictor:
         """:func:`cls.evaluation.metrics.summary` of the predictions."""
         return summary(self.predict(images))
 
-    def stream(self, images: EvalDataset) -> Iterator[Predictions]:
+    def stream(self, images: EvalDataset) -> Generator[Predictions, None, None]:
         """:meth:`predict` in parts: after each batch of every rank the predictions of these rows, in row order.
 
         Together they have the ids, labels, errors and the same bits of probabilities as the whole; each loss is that of

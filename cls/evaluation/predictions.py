@@ -7,7 +7,7 @@ import logging
 import re
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -151,6 +151,23 @@ def _parsed(table: pa.Table) -> Predictions:
         classes=tuple(classes),
         loss=float(facts["loss"]),
     )
+
+
+def sliced(p: Predictions, rows: slice) -> Predictions:
+    """Some rows of an unlabelled set; the loss is of all rows, so these have none."""
+    return replace(p, ids=p.ids[rows], labels=p.labels[rows], probs=p.probs[rows], errors=p.errors[rows],
+                   loss=float("nan"))  # fmt: skip
+
+
+def renumbered(p: Predictions, classes: tuple[str, ...]) -> Predictions:
+    """The same predictions with the classes in another order; the names must be the same."""
+    if classes == p.classes:
+        return p
+    assert sorted(classes) == sorted(p.classes)
+    number = {name: place for place, name in enumerate(classes)}
+    places = np.array([*(number[name] for name in p.classes), -1])  # label -1 is the last
+    order = [p.classes.index(name) for name in classes]
+    return replace(p, labels=places[p.labels], probs=p.probs[:, order], classes=classes)
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:

@@ -1,6 +1,7 @@
 """The best weights of a run, ready to predict."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from cls.config import change
 from cls.data.loader import preprocess
 from cls.data.sources import Splits
-from cls.distributed.world import start
+from cls.distributed.world import World, start
 from cls.evaluation.inference import Predictor
 from cls.evaluation.model_file import read_header
 from cls.models.backbones import Statistics
@@ -33,19 +34,29 @@ class TrainedModel(Predictor):
         """The run directory, or the file if it lies outside of one."""
         return str(self.folder if self.file == self.folder / "best" / "model.safetensors" else self.file)
 
-    def own_data(self, advice: str = "") -> Splits:
-        """The run's own images; ValueError if the validation images have changed."""
-        return run_data(self.folder, self.name, self.run, self.classes, advice=advice)
+    def own_data(self, advice: str = "", which: Sequence[str] = ("val",)) -> Splits:
+        """The run's own images; ValueError if those of the splits ``which`` have changed."""
+        return run_data(self.folder, self.name, self.run, self.classes, which, advice)
 
 
-def load_trained_model(path: str, device: str, workers: int, stop: StopSignal) -> TrainedModel:
-    """Rebuild a run's network from best/model.safetensors; ValueError if there is none or it is damaged."""
-    file = Path(path) if path.endswith(".safetensors") else Path(path) / "best" / "model.safetensors"
+def weights_file(path: str) -> Path:
+    """A run directory's best weights, or the file itself."""
+    return Path(path) if path.endswith(".safetensors") else Path(path) / "best" / "model.safetensors"
+
+
+def load_trained_model(
+    path: str, device: str, workers: int, stop: StopSignal, world: World | None = None
+) -> TrainedModel:
+    """Rebuild a run's network from best/model.safetensors; ValueError if there is none or it is damaged.
+
+    ``world``: that of a model which is already loaded; a process joins the others once.
+    """
+    file = weights_file(path)
     if not file.is_file():
         raise ValueError(f"{file} does not exist: name a run directory in which at least one epoch is done")
     run, classes, statistics, fallback = read_header(file)
     run = change(run, train={"device": device}, data={"workers": workers})
-    world = start(run.train, stop)
+    world = world or start(run.train, stop)
     model = network(file)
     if run.train.images_channels_last:
         model = model.to(memory_format=torch.channels_last)

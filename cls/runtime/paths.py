@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 PATHS = {
     "Run": ("out",), "Data": ("path", "copy"), "Model": ("weights",),
-    "Show": ("to",), "Predict": ("run", "path", "out"), "Evaluate": ("run", "path"), "Report": ("run", "to"),
+    "Show": ("to",), "Predict": ("run", "path", "out"), "Evaluate": ("run", "path", "to"), "Report": ("run", "to"),
     "Audit": ("run",), "Sweep": ("name",), "SweepOptions": ("slurm", "wandb"), "Compare": ("runs", "baseline", "to"),
     "PlanOptions": ("script",), "Pack": ("path", "to"), "Export": ("run", "to"), "ExportOptions": ("images",),
     "Check": ("path", "run", "to"), "Doctor": ("out", "data"),

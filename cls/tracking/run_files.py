@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,25 @@ def read_run_directory(out: Path) -> Run:
     if not (out / "config.yaml").is_file():
         raise ValueError(f"{out} is not a run directory: it has no config.yaml")
     return read_run(out / "config.yaml")
+
+
+def names_model(path: str) -> bool:
+    """Whether a path means a trained model, not images: a weights file, a directory with best/, or a started run's."""
+    known = ("best/model.safetensors", "events.jsonl")
+    return path.endswith(".safetensors") or any((Path(path) / name).is_file() for name in known)
+
+
+def models_first(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The leading paths that mean trained models, the first one in any case, and the images that follow.
+
+    ValueError for a run directory after images.
+    """
+    models = list(paths[:1])
+    models += takewhile(names_model, paths[1:])
+    images = list(paths[len(models) :])
+    if late := [path for path in images if names_model(path)]:
+        raise ValueError(f"{late[0]} is a trained model, but follows the images {images[0]}: name all runs first")
+    return models, images
 
 
 def read_data(out: Path) -> dict[str, dict[str, Any]]:

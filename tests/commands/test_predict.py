@@ -65,7 +65,7 @@ def folder(clothing: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def predicted(run: Path, paths: list[Path] | list[str], out: Path | str = "", **more: Any) -> Any:
     options: dict[str, Any] = {"top_k": 3, "device": "cpu", "workers": 0} | more
     stop = options.pop("stop", StopSignal())
-    return predict_images(str(run), tuple(map(str, paths)), PredictOptions(out=str(out), **options), stop)
+    return predict_images([str(run)], tuple(map(str, paths)), PredictOptions(out=str(out), **options), stop)
 
 
 Answers = list[dict[str, Any]]

@@ -489,7 +489,7 @@ def test_predictions_that_a_run_has_not_stored_can_be_made(run: Path, tmp_path: 
     with pytest.raises(ValueError, match=r"--neighbors needs predictions, .*: add --predict True"):
         report_run(str(out), ReportOptions(neighbors=1, device="cpu", workers=0), StopSignal())
     document = report_run(str(out), ReportOptions(neighbors=1, predict=True, device="cpu", workers=0), StopSignal())
-    figures = evaluate_images(str(out), "", EvaluateOptions(device="cpu", workers=0), StopSignal())
+    figures = evaluate_images([str(out)], "", EvaluateOptions(device="cpu", workers=0), StopSignal())
     assert document is not None and figures is not None
     assert document["summary"]["validation accuracy"].startswith(f"{100 * figures['accuracy']:.2f}% ")
     assert (

@@ -13,12 +13,17 @@ from cls.models.backbones import input_statistics
 from cls.models.build import build_model
 
 
-def untrained(out: Path, classes: int, data: dict[str, Any], model: dict[str, Any], eval_batch: int = 8) -> Run:
+def untrained(
+    out: Path, classes: int | tuple[str, ...], data: dict[str, Any], model: dict[str, Any], eval_batch: int = 8,
+    seed: int = 0, **sections: Any,
+) -> Run:  # fmt: skip
     """The file that train.py writes; without weights, norms are drawn and have seen noise, so that all matters."""
     train = {"eval_batch": eval_batch, "precision": "fp32", "device": "cpu"}
-    run = change(Run(), data=data | {"workers": 0}, model={"weights": "none"} | model, train=train)
-    net = build_model(run.model, classes, 0)
-    drawn = torch.Generator().manual_seed(1)
+    data, model = data | {"workers": 0}, {"weights": "none"} | model
+    run = change(Run(), seed=seed, data=data, model=model, train=train, **sections)
+    names = tuple(f"class {i}" for i in range(classes)) if isinstance(classes, int) else classes
+    net = build_model(run.model, len(names), seed)
+    drawn = torch.Generator().manual_seed(1 + seed)
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d)]
     if run.model.weights == "none":
         for norm in norms:
@@ -29,7 +34,7 @@ def untrained(out: Path, classes: int, data: dict[str, Any], model: dict[str, An
             net(torch.randn(8, 3, run.data.evaluated.size, run.data.evaluated.size, generator=drawn))
     header = {
         "config": to_yaml(run),
-        "classes": json.dumps([f"class {i}" for i in range(classes)]),
+        "classes": json.dumps(names),
         "statistics": json.dumps(input_statistics(run)),
         "fallback": "1",
     }

@@ -78,7 +78,7 @@ def test_every_text_of_every_command_is_a_path_or_a_word() -> None:
         (["sweep", "mlp-head/heads", "--wandb", "~/w", "--out=~/o"], "fields.out", f"{HOME}/o"),
         (["sweep", "~/runs"], "name", f"{HOME}/runs"),
         (["audit", "~/run"], "run", f"{HOME}/run"),
-        (["evaluate", "~/run", "~/p"], "path", f"{HOME}/p"),
+        (["evaluate", "~/run", "~/p"], "path", (f"{HOME}/p",)),
     ],
 )
 def test_a_home_directory_is_expanded_in_every_command(argv: list[str], field: str, expected: Any) -> None:

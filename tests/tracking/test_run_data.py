@@ -102,7 +102,7 @@ def start(out: Path, splits: Splits) -> None:
 
 
 def evaluated(out: Path, images: str = "") -> dict[str, Any]:
-    found = evaluate_images(str(out), images, EvaluateOptions(device="cpu", workers=0), StopSignal())
+    found = evaluate_images([str(out)], images, EvaluateOptions(device="cpu", workers=0), StopSignal())
     assert found is not None
     return found
 
@@ -163,8 +163,8 @@ def test_a_run_s_own_data_that_has_changed_is_rejected(tmp_path: Path, case: str
     words = typed(said)
     command = parse_command(words[0], words[1:])
     assert command.run == str(out)
-    if command.path != "FOLDER":  # what was printed works as it is
-        assert evaluated(out, command.path)["accuracy"] >= 0
+    if command.path != ("FOLDER",):  # what was printed works as it is
+        assert evaluated(out, *command.path)["accuracy"] >= 0
     else:
         assert "new" in said
     with pytest.raises(ValueError, match=r"need the run's images: .* is not what"):

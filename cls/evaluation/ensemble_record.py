@@ -1,0 +1,71 @@
+"""The directory of an ensemble: ensemble.json, classes.txt, predictions/; for ``cls compare`` and ``cls report``."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cls.evaluation.predictions import Predictions, read_parquet, write_parquet
+from cls.runtime.files import write_whole
+from cls.tracking.run_files import encode_classes, read_json
+
+FILE = "ensemble.json"
+RULE = "mean of softmax"
+TEXTS, NUMBERS = ("run", "sha256", "recipe", "backbone"), ("seed", "size", "accuracy", "gain", "low", "high")
+"""What each member has on the page; ``gain`` is the ensemble's accuracy minus its own, low to high its interval."""
+
+
+@dataclass(frozen=True)
+class EnsembleRecord:
+    """What :func:`write` has written; a damaged file is a ValueError that names it."""
+
+    path: Path
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """ensemble.json."""
+        file = self.path / FILE
+        found = read_json(file)
+        members = found.get("members") if isinstance(found, dict) else None
+        if not isinstance(members, list) or not members or not all(map(_is_member, members)):
+            raise ValueError(f"{file} is damaged (its members are incomplete): write it again with cls evaluate --to")
+        assert isinstance(found, dict)
+        return found
+
+    @property
+    def members(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.facts["members"]
+        return found
+
+    @cached_property
+    def val(self) -> Predictions:
+        return read_parquet(predictions_file(self.path, "val"))
+
+
+def _is_member(found: Any) -> bool:
+    if not isinstance(found, dict):
+        return False
+    return all(isinstance(found.get(key), str) for key in TEXTS) and all(
+        isinstance(found.get(key), int | float) for key in NUMBERS
+    )
+
+
+def is_ensemble(path: Path) -> bool:
+    return (path / FILE).is_file()
+
+
+def predictions_file(path: Path, name: str) -> Path:
+    return path / "predictions" / f"{name}.parquet"
+
+
+def write(to: Path, facts: Mapping[str, Any], found: Mapping[str, Predictions]) -> None:
+    """``found``: the mean by split. ensemble.json comes last, so that it implies the others."""
+    (to / FILE).unlink(missing_ok=True)  # of an earlier one, whose predictions are replaced now
+    for name in ("val", "test"):
+        predictions_file(to, name).unlink(missing_ok=True)
+    for name, predictions in found.items():
+        write_parquet(predictions_file(to, name), predictions)
+    write_whole(to / "classes.txt", encode_classes(found["val"].classes))
+    write_whole(to / FILE, json.dumps(facts, indent=1, ensure_ascii=False).encode() + b"\n")
