@@ -24,6 +24,8 @@ PRESETS: dict[Preset, tuple[View, ...]] = {
     "none": ("identity",), "flip": ("identity", "hflip"), "all": ("identity", "hflip", "rotate", "crop"),
 }  # fmt: skip
 """Sets of test-time views by name."""
+NO_VALIDATION = "no validation images (data.hold_out none)"
+"""Shown wherever a validation figure would be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,11 @@ class Data:
     """Regular expression whose one group is the class in an image file's name, from its start: '(.+)_[0-9]+'."""
     val_fraction: float = 0.1
     """Share of the training images held out (seeded, stratified) when the data has no validation split."""
+    hold_out: str = ""
+    """Which images validate. Empty: the validation split, or val_fraction of train. none: no image; the validation
+    split is trained on. 2/5: the second of five equal parts of train (by class; the same for every seed), while the
+    validation split is left aside. +1/20: a twentieth of what else would be trained on, in place of what else would
+    validate, which is left aside."""
     limit: int = 0
     """Smoke run: at most this many training and validation images each (seeded, stratified); 0: all. Test is whole."""
     balanced: bool = False
@@ -71,6 +78,11 @@ class Data:
     workers: int = -1
     """Loader processes per rank; -1: one per core available to this rank, less one for the rank itself; 0: decode in
     the main process."""
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are validation images."""
+        return self.hold_out != "none"
 
     @property
     def own_labels(self) -> bool:
@@ -237,8 +249,8 @@ class Optim:
 class Train:
     """Length of the run, batch sizes, precision, device, checkpoints."""
 
-    epochs: int = 100
-    """Passes over the training images."""
+    epochs: float = 100
+    """Passes over the training images, also 2.5: the end of the run is then validated as that of an epoch is."""
     batch: int = 64
     """Global batch: images per optimizer step over all processes."""
     micro_batch: int = 16
@@ -270,6 +282,10 @@ class Train:
     """Minutes between checkpoints inside an epoch; 0 saves at the end of each epoch only."""
     keep: int = 2
     """Number of latest checkpoints kept, besides the best by accuracy and the best by loss."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.epochs, float) and self.epochs.is_integer():
+            object.__setattr__(self, "epochs", int(self.epochs))  # 100, not 100.0, in every text
 
     @property
     def images_channels_last(self) -> bool:

@@ -54,6 +54,7 @@ def check(run: Run) -> None:
                 raise ValueError(f"{name} is {text!a}: it {name_problem().replace('is not', 'must be', 1)}")
     _check_ranges(values)
     _check_labels(run.data)
+    _check_hold_out(run)
     _check_order(run.augment)
     _combinations(run)
 
@@ -91,6 +92,27 @@ def _check_labels(data: Data) -> None:
             f"data.label_pattern is {data.label_pattern!r} with {groups} groups: put ( ) around the class alone, and "
             "(?: ) around the rest, as in '(.+)_[0-9]+'"
         )
+
+
+def _check_hold_out(run: Run) -> None:
+    text = run.data.hold_out
+    first, *more = text.split("+")
+    for part in [*more, *([first] if first not in ("", "none") else [])]:
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", part)
+        if not found or int(found[2]) < 2 or not 1 <= int(found[1]) <= int(found[2]):
+            raise ValueError(
+                f"data.hold_out is {text!r}: it must be empty, none, or a part of train such as 1/5 (1/5 to 5/5); "
+                "+1/20 after any of them takes a part of what is left"
+            )
+    if text and run.data.streaming:
+        raise ValueError(f"data.hold_out {text} picks single images, which data.streaming cannot: set one of them")
+    if run.data.validates:
+        return
+    without = "data.hold_out none leaves no image to validate"
+    if run.optim.schedule == "plateau":
+        raise ValueError(f"optim.schedule plateau follows the validation, and {without}: use another, such as cosine")
+    if run.train.early_stop:
+        raise ValueError(f"train.early_stop follows the validation, and {without}: add --train.early-stop 0")
 
 
 def _check_order(augment: Augment) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cls.commands.options import ReportOptions
+from cls.config import NO_VALIDATION
 from cls.data.dataset import EvalDataset
 from cls.data.readers import images_of
 from cls.data.sources import Splits
@@ -28,6 +29,8 @@ def report_run(path: str, options: ReportOptions, stop: StopSignal) -> dict[str,
     # a damaged file is reported before the passes over images
     run, *_ = record.run, record.rows, record.attempts, record.data, record.val, record.val_tta, record.test
     check_output("to", file)
+    if (predict or neighbors) and not run.data.validates:
+        raise ValueError(f"--predict and --neighbors show validation images: {path} has {NO_VALIDATION}")
     splits, why = _own_images(record, ("train", "val") if neighbors else ("val",))
     if (predict or neighbors) and splits is None:
         raise ValueError(f"--predict and --neighbors need the run's images: {why}")
@@ -44,7 +47,7 @@ def report_run(path: str, options: ReportOptions, stop: StopSignal) -> dict[str,
     if trained and not trained.world.main:
         return None
     pictures = Pictures(note=f"Without pictures: {why}" if why else "")
-    if splits and record.val:
+    if splits and splits.val and record.val:
         val = images_of(splits.val)
         pictures = Pictures(thumbs=thumbnails(val, record.val))
         if trained and neighbors:

@@ -171,7 +171,7 @@ class EvalDataset:
 class EvalSets:
     """The evaluation sets of a run; None for what it does not have."""
 
-    val: EvalDataset
+    val: EvalDataset | None
     val_tta: EvalDataset | None  # the validation images in the recipe's test-time views
     test: EvalDataset | None
 
@@ -180,7 +180,7 @@ class EvalSets:
         return {name: images for name, images in sets.items() if images is not None}
 
 
-def eval_sets(val: Dataset, test: Dataset | None, run: Run) -> EvalSets:
+def eval_sets(val: Dataset | None, test: Dataset | None, run: Run) -> EvalSets:
     tta = run.augment.tta
-    val_tta, tests = EvalDataset(val, tta, run) if tta else None, EvalDataset(test, tta, run) if test else None
-    return EvalSets(EvalDataset(val, (), run), val_tta, tests)
+    plain, val_tta = EvalDataset(val, (), run) if val else None, EvalDataset(val, tta, run) if val and tta else None
+    return EvalSets(plain, val_tta, EvalDataset(test, tta, run) if test else None)

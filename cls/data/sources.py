@@ -6,7 +6,7 @@ import re
 import shlex
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Value
 
 from cls import config
-from cls.data import streaming, tables
+from cls.data import hold_out, streaming, tables
 from cls.data.fixes import links, some, without
 from cls.data.folders import ignored, image_folder
 from cls.data.folders.folder_cache import keep_index, read_index
@@ -45,7 +45,7 @@ class Splits:
     """
 
     train: Dataset | Stream
-    val: Dataset
+    val: Dataset | None  # None: data.hold_out none
     test: Dataset | None
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()  # the printed lines about the data
@@ -56,14 +56,15 @@ class Splits:
 def load(data: config.Data, seed: int) -> Splits:
     """Index the images of ``data.path`` without reading them; rank 0 prints a summary.
 
-    Without validation images, ``data.val_fraction`` of each class is held out by ``seed``. Labels of all splits are
-    mapped by name to the classes of the training images. ValueError naming the field for what cannot be used.
+    What validates is :mod:`cls.data.hold_out`'s. Labels of all splits are mapped by name to the classes of the training
+    images. ValueError naming the field for what cannot be used.
     """
     with hinted(data.copy or data.path, data):
         found = RawSplits(_digits(), []) if data.path == "digits" else _read(data.copy or data.path, data)
-        parts, notes = found.parts, list(found.notes)
+        parts, aside = hold_out.used(found.parts, data)
+        notes = [*found.notes, *aside]
         _reject_unusable(parts, data)
-        classes = tuple(sorted(parts["train"].present, key=natural))
+        classes = tuple(sorted(hold_out.training_classes(parts, data), key=natural))
         if len(classes) < 2:
             raise ValueError(f"data.path: {data.path} has only one class, {classes[0]!r}; at least two are needed")
         labelled = {
@@ -71,31 +72,29 @@ def load(data: config.Data, seed: int) -> Splits:
             for split, part in parts.items()
             if isinstance(part.images, Dataset)
         }
-    if "val" not in labelled:
-        if data.streaming:
-            raise ValueError(
-                f"data.streaming needs validation images of their own, which {data.path} lacks: "
-                f"hold some out with {streaming.pack_command(data.path)}"
-            )
-        everything = labelled["train"]
-        held = held_out(column(everything, "id"), labels_of(everything), data.val_fraction, seed, "split")
-        labelled["train"] = everything.select(np.delete(np.arange(len(everything)), held))
-        labelled["val"] = everything.select(held)
-    lacking = np.flatnonzero(np.bincount(labels_of(labelled["val"]), minlength=len(classes)) == 0)
-    if len(lacking):
-        names = printable(", ".join(classes[label] for label in lacking))
-        notes.append(f"validation has no image of {len(lacking)} classes: {names}")
+    labelled, held = hold_out.validating(labelled, data, seed)
+    notes += [*held, *_lacking(labelled, classes)]
     if data.limit:
         cut = {split: part for split, part in labelled.items() if split != "test"}  # its predictions are submitted
         labelled |= {split: limited(part, data.limit, seed, split) for split, part in cut.items()}
     train = labelled["train"] if "train" in labelled else _stream(parts["train"], classes)
     kept = {"train": train} | labelled
-    line = summary(data.path, {split: labels_of(rows) for split, rows in kept.items()}, parts, found.ignored)
+    origins = {split: part.origin for split, part in parts.items() if split != "val" or not data.hold_out}
+    line = summary(data.path, {split: labels_of(rows) for split, rows in kept.items()}, origins, found.ignored)
     say([line], notes)
     return Splits(
-        train=train, val=labelled["val"], test=labelled.get("test"), classes=classes, notes=(line, *notes),
-        files={split: part.files for split, part in parts.items() if part.files}, encoded_here=data.path == "digits",
+        train=train, val=labelled.get("val"), test=labelled.get("test"), classes=classes, notes=(line, *notes),
+        files=hold_out.files(parts, data), encoded_here=data.path == "digits",
     )  # fmt: skip
+
+
+def _lacking(labelled: Mapping[str, Dataset], classes: tuple[str, ...]) -> list[str]:
+    """The line about classes that cannot be validated."""
+    if "val" not in labelled:
+        return []
+    lacking = np.flatnonzero(np.bincount(labels_of(labelled["val"]), minlength=len(classes)) == 0)
+    names = printable(", ".join(classes[label] for label in lacking.tolist()))
+    return [f"validation has no image of {len(lacking)} classes: {names}"] if len(lacking) else []
 
 
 def labels_of(rows: Dataset | Stream) -> np.ndarray:

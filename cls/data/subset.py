@@ -25,6 +25,20 @@ def held_out(ids: pa.ChunkedArray, labels: np.ndarray, fraction: float, seed: in
     return np.sort(np.concatenate(held))
 
 
+def in_parts(ids: pa.ChunkedArray, labels: np.ndarray, parts: int) -> np.ndarray:
+    """Part of each row, from 0; -1 for the only image of a class, which training cannot lack.
+
+    Each class is sorted by id, permuted by its number and dealt out where the one before ended: of each class and of
+    all images two parts differ by at most one. No seed enters, so runs of all seeds have the same parts, as folds need.
+    """
+    found, dealt = np.full(len(labels), -1), 0
+    for label, rows in _by_class(ids, labels).items():
+        if len(rows) > 1:
+            found[generator(0, "hold_out", label).permutation(rows)] = np.arange(dealt, dealt + len(rows)) % parts
+            dealt += len(rows)
+    return found
+
+
 def limited(table: Dataset, limit: int, seed: int, split: str) -> Dataset:
     """At most ``limit`` rows in their order, chosen from the classes in turn, so that each is included early."""
     assert limit >= 0

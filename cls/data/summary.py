@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cls.data.split import Split
 from cls.runtime.console import console, printable
 
 log = logging.getLogger("cls")
@@ -22,13 +21,13 @@ def say(lines: Sequence[str], warnings: Sequence[str]) -> None:
         log.warning("%s", text)
 
 
-def summary(path: str, labels: Mapping[str, np.ndarray], parts: Mapping[str, Split], ignored: str) -> str:
+def summary(path: str, labels: Mapping[str, np.ndarray], origins: Mapping[str, str], ignored: str) -> str:
     """One line: images, classes and source of each split, and what is ignored."""
     found = []
     for split in sorted(labels, key=("train", "val", "test").index):
         known = labels[split][labels[split] >= 0]
         classes, images = len(np.unique(known)), len(labels[split])
         what = f"of {classes:,} class{'es' * (classes > 1)}" if len(known) else "without labels"
-        where = parts[split].origin if split in parts else "held out of train"
+        where = origins.get(split, "held out of train")
         found.append(f"{split} {images:,} image{'s' * (images > 1)} {what}" + (f" ({where})" if where else ""))
     return printable(f"data {path}: {'; '.join(found)}" + (f"; ignored: {ignored}" if ignored else ""))

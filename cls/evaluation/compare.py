@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cls.config import RUNTIME_FIELDS, flat
+from cls.config import NO_VALIDATION, RUNTIME_FIELDS, flat
 from cls.evaluation.ensemble_record import EnsembleRecord, is_ensemble
 from cls.evaluation.predictions import Predictions, read_parquet, readable
 from cls.evaluation.run_record import RunRecord
@@ -126,6 +126,8 @@ def _unusable(given: Path, split: SplitName) -> str:
         return ""
     if split == "test" and record.predictions_file("val").exists():
         return "no test split"
+    if split == "val" and not is_ensemble(given) and not record.run.data.validates:
+        return f"{NO_VALIDATION}: try --split test"
     return f"{record.state}, no predictions"
 
 
@@ -139,6 +141,8 @@ def read_member(path: str, split: SplitName) -> Member:
         raise ValueError(f"{path} is neither a run directory (it has no config.yaml) nor a predictions file (.parquet)")
     if not file.is_file():
         what = "a run writes it when it ends" + (", if its data has a test split" if split == "test" else "")
+        if file is not given and split == "val" and not averaged and not record.run.data.validates:
+            what = f"{NO_VALIDATION}: try --split test"
         raise ValueError(f"{file} does not exist: " + (what if file is not given else "name a predictions file"))
     found = read_parquet(file)
     if not (found.labels >= 0).any():

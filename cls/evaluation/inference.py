@@ -56,9 +56,9 @@ class Predictor:
         whole = RowLogits(0, torch.cat([part.logits for part in parts], dim=1), corrupt)
         return self._predictions(whole, images.rows)
 
-    def figures(self, images: EvalDataset) -> dict[str, float]:
-        """:func:`cls.evaluation.metrics.summary` of the predictions."""
-        return summary(self.predict(images))
+    def figures(self, images: EvalDataset | None) -> dict[str, float]:
+        """:func:`cls.evaluation.metrics.summary` of the predictions; empty without images."""
+        return summary(self.predict(images)) if images else {}
 
     def stream(self, images: EvalDataset) -> Generator[Predictions, None, None]:
         """:meth:`predict` in parts: after each batch of every rank the predictions of these rows, in row order.

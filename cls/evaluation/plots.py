@@ -23,10 +23,12 @@ rcParams["text.parse_math"] = False  # names may have dollars in them
 BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#666666"  # Okabe & Ito 2008, distinguishable by everyone
 
 
-def write_plots(folder: Path, val: Predictions, rows: Sequence[Row]) -> dict[str, Path]:
-    """Draw curves.png, confusion.png and worst_classes.png; returns name -> path."""
+def write_plots(folder: Path, val: Predictions | None, rows: Sequence[Row]) -> dict[str, Path]:
+    """Draw curves.png and, of validation images, confusion.png and worst_classes.png; returns name -> path."""
     paths = {name: folder / f"{name}.png" for name in ("curves", "confusion", "worst_classes")}
     curves(rows, paths["curves"])
+    if val is None:
+        return {"curves": paths["curves"]}
     confusion_picture(val, paths["confusion"])
     worst_classes(val, paths["worst_classes"])
     return paths
@@ -55,6 +57,12 @@ def series(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
     """Steps and finite values of one figure of the record."""
     points = [(row["step"], row[key]) for row in rows if key in row and math.isfinite(row[key])]
     return [step for step, _ in points], [value for _, value in points]
+
+
+def epoch_ends(rows: Sequence[Row]) -> dict[int, float]:
+    """Step -> epochs done, where epochs end: in the rows that are no training steps, with or without a validation."""
+    ends = {row["step"]: row.get("epoch") for row in rows if "train/loss" not in row}
+    return {step: number if (epoch := ends[step]) is None else epoch for number, step in enumerate(sorted(ends), 1)}
 
 
 def smooth(values: Sequence[float], decay: float) -> list[float]:
@@ -89,7 +97,7 @@ def curves(rows: Sequence[Row], path: Path) -> None:
         score.plot(steps[best], values[best], "o", color=GREEN, markersize=11, fillstyle="none", markeredgewidth=1.5)
         title += f"    best {values[best]:.2%} at step {steps[best]}"
     else:
-        score.text(0.5, 0.5, "no validation yet", transform=score.transAxes, ha="center", color=GRAY)
+        score.text(0.5, 0.5, "no validation", transform=score.transAxes, ha="center", color=GRAY)
     _plain(score, title)
     score.yaxis.set_major_formatter(PercentFormatter(1.0))
     steps, values = series(rows, "train/lr")
@@ -104,17 +112,17 @@ def curves(rows: Sequence[Row], path: Path) -> None:
 
 
 def _mark_epochs(top: Axes, others: Sequence[Axes], rows: Sequence[Row]) -> None:
-    """Thin lines where epochs end, numbered from 1 on the upper axis; at most fifteen of them."""
-    ends = sorted({row["step"] for row in rows if "val/loss" in row or "val/accuracy" in row})
+    """Thin lines where epochs end, with their number on the upper axis; at most fifteen of them."""
+    ends = epoch_ends(rows)
     if not ends:
         return
     every = next(n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if len(ends) / n <= 15)
-    shown = [(number, step) for number, step in enumerate(ends, 1) if number % every == 0]
+    shown = [(f"{epoch:g}", step) for place, (step, epoch) in enumerate(ends.items(), 1) if place % every == 0]
     for axes in (top, *others):
         for _, step in shown:
             axes.axvline(step, color="#EEEEEE", linewidth=0.8, zorder=0)
     epochs = top.secondary_xaxis("top")
-    epochs.set_xticks([step for _, step in shown], [str(number) for number, _ in shown], fontsize=8, color=GRAY)
+    epochs.set_xticks([step for _, step in shown], [text for text, _ in shown], fontsize=8, color=GRAY)
     epochs.tick_params(length=2, color=GRAY)
     epochs.spines["top"].set_visible(False)
     epochs.set_xlabel("epoch", fontsize=8, color=GRAY)

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+from cls.config import NO_VALIDATION
 from cls.data.dataset import EvalSets
 from cls.data.readers import images_of
 from cls.data.sources import Splits
@@ -29,8 +30,9 @@ def write_results(out: Path, splits: Splits, images: EvalSets, predictor: Predic
     world.on_all_ranks(lambda: await_file(best, lambda: sha256(best) == written))
     world.on_all_ranks(lambda: load_exact(predictor.model, best))
     found = {name: predictor.predict(one) for name, one in images.named().items()}
-    figures = {f"best/{name}": value for name, value in summary(found["val"]).items()}
-    text = f"best validation accuracy {figures['best/accuracy']:.4f}"
+    val = found.get("val")
+    figures = {f"best/{name}": value for name, value in summary(val).items()} if val else {}
+    text = f"best validation accuracy {figures['best/accuracy']:.4f}" if val else f"done; {NO_VALIDATION}"
     if views := found.get("val_tta"):
         figures["best/accuracy_tta"] = summary(views)["accuracy"]
         text += f", with test-time views {figures['best/accuracy_tta']:.4f}"
@@ -47,25 +49,25 @@ def write_results(out: Path, splits: Splits, images: EvalSets, predictor: Predic
             text += f" (accuracy {figures['test/accuracy']:.4f})"
     from cls.evaluation.plots import write_plots  # matplotlib: 0.6 s, only at the end of a run
 
-    pictures = write_plots(out, found["val"], read_rows(out))
+    pictures = write_plots(out, val, read_rows(out))
     text += f"; pictures: {', '.join(path.name for path in pictures.values())} in {out}"
     return Results(text, figures, pictures)
 
 
 def write_report(out: Path, splits: Splits, results: Results) -> Results:
     """Write report.html, and add the wrong images to the results. An error on the page does not fail the run."""
-    if not results.figures:  # not rank 0
+    if not results.pictures:  # not rank 0
         return results
     try:
         from cls.evaluation.report.build import write_page
         from cls.evaluation.report.thumbnails import Pictures, mistakes, thumbnails
 
         record = RunRecord(out)
-        assert record.val is not None
-        thumbs = thumbnails(images_of(splits.val), record.val)
+        thumbs = thumbnails(images_of(splits.val), record.val) if splits.val and record.val else {}
         write_page(record, Pictures(thumbs=thumbs), out / "report.html")
         text = f"{results.text}; all of it: {out / 'report.html'}"
-        return dataclasses.replace(results, text=text, mistakes=mistakes(record.val, thumbs))
+        found = mistakes(record.val, thumbs) if record.val else []
+        return dataclasses.replace(results, text=text, mistakes=found)
     except Exception as error:
         log.warning("report.html was not written (%s: %s); try: cls report %s", type(error).__name__, error, out)
         return results

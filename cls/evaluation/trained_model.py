@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from cls.config import change
+from cls.config import NO_VALIDATION, change
 from cls.data.loader import preprocess
 from cls.data.sources import Splits
 from cls.distributed.world import World, start
@@ -35,7 +35,9 @@ class TrainedModel(Predictor):
         return str(self.folder if self.file == self.folder / "best" / "model.safetensors" else self.file)
 
     def own_data(self, advice: str = "", which: Sequence[str] = ("val",)) -> Splits:
-        """The run's own images; ValueError if those of the splits ``which`` have changed."""
+        """The run's own images; ValueError if those of the splits ``which`` have changed, or if it validates none."""
+        if "val" in which and not self.run.data.validates:
+            raise ValueError(f"{self.name} has {NO_VALIDATION}{advice}")
         return run_data(self.folder, self.name, self.run, self.classes, which, advice)
 
 

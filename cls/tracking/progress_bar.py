@@ -18,7 +18,7 @@ class ProgressBar:
     The estimated time left includes validation at its share so far. Epochs count from 1.
     """
 
-    def __init__(self, total_steps: int, start_step: int, *, epochs: int) -> None:
+    def __init__(self, total_steps: int, start_step: int, *, epochs: float) -> None:
         self._total, self._epochs = total_steps, epochs
         self._row: dict[str, float] = {}
         self._first: tuple[int, float] | None = None  # step and time of the first call, after compiling and loading

@@ -52,7 +52,9 @@ def look(splits: Splits, *, contents: bool = True, which: Sequence[str] = ("trai
     facts: Facts = {}
     sizes: dict[str, np.ndarray] = {}
     for split in which:
-        rows: Rows = getattr(splits, split)
+        rows: Rows | None = getattr(splits, split)
+        if rows is None:  # without validation images
+            continue
         facts[split] = {"images": len(rows), "sha256": fingerprint(rows)}
         if contents and not splits.encoded_here:
             sizes[split] = image_sizes(rows)
@@ -185,8 +187,8 @@ def run_data(out: Path, name: str, run: Run, classes: Sequence[str], which: Sequ
     """The images of a run, loaded again, with labels numbered by ``classes``, the run's own.
 
     ``out`` is the run directory, ``name`` what was typed for it. ValueError, with the command that evaluates other
-    images, if those of the splits ``which`` differ from data.json. Without a data.json that cannot be checked: a
-    warning. ``advice`` is added to the error if they cannot be loaded.
+    images, if those of the splits ``which`` (of which there may be no val) differ from data.json. Without a data.json
+    that cannot be checked: a warning. ``advice`` is added to the error if they cannot be loaded.
     """
     data = replace(run.data, copy="")  # maybe on another machine's disk
     elsewhere = shlex.join(["cls", "evaluate", name]) + " FOLDER"
@@ -194,7 +196,7 @@ def run_data(out: Path, name: str, run: Run, classes: Sequence[str], which: Sequ
         splits = load(data, run.seed)
     except ValueError as error:
         raise ValueError(f"{error}{advice}") from None
-    unknown = {split: _unknown(getattr(splits, split), splits.classes, classes) for split in which}
+    unknown = {split: _unknown(rows, splits.classes, classes) for split in which if (rows := getattr(splits, split))}
     text = _other_names(classes, splits.classes) if any(unknown.values()) else ""
     command = elsewhere
     if not text:
@@ -217,7 +219,7 @@ def run_data(out: Path, name: str, run: Run, classes: Sequence[str], which: Sequ
 
 def is_own(out: Path, splits: Splits, split: str) -> bool:
     """Whether a split, with labels numbered by the run's classes, is what the run in ``out`` was started with."""
-    if split not in WORDS or not (out / "data.json").is_file():
+    if split not in WORDS or getattr(splits, split) is None or not (out / "data.json").is_file():
         return False
     return not drift(out, look(splits, which=(split,)), splits.classes)
 
@@ -235,8 +237,10 @@ def numbered_as(splits: Splits, classes: Sequence[str]) -> Splits:
             return Stream(rows.blocks, labels.astype(np.int32))
         return rows.remove_columns("label").add_column("label", labels)
 
-    test = None if splits.test is None else numbered(splits.test)
-    return replace(splits, train=numbered(splits.train), val=numbered(splits.val), test=test, classes=tuple(classes))
+    found = {
+        split: numbered(rows) for split in ("train", "val", "test") if (rows := getattr(splits, split)) is not None
+    }
+    return replace(splits, **found, classes=tuple(classes))
 
 
 def _unknown(rows: Rows, names: Sequence[str], classes: Sequence[str]) -> list[str]:
@@ -247,7 +251,7 @@ def _unknown(rows: Rows, names: Sequence[str], classes: Sequence[str]) -> list[s
 
 def _place(splits: Splits, data: Data, classes: Sequence[str]) -> str:
     """The word, quoted, that names the current validation images in a command, or all images if they are no split."""
-    names, path = images_of(splits.val), data.path
+    names, path = images_of(splits.train if splits.val is None else splits.val), data.path
     if data.own_labels:
         return evaluate_options(data, names.name(0), classes)
     top, own = names.name(0).partition("/")[0], splits.files.get("val", ())

@@ -199,8 +199,9 @@ def check_disk_space(out: Path, state: State) -> None:
 
 def repair_best(out: Path, state: State, header: dict[str, str]) -> None:
     """Restore best/model.safetensors from its checkpoint if a kill or a damaged checkpoint left other weights there."""
-    step = state.history.best_accuracy_step
-    if step < 0 or best_step(out) == step:
+    history = state.history
+    step = history.best_accuracy_step if history.best_accuracy_step >= 0 else history.validated
+    if step <= 0 or best_step(out) == step:  # without validation images, and in a smoke run, the last weights are kept
         return
     part = "average" if state.average is not None else "model"
     for path in checkpoint.checkpoints(out / "checkpoints")[::-1]:
@@ -209,7 +210,7 @@ def repair_best(out: Path, state: State, header: dict[str, str]) -> None:
             checkpoint.save_weights(out / "best" / "model.safetensors", weights, header | {"step": str(step)})
             return
     log.warning("the best weights (step %d) are lost with their checkpoint: those of the next epoch replace them", step)
-    state.history.best_accuracy = float("-inf")
+    history.best_accuracy = float("-inf")
 
 
 def best_step(out: Path) -> int:

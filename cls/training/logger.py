@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from cls import __version__
+from cls.config import NO_VALIDATION
 from cls.distributed.world import World
 from cls.runtime.exit import classify
 from cls.runtime.signals import LOOK_SECONDS
@@ -97,7 +98,7 @@ class RunLogger:
             self.step = done.step
             row = {
                 "step": done.step,
-                "epoch": self.steps.epochs_done(done.step - 1) + 1,
+                "epoch": self.steps.epoch_of(done.step),
                 "train/loss": done.loss,
                 "train/lr": done.lr,
                 "train/images_per_second": self.steps.train.batch / done.seconds,
@@ -117,18 +118,17 @@ class RunLogger:
                 self.world.stop.reason = self.world.stop.reason or f"{self.run_dir.path} no longer exists"
 
     def log_validation(self, step: int, figures: dict[str, float], history: History) -> None:
-        """Log a validation and print one line; all ranks call it."""
+        """Log the end of an epoch with its validation, if there is one, and print one line; all ranks call it."""
         clocks = self.world.gather(self.world.timer.read())
         if not self.tracker:
             return
-        epoch, best = self.steps.epochs_done(step), max(history.best_accuracy, figures["accuracy"])
-        self.validated = {"val/accuracy": figures["accuracy"]}
-        spent = self._time_spent(step, clocks)
+        epoch, spent, words = self.steps.epoch_after(step), self._time_spent(step, clocks), NO_VALIDATION
+        if figures:
+            self.validated = {"val/accuracy": figures["accuracy"]}
+            best = max(history.best_accuracy, figures["accuracy"])
+            words = f"val accuracy {figures['accuracy']:.4f} (best {best:.4f})  val loss {figures['loss']:.4f}"
         self.tracker.log({"step": step, "epoch": epoch, **{f"val/{k}": v for k, v in figures.items()}, **spent})
-        self.progress.line(
-            f"epoch {epoch}/{self.steps.train.epochs} done  val accuracy {figures['accuracy']:.4f} (best {best:.4f})  "
-            f"val loss {figures['loss']:.4f}"
-        )
+        self.progress.line(f"epoch {epoch}/{self.steps.train.epochs} done  {words}")
 
     def _time_spent(self, step: int, clocks: list[dict[str, float]]) -> dict[str, float]:
         """This attempt's seconds by kind, on rank 0, and the slowest rank."""

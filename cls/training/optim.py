@@ -40,7 +40,7 @@ class Schedule:
     Never passed to ``Accelerator.prepare``: a prepared scheduler steps once per process (PITFALLS 18, 19).
     """
 
-    def __init__(self, optimizer: Optimizer, config: Optim, epochs: int, steps: int, lr: float = 0.0) -> None:
+    def __init__(self, optimizer: Optimizer, config: Optim, epochs: float, steps: int, lr: float = 0.0) -> None:
         """``steps``: optimizer steps of the whole run (for the per-step schedules).
 
         ``lr``: the backbone's rate at its highest; 0 is the first group's. The backbone may be frozen, without a group.
@@ -53,7 +53,8 @@ class Schedule:
         self.improved, self.best_loss, self.best_accuracy = 0, math.inf, -math.inf
         self.torch: CosineAnnealingLR | ReduceLROnPlateau | LambdaLR | None = None
         if config.schedule == "cosine":
-            self.torch = CosineAnnealingLR(optimizer, config.t_max or epochs, floors[0])
+            period: Any = config.t_max or epochs  # torch's type is int, its formula takes 2.5
+            self.torch = CosineAnnealingLR(optimizer, period, floors[0])
         elif config.schedule == "plateau":
             self.torch = ReduceLROnPlateau(
                 optimizer,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import ceil
 
 from cls.config import Train
@@ -21,10 +22,10 @@ class Steps:
                 f"use --train.batch {self.images} or less, with a --train.micro-batch that divides it"
             )
 
-    @property
+    @cached_property
     def whole(self) -> int:
-        """Steps of all epochs, the last one filled up from the next permutation."""
-        return ceil(Fraction(self.train.epochs * self.images, self.train.batch))
+        """Steps of all epochs, the last one filled up from the next permutation; 0.1 epochs are a tenth, exactly."""
+        return ceil(Fraction(str(self.train.epochs)) * self.images / self.train.batch)
 
     @property
     def total(self) -> int:
@@ -35,6 +36,14 @@ class Steps:
         """Epochs that are over once ``step`` steps are done: epoch e ends after step ceil((e+1)·images / batch)."""
         return step * self.train.batch // self.images
 
+    def epoch_of(self, step: int) -> float:
+        """The epoch, from 1, that ``step`` (the number of steps with it) is in; the last part of one is 2.5."""
+        return min(self.epochs_done(step - 1) + 1, self.train.epochs)
+
+    def epoch_after(self, step: int) -> float:
+        """Epochs that are over once ``step`` steps are done, at the end of the run all of them: 2.5."""
+        return self.train.epochs if step == self.whole else self.epochs_done(step)
+
     def syncs(self, step: int) -> bool:
         """Where ranks exchange the corrupt images found, which costs a wait: every 50 steps and at the ends."""
         return step % 50 == 0 or self.ends_epoch(step) or step == self.total
@@ -44,4 +53,5 @@ class Steps:
         return step > 0 and (self.ends_epoch(step) or step == self.total)
 
     def ends_epoch(self, step: int) -> bool:
-        return self.epochs_done(step) > self.epochs_done(step - 1)
+        """After a whole epoch, and at the end of the run, so that a complete run has best weights."""
+        return self.epochs_done(step) > self.epochs_done(step - 1) or step == self.whole

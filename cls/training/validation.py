@@ -11,16 +11,19 @@ from cls.training.steps import Steps
 def record_validation(step: int, steps: Steps, state: State, figures: dict[str, float], logger: RunLogger) -> None:
     """Call it after an epoch or the last step of a smoke run; sets the model back to train mode.
 
+    ``figures`` are empty where no image validates: then only the schedule is updated, and nothing is the best.
     NonFiniteError before unusable weights are saved: training losses are computed before the step's update.
     """
-    if not math.isfinite(figures["loss"]):
+    loss, accuracy = figures.get("loss", math.inf), figures.get("accuracy", -math.inf)
+    if figures and not math.isfinite(loss):
         raise NonFiniteError(
-            f"the validation loss after step {step} is {figures['loss']}: the weights are not finite, or no image can "
+            f"the validation loss after step {step} is {loss}: the weights are not finite, or no image can "
             "be read; the last checkpoint is the state to continue from. Try a lower --optim.lr or --optim.clip 1"
         )
     if steps.ends_epoch(step):
-        state.schedule.epoch(figures["loss"], figures["accuracy"])
-        state.history.add(step, figures["accuracy"], figures["loss"])
+        state.schedule.epoch(loss, accuracy)
+        if figures:
+            state.history.add(step, accuracy, loss)
     state.history.validated = step
     logger.log_validation(step, figures, state.history)
     state.train_mode()

@@ -98,10 +98,15 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def training_images(values: Values) -> int:
     """Images to train on, by the second formula: a tenth (or data.val_fraction) of each class is held out."""
     images, validation = SOURCES[values["data.path"]]
-    if not validation:
+    first, _, more = values["data.hold_out"].partition("+")
+    images += validation if first == "none" else 0
+    if not first and not validation:
         classes = {"coat": 2}.get(values["data.label_column"], 3) if values["data.path"] == "table" else 3
         each = images // classes
         images -= classes * min(each - 1, max(1, round(each * values["data.val_fraction"])))
+    for part in (first, more):
+        if found := re.fullmatch(r"([12])/([23])", part):
+            images -= len(range(int(found[1]) - 1, images, int(found[2])))
     return min(images, values["data.limit"] or images)
 
 
@@ -138,6 +143,7 @@ FIELDS: dict[str, st.SearchStrategy[Any] | None] = {
     "data.label_column": among("", "animal", "coat"),
     "data.label_pattern": None,
     "data.val_fraction": among(0.1, 0.25, 0.01),
+    "data.hold_out": among("", "", "none", "2/3", "+1/2", "none+2/2", "1/2+2/3"),
     "data.limit": None,
     "data.balanced": SWITCH,
     "data.max_corrupt": among(0.0, 0.01, 1.0),
@@ -195,7 +201,7 @@ FIELDS: dict[str, st.SearchStrategy[Any] | None] = {
     "optim.patience": among(0, 3),
     "optim.plateau_on": among("loss", "accuracy", "either"),
     "optim.warmup": among(0.0, 0.3, 0.99),
-    "train.epochs": among(1, 2, 100),
+    "train.epochs": among(1, 2, 100, 0.3, 1.05),
     "train.batch": None,
     "train.micro_batch": None,
     "train.max_steps": among(1),
@@ -254,7 +260,14 @@ def configurations(draw: st.DrawFn) -> tuple[str, Values]:
         values["model.cbam"] = draw(among((), (4,), (3, 1), (1, 2, 3, 4)))
         values["model.dropout3"] = draw(among(0.0, 0.2, 0.99))
         values["model.freeze"] = draw(subsets("stem", "layer1", "layer2", "layer4"))
+    if values.get("data.hold_out") == "none":
+        values |= {
+            "optim.schedule": draw(among("fixed", "cosine", "warmup-cosine", "one-cycle")),
+            "train.early_stop": 0,
+        }
     effective = flat(run_of(name, values))
+    if effective["optim.warmup"] >= effective["train.epochs"]:
+        values["optim.warmup"] = 0.0
     if draw(SWITCH):
         low = [rate for rate in (0.0, 1e-31, 1e-6) if rate < effective["optim.lr"]]
         values["optim.min_lr"] = draw(among(*low, effective["optim.lr"]))
@@ -403,6 +416,16 @@ REJECTS = [
                   for path in ("digits", "table"))),
     Reject(lambda v: v["data.label_pattern"] in ("(", "a", "(a)(b)"), r"^data\.label_pattern is '.*'",
             tuple({"data.label_pattern": pattern, "data.label_column": ""} for pattern in ("(", "a", "(a)(b)"))),
+    Reject(lambda v: not re.fullmatch(r"(none|[12]/[23])?(\+[12]/[23])*", v["data.hold_out"]),
+            r"^data\.hold_out is '.*': it must be empty, none, or a part of train such as 1/5",
+            tuple({"data.hold_out": text}
+                  for text in ("all", "1/1", "0/2", "3/2", "1/2/3", "+", "+none", "1/2 ", "-1/2"))),
+    Reject(lambda v: v["data.hold_out"] == "none" and v["optim.schedule"] == "plateau",
+            r"^optim\.schedule plateau follows the validation",
+            ({"data.hold_out": "none", "optim.schedule": "plateau"},)),
+    Reject(lambda v: v["data.hold_out"] == "none" and v["train.early_stop"] > 0,
+            r"^train\.early_stop follows the validation",
+            ({"data.hold_out": "none", "train.early_stop": 3},)),
     # augmentation
     Reject(lambda v: len(set(v["augment.order"])) < len(v["augment.order"]),
             r"^augment\.order: each operation at most once", ({"augment.order": ("frame", "hflip", "frame")},)),
@@ -599,7 +622,8 @@ def test_every_rejection_of_the_table_happens(rejection: Reject, wrong: Values, 
         {"train.batch": 24, "train.micro_batch": 24, "train.epochs": 1},
         {"data.size": 1},
         {"data.limit": 2, "train.batch": 2},
-        {"train.epochs": 10**30, "data.balanced": True},
+        {"train.epochs": 1e30, "data.balanced": True},
+        {"train.epochs": 0.01, "data.hold_out": "none", "optim.schedule": "cosine", "augment.tta": ("hflip",)},
     ],
     ids=str,
 )

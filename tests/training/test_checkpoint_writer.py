@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -16,7 +17,7 @@ from cls.tracking.run_dir import RunDir
 from cls.training import checkpoint, checkpoint_writer
 from cls.training.checkpoint import checkpoints, restore, verify
 from cls.training.checkpoint_writer import CheckpointWriter, best_step, repair_best
-from cls.training.state import State
+from cls.training.state import History, State
 from tests.harness import Mount
 from tests.training.test_checkpoint import ALONE, advance, build
 from tests.training.test_checkpoint import bits as state_bits
@@ -108,6 +109,18 @@ def test_best_weights_are_made_again_from_the_checkpoint_that_knows_them(tmp_pat
     assert best_step(tmp_path) == 1 and weights_of(file) == weights
     with safe_open(file, framework="pt") as found:
         assert found.metadata() == {"note": "kept", "step": "1"}
+
+
+def test_without_a_best_epoch_the_last_validated_weights_are_made_again(tmp_path: Path) -> None:
+    """As at the end of a run without validation images that was killed before it wrote them."""
+    state, file = build(), tmp_path / "best" / "model.safetensors"
+    run_epochs(tmp_path, state, 0, 2)
+    state.history = History(validated=2)
+    file.unlink()
+    repair_best(tmp_path, state, {})
+    assert best_step(tmp_path) == 2 and load_file(file).keys() == state.model.state_dict().keys()
+    last = load_file(tmp_path / "checkpoints" / "step-0000002" / "average.safetensors")
+    assert all(torch.equal(value, last[name]) for name, value in load_file(file).items())
 
 
 def test_best_weights_that_no_checkpoint_has_are_reported_as_lost(

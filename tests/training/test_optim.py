@@ -1,6 +1,7 @@
 """Rates, groups, schedules and the moving average: torch's own, used plainly, is the second opinion."""
 
 import copy
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -276,6 +277,27 @@ def grouped(config: Optim, factors: list[float], figures: Figures) -> list[list[
             schedule.step()
         schedule.epoch(loss, accuracy)
     return rates
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "warmup-cosine", "one-cycle"])
+def test_a_schedule_over_part_of_an_epoch_ends_with_the_run(schedule: Any) -> None:
+    """2.5 epochs of 4 steps: per step as in a run of 10 steps; per epoch at 0, 0.4 and 0.8 of the run."""
+    config = Optim(lr=0.1, min_lr=0.01, schedule=schedule, warmup=0.5)
+    optimizer = dummy(0.1)
+    found, rates = Schedule(optimizer, config, 2.5, 10), []
+    for step in range(10):
+        rates.append(found.lr)
+        optimizer.step()
+        found.step()
+        if step % 4 == 3:
+            found.epoch(1.0, 0.0)
+    if schedule == "cosine":
+        at = [0.01 + 0.09 * math.cos(math.pi / 2 * share) ** 2 for share in (0, 0.4, 0.8)]
+        assert rates == pytest.approx([at[0]] * 4 + [at[1]] * 4 + [at[2]] * 2)
+        return
+    whole = Schedule(dummy(0.1), dataclasses.replace(config, warmup=2.0), 10, 10)
+    assert isinstance(whole.torch, torch.optim.lr_scheduler.LambdaLR)
+    assert rates == pytest.approx([0.1 * whole.torch.lr_lambdas[0](step) for step in range(10)])
 
 
 def expected_rates(config: Optim, epochs: int) -> list[float]:

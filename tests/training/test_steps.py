@@ -12,7 +12,7 @@ from cls.training.state import History
 from cls.training.steps import Steps
 
 
-def steps(images: int, batch: int, epochs: int, max_steps: int = 0) -> Steps:
+def steps(images: int, batch: int, epochs: float, max_steps: int = 0) -> Steps:
     return Steps(images, Train(epochs=epochs, batch=batch, micro_batch=1, max_steps=max_steps))
 
 
@@ -49,6 +49,38 @@ def test_all_small_cases() -> None:
 @given(data=st.data(), images=st.integers(1, 800), epochs=st.integers(1, 20))
 def test_any_case(data: st.DataObject, images: int, epochs: int) -> None:
     agrees(images, data.draw(st.integers(max(1, images // 50), images)), epochs)
+
+
+@pytest.mark.parametrize(("images", "batch", "epochs", "ends"), [
+    (100, 10, 2.5, [10, 20, 25]),
+    (100, 10, 0.1, [1]),  # a tenth of 100 images is one batch; 0.1 as a float is a little more
+    (300, 30, 0.3, [3]),
+    (10, 10, 0.05, [1]),
+    (100, 32, 1.4, [4, 5]),
+    (100, 32, 3.0, [4, 7, 10]),
+    (100, 32, 1.2, [4]),  # the last images are in the step that ends epoch 1
+])  # fmt: skip
+def test_part_of_an_epoch_ends_like_an_epoch(images: int, batch: int, epochs: float, ends: list[int]) -> None:
+    found = steps(images, batch, epochs)
+    assert [s for s in range(1, found.whole + 1) if found.validates(s)] == ends
+    assert all(found.ends_epoch(s) for s in ends) and found.whole == found.total == ends[-1]
+    assert [found.epoch_after(s) for s in ends] == [*range(1, len(ends)), epochs]
+    assert found.epoch_of(1) == min(1, epochs) and found.epoch_of(found.whole) == (1 if epochs == 1.2 else epochs)
+
+
+def test_a_smoke_run_ends_inside_an_epoch_as_before() -> None:
+    cut = steps(100, 10, 2.5, max_steps=13)
+    assert [s for s in range(1, 14) if cut.ends_epoch(s)] == [10] and cut.validates(13)
+    assert (cut.epoch_after(13), cut.epoch_of(13)) == (1, 2)
+
+
+def test_any_number_of_epochs_is_exact_as_it_is_written() -> None:
+    for tenths in range(1, 400):
+        text = f"{tenths // 10}.{tenths % 10}"
+        found = steps(1000, 10, float(text))
+        assert found.whole == tenths * 10, text
+        assert Train(epochs=float(text)) == Train(epochs=float(f"{text}0"))
+    assert f"{Train(epochs=100.0).epochs}" == "100" and f"{Train(epochs=2.5).epochs}" == "2.5"
 
 
 def test_counts_are_exact_where_floats_are_not() -> None:

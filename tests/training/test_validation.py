@@ -60,6 +60,15 @@ def test_the_schedule_is_given_the_loss_as_loss_and_the_accuracy_as_accuracy() -
     assert (state.history.best_loss_step, state.history.validated) == (4, 4)
 
 
+def test_without_validation_the_schedule_goes_on_and_nothing_is_best() -> None:
+    steps, state = built(schedule="cosine")
+    before, logger = state.schedule.lr, Noted()
+    state.optimizer.step()
+    record_validation(4, steps, state, {}, logger)  # type: ignore[arg-type]  # all that it asks for
+    assert state.schedule.lr < before and logger.epochs == [(4, {})] and state.model.training
+    assert state.history.validated == 4 and state.history.best_accuracy_step == state.history.best_loss_step == -1
+
+
 def test_inside_an_epoch_neither_schedule_nor_best_change() -> None:
     steps, state = built()
     state.schedule = SimpleNamespace(epoch=lambda *_: pytest.fail("no epoch has ended"))  # type: ignore[assignment]  # must not be called

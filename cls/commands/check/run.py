@@ -43,7 +43,7 @@ def check_images(
         data = own.labelled_as(data) if data.own_labels else own
         seed = trained.run.seed
     splits = load(data, seed)
-    rows = {"train": splits.train, "val": splits.val} | ({"test": splits.test} if splits.test else {})
+    rows = {split: part for split in ("train", "val", "test") if (part := getattr(splits, split)) is not None}
     files = Files({split: images_of(part) for split, part in rows.items()})
     found = survey(files, workers)
     groups = find_duplicates(files, found, workers)

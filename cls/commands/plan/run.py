@@ -181,7 +181,7 @@ def _times(
 
 
 def _durations(run: Run, found: roofline.Speed, steps: Steps, splits: Splits) -> dict[str, float]:
-    look = len(splits.val) / run.train.batch * found.compute / 3
+    look = len(splits.val or ()) / run.train.batch * found.compute / 3
     whole = steps.total * found.step + ceil(steps.total * run.train.batch / len(splits.train)) * look
     return {
         "step_seconds": found.step,

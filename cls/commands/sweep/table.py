@@ -12,8 +12,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from cls.commands.sweep.members import Member, Rows
-from cls.config import RUNTIME_FIELDS, flat
+from cls.commands.sweep.members import Member, Rows, unique
+from cls.config import NO_VALIDATION, RUNTIME_FIELDS, flat
 from cls.evaluation.metrics import accuracy
 from cls.evaluation.predictions import Predictions
 from cls.evaluation.run_record import RunRecord
@@ -49,13 +49,17 @@ def show_directory(folder: Path) -> list[dict[str, Any]]:
 
 
 def _result(record: RunRecord) -> dict[str, Any]:
-    validated = [row for row in record.rows if "val/accuracy" in row]
+    ended, validated = ([row for row in record.rows if key in row] for key in ("time/goodput", "val/accuracy"))
     best = max(validated, key=lambda row: row["val/accuracy"], default=None)
     spent = goodput.total(record.attempts)
     return {
         "outcome": record.state,
-        "epochs": validated[-1].get("epoch", 0) if validated else 0,
-        "best accuracy": f"{best['val/accuracy']:.4f}" if best else "",
+        "epochs": max((row.get("epoch", 0) for row in (*ended, *validated)), default=0),
+        "best accuracy": f"{best['val/accuracy']:.4f}"
+        if best
+        else ""
+        if record.run.data.validates
+        else "not validated",
         "at epoch": best.get("epoch", "") if best else "",
         "attempts": spent["attempts"],
         "lost steps": spent["lost_steps"],
@@ -75,7 +79,8 @@ def show_sweeps(sweeps: Mapping[str, Sweep], rows: Rows, folder: Path, seeds: in
     for name, sweep in sweeps.items():
         records = measured(name, sweep, rows)
         cells = [_cells(record, seeds) for record in records]
-        lines = [f"# {name}: {sweep.what}", "", *_markdown(HEAD, cells), "", _note(sweep)]
+        note = _note(sweep, all(member.run.data.validates for member in unique(rows)))
+        lines = [f"# {name}: {sweep.what}", "", *_markdown(HEAD, cells), "", note]
         whole = [
             {key: _text(value) for key, value in record.items() if key != "runs"}
             | {"missing": ", ".join(f"{seed} {state}" for seed, state in record["missing"].items())}
@@ -83,7 +88,7 @@ def show_sweeps(sweeps: Mapping[str, Sweep], rows: Rows, folder: Path, seeds: in
         ]
         files = _write(folder / name.replace("/", "-"), lines, whole)
         _print(f"{name}: {sweep.what}", HEAD, cells)
-        print(_note(sweep) + (f"\nalso in {' and '.join(files)}" if files else ""), file=sys.stderr)
+        print(note + (f"\nalso in {' and '.join(files)}" if files else ""), file=sys.stderr)
         found.append({"sweep": name, "what": sweep.what, "finding": sweep.finding, "rows": records, "files": files})
     return found
 
@@ -99,7 +104,7 @@ def measured(sweep_name: str, sweep: Sweep, rows: Rows) -> list[dict[str, Any]]:
 
 def _ours(members: Sequence[Member]) -> dict[str, Any]:
     done = [member for member in members if member.state == "done"]
-    val = [_validation(RunRecord(member.path)) for member in done]
+    val = [_validation(RunRecord(member.path)) for member in done if member.run.data.validates]
     test = [RunRecord(member.path).test for member in done]
     figures = {
         "validation": [accuracy(p) for p in val],
@@ -142,10 +147,11 @@ def _spread(record: Mapping[str, Any], name: str) -> str:
     return text if n == len(record["seeds"]) else f"{text} (n = {n})"
 
 
-def _note(sweep: Sweep) -> str:
+def _note(sweep: Sweep, validates: bool) -> str:
     """What the columns are."""
     theirs = any(row.validation or row.test for row in sweep.rows)
     text = "report: the figures of its author, on other images. " if theirs else ""
+    text += "" if validates else f"Of some runs: {NO_VALIDATION}. "
     text += "our: accuracy of the best weights, mean ± sample "
     text += "standard deviation over the seeds that are done; test with the recipe's test-time views."
     return text + (f" The report says: {sweep.finding}." if sweep.finding else "")

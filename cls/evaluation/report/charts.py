@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cls.evaluation.metrics import Calibration
-from cls.evaluation.plots import series, smooth, ticks
+from cls.evaluation.plots import epoch_ends, series, smooth, ticks
 
 POINTS = 500
 """Per line: a screen shows no more."""
@@ -35,7 +35,7 @@ def thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[floa
 
 def curves(rows: list[Row]) -> list[dict[str, Any]]:
     """Loss, accuracy, learning rate and throughput, as far as metrics.jsonl has them."""
-    ends = sorted({row["step"] for row in rows if "val/accuracy" in row})
+    ends = list(epoch_ends(rows))
     last = max((row["step"] for row in rows), default=1)
     steps, loss = series(rows, "train/loss")
     lines = [Line("training", "blue", *thin(steps, loss))]

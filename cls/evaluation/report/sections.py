@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cls import recipes
-from cls.config import Run, diff, flat
+from cls.config import NO_VALIDATION, Run, diff, flat
 from cls.evaluation import metrics
 from cls.evaluation.metrics import BINS, accuracy, calibration, confusion, per_class, wrong
 from cls.evaluation.predictions import Predictions, readable
@@ -58,6 +58,8 @@ def summary(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def _scores(record: RunRecord) -> list[tuple[str, str]]:
+    if not record.run.data.validates:
+        return [("validation", NO_VALIDATION), *_tested(record)]
     scored = [row for row in record.rows if "val/accuracy" in row]
     best = max(scored, key=lambda row: float(row["val/accuracy"]), default=None)  # the first of equals, as the run does
     lines = []
@@ -67,9 +69,12 @@ def _scores(record: RunRecord) -> list[tuple[str, str]]:
         lines.append(("best validation accuracy so far", percent(best["val/accuracy"], 2)))
     if best:
         lines.append(("best epoch", f"{best['epoch']:g}, step {best['step']:,}"))
-    if record.test and (record.test.labels >= 0).any():
-        lines += _figures("test accuracy", record.test)[:1]
-    return lines
+    return lines + _tested(record)
+
+
+def _tested(record: RunRecord) -> list[tuple[str, str]]:
+    test = record.test
+    return _figures("test accuracy", test)[:1] if test and (test.labels >= 0).any() else []
 
 
 def headline(p: Predictions) -> dict[str, Any]:
