@@ -163,7 +163,7 @@ class Report(ReportOptions, Command):
     """Write report.html: curves, confusion matrix, wrong images, calibration, time and setup of a run on one page."""
 
     run: RunPath
-    """Run directory; the run need not be finished."""
+    """Run directory; the run need not be finished. Or the directory of an ensemble (cls evaluate --to)."""
 
     def do(self, stop: StopSignal) -> Answer:
         check_output("to", self.to)

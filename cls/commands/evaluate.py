@@ -45,7 +45,7 @@ def evaluate_images(
         facts = {key: document[key] for key in ("rule", "members", "accuracy", "loss", "loss_is")}
         with writing("to", options.to):
             ensemble_record.write(Path(options.to), facts | {"views": list(views)}, {"val": val, **test})
-        print(f"{options.to}: cls compare takes it like a run", file=sys.stderr)
+        print(f"{options.to}: cls compare and cls report take it like a run", file=sys.stderr)
     _print(document)
     return document
 
@@ -110,10 +110,11 @@ def _of_members(models: Ensemble, mean: Predictions, each: Sequence[Predictions]
     members = []
     for member, own, right in zip(models.members, each, others, strict=True):
         gain = paired_difference(right, first)
+        run, file = member.run, member.file
         members.append({
-            "run": member.name, "sha256": sha256(member.file), "recipe": member.run.recipe, "seed": member.run.seed,
-            "backbone": member.run.model.backbone, "size": member.run.data.evaluated.size, "accuracy": accuracy(own),
-            "gain": gain.difference, "low": gain.low, "high": gain.high,
+            "run": member.name, "folder": str(member.folder.resolve()), "sha256": sha256(file), "recipe": run.recipe,
+            "seed": run.seed, "backbone": run.model.backbone, "size": run.data.evaluated.size,
+            "accuracy": accuracy(own), "gain": gain.difference, "low": gain.low, "high": gain.high,
         })  # fmt: skip
     if models.scored:
         return {"rule": ensemble_record.RULE, "members": members, "loss_is": "mean of -log(mean probability)"}

@@ -86,7 +86,7 @@ class EvaluateOptions(LabelOptions, DeviceOptions):
     """Views whose softmax is averaged: flip: the image and its mirror image, all: all four; empty: one plain view."""
     to: str = ""
     """Directory for the predictions of several runs on their own validation images (and labelled test images, in the
-    recipes' own views), which cls compare takes like a run; empty: none."""
+    recipes' own views), which cls compare and cls report take like a run; empty: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from cls.config import NO_VALIDATION
 from cls.data.dataset import EvalDataset
 from cls.data.readers import images_of
 from cls.data.sources import Splits
+from cls.evaluation.ensemble_record import EnsembleRecord, is_ensemble
 from cls.evaluation.report.build import write_page
 from cls.evaluation.report.neighbors import nearest_images
 from cls.evaluation.report.thumbnails import Pictures, thumbnails
@@ -21,7 +22,9 @@ from cls.tracking.run_data import run_data
 
 
 def report_run(path: str, options: ReportOptions, stop: StopSignal) -> dict[str, Any] | None:
-    """Write report.html of a run, from its directory and, if requested, from its best weights."""
+    """Write report.html of a run, from its directory and, if requested, from its best weights; or of an ensemble."""
+    if is_ensemble(Path(path)):
+        return _report_ensemble(EnsembleRecord(Path(path)), options)
     neighbors, predict = options.neighbors, options.predict
     if neighbors < 0:
         raise ValueError(f"--neighbors must be 0 or more, found {neighbors}")
@@ -53,6 +56,25 @@ def report_run(path: str, options: ReportOptions, stop: StopSignal) -> dict[str,
         if trained and neighbors:
             near, note = nearest_images(trained, images_of(splits.train), val, record.val, neighbors)
             pictures = dataclasses.replace(pictures, neighbors=near, note=note)
+    return _write(record, pictures, file)
+
+
+def _report_ensemble(record: EnsembleRecord, options: ReportOptions) -> dict[str, Any]:
+    """From its directory; the photos are those of its first member, if they are still there."""
+    if options.predict or options.neighbors:
+        raise ValueError("--predict and --neighbors are for one run: an ensemble has its predictions, and no network")
+    file = Path(options.to) if options.to else record.path / "report.html"
+    check_output("to", file)
+    val, first = record.val, RunRecord(Path(record.members[0]["folder"]))
+    try:
+        own = run_data(first.path, record.members[0]["run"], first.run, val.classes)
+        pictures = Pictures(thumbs=thumbnails(images_of(own.val), val))
+    except (ValueError, OSError) as error:
+        pictures = Pictures(note=f"Without pictures: {error}")
+    return _write(record, pictures, file)
+
+
+def _write(record: RunRecord | EnsembleRecord, pictures: Pictures, file: Path) -> dict[str, Any]:
     with writing("to", file):
         document = write_page(record, pictures, file)
     print(f"{document['file']} ({document['bytes'] / 1e6:.1f} MB)", file=sys.stderr)

@@ -13,8 +13,10 @@ from cls.tracking.run_files import encode_classes, read_json
 
 FILE = "ensemble.json"
 RULE = "mean of softmax"
-TEXTS, NUMBERS = ("run", "sha256", "recipe", "backbone"), ("seed", "size", "accuracy", "gain", "low", "high")
+TEXTS, NUMBERS = ("folder", "run", "sha256", "recipe", "backbone"), ("seed", "size", "accuracy", "gain", "low", "high")
 """What each member has on the page; ``gain`` is the ensemble's accuracy minus its own, low to high its interval."""
+
+FACTS = {"rule": str, "loss_is": str, "views": list}
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class EnsembleRecord:
         if not isinstance(members, list) or not members or not all(map(_is_member, members)):
             raise ValueError(f"{file} is damaged (its members are incomplete): write it again with cls evaluate --to")
         assert isinstance(found, dict)
+        lacking = [key for key, kind in FACTS.items() if not isinstance(found.get(key), kind)]
+        if lacking:
+            raise ValueError(f"{file} is damaged (no {lacking[0]}): write it again with cls evaluate --to")
         return found
 
     @property
@@ -42,6 +47,11 @@ class EnsembleRecord:
     @cached_property
     def val(self) -> Predictions:
         return read_parquet(predictions_file(self.path, "val"))
+
+    @cached_property
+    def test(self) -> Predictions | None:
+        file = predictions_file(self.path, "test")
+        return read_parquet(file) if file.exists() else None
 
 
 def _is_member(found: Any) -> bool:

@@ -29,12 +29,14 @@ from cls.data.loader import load_batch, preprocess
 from cls.data.readers import images_of
 from cls.data.sources import load
 from cls.distributed.world import World
+from cls.evaluation import ensemble_record
+from cls.evaluation.ensemble_record import EnsembleRecord
 from cls.evaluation.inference import Predictor
 from cls.evaluation.metrics import accuracy, confusion, per_class, wrong
 from cls.evaluation.model_file import best_header
 from cls.evaluation.predictions import Predictions, write_parquet
 from cls.evaluation.report import neighbors
-from cls.evaluation.report.build import document, write_page
+from cls.evaluation.report.build import document, ensemble_document, write_page
 from cls.evaluation.report.charts import POINTS, thin
 from cls.evaluation.report.thumbnails import SIDE, Pictures, thumbnail, thumbnails
 from cls.evaluation.run_record import RunRecord
@@ -228,6 +230,51 @@ def test_markup_that_got_in_could_fetch_and_run_nothing(browser: Any, run: Path,
         found.tab.wait_for_selector("[data-ready]", state="attached")
         assert found.tab.title() == "run – cls report"
         assert sum("Content Security Policy" in text for text in found.complaints) == 2
+
+
+@pytest.fixture
+def ensemble(run: Path, tmp_path: Path) -> Path:
+    """Two members with hostile names; the photos are the run's."""
+    p = RunRecord(run).val
+    assert p is not None
+    one = {"run": "runs/<u>a", "folder": str(run), "sha256": "0123456789abcdef", "recipe": "<i>best", "seed": 3,
+           "backbone": "timm/x", "size": 96, "accuracy": 0.5, "gain": 0.0123, "low": -0.01, "high": 0.03}  # fmt: skip
+    facts = {"rule": ensemble_record.RULE, "loss_is": "mean of -log", "views": ["identity"]}
+    facts |= {"members": [one, one | {"seed": 4, "gain": -0.5}]}
+    ensemble_record.write(tmp_path / "both", facts, {"val": p})
+    report_run(str(tmp_path / "both"), ReportOptions(), StopSignal())
+    return tmp_path / "both"
+
+
+def test_the_page_of_an_ensemble_has_members_instead_of_curves(run: Path, ensemble: Path, tmp_path: Path) -> None:
+    text, p = (ensemble / "report.html").read_text(), RunRecord(run).val
+    assert p is not None
+    shown = re.findall(r'<section id="(\w+)"', text)
+    assert shown == ["summary", "members", "confusion", "classes", "wrong", "calibration"]
+    summary = ensemble_document(EnsembleRecord(ensemble), Pictures())["summary"]
+    facts = dict(summary)
+    assert facts["gain over its best member"] == "+1.2 points (95% interval -1.0 to +3.0)"
+    assert facts["validation accuracy"].startswith(f"{100 * accuracy(p):.2f}%")
+    assert facts["loss"] == f"{p.loss:.4f} (mean of -log)" and facts["networks"] == "timm/x at 96 px"
+    assert text.count('<img src="data:image/jpeg') == len(wrong(p)) and "-50.0</td>" in text
+    for options in (ReportOptions(neighbors=1), ReportOptions(predict=True)):
+        with pytest.raises(ValueError, match="an ensemble has its predictions, and no network"):
+            report_run(str(ensemble), options, StopSignal())
+    facts = json.loads((ensemble / "ensemble.json").read_text())
+    facts["members"][0]["folder"] = str(tmp_path / "nowhere")  # the runs are on another machine
+    (ensemble / "ensemble.json").write_text(json.dumps(facts))
+    report_run(str(ensemble), ReportOptions(to=str(tmp_path / "page.html")), StopSignal())
+    assert "Without pictures: " in (tmp_path / "page.html").read_text()
+
+
+@pytest.mark.integration
+def test_the_page_of_an_ensemble_opens_without_complaint(browser: Any, ensemble: Path) -> None:
+    with Shown(browser, ensemble / "report.html", viewport={"width": 360, "height": 700}) as found:
+        found.tab.wait_for_selector("[data-ready]", state="attached")
+        assert not found.outside and not found.complaints
+        assert found.tab.evaluate("document.documentElement.scrollWidth") <= 360
+        assert found.tab.locator("#members tbody th").all_text_contents() == ["runs/<u>a"] * 2
+        assert found.tab.locator("nav a").all_text_contents()[0] == "Members"
 
 
 @pytest.mark.integration

@@ -14,6 +14,7 @@ import jinja2
 
 from cls import __version__
 from cls.config import to_yaml
+from cls.evaluation.ensemble_record import EnsembleRecord
 from cls.evaluation.predictions import Predictions
 from cls.evaluation.report import sections
 from cls.evaluation.report.charts import curves
@@ -24,9 +25,10 @@ from cls.runtime.files import write_whole
 from cls.tracking import goodput
 
 
-def write_page(record: RunRecord, pictures: Pictures, to: Path) -> dict[str, Any]:
+def write_page(record: RunRecord | EnsembleRecord, pictures: Pictures, to: Path) -> dict[str, Any]:
     """Write the page; returns the file's path, its size in bytes and the page's summary."""
-    folder, words = files("cls.evaluation.report"), document(record, pictures)
+    folder = files("cls.evaluation.report")
+    words = document(record, pictures) if isinstance(record, RunRecord) else ensemble_document(record, pictures)
     script, style = ((folder / f"report.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
@@ -59,8 +61,26 @@ def document(record: RunRecord, pictures: Pictures) -> dict[str, Any]:
         "time": list(total["seconds"].items()),
         "total": total,
         "attempts": record.attempts,
+        "members": [],
     }
     return shown | _of_validation(record.val and _printable(record.val), pictures)
+
+
+def ensemble_document(record: EnsembleRecord, pictures: Pictures) -> dict[str, Any]:
+    """The same of an ensemble, which has members where a run has curves, time and setup."""
+    facts = {"summary": sections.ensemble_summary(record), "members": record.members, "note": pictures.note}
+    shown: dict[str, Any] = _without_secrets(facts)
+    shown |= {
+        "title": record.path.resolve().name,
+        "state": "",
+        "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "version": __version__,
+        "curves": [],
+        "shown": sections.SHOWN,
+        "views": None,
+        "rule": record.facts["rule"],
+    }
+    return shown | _of_validation(_printable(record.val), pictures)
 
 
 def _of_validation(val: Predictions | None, pictures: Pictures) -> dict[str, Any]:

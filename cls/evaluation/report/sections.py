@@ -9,6 +9,7 @@ import numpy as np
 from cls import recipes
 from cls.config import NO_VALIDATION, Run, diff, flat
 from cls.evaluation import metrics
+from cls.evaluation.ensemble_record import EnsembleRecord
 from cls.evaluation.metrics import BINS, accuracy, calibration, confusion, per_class, wrong
 from cls.evaluation.predictions import Predictions, readable
 from cls.evaluation.report.charts import reliability
@@ -55,6 +56,21 @@ def summary(record: RunRecord) -> list[tuple[str, str]]:
     steps, epoch = (max((row.get(key, 0) for row in rows), default=0) for key in ("step", "epoch"))
     lines.append(("trained", f"epoch {epoch:g} of {run.train.epochs}, {steps:,} steps of {run.train.batch} images"))
     return lines
+
+
+def ensemble_summary(record: EnsembleRecord) -> list[tuple[str, str]]:
+    members, views, meaning = record.members, record.facts["views"], record.facts["loss_is"]
+    loss = meaning if math.isnan(record.val.loss) else f"{record.val.loss:.4f} ({meaning})"
+    lines = [(name, loss if name == "loss" else text) for name, text in _figures("validation accuracy", record.val)]
+    if record.test and (record.test.labels >= 0).any():
+        lines += _figures("test accuracy", record.test)[:1]
+    best = max(members, key=lambda row: float(row["accuracy"]))
+    low, high = (f"{100 * best[key]:+.1f}" for key in ("low", "high"))
+    lines.append(("gain over its best member", f"{100 * best['gain']:+.1f} points (95% interval {low} to {high})"))
+    lines.append(("members", f"{len(members)} runs, {record.facts['rule']}"))
+    lines.append(("networks", ", ".join(sorted({f"{row['backbone']} at {row['size']} px" for row in members}))))
+    lines.append(("views", ", ".join(views) or "identity"))
+    return [*lines, ("classes", f"{len(record.val.classes):,}")]
 
 
 def _scores(record: RunRecord) -> list[tuple[str, str]]:
