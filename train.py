@@ -16,7 +16,7 @@ from cls.distributed.world import World, start
 from cls.evaluation.inference import Predictor
 from cls.evaluation.model_file import best_header
 from cls.evaluation.results import write_report, write_results
-from cls.models.loss import loss_per_image
+from cls.models.loss import loss_per_image, right_per_image
 from cls.runtime.exit import ExitHandler
 from cls.runtime.garbage_collection import GarbageCollection
 from cls.runtime.signals import Stopped
@@ -113,7 +113,7 @@ def forward_backward(step: int, run: Run, micro_batches: MicroBatches, loader: T
                 logits = micro_batches.model(images)
             losses = loss_per_image(logits, targets, run.optim.loss, loader.weights)
             losses.sum().backward()
-        micro_batches.accumulate(chunk, losses)
+        micro_batches.accumulate(chunk, losses, right_per_image(logits, targets))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One optimizer step as a sum over micro-batches: gradients, BatchNorm statistics and the loss."""
+"""One optimizer step as a sum over micro-batches: gradients, BatchNorm statistics, loss and recognised images."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -100,16 +100,16 @@ class MicroBatches:
                 raise OutOfMemory(f"{advice(self.run, smaller(self.run))} ({error})") from error
             raise
 
-    def accumulate(self, chunk: range, losses: Tensor) -> None:
-        """Add a chunk's losses (one per image), buffers and, in exact mode, gradients to the sums.
+    def accumulate(self, chunk: range, losses: Tensor, right: Tensor) -> None:
+        """Add a chunk's losses and recognised images (both one per image), buffers and, in exact mode, gradients.
 
         Raises Stopped on a stop request that cannot wait for the end of the step.
         """
-        losses = losses.detach()
-        rows = [torch.cat([losses.sum().view(1), losses.new_zeros(2), *self.norms.buffers])]
+        losses, right = losses.detach(), right.to(losses.dtype)  # a count in fp32 is exact up to 16.7 million images
+        rows = [torch.cat([losses.sum().view(1), losses.new_zeros(2), right.sum().view(1), *self.norms.buffers])]
         if self.rows is not None:
-            sums = losses.view(len(chunk), -1).sum(1, keepdim=True)
-            rows = [*torch.cat([sums, losses.new_zeros(len(chunk), 2), self.rows], dim=1)]
+            sums, counts = (values.view(len(chunk), -1).sum(1, keepdim=True) for values in (losses, right))
+            rows = [*torch.cat([sums, losses.new_zeros(len(chunk), 2), counts, self.rows], dim=1)]
         if self.exact:
             self._accumulate_gradients(chunk.start, rows)
         else:
@@ -137,14 +137,15 @@ class MicroBatches:
     def all_reduce(self, stop: bool = False, save: bool = False) -> Tensor:
         """Set every ``.grad`` to the gradient of the batch's mean loss, and the buffers to their mean.
 
-        Returns three numbers: the mean loss, how many ranks requested a stop, and how many a checkpoint.
+        Returns four numbers: the mean loss, how many ranks requested a stop, how many a checkpoint, and how many images
+        of the batch were recognised.
         """
         for place, requested in ((1, stop), (2, save)):
             if requested:
                 self.stack[0].values[0][place] += 1
         with self.world.timer.on("exchange"):
             row, *gradients = tree_reduce.total(self.stack, self.count, self.world, self.exchange_buffers)
-        self.norms.load(row[3:].div_(self.count))
+        self.norms.load(row[4:].div_(self.count))
         self.norms.set_count(1)
         if self.exact:
             for parameter, gradient in zip(self.parameters, gradients, strict=True):
@@ -152,7 +153,7 @@ class MicroBatches:
         else:
             gradients = [p.grad for p in self.parameters if p.grad is not None]
         torch._foreach_div_(gradients, self.batch)
-        result = row[:3].clone()  # the next step writes into the same buffer
+        result = row[:4].clone()  # the next step writes into the same buffer
         result[0] /= self.batch
         self.in_step = False
         return result

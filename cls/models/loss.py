@@ -1,4 +1,4 @@
-"""The loss per image and the weights of the classes."""
+"""The loss per image, whether it is recognised, and the weights of the classes."""
 
 import numpy as np
 import torch
@@ -14,6 +14,11 @@ def loss_per_image(logits: Tensor, targets: Tensor, kind: str, weights: Tensor |
         return (errors if weights is None else errors * (weights * targets).sum(1, keepdim=True)).mean(1)
     terms = -targets * F.log_softmax(logits, dim=1)  # b c
     return (terms if weights is None else terms * weights).sum(1)
+
+
+def right_per_image(logits: Tensor, targets: Tensor) -> Tensor:
+    """Whether each image is recognised (b, bool): of a mixed image, the class of its larger part."""
+    return logits.argmax(1) == targets.argmax(1)
 
 
 def class_weights(labels: np.ndarray, classes: int, power: float, device: torch.device) -> Tensor | None:

@@ -28,6 +28,7 @@ from cls.tracking.progress_bar import ProgressBar
 from cls.tracking.run_dir import RunDir
 from cls.tracking.tracker import Results, Tracker
 from cls.tracking.wandb_run import FINISH_SECONDS, LEAVE_SECONDS
+from cls.training.epoch_means import EpochMeans
 from cls.training.loss_monitor import Finished
 from cls.training.state import History
 from cls.training.steps import Steps
@@ -48,7 +49,9 @@ class RunLogger:
         self.events: EventLog | None = None
         self.step, self.world, self._checked = first, world, time.monotonic()
         if world.main:
-            discarded = goodput.lost(read_rows(run_dir.path), rewind(run_dir.path, first))
+            rows = read_rows(run_dir.path)
+            discarded = goodput.lost(rows, rewind(run_dir.path, first))
+            self.means = EpochMeans(steps, (row for row in rows if row["step"] <= first))
             before = spent_so_far(run_dir.path)["lost_steps"]
             info = describe(world, model) | {"attempts": run_dir.attempt + 1, "lost_steps": before + discarded["lost"]}
             self.tracker = Tracker(run_dir.run, run_dir.path, info)
@@ -100,9 +103,11 @@ class RunLogger:
                 "step": done.step,
                 "epoch": self.steps.epoch_of(done.step),
                 "train/loss": done.loss,
+                "train/accuracy": done.accuracy,
                 "train/lr": done.lr,
                 "train/images_per_second": self.steps.train.batch / done.seconds,
             }
+            self.means.add(row)
             self.tracker.log(row)
             self.progress.step(done.step, row | self.validated)
 
@@ -127,7 +132,8 @@ class RunLogger:
             self.validated = {"val/accuracy": figures["accuracy"]}
             best = max(history.best_accuracy, figures["accuracy"])
             words = f"val accuracy {figures['accuracy']:.4f} (best {best:.4f})  val loss {figures['loss']:.4f}"
-        self.tracker.log({"step": step, "epoch": epoch, **{f"val/{k}": v for k, v in figures.items()}, **spent})
+        validated = {f"val/{key}": value for key, value in figures.items()}
+        self.tracker.log({"step": step, "epoch": epoch, **self.means.at(step), **validated, **spent})
         self.progress.line(f"epoch {epoch}/{self.steps.train.epochs} done  {words}")
 
     def _time_spent(self, step: int, clocks: list[dict[str, float]]) -> dict[str, float]:

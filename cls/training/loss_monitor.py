@@ -13,6 +13,7 @@ from cls.runtime.exit import NonFiniteError
 class Finished(NamedTuple):
     step: int  # optimizer steps done
     loss: float
+    accuracy: float  # on the batch as the model has seen it: mixed, augmented, before the update
     lr: float
     seconds: float  # since the step before finished
 
@@ -31,8 +32,8 @@ class LossMonitor:
         self._last = time.perf_counter()
 
     def put(self, step: int, result: Tensor, lr: float) -> list[Finished]:
-        """``result``: the loss, the number of stop requests and of save requests."""
-        host = torch.empty(3, pin_memory=result.is_cuda)
+        """``result``: the loss, the number of stop requests, of save requests and of recognised images."""
+        host = torch.empty(4, pin_memory=result.is_cuda)
         host.copy_(result, non_blocking=True)
         event = torch.cuda.Event() if result.is_cuda else None  # type: ignore[no-untyped-call]  # torch's
         if event:
@@ -51,7 +52,7 @@ class LossMonitor:
         self._waiting = None
         if event:
             event.synchronize()
-        value, stop, save = host.tolist()
+        value, stop, save, right = host.tolist()
         self.stop_requested, self.save_requested = self.stop_requested or stop > 0, save > 0
         if not math.isfinite(value):
             first = (step - 1) * self.batch
@@ -60,7 +61,7 @@ class LossMonitor:
                 "may have been applied: the last checkpoint is the state to continue from. Try a lower --optim.lr or "
                 "--optim.clip 1"
             )
-        return [Finished(step, value, lr, seconds)]
+        return [Finished(step, value, right / self.batch, lr, seconds)]
 
     def reset_timer(self) -> None:
         """Do not count the time of validation and saving as a step's."""

@@ -44,7 +44,7 @@ def here(count: int) -> None:
                 with micro.context(chunk):
                     losses = twin(images).square().sum(1)
                     losses.sum().backward()
-                micro.accumulate(chunk, losses)
+                micro.accumulate(chunk, losses, losses > 0)
             float(micro.all_reduce()[0])
             optimizer.step()
             world.gather(None)

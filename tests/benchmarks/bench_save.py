@@ -37,7 +37,7 @@ def one_step(step: int, micro: MicroBatches, state: State, images: torch.Tensor,
         with micro.context(chunk):
             losses = micro.model(images).square().sum(1)
             losses.sum().backward()
-        micro.accumulate(chunk, losses)
+        micro.accumulate(chunk, losses, losses > 0)
     float(micro.all_reduce(micro.world.stop.requested() if ask else False)[0])
     state.update(0.0)
     return time.perf_counter() - since

@@ -145,7 +145,7 @@ def two_steps(run: Run) -> None:
                 logits = micro.model(images)
                 losses = loss_per_image(logits, targets, "ce")
                 losses.sum().backward()
-            micro.accumulate(chunk, losses)
+            micro.accumulate(chunk, losses, losses > 0)
         micro.all_reduce()
         state.update(run.optim.clip)
 

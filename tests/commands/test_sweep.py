@@ -292,9 +292,8 @@ NEW = {
     "cbam-mixup/combined": 0, "cbam-mixup/random-mixup": 1, "cbam-mixup/position": 3, "cbam-mixup/frozen": 1,
     "mlp-head/heads-r50": 5, "mlp-head/heads-r101": 4, "mlp-head/heads-x50": 0, "mlp-head/heads": 0,
     "mlp-head/schedule": 3, "mlp-head/dropout": 1, "se-resnext/techniques": 2, "resnet50-mlp/parts": 3, "systems": 1,
-    "mlp-head/depth": 6,
-    "cbam-mixup/backbone": 3, "se-resnext/backbone": 3, "mlp-head/weights": 3,
-    "best/systems": 2, "best/parts": 5,
+    "mlp-head/depth": 6, "cbam-mixup/backbone": 3, "se-resnext/backbone": 3, "mlp-head/weights": 3, "best/systems": 2,
+    "best/parts": 5,
 }  # fmt: skip
 
 

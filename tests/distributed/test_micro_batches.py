@@ -69,7 +69,7 @@ def steps(micro: MicroBatches, model: nn.Module, count: int = 3) -> list[Tensor]
             with micro.context(chunk):
                 losses = losses_of(model, images_of(step)[chunk.start * SIZE : chunk.stop * SIZE])
                 losses.sum().backward()
-            micro.accumulate(chunk, losses)
+            micro.accumulate(chunk, losses, losses > 0)
         found.append(micro.all_reduce()[0])
         with torch.no_grad():
             for parameter in model.parameters():

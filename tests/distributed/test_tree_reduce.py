@@ -164,7 +164,7 @@ def one_step(micro: MicroBatches, model: nn.Module, step: int, batch: int = 12) 
         with micro.context(chunk):
             losses = model(images[chunk.start * size : chunk.stop * size]).square().sum(1)
             losses.sum().backward()
-        micro.accumulate(chunk, losses)
+        micro.accumulate(chunk, losses, losses > 0)
     return micro.all_reduce()[0]
 
 

@@ -25,7 +25,7 @@ def record(argv: list[str]) -> None:
     trace: list[dict[str, Any]] = []
     decoded = 0
     batches, partners, mix, predict = Loader.batches, train.partners, train.mix, Predictor.predict
-    render, close = Renderer.render, train.World.close
+    render, close, loss = Renderer.render, train.World.close, train.loss_per_image
 
     def traced_batches(self: Loader, source: Any, indices: Any) -> Iterator[Any]:
         for batch in batches(self, source, indices):
@@ -41,6 +41,11 @@ def record(argv: list[str]) -> None:
         images, targets = mix(*args)
         trace[-1] |= {"images": sha(images), "targets": sha(targets)}
         return images, targets
+
+    def traced_loss(logits: torch.Tensor, targets: torch.Tensor, *rest: Any) -> torch.Tensor:
+        classes = logits.detach().numpy().argmax(1)  # of one micro-batch: with exact a chunk has no more
+        trace[-1]["right"] = sum(targets[i, c].item() == targets[i].max().item() for i, c in enumerate(classes))
+        return loss(logits, targets, *rest)
 
     def traced_render(self: Any, *args: Any) -> Any:
         nonlocal decoded
@@ -61,5 +66,6 @@ def record(argv: list[str]) -> None:
         close(world)
 
     train.partners, train.mix, Predictor.predict = traced_partners, traced_mix, traced_predict  # type: ignore[assignment]  # replaced for the trace
+    train.loss_per_image = traced_loss  # type: ignore[assignment]  # as above
     Loader.batches, Renderer.render = traced_batches, traced_render  # type: ignore[method-assign]  # as above
     train.World.close = traced_close  # type: ignore[method-assign]  # as above

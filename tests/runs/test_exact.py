@@ -77,6 +77,21 @@ def test_the_logged_validation_is_that_of_the_best_weights(one: Result) -> None:
 
 
 @pytest.mark.promise
+def test_training_accuracy_counts_what_was_recognised_and_epochs_have_means(one: Result) -> None:
+    right = [0] * (STEPS + 1)
+    for micro_batch in traces(one, 1):
+        right[micro_batch["step"] + 1] += micro_batch["right"]
+    rows = {row["step"]: row for row in one.rows if "train/loss" in row}
+    assert [rows[step]["train/accuracy"] for step in rows] == [n / 32 for n in right[1:]] and len(set(right)) > 5
+    ends = [row for row in one.rows if "val/loss" in row]
+    assert [row["step"] for row in ends] == [4, 7, 10, 13, 16, 19, 22]
+    for start, row in zip([0, 4, 7, 10, 13, 16, 19], ends, strict=True):
+        own = [rows[step] for step in range(start + 1, row["step"] + 1)]
+        for key in ("loss", "accuracy"):
+            assert row[f"train/epoch_{key}"] == pytest.approx(sum(r[f"train/{key}"] for r in own) / len(own))
+
+
+@pytest.mark.promise
 def test_control_every_image_once_per_epoch(one: Result) -> None:
     seen = [row for micro_batch in traces(one, 1) for row in micro_batch["rows"]]
     for epoch in range(7):

@@ -192,10 +192,12 @@ def test_epoch_one_matches_a_plain_loop(runs: Runs, tmp_path: Path, name: str, l
     model = build_model(run.model, 10, run.seed)
     kind = {"adamw": torch.optim.AdamW, "sgd": partial(torch.optim.SGD, momentum=0.9)}[name]
     optimizer = kind(model.parameters(), lr=lr, weight_decay=run.optim.weight_decay)
-    losses = []
+    losses, right = [], []
     for start in range(0, 100, 20):
         batch = load_batch(draws, range(start, start + 20))
-        loss = F.cross_entropy(model((batch.pixels.contiguous() / 255 - 0.5) / 0.5), batch.labels)
+        logits = model((batch.pixels.contiguous() / 255 - 0.5) / 0.5)
+        right.append(sum(int(row.argmax()) == label for row, label in zip(logits, batch.labels.tolist(), strict=True)))
+        loss = F.cross_entropy(logits, batch.labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -211,6 +213,9 @@ def test_epoch_one_matches_a_plain_loop(runs: Runs, tmp_path: Path, name: str, l
     assert [row["train/loss"] for row in result.rows if "train/loss" in row] == pytest.approx(losses, rel=1e-5)
     (epoch,) = [row for row in result.rows if "val/loss" in row]
     assert epoch["val/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert [row["train/accuracy"] for row in result.rows if "train/accuracy" in row] == [n / 20 for n in right]
+    assert epoch["train/epoch_loss"] == pytest.approx(sum(losses) / 5, rel=1e-5)
+    assert epoch["train/epoch_accuracy"] == pytest.approx(sum(right) / 100)
     assert abs(losses[0] - losses[-1]) > 1e-3  # it trained
     assert epoch["val/accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item(), abs=1e-9)
 

@@ -18,20 +18,20 @@ from tests.harness import ROOT, environment
 CPU = torch.device("cpu")
 
 
-def result(loss: float, stop: int = 0, save: int = 0) -> torch.Tensor:
-    return torch.tensor([loss, stop, save], dtype=torch.float32)
+def result(loss: float, stop: int = 0, save: int = 0, right: int = 0) -> torch.Tensor:
+    return torch.tensor([loss, stop, save, right], dtype=torch.float32)
 
 
 def test_a_loss_comes_out_one_step_later() -> None:
     losses, found = LossMonitor(8), []
     for step in range(1, 6):
-        loss = result(step / 2)
+        loss = result(step / 2, right=step)
         done = losses.put(step, loss, 0.1 * step)
         loss.fill_(9.0)  # what the caller does to it afterwards does not matter
         assert [f.step for f in done] == ([step - 1] if step > 1 else [])
         found += done
     found += losses.drain()
-    assert [(f.step, f.loss, f.lr) for f in found] == [(s, s / 2, 0.1 * s) for s in range(1, 6)]
+    assert [(f.step, f.loss, f.accuracy, f.lr) for f in found] == [(s, s / 2, s / 8, 0.1 * s) for s in range(1, 6)]
     assert losses.drain() == []
 
 

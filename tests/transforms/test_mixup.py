@@ -7,7 +7,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from cls.config import Augment
-from cls.models.loss import class_weights, loss_per_image
+from cls.models.loss import class_weights, loss_per_image, right_per_image
 from cls.transforms.mixup import NOT_MIXED, Mixing, cutmix_box, draw_mixing, mix, partners, soft_targets
 
 CPU = torch.device("cpu")
@@ -182,6 +182,17 @@ def test_squared_error_is_the_mean_over_classes_times_the_images_weight() -> Non
     soft = 0.3 * targets + 0.7 * targets.roll(1, 0)  # mixed images: the weight is mixed equally
     mixed = nn.MSELoss(reduction="none")(logits, soft).mean(1) * (0.3 * weights[labels] + 0.7 * weights[labels.roll(1)])
     assert torch.allclose(loss_per_image(logits, soft, "mse", weights), mixed, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.8, 0.3])
+def test_a_mixed_image_is_recognised_if_its_larger_part_is(share: float) -> None:
+    labels, partner = torch.arange(10) % 4, torch.arange(9, -1, -1)
+    targets = soft_targets(labels, 4, 0.1)
+    _, mixed = mix(torch.zeros(10, 3, 4, 4), targets, Mixing("mixup", share), partner)
+    logits = torch.randn(10, 4)
+    larger = labels if share > 0.5 else labels[partner]
+    expected = [int(np.argmax(row)) == label for row, label in zip(logits.numpy(), larger.tolist(), strict=True)]
+    assert right_per_image(logits, mixed).tolist() == expected and 0 < sum(expected) < 10
 
 
 def test_half_precision_logits_are_judged_in_full() -> None:

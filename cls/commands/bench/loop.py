@@ -19,7 +19,7 @@ from cls.distributed.memory_probe import probe
 from cls.distributed.micro_batches import MicroBatches
 from cls.distributed.world import World
 from cls.models.backbones import input_statistics
-from cls.models.loss import class_weights, loss_per_image
+from cls.models.loss import class_weights, loss_per_image, right_per_image
 from cls.training.state import State, build_state
 from cls.training.steps import Steps
 from cls.transforms.mixup import draw_mixing, join, mix, partners, soft_targets
@@ -55,7 +55,7 @@ class Trainer(NamedTuple):
                     logits = micro_batches.model(images)
                 losses = loss_per_image(logits, targets, run.optim.loss, self.weights)
                 losses.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            micro_batches.accumulate(chunk, losses)
+            micro_batches.accumulate(chunk, losses, right_per_image(logits, targets))
         micro_batches.all_reduce()
         self.state.update(run.optim.clip)
 

@@ -26,7 +26,7 @@ from cls.distributed.tree_reduce import block_sizes, shares
 from cls.distributed.world import World
 from cls.models.build import build_shapes, fresh_parameters
 from cls.models.freeze import train_mode
-from cls.models.loss import loss_per_image
+from cls.models.loss import loss_per_image, right_per_image
 from cls.models.sharding import sharding_units
 from cls.training.optim import Schedule, build_optimizer, moving_average, parameter_groups
 from cls.training.state import History, State
@@ -314,7 +314,7 @@ def _step(tracer: Tracer, step: int, run: Run, precision: str, classes: int, mic
             losses = loss_per_image(logits, targets, run.optim.loss, weights)
             losses.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         tracer.counting = False
-        micro.accumulate(chunk, losses)
+        micro.accumulate(chunk, losses, right_per_image(logits, targets))
     tracer.mark()
     tracer.counting = step == 1
     tracer.tape.update = len(tracer.tape.flops)
