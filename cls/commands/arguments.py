@@ -320,13 +320,18 @@ class Export(Command):
 
     run: RunPath
     """Run directory, or its best/model.safetensors."""
+    more: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[RUN …]")] = ()
+    """More of them: each is written to a folder member-N of its own, with ensemble.json and the code that averages."""
     to: str
     """Folder for model.safetensors, model.onnx and config.json (classes, size, frame, mean and std)."""
     options: Annotated[ExportOptions, tyro.conf.arg(name="")]
 
     def do(self, stop: StopSignal) -> Answer:
+        from cls.commands.export.members import export_members
         from cls.commands.export.run import export
 
+        if self.more:
+            return export_members((self.run, *self.more), Path(self.to), self.options, stop), None
         return export(self.run, Path(self.to), self.options, stop), None
 
 

@@ -63,7 +63,8 @@ def _is_member(found: Any) -> bool:
 
 
 def is_ensemble(path: Path) -> bool:
-    return (path / FILE).is_file()
+    """Whether it holds an ensemble with its predictions; ``cls export`` writes an index of the same name without."""
+    return (path / FILE).is_file() and (path / "predictions").is_dir()
 
 
 def predictions_file(path: Path, name: str) -> Path:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from safetensors import safe_open
 
+from cls.commands.arguments import Export
 from cls.commands.export import run as export_run
 from cls.commands.export.onnx import require_packages
 from cls.commands.export.run import LIMIT, export
@@ -83,6 +85,35 @@ def test_the_shown_lines_load_the_network(tmp_path: Path, clothing: Path, model:
     assert ours.std() > 1e-3 and (ours - theirs).abs().max() <= LIMIT
     with safe_open(document["folder"] + "/model.safetensors", framework="pt") as file:
         assert "config" in file.metadata()  # cls predict takes it, too
+
+
+def test_the_shown_lines_average_several_runs(tmp_path: Path, clothing: Path) -> None:
+    """Two networks, two libraries, two sizes, two orders of the classes; the code runs in the final folder."""
+    orders = [tuple(f"class {i}" for i in order) for order in ((0, 1, 2, 3), (2, 0, 3, 1))]
+    for name, classes, size, backbone in zip("ab", orders, (32, 48), ("resnet18", "timm/test_resnet"), strict=True):
+        untrained(tmp_path / name, classes, {"size": size}, {"backbone": backbone})
+    options = ExportOptions(images=str(clothing / "test"), count=5)
+    command = Export(run=str(tmp_path / "a"), more=(str(tmp_path / "b"),), to=str(tmp_path / "to"), options=options)
+    document, _ = command.do(StopSignal())
+    assert [Path(one["folder"]).name for one in document["members"]] == ["member-1", "member-2"]
+    index = json.loads((tmp_path / "to" / "ensemble.json").read_text())
+    assert index["classes"] == [*orders[0]] and index["rule"] == "mean of softmax"
+    assert [row["run"] for row in index["members"]] == [str(tmp_path / name) for name in "ab"]
+    scope: dict[str, Any] = {}
+    exec(document["python"], scope)
+    photo = ImageOps.exif_transpose(Image.open(sorted((clothing / "test").iterdir())[0])).convert("RGB")
+    expected = np.zeros(4)
+    for name, classes, (_, transform, _) in zip("ab", orders, scope["members"], strict=True):
+        trained = load_trained_model(str(tmp_path / name), "cpu", 0, StopSignal())
+        with torch.no_grad():
+            own = trained.model(transform(photo)[None]).softmax(1)[0]
+        expected += [float(own[classes.index(label)]) / 2 for label in orders[0]]
+    assert scope["probabilities"](photo).numpy() == pytest.approx(expected, abs=1e-5) and expected.std() > 1e-3
+
+    untrained(tmp_path / "other", 5, {"size": 32}, {"backbone": "resnet18"})
+    with pytest.raises(ValueError, match=r"other classes \(only the second has 'class 4'\)"):
+        replace(command, more=(str(tmp_path / "other"),), to=str(tmp_path / "new")).do(StopSignal())
+    assert not (tmp_path / "new").exists()
 
 
 def test_cls_predicts_with_an_exported_file(tmp_path: Path, clothing: Path) -> None:

@@ -1,0 +1,59 @@
+"""``cls export`` of several runs: each as one run is exported, an index, and the code that averages them."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cls.commands.export.run import export
+from cls.commands.options import ExportOptions
+from cls.evaluation.ensemble import other_classes
+from cls.evaluation.ensemble_record import FILE, RULE, is_ensemble
+from cls.evaluation.model_file import read_header
+from cls.evaluation.trained_model import weights_file
+from cls.runtime.files import sha256, write_whole
+from cls.runtime.paths import writing
+from cls.runtime.signals import StopSignal
+
+
+def export_members(paths: Sequence[str], to: Path, options: ExportOptions, stop: StopSignal) -> dict[str, Any]:
+    """Write to/member-1, member-2, … and, once all are verified, ensemble.json; the JSON document of the command."""
+    if is_ensemble(to):
+        raise ValueError(f"--to {to} holds the predictions of an ensemble: name another folder")
+    headers = [read_header(weights_file(path)) for path in paths]
+    for path, (_, classes, _, _) in zip(paths, headers, strict=True):
+        if text := other_classes(headers[0][1], classes):
+            raise ValueError(f"{paths[0]} and {path} have other classes ({text}): a mean needs the same names")
+    with writing("to", to):
+        (to / FILE).unlink(missing_ok=True)  # of an earlier export: it would name what is replaced now
+    names = [f"member-{number}" for number in range(1, len(paths) + 1)]
+    documents = [export(path, to / name, options, stop) for path, name in zip(paths, names, strict=True)]
+    members = [
+        {"folder": name, "run": path, "sha256": sha256(weights_file(path)), "recipe": run.recipe, "seed": run.seed}
+        for name, path, (run, *_) in zip(names, paths, headers, strict=True)
+    ]
+    index = {"rule": RULE, "members": members, "classes": headers[0][1]}
+    with writing("to", to):
+        write_whole(to / FILE, json.dumps(index, indent=1, ensure_ascii=False).encode() + b"\n")
+    texts = [document["python"].get("safetensors", "") for document in documents]
+    python = averaging(to, names, texts) if all(texts) else ""
+    print(f"\n{python}" if python else f"\n{to / FILE}: average the softmax of the members' logits", file=sys.stderr)
+    return {"folder": str(to), "rule": RULE, "members": documents, "python": python}
+
+
+def averaging(folder: Path, names: Sequence[str], loading: Sequence[str]) -> str:
+    """Code that makes ``probabilities``; ``loading`` makes each member's ``model`` and ``transform``."""
+    lines = ["import json, torch", f"classes = json.load(open({str(folder / FILE)!r}))['classes']", "members = []"]
+    for name, text in zip(names, loading, strict=True):
+        stated = f"json.load(open({str(folder / name / 'config.json')!r}))['label_names']"
+        lines += ["", text, f"members.append((model, transform, {stated}))"]
+    lines += [
+        "",
+        "def probabilities(image):  # an upright RGB image of Pillow -> the probability of each of classes",
+        "    with torch.no_grad():",
+        "        found = [model(transform(image)[None]).softmax(1)[0] for model, transform, _ in members]",
+        "    ordered = [p[[names.index(name) for name in classes]] for p, (*_, names) in zip(found, members)]",
+        "    return sum(ordered) / len(ordered)",
+    ]
+    return "\n".join(lines)
