@@ -85,7 +85,7 @@ def train(run_dir: RunDir, world: World, handler: ExitHandler) -> str:
                     raise Stopped
                 if step >= steps.total or 0 < run.train.early_stop <= state.history.stale:
                     break
-                forward_backward(step, run, micro_batches, loader, world)
+                forward_backward(step, run, state, micro_batches, loader)
                 result = micro_batches.all_reduce(world.stop.requested(), writer.due())
                 logger.log_steps(monitor.put(step + 1, result, state.update(run.optim.clip)))
             writer.finish()
@@ -99,17 +99,17 @@ def train(run_dir: RunDir, world: World, handler: ExitHandler) -> str:
             raise Stopped(world.stop_reason()) from None
 
 
-def forward_backward(step: int, run: Run, micro_batches: MicroBatches, loader: TrainLoader, world: World) -> None:
+def forward_backward(step: int, run: Run, state: State, micro_batches: MicroBatches, loader: TrainLoader) -> None:
     """Forward and backward pass of this rank's micro-batches; sums their losses, gradients and BatchNorm buffers."""
+    state.train_mode(step)
     mixing = draw_mixing(run.augment, run.seed, step)
     for chunk in micro_batches.start_step(step):  # a chunk: one micro-batch, or several with reduce=fast
         mixed = []
         for index in chunk:
-            images, targets = loader.next()
-            mixed.append(mix(images, targets, mixing, partners(run.train.micro_batch, run.seed, step, index)))
+            mixed.append(mix(*loader.next(), mixing, partners(run.train.micro_batch, run.seed, step, index)))
         images, targets = join(mixed)
         with micro_batches.context(chunk):
-            with world.autocast(run.train.precision):
+            with micro_batches.world.autocast(run.train.precision):
                 logits = micro_batches.model(images)
             losses = loss_per_image(logits, targets, run.optim.loss, loader.weights)
             losses.sum().backward()

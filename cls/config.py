@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
-Op = Literal["frame", "hflip", "vflip", "rotate", "affine", "jitter", "randaugment", "blur", "erase"]
+Op = Literal["frame", "hflip", "vflip", "rotate", "affine", "jitter", "randaugment", "trivialaugment", "blur", "erase"]
 View = Literal["identity", "hflip", "rotate", "crop"]
 Preset = Literal["none", "flip", "all"]
 PRESETS: dict[Preset, tuple[View, ...]] = {
@@ -107,7 +107,7 @@ class Augment:
     """Random changes of training images, in the given order; every number is drawn from (seed, sample index)."""
 
     order: tuple[Op, ...] = (
-        "frame", "hflip", "vflip", "rotate", "affine", "jitter", "randaugment", "blur", "erase",
+        "frame", "hflip", "vflip", "rotate", "affine", "jitter", "randaugment", "trivialaugment", "blur", "erase",
     )  # fmt: skip
     """The order in which the operations are applied; those at zero do nothing."""
     frame: Literal["crop", "center", "squash"] = "crop"
@@ -136,6 +136,8 @@ class Augment:
     """RandAugment: number of operations per image (Cubuk et al. 2019); 0 is off."""
     randaugment_magnitude: int = 10
     """RandAugment: magnitude, 0 to 30."""
+    trivialaugment: bool = False
+    """TrivialAugment: one operation of random strength per image (Müller and Hutter 2021, wide space)."""
     blur: int = 0
     """Gaussian blur kernel, odd pixels, sigma uniform in 0.1 to 2; 0 is off."""
     erase: float = 0.0
@@ -159,6 +161,11 @@ class Augment:
         jitter = self.brightness or self.contrast or self.saturation or self.hue
         strength = vars(self) | {"affine": self.translate or self.zoom != (1.0, 1.0), "jitter": jitter}
         return tuple(name for name in typing.get_args(Op) if strength[name])
+
+    @property
+    def ordered(self) -> tuple[Op, ...]:
+        """``order`` without the operations that do nothing."""
+        return tuple(name for name in self.order if name in self.active)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +216,12 @@ class Optim:
     """Also decay norms and biases, as all five published programs do."""
     head_lr: float = 1.0
     """Factor on the rate of the head and of other fresh parts."""
+    head_epochs: float = 0.0
+    """Epochs at the start in which only the head and other fresh parts train, at lr · head_lr, while the backbone keeps
+    its pretrained values and BatchNorm statistics (Kumar et al. 2022); the schedule begins after them."""
+    stage_decay: float = 1.0
+    """Factor on the rate for each stage below the last one, so that the stem of a ResNet has the fourth power of it;
+    1: all stages alike. The stages of a timm network are those of its own group_matcher."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's two decay rates."""
     clip: float = 0.0
@@ -260,7 +273,13 @@ class Train:
     eval_batch: int = 32
     """Images per forward pass of validation and test."""
     early_stop: int = 0
-    """Stop after this many epochs in a row without a lower validation loss; 0 never stops early."""
+    """Stop after this many epochs in a row without an improvement of early_stop_on; 0 never stops early."""
+    early_stop_on: Literal["loss", "accuracy"] = "loss"
+    """The validation figure that early_stop follows."""
+    early_stop_change: float = 0.0
+    """How much better than the best so far that figure must be to count as an improvement (0.001: .1 points)."""
+    best_on: Literal["accuracy", "loss"] = "accuracy"
+    """Which weights are kept in best/ and tested: of the highest validation accuracy, or of the lowest loss."""
     reduce: Literal["exact", "fast"] = "exact"
     """exact: gradients are added in one fixed tree, so any number of processes gives the same bits; fast: any order.
     fast also puts several micro-batches into one forward pass. On one CPU core a step took with exact 0.92 and 0.96
@@ -436,4 +455,5 @@ def diff(old: Run, new: Run) -> list[str]:
         f"{name}: {before[name]!r} -> {after[name]!r}"
         for name in before
         if before[name] != after[name] and not name.startswith(RUNTIME_FIELDS)
-    ]
+        and not (name == "augment.order" and old.augment.ordered == new.augment.ordered)
+    ]  # fmt: skip

@@ -17,10 +17,11 @@ def _ascending(most: float) -> Callable[[tuple[float, float]], bool]:
 RULES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("greater than 0", lambda x: x > 0, (
         "data.size", "train.epochs", "train.batch", "train.micro_batch", "train.eval_batch", "train.keep",
-        "optim.lr", "optim.lr_batch", "optim.head_lr")),
+        "optim.lr", "optim.lr_batch", "optim.head_lr", "optim.stage_decay")),
     ("0 or more", lambda x: x >= 0, (
         "seed", "data.limit", "data.eval_size", "augment.mixup", "augment.cutmix", "model.gate", "optim.weight_decay",
         "optim.clip", "optim.class_weight", "optim.t_max", "optim.min_lr", "optim.patience", "optim.warmup",
+        "optim.head_epochs", "train.early_stop_change",
         "train.max_steps", "train.early_stop", "train.save_minutes")),
     ("from 0 to 1", lambda x: 0 <= x <= 1, (
         "data.max_corrupt", "augment.hflip", "augment.vflip", "augment.translate", "augment.erase",
@@ -122,7 +123,7 @@ def _check_order(augment: Augment) -> None:
     for name in augment.active:
         if name not in order:
             raise ValueError(f"augment.order: {name!r} is used, but not in the order {order}")
-    last = [name for name in order if name in augment.active][-1]
+    last = augment.ordered[-1]
     if augment.erase and last != "erase":  # its noise is added on the device, after all that a worker does
         raise ValueError(f"augment.order: 'erase' must come last, but {last!r} follows it in {order}")
 
@@ -142,8 +143,7 @@ def _combinations(run: Run) -> None:
         raise ValueError("data.streaming reads files block by block, but data.path is the embedded digits: set it off")
     if train.compile and train.reduce == "exact":
         raise ValueError("train.compile is not proven to give the same bits: add --train.reduce fast")
-    if run.optim.schedule == "warmup-cosine" and run.optim.warmup >= train.epochs:
-        raise ValueError(f"optim.warmup is {run.optim.warmup} epochs, not fewer than train.epochs {train.epochs}")
+    _check_phases(run)
     if run.optim.min_lr > (lr := run.optim.learning_rate(train.batch)):
         scaled = "" if lr == run.optim.lr else f", which for train.batch {train.batch} is {lr:g}"
         raise ValueError(
@@ -151,6 +151,19 @@ def _combinations(run: Run) -> None:
         )
     if run.optim.loss == "mse" and run.optim.label_smoothing:
         raise ValueError("optim.label_smoothing applies to cross entropy: set it to 0 with optim.loss mse")
+
+
+def _check_phases(run: Run) -> None:
+    optim, epochs = run.optim, run.train.epochs
+    if optim.head_epochs >= epochs:
+        raise ValueError(f"optim.head_epochs is {optim.head_epochs:g}, not fewer than train.epochs {epochs:g}")
+    if optim.head_epochs and run.model.weights == "none":
+        raise ValueError(
+            "optim.head_epochs trains the head on pretrained features, but model.weights is none: set it to 0"
+        )
+    if optim.schedule == "warmup-cosine" and optim.warmup >= epochs - optim.head_epochs:
+        head = f" less optim.head_epochs {optim.head_epochs:g}" if optim.head_epochs else ""
+        raise ValueError(f"optim.warmup is {optim.warmup} epochs, not fewer than train.epochs {epochs:g}{head}")
 
 
 def _divisor(batch: int, near: int) -> int:

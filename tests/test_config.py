@@ -169,11 +169,12 @@ def test_diff_names_every_change() -> None:
 BAD = [
     *((name, value, "must be greater than 0") for name in (
         "data.size", "train.epochs", "train.batch", "train.micro_batch", "train.eval_batch", "train.keep", "optim.lr",
-        "optim.lr_batch", "optim.head_lr") for value in (0, -1)),
+        "optim.lr_batch", "optim.head_lr", "optim.stage_decay") for value in (0, -1)),
     *((name, -1, "must be 0 or more") for name in (
         "seed", "data.limit", "data.eval_size", "augment.mixup", "augment.cutmix", "model.gate", "optim.weight_decay",
         "optim.clip", "optim.class_weight", "optim.t_max", "optim.min_lr", "optim.patience", "optim.warmup",
-        "train.max_steps", "train.early_stop", "train.save_minutes")),
+        "train.max_steps", "train.early_stop", "train.save_minutes", "optim.head_epochs",
+        "train.early_stop_change")),
     *((name, value, "must be from 0 to 1") for name in (
         "data.max_corrupt", "augment.hflip", "augment.vflip", "augment.translate", "augment.erase",
         "augment.mix_probability", "optim.label_smoothing") for value in (-0.01, 1.01)),
@@ -237,6 +238,10 @@ def test_values_at_the_borders_are_accepted(name: str, value: Any) -> None:
         ({"train": {"compile": True}}, ["train.compile", "--train.reduce fast"]),
         ({"optim": {"schedule": "warmup-cosine", "warmup": 5.0}, "train": {"epochs": 5}},
          ["optim.warmup is 5.0", "train.epochs 5"]),
+        ({"optim": {"schedule": "warmup-cosine", "warmup": 4.0, "head_epochs": 1.0}, "train": {"epochs": 5}},
+         ["optim.warmup is 4.0", "train.epochs 5 less optim.head_epochs 1"]),
+        ({"optim": {"head_epochs": 5.0}, "train": {"epochs": 5}}, ["optim.head_epochs is 5,", "train.epochs 5"]),
+        ({"optim": {"head_epochs": 1.0}, "model": {"weights": "none"}}, ["optim.head_epochs", "model.weights is none"]),
         ({"optim": {"loss": "mse", "label_smoothing": 0.1}}, ["optim.label_smoothing", "optim.loss mse"]),
         ({"optim": {"schedule": "cosine", "lr": 1e-4, "min_lr": 1e-3}},
          ["optim.min_lr", "0.001", "0.0001: the rate"]),
@@ -257,6 +262,8 @@ def test_combinations_that_cannot_train(sections: dict[str, dict[str, Any]], par
         {"train": {"compile": True, "reduce": "fast"}},
         {"optim": {"schedule": "warmup-cosine", "warmup": 4.9}, "train": {"epochs": 5}},
         {"optim": {"schedule": "fixed", "warmup": 9.0}, "train": {"epochs": 5}},
+        {"optim": {"schedule": "warmup-cosine", "warmup": 3.9, "head_epochs": 1.0}, "train": {"epochs": 5}},
+        {"optim": {"head_epochs": 4.9}, "train": {"epochs": 5}},
         {"optim": {"loss": "mse"}},
         {"optim": {"label_smoothing": 0.1}},
         {"optim": {"min_lr": 2e-3, "lr": 1e-3, "lr_batch": 64, "scale_lr": "linear"}, "train": {"batch": 256}},

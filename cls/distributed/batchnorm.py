@@ -20,7 +20,8 @@ class BatchNorms:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        training = [m for m in model.modules() if isinstance(m, _NormBase) and m.training]
+        self._modes = [(m, m.training) for m in model.modules() if isinstance(m, _NormBase)]
+        training = [norm for norm, trains in self._modes if trains]
         self.batch = [norm for norm in training if isinstance(norm, _BatchNorm)]
         tracking = [norm for norm in training if norm.running_mean is not None]
         # a cumulative average (momentum None) would count the micro-batches that this rank has seen
@@ -33,6 +34,11 @@ class BatchNorms:
         self.counts = [norm.num_batches_tracked for norm in tracking if norm.num_batches_tracked is not None]
         self._sizes = [buffer.numel() for buffer in self.buffers]
         self._empty = torch.empty(0, device=next((p.device for p in model.parameters()), None))
+
+    @property
+    def changed(self) -> bool:
+        """Whether another set of layers is in train mode now (with optim.head_epochs)."""
+        return any(norm.training != trained for norm, trained in self._modes)
 
     def save(self) -> None:
         """Save buffers and counts at the start of a step."""

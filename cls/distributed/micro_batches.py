@@ -78,6 +78,8 @@ class MicroBatches:
 
     def start_step(self, step: int) -> list[range]:
         """Clear gradients and save the buffers that each micro-batch starts from; returns this rank's chunks."""
+        if self.norms.changed:
+            self.norms = BatchNorms(self.model)
         self.norms.save()
         self.step, self.in_step = step, True
         self.stack: list[tree_reduce.Block] = []

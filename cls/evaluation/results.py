@@ -32,7 +32,9 @@ def write_results(out: Path, splits: Splits, images: EvalSets, predictor: Predic
     found = {name: predictor.predict(one) for name, one in images.named().items()}
     val = found.get("val")
     figures = {f"best/{name}": value for name, value in summary(val).items()} if val else {}
-    text = f"best validation accuracy {figures['best/accuracy']:.4f}" if val else f"done; {NO_VALIDATION}"
+    by_loss = predictor.run.train.best_on == "loss"
+    chosen = "validation accuracy at the lowest loss" if by_loss else "best validation accuracy"
+    text = f"{chosen} {figures['best/accuracy']:.4f}" if val else f"done; {NO_VALIDATION}"
     if views := found.get("val_tta"):
         figures["best/accuracy_tta"] = summary(views)["accuracy"]
         text += f", with test-time views {figures['best/accuracy_tta']:.4f}"

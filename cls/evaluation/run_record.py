@@ -41,6 +41,14 @@ class RunRecord:
         """metrics.jsonl."""
         return read_rows(self.path)
 
+    @property
+    def best_row(self) -> dict[str, Any] | None:
+        """The validation whose weights are kept (``train.best_on``), the first of equals; None before the first."""
+        rows = [row for row in self.rows if "val/accuracy" in row]
+        if self.run.train.best_on == "loss":
+            return min(rows, key=lambda row: float(row["val/loss"]), default=None)
+        return max(rows, key=lambda row: float(row["val/accuracy"]), default=None)
+
     @cached_property
     def events(self) -> list[dict[str, Any]]:
         return read_events(self.path)

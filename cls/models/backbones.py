@@ -72,6 +72,25 @@ def classifier_name(name: str) -> str:
     return classifier
 
 
+def stage_depths(net: nn.Module, name: str) -> dict[str, int]:
+    """Of each parameter, how many stages of the backbone follow its own: 0 in the last stage, in necks and heads.
+
+    torchvision's ResNets have a stem and layer1 to layer4; timm's networks state their stages (``group_matcher``).
+    """
+    if name.startswith("timm/"):
+        from timm.models import group_parameters
+
+        matcher: Any = getattr(net, "group_matcher", None)
+        if matcher is None:
+            raise ValueError(f"optim.stage_decay: {name} does not state its stages: leave it at 1")
+        stages = group_parameters(net, matcher(coarse=True), reverse=True)
+    else:
+        stages = {each: int(each[5]) if each.startswith("layer") else 0 for each, _ in net.named_parameters()}
+    head = f"{classifier_name(name)}."
+    last = max(stage for each, stage in stages.items() if not each.startswith(head))
+    return {each: 0 if each.startswith(head) else last - stage for each, stage in stages.items()}
+
+
 def normalization(config: Model) -> Statistics:
     """Mean and std (of RGB in 0 to 1) that the backbone's weights were trained with; needs no model and no network.
 

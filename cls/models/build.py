@@ -101,6 +101,12 @@ def fresh_parameters(model: nn.Module, config: Model) -> set[str]:
     }
 
 
+def fresh_modules(model: nn.Module, config: Model) -> list[nn.Module]:
+    """The modules of :func:`fresh_parameters`: what is in train mode while the rest keeps its pretrained values."""
+    head = model.get_submodule(classifier_name(config.backbone))
+    return [head, *(module for module in model.modules() if isinstance(module, CBAM))]
+
+
 def output_layer(model: nn.Module, config: Model) -> nn.Linear:
     """The last layer of a network of :func:`build_model`: features b f -> logits b classes."""
     head = model.get_submodule(classifier_name(config.backbone))

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from cls.config import Train
 from cls.distributed.world import World
 from cls.runtime.exit import ForeignDirectoryError, lost_directory
 from cls.tracking.events import EventLog
@@ -47,7 +48,7 @@ class CheckpointWriter:
         self._problem = ""
         self._slowest, self._over = 0.0, False
         world.on_rank_0(lambda: check_disk_space(run_dir.path, state))
-        world.on_rank_0(lambda: repair_best(run_dir.path, state, header))
+        world.on_rank_0(lambda: repair_best(run_dir.path, state, header, run_dir.run.train))
 
     def __enter__(self) -> Self:
         return self
@@ -136,10 +137,8 @@ class CheckpointWriter:
 
     def _best(self, snapshot: Snapshot) -> tuple[int, Tensors] | None:
         """The weights to write as the best: this step's after the best epoch, or if there is no complete epoch yet."""
-        history = self.state.history
-        if history.best_accuracy_step == snapshot.step or (
-            history.best_accuracy_step < 0 and history.validated == snapshot.step
-        ):
+        history, best = self.state.history, self.state.history.best_step(self.run_dir.run.train)
+        if best == snapshot.step or (best < 0 and history.validated == snapshot.step):
             return snapshot.step, snapshot.average or snapshot.model
         return self._waiting_best
 
@@ -197,10 +196,10 @@ def check_disk_space(out: Path, state: State) -> None:
         )
 
 
-def repair_best(out: Path, state: State, header: dict[str, str]) -> None:
+def repair_best(out: Path, state: State, header: dict[str, str], train: Train) -> None:
     """Restore best/model.safetensors from its checkpoint if a kill or a damaged checkpoint left other weights there."""
-    history = state.history
-    step = history.best_accuracy_step if history.best_accuracy_step >= 0 else history.validated
+    best = state.history.best_step(train)
+    step = best if best >= 0 else state.history.validated
     if step <= 0 or best_step(out) == step:  # without validation images, and in a smoke run, the last weights are kept
         return
     part = "average" if state.average is not None else "model"
@@ -210,7 +209,7 @@ def repair_best(out: Path, state: State, header: dict[str, str]) -> None:
             checkpoint.save_weights(out / "best" / "model.safetensors", weights, header | {"step": str(step)})
             return
     log.warning("the best weights (step %d) are lost with their checkpoint: those of the next epoch replace them", step)
-    history.best_accuracy = float("-inf")
+    state.history.forget_best(train)
 
 
 def best_step(out: Path) -> int:

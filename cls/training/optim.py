@@ -1,6 +1,8 @@
 """Parameter groups, optimizers, learning-rate schedules and the moving average, built from the configuration."""
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,16 +15,21 @@ from cls.config import Optim
 from cls.models.sharding import local
 
 
-def parameter_groups(model: nn.Module, config: Optim, fresh: set[str], lr: float) -> list[dict[str, Any]]:
-    """Trainable parameters by rate (backbone, fresh parts) and by decay (norms and biases without it if asked)."""
+def parameter_groups(
+    model: nn.Module, config: Optim, fresh: set[str], lr: float, depths: Mapping[str, int] = MappingProxyType({})
+) -> list[dict[str, Any]]:
+    """Trainable parameters by rate (fresh parts, stages of the backbone) and by decay (norms and biases without it if
+    asked). ``depths``: how many stages follow that of a parameter. A group at ``lr`` itself, if there is one, is first.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        rate = lr * config.head_lr if name in fresh else lr
+        rate = lr * (config.head_lr if name in fresh else config.stage_decay ** depths.get(name, 0))
         decay = config.weight_decay if config.decay_norms or parameter.ndim > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
-    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+    ordered = sorted(groups.items(), key=lambda group: group[0][0] != lr)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in ordered]
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: Optim) -> Optimizer:
@@ -37,14 +44,19 @@ class Schedule:
 
     ``min_lr`` is the floor of the backbone's rate in every schedule (a warm-up starts below it); a group with k times
     the backbone's rate has k times its floor, so the groups keep their ratio.
+    In the first ``optim.head_epochs`` the rate is constant; the schedule covers what follows.
     Never passed to ``Accelerator.prepare``: a prepared scheduler steps once per process (PITFALLS 18, 19).
     """
 
-    def __init__(self, optimizer: Optimizer, config: Optim, epochs: float, steps: int, lr: float = 0.0) -> None:
-        """``steps``: optimizer steps of the whole run (for the per-step schedules).
+    def __init__(
+        self, optimizer: Optimizer, config: Optim, epochs: float, steps: int, lr: float = 0.0, head_steps: int = 0
+    ) -> None:
+        """``steps``: optimizer steps of the whole run (for the per-step schedules), the first ``head_steps`` for the
+        head alone.
 
         ``lr``: the backbone's rate at its highest; 0 is the first group's. The backbone may be frozen, without a group.
         """
+        epochs, steps = epochs - config.head_epochs, steps - head_steps
         self.optimizer, self.config = optimizer, config
         lr = lr or self.lr
         low = config.min_lr / lr  # min_lr is a rate, as in torch's schedules, not a share of optim.lr
@@ -66,9 +78,13 @@ class Schedule:
             )
         elif config.schedule == "warmup-cosine":
             warm = config.warmup * steps / epochs
-            self.torch = LambdaLR(optimizer, lambda step: _warmup_cosine(step, warm, steps, low))
+            self.torch = LambdaLR(
+                optimizer, lambda s: 1.0 if s < head_steps else _warmup_cosine(s - head_steps, warm, steps, low)
+            )
         elif config.schedule == "one-cycle":
-            self.torch = LambdaLR(optimizer, lambda step: _one_cycle(step, steps, low))
+            self.torch = LambdaLR(
+                optimizer, lambda s: 1.0 if s < head_steps else _one_cycle(s - head_steps, steps, low)
+            )
 
     @property
     def lr(self) -> float:
@@ -80,7 +96,7 @@ class Schedule:
             self.torch.step()
 
     def epoch(self, loss: float, accuracy: float) -> None:
-        """After an epoch, with its validation figures (ignored by schedules that do not look at them)."""
+        """After an epoch of the whole network, with its validation figures, which some schedules ignore."""
         if isinstance(self.torch, CosineAnnealingLR):
             self.torch.step()
             for group, ratio in zip(self.optimizer.param_groups, self.ratios, strict=True):

@@ -24,8 +24,12 @@ class Steps:
 
     @cached_property
     def whole(self) -> int:
-        """Steps of all epochs, the last one filled up from the next permutation; 0.1 epochs are a tenth, exactly."""
-        return ceil(Fraction(str(self.train.epochs)) * self.images / self.train.batch)
+        """Steps of all epochs, the last one filled up from the next permutation."""
+        return self.after(self.train.epochs)
+
+    def after(self, epochs: float) -> int:
+        """Steps until so many epochs are over; 0.1 epochs are a tenth, exactly."""
+        return ceil(Fraction(str(epochs)) * self.images / self.train.batch)
 
     @property
     def total(self) -> int:

@@ -9,7 +9,7 @@ from cls.training.steps import Steps
 
 
 def record_validation(step: int, steps: Steps, state: State, figures: dict[str, float], logger: RunLogger) -> None:
-    """Call it after an epoch or the last step of a smoke run; sets the model back to train mode.
+    """Call it after an epoch or the last step of a smoke run.
 
     ``figures`` are empty where no image validates: then only the schedule is updated, and nothing is the best.
     NonFiniteError before unusable weights are saved: training losses are computed before the step's update.
@@ -21,9 +21,9 @@ def record_validation(step: int, steps: Steps, state: State, figures: dict[str, 
             "be read; the last checkpoint is the state to continue from. Try a lower --optim.lr or --optim.clip 1"
         )
     if steps.ends_epoch(step):
-        state.schedule.epoch(loss, accuracy)
+        if step > state.head_steps:
+            state.schedule.epoch(loss, accuracy)
         if figures:
-            state.history.add(step, accuracy, loss)
+            state.history.add(step, accuracy, loss, steps.train)
     state.history.validated = step
     logger.log_validation(step, figures, state.history)
-    state.train_mode()

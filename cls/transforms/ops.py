@@ -87,6 +87,13 @@ class RandAugment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrivialAugment:
+    """One of the same 14 operations, at a strength uniform over its 31 (Müller and Hutter 2021, "wide")."""
+
+    fill: Fill
+
+
+@dataclass(frozen=True, kw_only=True)
 class Blur:
     """Gaussian blur, sigma uniform in 0.1 to 2 pixels."""
 
@@ -104,7 +111,7 @@ class Erase:
 
 Op = (
     RandomResizedCrop | ResizeShort | CenterCrop | Squash | HFlip | VFlip | Rotate
-    | Affine | Jitter | RandAugment | Blur | Erase
+    | Affine | Jitter | RandAugment | TrivialAugment | Blur | Erase
 )  # fmt: skip
 
 
@@ -113,8 +120,8 @@ def training_ops(augment: config.Augment, data: config.Data, mean: tuple[float, 
 
     ``mean`` is the normalisation's, 0 to 1, RGB; it is the fill colour where ``augment.fill`` is "mean".
     """
-    a, active = augment, augment.active
-    assert set(active) <= set(a.order), "validate.check rejects such an order"
+    a = augment
+    assert set(a.active) <= set(a.order), "validate.check rejects such an order"
     fill = (round(mean[0] * 255), round(mean[1] * 255), round(mean[2] * 255)) if a.fill == "mean" else (0, 0, 0)
     known: dict[str, tuple[Op, ...]] = {
         "frame": _frame(augment, data),
@@ -124,10 +131,11 @@ def training_ops(augment: config.Augment, data: config.Data, mean: tuple[float, 
         "affine": (Affine(translate=a.translate, zoom=a.zoom, fill=fill),),
         "jitter": (Jitter(brightness=a.brightness, contrast=a.contrast, saturation=a.saturation, hue=a.hue),),
         "randaugment": (RandAugment(n=a.randaugment, magnitude=a.randaugment_magnitude, fill=fill),),
+        "trivialaugment": (TrivialAugment(fill=fill),),
         "blur": (Blur(kernel=a.blur),),
         "erase": (Erase(p=a.erase, scale=a.erase_scale),),
     }
-    return tuple(op for name in a.order if name in active for op in known[name])
+    return tuple(op for name in a.ordered for op in known[name])
 
 
 def view_ops(view: config.View, data: config.Data) -> tuple[Op, ...]:

@@ -19,7 +19,7 @@ SPARE = 2
 """Decoded pixels per final pixel and side, at least: for Pillow (``reducing_gap``) the difference to a full decoding is
 then almost invisible. Mean slope between pixels over that of a full decoding, 60 clothing photos: 0.98; with 1 in place
 of 2, 0.93, and a network's validation loss rose by .01 to .02 (2026-11-23)."""
-BINS = 30  # RandAugment: magnitudes run from 0 to this (31 bins)
+BINS = 30  # RandAugment and TrivialAugment: magnitudes run from 0 to this (31 bins)
 
 
 class Crop(NamedTuple):
@@ -65,7 +65,10 @@ class Colour(NamedTuple):
 
 
 class RandOp(NamedTuple):
-    """One operation of RandAugment: torchvision's name and signed magnitude (pixels for Translate, bits, 0..255)."""
+    """One operation of RandAugment or TrivialAugment.
+
+    torchvision's name and signed magnitude (pixels for Translate, bits, 0..255).
+    """
 
     name: str
     magnitude: float
@@ -123,6 +126,8 @@ def _params_of(op: Op, width: int, height: int, rng: np.random.Generator) -> lis
             return [_colour(op, rng)]
         case ops.RandAugment(n=n):
             return [_rand_op(op, width, height, rng) for _ in range(n)]
+        case ops.TrivialAugment(fill=fill):
+            return [_trivial_op(fill, rng)]
         case ops.Blur(kernel=kernel):
             # reflected edges need more pixels than half a kernel; a smaller image stays sharp
             return [Gaussian(kernel, _uniform(rng, 0.1, 2.0))] if min(width, height) > kernel // 2 else []
@@ -213,6 +218,25 @@ def _rand_op(op: ops.RandAugment, width: int, height: int, rng: np.random.Genera
         case _:
             return RandOp(name, 0.0, op.fill)
     return RandOp(name, magnitude if rng.random() < 0.5 else -magnitude, op.fill)
+
+
+# torchvision's TrivialAugmentWide: the largest shear, shift in pixels whatever the image's size, angle, factor
+_WIDE = {
+    "ShearX": 0.99, "ShearY": 0.99, "TranslateX": 32.0, "TranslateY": 32.0, "Rotate": 135.0,
+    "Brightness": 0.99, "Color": 0.99, "Contrast": 0.99, "Sharpness": 0.99,
+}  # fmt: skip
+_WIDE_STEPS = {name: torch.linspace(0.0, top, BINS + 1).tolist() for name, top in _WIDE.items()}
+
+
+def _trivial_op(fill: Fill, rng: np.random.Generator) -> RandOp:
+    name = RAND_OPS[rng.integers(len(RAND_OPS))]
+    strength = int(rng.integers(BINS + 1))
+    if name in _WIDE:
+        magnitude = _WIDE_STEPS[name][strength] * (1.0 if rng.random() < 0.5 else -1.0)
+        return RandOp(name, float(int(magnitude)) if name.startswith("Translate") else magnitude, fill)
+    if name == "Posterize":
+        return RandOp(name, float(round(8 - 6 * strength / BINS)), fill)
+    return RandOp(name, 8.5 * (BINS - strength) if name == "Solarize" else 0.0, fill)
 
 
 def _erase_box(op: ops.Erase, width: int, height: int, rng: np.random.Generator) -> list[Param]:

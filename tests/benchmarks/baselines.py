@@ -68,6 +68,8 @@ def _transform(op: Op) -> Any:  # a transform; torchvision ships no types
             return v1.ColorJitter(op.brightness, op.contrast, op.saturation, op.hue)
         case ops.RandAugment():
             return v1.RandAugment(op.n, op.magnitude, fill=list(op.fill))
+        case ops.TrivialAugment():
+            return v1.TrivialAugmentWide(fill=list(op.fill))
         case ops.Blur():
             return v1.GaussianBlur(op.kernel)  # sigma 0.1 to 2
         case ops.Erase():

@@ -70,7 +70,7 @@ class Loop:
 
     def ours(self) -> None:
         """train.py's step on resident images."""
-        train.forward_backward(self.done, self.run, self.micro, self, self.world)  # type: ignore[arg-type]  # loader
+        train.forward_backward(self.done, self.run, self.state, self.micro, self)  # type: ignore[arg-type]  # loader
         result = self.micro.all_reduce(self.world.stop.requested(), False)
         self.logger.log_steps(self.losses.put(self.done + 1, result, self.state.update(self.run.optim.clip)))
         self.done += 1

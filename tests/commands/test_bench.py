@@ -215,7 +215,7 @@ def test_a_step_gives_the_weights_of_train_py(photos: Path) -> None:
     loader: Any = SimpleNamespace(next=other.next, weights=theirs.weights)
     for step in range(3):
         ours.step(step, one.next)
-        train.forward_backward(step, run, theirs.micro_batches, loader, world)
+        train.forward_backward(step, run, theirs.state, theirs.micro_batches, loader)
         theirs.micro_batches.all_reduce()
         theirs.state.update(run.optim.clip)
     after, expected = ours.state.model.state_dict(), theirs.state.model.state_dict()

@@ -122,7 +122,7 @@ def subsets(*values: Any) -> st.SearchStrategy[tuple[Any, ...]]:
 
 
 SWITCH = among(False, True)
-OPS = ("frame", "hflip", "vflip", "rotate", "affine", "jitter", "randaugment", "blur")
+OPS = ("frame", "hflip", "vflip", "rotate", "affine", "jitter", "randaugment", "trivialaugment", "blur")
 
 # A value of each field that trains unless a combination in REJECTS forbids it. Rates are such that one step cannot
 # blow up; None: see the strategy `configurations`.
@@ -164,6 +164,7 @@ FIELDS: dict[str, st.SearchStrategy[Any] | None] = {
     "augment.hue": among(0.0, 0.1, 0.5),
     "augment.randaugment": among(0, 2, 14),
     "augment.randaugment_magnitude": among(0, 10, 30),
+    "augment.trivialaugment": SWITCH,
     "augment.blur": among(0, 1, 3, 99),
     "augment.erase": among(0.0, 0.3, 1.0),
     "augment.erase_scale": among((0.02, 0.33), (1.0, 1.0), (0.001, 0.001)),
@@ -188,6 +189,8 @@ FIELDS: dict[str, st.SearchStrategy[Any] | None] = {
     "optim.weight_decay": among(0.0, 0.01, 1.0),
     "optim.decay_norms": SWITCH,
     "optim.head_lr": among(1.0, 10.0, 1e-9),
+    "optim.head_epochs": None,
+    "optim.stage_decay": among(1.0, 0.7, 2.0),
     "optim.betas": among((0.9, 0.999), (0.0, 0.0), (0.99, 0.0)),
     "optim.clip": among(0.0, 1.0, 1e-9),
     "optim.ema": among(0.0, 0.9, 0.999999),
@@ -208,6 +211,9 @@ FIELDS: dict[str, st.SearchStrategy[Any] | None] = {
     "train.eval_batch": among(1, 7, 1000),
     "train.save_minutes": among(0.0, 1e-9, 10.0),
     "train.early_stop": among(0, 1, 3),
+    "train.early_stop_on": among("loss", "accuracy"),
+    "train.early_stop_change": among(0.0, 0.01),
+    "train.best_on": among("accuracy", "loss"),
     "train.reduce": among("exact", "fast"),
     "train.deterministic": SWITCH,
     "train.precision": among("auto", "fp32", "bf16"),
@@ -275,6 +281,8 @@ def configurations(draw: st.DrawFn) -> tuple[str, Values]:
         values["optim.min_lr"] = 0.0
     if effective["optim.loss"] == "mse" or draw(SWITCH):
         values["optim.label_smoothing"] = 0.0 if effective["optim.loss"] == "mse" else draw(among(0.0, 0.1, 1.0))
+    if effective["model.weights"] != "none" and effective["optim.warmup"] < effective["train.epochs"] - 0.5:
+        values["optim.head_epochs"] = draw(among(0.0, 0.5))
     norms = has_batch_norm(effective)
     images = training_images(effective)
     micro = draw(st.integers(2 if norms else 1, 4))
@@ -326,7 +334,9 @@ def has_batch_norm(values: Values) -> bool:
 
 def wanted_ops(values: Values) -> set[str]:
     a = {field.removeprefix("augment."): value for field, value in values.items() if field.startswith("augment.")}
-    wanted = {name for name in ("hflip", "vflip", "rotate", "randaugment", "blur", "erase") if a[name]}
+    wanted = {
+        name for name in ("hflip", "vflip", "rotate", "randaugment", "trivialaugment", "blur", "erase") if a[name]
+    }
     if a["translate"] or a["zoom"] != (1.0, 1.0):
         wanted.add("affine")
     if a["brightness"] or a["contrast"] or a["saturation"] or a["hue"]:
@@ -348,11 +358,12 @@ def fields(pattern: str, wanted: type) -> list[str]:
 
 
 POSITIVE = ("data.size", "train.epochs", "train.batch", "train.micro_batch", "train.eval_batch", "train.keep",
-            "optim.lr", "optim.lr_batch", "optim.head_lr")  # fmt: skip
+            "optim.lr", "optim.lr_batch", "optim.head_lr", "optim.stage_decay")  # fmt: skip
 NOT_NEGATIVE = ("seed", "data.limit", "data.eval_size", "augment.mixup", "augment.cutmix", "model.gate",
                 "optim.weight_decay",
                 "optim.clip", "optim.class_weight", "optim.t_max", "optim.min_lr", "optim.patience", "optim.warmup",
-                "train.max_steps", "train.early_stop", "train.save_minutes")  # fmt: skip
+                "train.max_steps", "train.early_stop", "train.save_minutes", "optim.head_epochs",
+                "train.early_stop_change")  # fmt: skip
 SHARES = ("data.max_corrupt", "augment.hflip", "augment.vflip", "augment.translate", "augment.erase",
           "augment.mix_probability", "optim.label_smoothing")  # fmt: skip
 FLOATS = fields("", float)
@@ -397,7 +408,13 @@ REJECTS = [
              {"train.micro_batch": 1, "model.backbone": "timm/test_byobnet"})),
     Reject(lambda v: v["train.compile"] and v["train.reduce"] == "exact", r"^train\.compile .*--train\.reduce fast",
             ({"train.compile": True, "train.reduce": "exact"},)),
-    Reject(lambda v: v["optim.schedule"] == "warmup-cosine" and v["optim.warmup"] >= v["train.epochs"],
+    Reject(lambda v: v["optim.head_epochs"] >= v["train.epochs"], r"^optim\.head_epochs is .*, not fewer than",
+            ({"optim.head_epochs": 1.0, "train.epochs": 1},)),
+    Reject(lambda v: v["optim.head_epochs"] > 0 and v["model.weights"] == "none",
+            r"^optim\.head_epochs trains .* model\.weights is none",
+            ({"optim.head_epochs": 0.5, "model.weights": "none"},)),
+    Reject(lambda v: v["optim.schedule"] == "warmup-cosine"
+            and v["optim.warmup"] >= v["train.epochs"] - v["optim.head_epochs"],
             r"^optim\.warmup is .* epochs, not fewer than train\.epochs",
             ({"optim.schedule": "warmup-cosine", "optim.warmup": 1.0, "train.epochs": 1},)),
     Reject(lambda v: v["optim.min_lr"] > v["optim.lr"], r"^optim\.min_lr is .*, above optim\.lr",

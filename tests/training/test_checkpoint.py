@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cls.config import Optim, change, to_yaml
+from cls.config import Optim, Train, change, to_yaml
 from cls.distributed.world import World
 from cls.evaluation.model_file import read_header
 from cls.models.weights import load_exact
@@ -60,7 +60,7 @@ def advance(state: State, first: int, last: int) -> None:
         state.update(0.5)
         loss = abs(torch.sin(torch.tensor(step * 1.7)).item())
         state.schedule.epoch(loss, 1 - loss)
-        state.history.add(step + 1, 1 - loss, loss)
+        state.history.add(step + 1, 1 - loss, loss, Train())
 
 
 def bits(state: State) -> dict[str, bytes | str]:

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from cls.config import Run, change
+from cls.config import Run, Train, change
 from cls.tracking.events import EventLog, read_events
 from cls.tracking.run_dir import RunDir
 from cls.training import checkpoint, checkpoint_writer
@@ -102,10 +102,10 @@ def test_best_weights_are_made_again_from_the_checkpoint_that_knows_them(tmp_pat
     for damage in (file.unlink, lambda: file.write_bytes(whole_file[:100]), lambda: file.write_bytes(b"")):
         damage()
         assert best_step(tmp_path) == -1
-        repair_best(tmp_path, state, {"note": "kept"})
+        repair_best(tmp_path, state, {"note": "kept"}, Train())
         assert best_step(tmp_path) == 1 and weights_of(file) == weights
     checkpoint.save_weights(file, load_file(file), {"step": "7"})  # of an epoch that was lost with its checkpoint
-    repair_best(tmp_path, state, {"note": "kept"})
+    repair_best(tmp_path, state, {"note": "kept"}, Train())
     assert best_step(tmp_path) == 1 and weights_of(file) == weights
     with safe_open(file, framework="pt") as found:
         assert found.metadata() == {"note": "kept", "step": "1"}
@@ -133,7 +133,7 @@ def test_best_weights_that_no_checkpoint_has_are_reported_as_lost(
     best.unlink()
     again = build(seed=9)
     assert restore(tmp_path / "checkpoints", again, ALONE) == 3 and state_bits(again) == state_bits(state)
-    repair_best(tmp_path, again, {})
+    repair_best(tmp_path, again, {}, Train())
     assert "the best weights (step 1) are lost" in caplog.text and best_step(tmp_path) == -1
     events = EventLog(tmp_path, 1)
     with CheckpointWriter(place_of(tmp_path), ALONE, again, {}, events) as found:

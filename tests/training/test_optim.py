@@ -66,6 +66,18 @@ def test_norms_and_biases_without_decay_and_a_faster_head() -> None:
     }  # fmt: skip
 
 
+def test_each_stage_has_its_factor_and_the_group_at_the_rate_itself_is_first() -> None:
+    model = small_model()
+    config = Optim(stage_decay=0.5, head_lr=10.0)
+    depths = {"0.weight": 2, "0.bias": 2, "1.weight": 0, "1.bias": 0, "3.weight": 0, "3.bias": 0}
+    groups = parameter_groups(model, config, {"3.weight", "3.bias"}, 0.01, depths)
+    rates = {name: rate for name, (rate, _) in named(model, groups).items()}
+    assert rates == {
+        "0.weight": 0.0025, "0.bias": 0.0025, "1.weight": 0.01, "1.bias": 0.01, "3.weight": 0.1, "3.bias": 0.1,
+    }  # fmt: skip
+    assert groups[0]["lr"] == 0.01  # the one that is logged
+
+
 def test_frozen_parameters_are_left_out() -> None:
     model = small_model()
     model[0].requires_grad_(False)  # type: ignore[index,union-attr]  # a Sequential

@@ -109,9 +109,11 @@ def test_max_steps_cuts_the_run_but_moves_no_epoch() -> None:
 
 def test_history_remembers_the_best_and_the_stale_epochs() -> None:
     history, bests, stale = History(), [], []
+    train = Train()
     figures = [(0.5, 1.0), (0.5, 0.9), (0.7, 0.95), (0.6, 0.9), (0.7, float("nan")), (0.8, 0.8)]
     for step, (accuracy, loss) in enumerate(figures, 1):
-        bests.append(history.add(step, accuracy, loss))
+        history.add(step, accuracy, loss, train)
+        bests.append(history.best_step(train) == step)
         stale.append(history.stale)
     assert bests == [True, False, True, False, False, True]  # a tie goes to the first
     assert stale == [0, 0, 1, 2, 3, 0]
@@ -119,3 +121,35 @@ def test_history_remembers_the_best_and_the_stale_epochs() -> None:
     assert (history.best_loss, history.best_loss_step) == (0.8, 6)
     assert History.of(history.state_dict()) == history
     assert dataclasses.asdict(History()) == History().state_dict()
+    early = {name: value for name, value in history.state_dict().items() if name != "improved"}
+    assert History.of(early) == history  # of a version that always followed the loss
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"), [(0.0, [0, 0, 1, 2, 0, 1]), (0.05, [0, 0, 1, 2, 3, 4]), (0.2, [0, 1, 2, 3, 4, 5])]
+)
+def test_early_stopping_follows_the_accuracy_by_a_smallest_change(change: float, expected: list[int]) -> None:
+    train = Train(early_stop_on="accuracy", early_stop_change=change)
+    history, stale = History(), []
+    for step, accuracy in enumerate((0.5, 0.625, 0.625, 0.6, 0.65, 0.65), 1):
+        history.add(step, accuracy, 1.0 / step, train)  # the loss falls all the time
+        stale.append(history.stale)
+    assert stale == expected
+
+
+def test_small_improvements_add_up_to_a_smallest_change() -> None:
+    train, history, stale = Train(early_stop_change=0.15), History(), []
+    for step, loss in enumerate((1.0, 0.9, 0.8, 0.7, 0.6), 1):
+        history.add(step, 0.5, loss, train)
+        stale.append(history.stale)
+    assert stale == [0, 1, 0, 1, 0]
+
+
+def test_the_kept_weights_are_those_of_the_highest_accuracy_or_the_lowest_loss() -> None:
+    history = History()
+    for step, (accuracy, loss) in enumerate([(0.5, 0.9), (0.8, 0.7), (0.7, 0.6), (0.8, 0.6)], 1):
+        history.add(step, accuracy, loss, Train())
+    assert (history.best_step(Train()), history.best_step(Train(best_on="loss"))) == (2, 3)
+    history.forget_best(Train(best_on="loss"))
+    history.add(5, 0.1, 5.0, Train())
+    assert (history.best_step(Train()), history.best_step(Train(best_on="loss"))) == (2, 5)

@@ -76,13 +76,6 @@ def test_inside_an_epoch_neither_schedule_nor_best_change() -> None:
     assert state.history.best_accuracy_step == -1 and state.history.validated == 3
 
 
-def test_the_model_is_in_train_mode_afterwards_but_for_its_frozen_parts() -> None:
-    steps, state = built()
-    state.model.eval()
-    record_validation(4, steps, state, FIGURES, Noted())  # type: ignore[arg-type]  # all that it asks for
-    assert all(module.training for module in state.model.modules())
-
-
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_noted(loss: float) -> None:
     steps, state = built()

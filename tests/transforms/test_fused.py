@@ -110,6 +110,8 @@ BOUNDS: dict[str, tuple[tuple[Op, ...], float]] = {
     "wide blur, then squash": ((ops.Blur(kernel=9), SQUASH), 1.0),
     "RandAugment": ((CROP, ops.RandAugment(n=2, magnitude=10, fill=BLACK)), 2.5),
     "RandAugment, then squash": ((ops.RandAugment(n=2, magnitude=10, fill=BLACK), SQUASH), 4.5),
+    "TrivialAugment": ((CROP, ops.TrivialAugment(fill=BLACK)), 2.5),
+    "TrivialAugment, then squash, grey corners": ((ops.TrivialAugment(fill=GREY), SQUASH), 4.5),
     "strong RandAugment, grey corners": ((CROP, ops.RandAugment(n=3, magnitude=20, fill=GREY)), 3.5),
 }
 

@@ -297,7 +297,39 @@ def test_rand_augment_frequencies() -> None:
     assert {param.fill for param in drawn} == {GREY}
 
 
+def wide_space() -> dict[str, tuple[torch.Tensor, bool]]:
+    return autoaugment.TrivialAugmentWide()._augmentation_space(31)
+
+
+def test_trivial_augment_draws_every_strength_of_torchvisions_wide_space_equally_often() -> None:
+    drawn = [param for (param,) in many(ops.TrivialAugment(fill=GREY), 331, 200, 40_000)]
+    counts = Counter(param.name for param in drawn)
+    assert {param.fill for param in drawn} == {GREY}
+    assert stats.chisquare([counts[name] for name in d.RAND_OPS]).pvalue > ALPHA
+    for name, (magnitudes, signed) in wide_space().items():
+        own = [param.magnitude for param in drawn if param.name == name]
+        levels = [float(level) for level in magnitudes] if magnitudes.ndim else [0.0]
+        if name.startswith("Translate"):
+            levels = [float(int(level)) for level in levels]
+        wanted = Counter(round(sign * level, 4) for level in levels for sign in ((1, -1) if signed else (1,)))
+        found = Counter(round(level, 4) for level in own)
+        assert set(found) == set(wanted), name
+        expected = [len(own) * wanted[level] / wanted.total() for level in wanted]
+        if len(wanted) > 1:
+            assert stats.chisquare([found[level] for level in wanted], expected).pvalue > ALPHA, name
+
+
 # Pixels
+
+
+def test_trivial_augment_kernels_are_torchvisions_at_every_strength(photo: Image.Image) -> None:
+    width, height = photo.size
+    seen = Counter[str]()
+    for param in {param for (param,) in many(ops.TrivialAugment(fill=GREY), width, height, 300)}:
+        expected = autoaugment._apply_op(photo, param.name, param.magnitude, NEAREST, list(GREY))
+        assert torch.equal(apply(photo, (param,))[0], tensor(expected)), param
+        seen[param.name] += 1
+    assert set(seen) == set(d.RAND_OPS)
 
 
 @pytest.mark.parametrize("magnitude", [0, 3, 10, 17, 30])

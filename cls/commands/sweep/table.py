@@ -50,7 +50,7 @@ def show_directory(folder: Path) -> list[dict[str, Any]]:
 
 def _result(record: RunRecord) -> dict[str, Any]:
     ended, validated = ([row for row in record.rows if key in row] for key in ("time/goodput", "val/accuracy"))
-    best = max(validated, key=lambda row: row["val/accuracy"], default=None)
+    best = record.best_row
     spent = goodput.total(record.attempts)
     return {
         "outcome": record.state,

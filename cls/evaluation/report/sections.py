@@ -76,15 +76,14 @@ def ensemble_summary(record: EnsembleRecord) -> list[tuple[str, str]]:
 def _scores(record: RunRecord) -> list[tuple[str, str]]:
     if not record.run.data.validates:
         return [("validation", NO_VALIDATION), *_tested(record)]
-    scored = [row for row in record.rows if "val/accuracy" in row]
-    best = max(scored, key=lambda row: float(row["val/accuracy"]), default=None)  # the first of equals, as the run does
-    lines = []
+    best, lines = record.best_row, []
     if record.val:
         lines = _figures("validation accuracy", record.val)
     elif best:
         lines.append(("best validation accuracy so far", percent(best["val/accuracy"], 2)))
     if best:
-        lines.append(("best epoch", f"{best['epoch']:g}, step {best['step']:,}"))
+        why = " (lowest validation loss)" if record.run.train.best_on == "loss" else ""
+        lines.append(("best epoch", f"{best['epoch']:g}, step {best['step']:,}{why}"))
     return lines + _tested(record)
 
 
