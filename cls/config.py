@@ -19,11 +19,6 @@ import yaml
 
 Op = Literal["frame", "hflip", "vflip", "rotate", "affine", "jitter", "randaugment", "trivialaugment", "blur", "erase"]
 View = Literal["identity", "hflip", "rotate", "crop"]
-Preset = Literal["none", "flip", "all"]
-PRESETS: dict[Preset, tuple[View, ...]] = {
-    "none": ("identity",), "flip": ("identity", "hflip"), "all": ("identity", "hflip", "rotate", "crop"),
-}  # fmt: skip
-"""Sets of test-time views by name."""
 NO_VALIDATION = "no validation images (data.hold_out none)"
 """Shown wherever a validation figure would be."""
 
@@ -375,12 +370,6 @@ def change(run: Run, *, recipe: str = "", seed: int | None = None, **sections: d
     changed = {name: dataclasses.replace(getattr(run, name), **values) for name, values in sections.items()}
     seed = run.seed if seed is None else seed
     return dataclasses.replace(run, recipe=recipe or run.recipe, seed=seed, **changed)
-
-
-def views_of(words: Sequence[View | Preset]) -> tuple[View, ...]:
-    """Test-time views with the presets among them spelled out."""
-    views = (view for word in words for view in PRESETS.get(typing.cast(Preset, word), (typing.cast(View, word),)))
-    return tuple(dict.fromkeys(views))  # each once: two would weigh double
 
 
 def flat(run: Run) -> dict[str, Any]:

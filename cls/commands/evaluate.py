@@ -9,8 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from cls.commands.options import EvaluateOptions
-from cls.config import views_of
+from cls.commands.options import EvaluateOptions, views_of
 from cls.data.dataset import EvalDataset
 from cls.data.sources import Rows, Splits, labels_of, load_labelled
 from cls.evaluation import ensemble_record

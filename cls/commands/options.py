@@ -1,16 +1,24 @@
 """Options that commands share, and those of single commands; no heavy imports, so that --help returns immediately."""
 
+import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import tyro
 
 from cls.commands.gpus import Gpu, find
-from cls.config import Data, Preset, View
+from cls.config import Data, View
 from cls.validate import check_data
 
 Format = Literal["safetensors", "onnx"]
 Input = Literal["float", "uint8"]
+
+Preset = Literal["none", "flip", "all"]
+PRESETS: dict[Preset, tuple[View, ...]] = {
+    "none": ("identity",), "flip": ("identity", "hflip"), "all": ("identity", "hflip", "rotate", "crop"),
+}  # fmt: skip
+"""Sets of test-time views by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,3 +224,9 @@ class SweepOptions:
     """Write the same runs to this file as a W&B sweep."""
     launch: str = "accelerate launch train.py"
     """Command before the recipe: a launcher with its options, and the training script."""
+
+
+def views_of(words: Sequence[View | Preset]) -> tuple[View, ...]:
+    """Test-time views with the presets among them spelled out."""
+    views = (view for word in words for view in PRESETS.get(typing.cast(Preset, word), (typing.cast(View, word),)))
+    return tuple(dict.fromkeys(views))  # each once: two would weigh double

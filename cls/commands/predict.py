@@ -17,8 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from cls.commands.options import PredictOptions
-from cls.config import View, views_of
+from cls.commands.options import PredictOptions, views_of
+from cls.config import View
 from cls.data.folders.ignored import ending, is_unread_image
 from cls.data.sources import Rows, load_given, load_listed
 from cls.evaluation import predictions

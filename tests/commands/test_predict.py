@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cls.commands.options import PackOptions, PredictOptions
+from cls.commands.options import PackOptions, PredictOptions, views_of
 from cls.commands.pack import pack
 from cls.commands.predict import predict_images, ranked, read_list
-from cls.config import View, views_of
+from cls.config import View
 from cls.data.dataset import EvalDataset
 from cls.data.sources import load_given
 from cls.evaluation.predictions import read_parquet

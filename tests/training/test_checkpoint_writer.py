@@ -117,7 +117,7 @@ def test_without_a_best_epoch_the_last_validated_weights_are_made_again(tmp_path
     run_epochs(tmp_path, state, 0, 2)
     state.history = History(validated=2)
     file.unlink()
-    repair_best(tmp_path, state, {})
+    repair_best(tmp_path, state, {}, Train())
     assert best_step(tmp_path) == 2 and load_file(file).keys() == state.model.state_dict().keys()
     last = load_file(tmp_path / "checkpoints" / "step-0000002" / "average.safetensors")
     assert all(torch.equal(value, last[name]) for name, value in load_file(file).items())
