@@ -216,7 +216,7 @@ class Optim:
     its pretrained values and BatchNorm statistics (Kumar et al. 2022); the schedule begins after them."""
     stage_decay: float = 1.0
     """Factor on the rate for each stage below the last one, so that the stem of a ResNet has the fourth power of it;
-    1: all stages alike. The stages of a timm network are those of its own group_matcher."""
+    1: one rate for all. The stages of a timm network are those of its own group_matcher."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's two decay rates."""
     clip: float = 0.0
