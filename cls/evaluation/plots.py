@@ -20,7 +20,7 @@ from cls.runtime.files import write_whole
 
 Row = dict[str, Any]
 rcParams["text.parse_math"] = False  # names may have dollars in them
-BLUE, ORANGE, GREEN, GRAY = "#0072B2", "#D55E00", "#009E73", "#666666"  # Okabe & Ito 2008, distinguishable by everyone
+BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#666666"  # Okabe & Ito 2008, distinguishable by everyone
 
 
 def write_plots(folder: Path, val: Predictions | None, rows: Sequence[Row]) -> dict[str, Path]:
@@ -76,29 +76,37 @@ def smooth(values: Sequence[float], decay: float) -> list[float]:
 
 
 def curves(rows: Sequence[Row], path: Path) -> None:
-    """Loss, validation accuracy and learning rate against the optimizer step, epochs on the upper axis."""
+    _save(curves_figure(rows), path)
+
+
+def curves_figure(rows: Sequence[Row]) -> Figure:
+    """Loss, accuracy and learning rate against the optimizer step, epochs on the upper axis.
+
+    Training figures: thin for each step, thick the means of epochs; before the second one, smoothed.
+    """
     figure = Figure(figsize=(8, 8.5), layout="constrained")
     loss, score, rate = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1.6])
-    steps, values = series(rows, "train/loss")
-    if steps:
-        loss.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
-        loss.plot(steps, smooth(values, 1 - 1 / max(1, len(values) / 50)), color=BLUE, label="training (smoothed)")
+    _training(loss, rows, "loss")
     steps, values = series(rows, "val/loss")
     if steps:
         loss.plot(steps, values, color=ORANGE, marker="o", markersize=4, label="validation")
     _plain(loss, "Loss")
     if loss.get_legend_handles_labels()[1]:
-        figure.legend(frameon=False, loc="outside upper right", ncols=2)  # beside the title: no corner is always empty
+        handles = loss.get_legend_handles_labels()
+        figure.legend(*handles, frameon=False, loc="outside upper right", ncols=2)  # no corner is always empty
+    _training(score, rows, "accuracy")
     steps, values = series(rows, "val/accuracy")
-    title = "Validation accuracy"
+    title = "Accuracy"
     if steps:
         best = int(np.argmax(values))
-        score.plot(steps, values, color=GREEN, marker="o", markersize=4)
-        score.plot(steps[best], values[best], "o", color=GREEN, markersize=11, fillstyle="none", markeredgewidth=1.5)
-        title += f"    best {values[best]:.2%} at step {steps[best]}"
-    else:
+        score.plot(steps, values, color=ORANGE, marker="o", markersize=4)
+        score.plot(steps[best], values[best], "o", color=ORANGE, markersize=11, fillstyle="none", markeredgewidth=1.5)
+        title += f"    best validation {values[best]:.2%} at step {steps[best]}"
+    elif not score.lines:
         score.text(0.5, 0.5, "no validation", transform=score.transAxes, ha="center", color=GRAY)
     _plain(score, title)
+    if series(rows, "train/accuracy")[0]:
+        score.set_title("training: on the batch as it is seen", loc="right", fontsize=8, color=GRAY)
     score.yaxis.set_major_formatter(PercentFormatter(1.0))
     steps, values = series(rows, "train/lr")
     rate.plot(steps, values, color=GRAY)
@@ -108,7 +116,19 @@ def curves(rows: Sequence[Row], path: Path) -> None:
     rate.set_xlabel("optimizer step")
     rate.xaxis.set_major_locator(MaxNLocator(integer=True))
     _mark_epochs(loss, (score, rate), rows)
-    _save(figure, path)
+    return figure
+
+
+def _training(axes: Axes, rows: Sequence[Row], figure: str) -> None:
+    steps, values = series(rows, f"train/{figure}")
+    if steps:
+        axes.plot(steps, values, color=BLUE, alpha=0.25, linewidth=0.8)
+    ends, means = series(rows, f"train/epoch_{figure}")
+    if len(ends) > 1:
+        axes.plot(ends, means, color=BLUE, marker="o", markersize=4, label="training (epoch means)")
+    elif steps:
+        smoothed = smooth(values, 1 - 1 / max(1, len(values) / 50))
+        axes.plot(steps, smoothed, color=BLUE, label="training (smoothed)")
 
 
 def _mark_epochs(top: Axes, others: Sequence[Axes], rows: Sequence[Row]) -> None:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from cls.evaluation.report.charts import POINTS, thin
+from cls.evaluation.report.charts import POINTS, curves, thin
 
 
 @pytest.mark.parametrize("length", [POINTS + 1, 2 * POINTS - 1, 3 * POINTS + 7])
@@ -18,3 +18,17 @@ def test_a_long_line_is_means_of_its_parts_whatever_their_sizes(length: int) -> 
     found = thin(x.tolist(), y.tolist())
     assert found[0] == pytest.approx([x[part].mean() for part in parts])
     assert found[1] == pytest.approx([y[part].mean() for part in parts])
+
+
+def test_training_figures_are_beside_those_of_validation() -> None:
+    rows = [{"step": s, "epoch": 1, "train/loss": 3 / s, "train/accuracy": s / 40} for s in range(1, 9)]
+    ends = [{"step": s, "epoch": s // 4, "train/epoch_loss": 2 / s, "train/epoch_accuracy": s / 50, "val/loss": 4 / s,
+             "val/accuracy": s / 60} for s in (4, 8)]  # fmt: skip
+    charts = {chart["key"]: {line["name"]: (line["x"], line["y"]) for line in chart["data"]["lines"]}
+              for chart in curves([*rows, *ends])}  # fmt: skip
+    assert charts["accuracy"]["training (epoch means)"] == ([4, 8], [0.08, 0.16])
+    assert charts["accuracy"]["validation"] == ([4, 8], [0.066667, 0.13333])
+    assert charts["accuracy"]["each step"][0] == list(range(1, 9))
+    assert charts["loss"]["training (epoch means)"] == ([4, 8], [0.5, 0.25])
+    young = {chart["key"]: [line["name"] for line in chart["data"]["lines"]] for chart in curves(rows)}
+    assert young["accuracy"] == young["loss"] == ["training"]

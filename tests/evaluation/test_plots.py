@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cls.evaluation.plots import confusion_picture, curves, smooth, worst_classes, write_plots
+from cls.evaluation.plots import confusion_picture, curves, curves_figure, smooth, worst_classes, write_plots
 from cls.evaluation.predictions import Predictions, image_names, read_parquet, write_csv, write_parquet
 from cls.runtime.files import write_whole
 
@@ -206,6 +206,30 @@ def test_curves_of_a_young_run(rows, tmp_path):
     curves(rows, tmp_path / "c.png")
     with Image.open(tmp_path / "c.png") as image:
         assert image.size == (1200, 1275)
+
+
+def drawn_lines(axes):
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines}
+
+
+def test_curves_show_the_epoch_means_beside_the_validation():
+    rows = [{"step": s, "epoch": 1, "train/loss": 3 / s, "train/accuracy": s / 40} for s in range(1, 9)]
+        {"step": s, "epoch": 1, "train/loss": 3 / s, "train/accuracy": s / 40, "train/lr": 1e-3} for s in range(1, 9)
+    ]
+    ends = [{"step": s, "epoch": s / 4, "train/epoch_loss": 2 / s, "train/epoch_accuracy": s / 50,
+             "val/loss": 4 / s, "val/accuracy": s / 60} for s in (4, 8)]  # fmt: skip
+    loss, score, _ = curves_figure(rows + ends).axes
+    assert drawn_lines(loss)["training (epoch means)"] == ([4, 8], [0.5, 0.25])
+    assert drawn_lines(loss)["validation"] == ([4, 8], [1.0, 0.5])
+    assert drawn_lines(score)["training (epoch means)"] == ([4, 8], [4 / 50, 8 / 50])
+    assert ([4, 8], [4 / 60, 8 / 60]) in drawn_lines(score).values()
+    assert (list(range(1, 9)), [s / 40 for s in range(1, 9)]) in drawn_lines(score).values()
+    loss, score, _ = curves_figure(rows).axes  # in the first epoch
+    assert "training (smoothed)" in drawn_lines(score) and not score.texts
+    old = [{k: v for k, v in row.items() if not k.startswith("train/") or k == "train/loss"} for row in rows + ends]
+    loss, score, _ = curves_figure(old).axes  # of an earlier version
+    assert "training (smoothed)" in drawn_lines(loss)
+    assert not any("training" in name for name in drawn_lines(score))
 
 
 def test_pictures_without_labels(tmp_path):

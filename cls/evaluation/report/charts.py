@@ -37,22 +37,30 @@ def curves(rows: list[Row]) -> list[dict[str, Any]]:
     """Loss, accuracy, learning rate and throughput, as far as metrics.jsonl has them."""
     ends = list(epoch_ends(rows))
     last = max((row["step"] for row in rows), default=1)
-    steps, loss = series(rows, "train/loss")
-    lines = [Line("training", "blue", *thin(steps, loss))]
-    if len(loss) > 50:
-        smoothed = smooth(loss, 1 - 50 / len(loss))
-        each = Line("each step", "faint", *thin(steps, loss))
-        lines = [each, Line("training (smoothed)", "blue", *thin(steps, smoothed))]
-    val = series(rows, "val/loss")
+    loss, score = (
+        [*_training(rows, figure), Line("validation", "orange", *series(rows, f"val/{figure}"), dots=True)]
+        for figure in ("loss", "accuracy")
+    )
     wanted = [
-        _chart("loss", "Loss", [*lines, Line("validation", "orange", *val, dots=True)], ends, last),
-        _chart("accuracy", "Validation accuracy",
-               [Line("validation", "green", *series(rows, "val/accuracy"), dots=True)], ends, last, share=True),
+        _chart("loss", "Loss", loss, ends, last),
+        _chart("accuracy", "Accuracy", score, ends, last, share=True),
         _chart("lr", "Learning rate", [Line("learning rate", "gray", *thin(*series(rows, "train/lr")))], ends, last),
         _chart("throughput", "Training images per second",
                [Line("images/s", "blue", *thin(*series(rows, "train/images_per_second")))], ends, last),
     ]  # fmt: skip
     return [chart for chart in wanted if chart]
+
+
+def _training(rows: list[Row], figure: str) -> list[Line]:
+    """Each step and the means of epochs; before the second one, smoothed."""
+    steps, values = series(rows, f"train/{figure}")
+    ends, means = series(rows, f"train/epoch_{figure}")
+    each = Line("each step", "faint", *thin(steps, values))
+    if len(ends) > 1:
+        return [each, Line("training (epoch means)", "blue", *thin(ends, means), dots=True)]
+    if len(values) > 50:
+        return [each, Line("training (smoothed)", "blue", *thin(steps, smooth(values, 1 - 50 / len(values))))]
+    return [Line("training", "blue", *each[2:4])]
 
 
 def _chart(
