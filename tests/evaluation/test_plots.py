@@ -214,8 +214,6 @@ def drawn_lines(axes):
 
 def test_curves_show_the_epoch_means_beside_the_validation():
     rows = [{"step": s, "epoch": 1, "train/loss": 3 / s, "train/accuracy": s / 40} for s in range(1, 9)]
-        {"step": s, "epoch": 1, "train/loss": 3 / s, "train/accuracy": s / 40, "train/lr": 1e-3} for s in range(1, 9)
-    ]
     ends = [{"step": s, "epoch": s / 4, "train/epoch_loss": 2 / s, "train/epoch_accuracy": s / 50,
              "val/loss": 4 / s, "val/accuracy": s / 60} for s in (4, 8)]  # fmt: skip
     loss, score, _ = curves_figure(rows + ends).axes
