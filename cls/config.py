@@ -213,7 +213,8 @@ class Optim:
     """Factor on the rate of the head and of other fresh parts."""
     head_epochs: float = 0.0
     """Epochs at the start in which only the head and other fresh parts train, at lr · head_lr, while the backbone keeps
-    its pretrained values and BatchNorm statistics (Kumar et al. 2022); the schedule begins after them."""
+    its pretrained values and BatchNorm statistics (Kumar et al. 2022); the schedule begins after them. As many as
+    train.epochs: the head alone is trained, at one rate."""
     stage_decay: float = 1.0
     """Factor on the rate for each stage below the last one, so that the stem of a ResNet has the fourth power of it;
     1: one rate for all. The stages of a timm network are those of its own group_matcher."""

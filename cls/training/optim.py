@@ -56,7 +56,7 @@ class Schedule:
 
         ``lr``: the backbone's rate at its highest; 0 is the first group's. The backbone may be frozen, without a group.
         """
-        epochs, steps = epochs - config.head_epochs, steps - head_steps
+        epochs, steps = epochs - config.head_epochs or 1, steps - head_steps  # 1: nothing follows the head's epochs
         self.optimizer, self.config = optimizer, config
         lr = lr or self.lr
         low = config.min_lr / lr  # min_lr is a rate, as in torch's schedules, not a share of optim.lr

@@ -88,6 +88,12 @@ def test_the_schedule_begins_after_the_head_epochs(
     assert max(rates[10:]) == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize("schedule", ["fixed", "cosine", "plateau", "warmup-cosine", "one-cycle"])
+def test_a_run_may_train_the_head_alone_at_one_rate(schedule: str) -> None:
+    state = built(name="sgd", lr=0.01, head_epochs=4.0, schedule=schedule, warmup=1.0)
+    assert state.head_steps == 40 and [state.update(0.0) for _ in range(40)] == [0.01] * 40
+
+
 def test_a_schedule_by_epochs_covers_the_epochs_after_the_head() -> None:
     state = built(name="sgd", lr=0.01, head_epochs=1.0, schedule="cosine")
     rates = [state.schedule.lr]
