@@ -170,7 +170,8 @@ class Model:
     backbone: str = "resnext101_32x8d"
     """A torchvision ResNet or ResNeXt name, 'timm/NAME' for a timm model, or 'resnext14_8x8d' (small, for digits)."""
     weights: str = "DEFAULT"
-    """'none', a torchvision name such as IMAGENET1K_V2 or DEFAULT, 'timm' (that model's own), or a local file."""
+    """'none', a torchvision name such as IMAGENET1K_V2 or DEFAULT, 'timm' (that model's own), a local file, or a run
+    directory: its best weights. The head is loaded too if network, classes and their order are the same."""
     head: str = ""
     """Hidden head layers, e.g. '500 relu dropout:0.5': a number is a linear layer of that width; also bn, silu."""
     gate: int = 0
@@ -191,6 +192,11 @@ class Model:
     def in_eval_mode(self) -> tuple[str, ...]:
         """The parts that stay in eval mode while the others train."""
         return self.freeze if self.freeze_norms else ()
+
+    @property
+    def own_weights(self) -> bool:
+        """Whether the weights are a local file or a run directory, not a name."""
+        return "." in self.weights or "/" in self.weights
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,7 @@ def needed_weights(run: Run) -> str:
     The library's version is part of it: it decides which file DEFAULT is.
     """
     name, weights = run.model.backbone, run.model.weights
-    if weights == "none" or "." in weights or "/" in weights:
+    if weights == "none" or run.model.own_weights:
         return ""
     library = "timm" if name.startswith("timm/") else "torchvision"
     return f"weights {weights} of {name} ({library} {version(library).partition('+')[0]})"

@@ -8,16 +8,19 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
 from cls import recipes
 from cls.commands.fetch import require_offline
-from cls.config import Run, renamed, to_yaml
+from cls.config import Run, change, renamed, to_yaml
 from cls.runtime.exit import CODES, ExitHandler
-from cls.runtime.paths import expanded
+from cls.runtime.paths import expand_home, expanded
+from cls.tracking.run_files import read_run_directory
 from cls.validate import check
 
 T = TypeVar("T")
@@ -42,13 +45,15 @@ def parse_run(argv: list[str]) -> Run:
     A misspelt field or a wrong type exits with the nearest field named; a bad value is a ValueError naming its field,
     as are images without a recipe.
     """
+    argv, earlier = _start_from(argv)
     name, rest = recipe_and_fields(argv)
     text = (
         f"Train recipe {name!r}; others: train.py RECIPE (`cls recipes` lists them). "
-        "--show prints the final configuration and exits; --offline checks that no network is needed, and uses none."
+        "--show prints the final configuration and exits; --offline checks that no network is needed, and uses none. "
+        "--start-from RUN takes the configuration of a run directory in place of a recipe's, and its best weights."
     )
     fields = [word for word in rest if word not in ("--show", "--offline")]
-    run = parse_options(Run, recipes.get(name), fields, f"train.py {name}", text)
+    run = parse_options(Run, earlier or recipes.get(name), fields, f"train.py {name}", text)
     check_run(run, "train.py", argv)
     if "--show" in rest:
         print_document(to_yaml(run).rstrip("\n"))
@@ -57,6 +62,46 @@ def parse_run(argv: list[str]) -> Run:
     if "--offline" in rest:
         require_offline(run)
     return run
+
+
+def _start_from(argv: list[str]) -> tuple[list[str], Run | None]:
+    """A command line without ``--start-from RUN``, but with the run's recipe as its first word; and the defaults.
+
+    These are the run's configuration, with its best weights; nothing else of that run is used, so that steps, epochs
+    and schedule count from 0. ValueError where there are no such weights, and for another recipe.
+    """
+    words, path = option_of(argv, "--start-from")
+    if path is None:
+        return argv, None
+    directory = Path(expand_home("start-from", path))
+    try:
+        if not path:
+            raise ValueError("the option has no value")
+        stored = read_run_directory(directory)
+    except ValueError as error:
+        raise ValueError(f"start-from: {error}; name the directory of a run") from None
+    best = directory / "best" / "model.safetensors"
+    if not best.is_file():
+        raise ValueError(f"start-from: {best} does not exist: name a run in which at least one epoch is done")
+    if words and not words[0].startswith("-") and words[0] != stored.recipe:
+        raise ValueError(f"start-from: {path} is {stored.recipe}, not {words[0]}: leave out the recipe's name")
+    weights = str(directory) if "/" in str(directory) else f"./{directory}"
+    run = replace(change(stored, data={"copy": ""}, model={"weights": weights}), out="")
+    return [stored.recipe, *words[(words[:1] == [stored.recipe]) :]], run
+
+
+def option_of(argv: list[str], name: str) -> tuple[list[str], str | None]:
+    """A command line without an option that is no field, and its value: the last one, as for the parser; or None."""
+    words, value = list[str](), None
+    rest = iter(argv)
+    for word in rest:
+        if word == name:
+            value = next(rest, "")
+        elif word.startswith(f"{name}="):
+            value = word.removeprefix(f"{name}=")
+        else:
+            words.append(word)
+    return words, value
 
 
 def fail_early(argv: list[str]) -> None:

@@ -58,6 +58,11 @@ class RunRecord:
         """The start event of each attempt."""
         return [event for event in self.events if event["event"] == "start"]
 
+    @property
+    def weights_sha256(self) -> str:
+        """Of the pretrained weights that training started from; '' where there are none, and in early versions."""
+        return next((str(start["weights_sha256"]) for start in self.starts if start.get("weights_sha256")), "")
+
     @cached_property
     def attempts(self) -> list[dict[str, Any]]:
         """:func:`cls.tracking.goodput.attempts`."""

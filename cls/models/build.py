@@ -1,5 +1,6 @@
 """Build the network: a backbone with pretrained weights, optional attention, a head, frozen parts."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +17,13 @@ from cls.models.weights import load_pretrained, weight_file
 from cls.runtime.rng import torch_seed
 
 
-def build_model(config: Model, classes: int, seed: int) -> nn.Module:
+def build_model(config: Model, classes: int, seed: int, names: Sequence[str] = ()) -> nn.Module:
     """The network for images b 3 h w -> logits b classes, on the CPU in fp32, in train mode.
 
     Keys of the state dict are torchvision's or timm's own; added parts only add keys. Fresh layers are drawn from
     (seed, "init") alone: neither the global generator nor the backbone changes them, and the global generator is left
-    as it was. Bad fields and weights are a ValueError that names the field or the file.
+    as it was. ``names``: of the classes, in order; the head of a file with other ones is not loaded. Bad fields and
+    weights are a ValueError that names the field or the file.
     """
     if classes < 1:
         raise ValueError(f"expected at least one class, found {classes}")
@@ -36,10 +38,10 @@ def build_model(config: Model, classes: int, seed: int) -> nn.Module:
         add_attention(model, config.cbam, chained=config.cbam_chained, dropout3=config.dropout3)
         replace_classifier(model, classifier, words=config.head, gate=config.gate, classes=classes)
     if file:
-        local = "." in config.weights or "/" in config.weights
         added = set(model.state_dict()) - pretrained
         added -= {name for name in added if config.gate and name.startswith(f"{classifier}.0.")}
-        load_pretrained(model, file, classifier=classifier, gate=config.gate, added=added, whole=local)
+        load_pretrained(model, file, classifier=classifier, gate=config.gate, added=added,
+                        whole=config.own_weights, names=names)  # fmt: skip
     freeze_parts(model, config.freeze)
     return model
 

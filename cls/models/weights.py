@@ -2,10 +2,12 @@
 
 import difflib
 import hashlib
+import json
 import logging
 import os
 import pickle
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -16,7 +18,7 @@ from urllib.request import Request, urlopen
 import torch
 import torchvision
 from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -51,12 +53,8 @@ def weight_source(config: Model) -> "Path | TorchFile | HubFile | None":
     check_backbone(config.backbone)
     if config.weights == "none":
         return None
-    if "." in config.weights or "/" in config.weights:
-        path = Path(config.weights).expanduser()
-        if not path.is_file():
-            found = "a folder; name the file in it" if path.is_dir() else "no such file"
-            raise ValueError(f"model.weights: {config.weights}: {found}")
-        return path
+    if config.own_weights:
+        return _own_file(config.weights)
     names = ["none"]
     if config.backbone.startswith("timm/"):
         names += ["timm"]
@@ -65,11 +63,24 @@ def weight_source(config: Model) -> "Path | TorchFile | HubFile | None":
     if config.weights not in names:
         near = difflib.get_close_matches(config.weights, names, 1, cutoff=0.3)
         hint = f"did you mean {near[0]}? " if near and near != ["none"] else ""
+        hint = f"did you mean the folder ./{config.weights}? " if Path(config.weights).is_dir() else hint
         raise ValueError(f"model.weights: {config.backbone} has no weights {config.weights!r}; {hint}it takes"
-                         f" {', '.join(names)}, or a local .safetensors or .pth file")  # fmt: skip
+                         f" {', '.join(names)}, a run directory, or a local .safetensors or .pth file")  # fmt: skip
     if config.weights == "timm":
         return _timm_source(config.backbone.removeprefix("timm/"))
     return TorchFile(torchvision.models.get_model_weights(config.backbone)[config.weights].url)
+
+
+def _own_file(weights: str) -> Path:
+    """A file, or the best weights in a run directory."""
+    path = Path(weights).expanduser()
+    best = path / "best" / "model.safetensors"
+    if path.is_file() or best.is_file():
+        return path if path.is_file() else best
+    if (path / "config.yaml").is_file():
+        raise ValueError(f"model.weights: {weights}: {best} does not exist: name a run in which an epoch is done")
+    found = "a folder but no run directory: name a run directory or the file" if path.is_dir() else "no such file"
+    raise ValueError(f"model.weights: {weights}: {found}")
 
 
 def _timm_source(name: str) -> "TorchFile | HubFile":
@@ -224,15 +235,21 @@ def load_exact(model: nn.Module, path: Path) -> None:
         assign(target[name], value)
 
 
-def load_pretrained(model: nn.Module, path: Path, *, classifier: str, gate: int, added: set[str], whole: bool) -> None:
+def load_pretrained(
+    model: nn.Module, path: Path, *, classifier: str, gate: int, added: set[str], whole: bool, names: Sequence[str] = ()
+) -> None:
     """Load a backbone's file into the finished model: everything but the head, which stays fresh.
 
     ``added`` are the keys that the pretrained backbone does not have. With a gate the file's own output layer is loaded
     too, since the gate works on its logits. ``whole`` allows a file with exactly this model's names and shapes (a
-    checkpoint of an earlier run) to be loaded head and all. ValueError names what is missing or left over.
+    checkpoint of an earlier run) to be loaded head and all, unless its header states other classes than ``names`` or
+    the same in another order: such a head would give each class another one's logits. ValueError names what is missing
+    or left over.
     """
     state, target = read_state(path), model.state_dict()
-    if whole and not _misfits(target, state, optional=set()):
+    stated = classes_of(path) if whole and names else ()
+    other = bool(stated) and stated != tuple(names)
+    if whole and not other and not _misfits(target, state, optional=set()):
         model.load_state_dict(state)
         log.info("weights: %s: all of it loaded, the head included", path)
         return
@@ -240,13 +257,39 @@ def load_pretrained(model: nn.Module, path: Path, *, classifier: str, gate: int,
     body = {name: tensor for name, tensor in state.items() if name not in head}
     wanted = {name: tensor for name, tensor in target.items() if not name.startswith(f"{classifier}.")}
     if gate:
-        body |= {name.replace(classifier, f"{classifier}.0", 1): state[name] for name in head}
+        own = {name for name in head if name.startswith(f"{classifier}.0.")}  # of a run with a gate, whose rest is new
+        body |= {name: state[name] for name in own}
+        body |= {} if own else {name.replace(classifier, f"{classifier}.0", 1): state[name] for name in head}
         wanted |= {name: tensor for name, tensor in target.items() if name.startswith(f"{classifier}.0.")}
     _require(path, _misfits(wanted, body, optional=added))
     model.load_state_dict(body, strict=False)
-    if not gate:
+    if other or not gate:
         outputs = state[f"{classifier}.weight"].shape[0] if f"{classifier}.weight" in head else "unknown"
-        log.info("weights: %s: backbone loaded, the file's head (%s classes) replaced by a fresh one", path, outputs)
+        what = _compared(stated, names) if other else f"{outputs} classes"
+        seen = other and os.environ.get("RANK", "0") == "0"  # of an own run one may expect the head, too
+        text = "weights: %s: backbone loaded, the file's head (%s) replaced by a fresh one"
+        log.log(logging.WARNING if seen else logging.INFO, text, path, what)
+
+
+def classes_of(path: Path) -> tuple[str, ...]:
+    """The class names in the header of a file that train.py wrote; () for other files."""
+    if path.suffix != ".safetensors":
+        return ()
+    with safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get("classes", "[]")
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: the classes in its header are damaged; copy it again")
+    return tuple(names)
+
+
+def _compared(stated: Sequence[str], names: Sequence[str]) -> str:
+    if set(stated) == set(names):
+        return "the same classes in another order"
+    return f"{len(stated)} classes, {len(set(stated) & set(names))} of them among the {len(names)} here"
 
 
 def _misfits(target: dict[str, Tensor], state: dict[str, Tensor], *, optional: set[str]) -> list[str]:

@@ -42,11 +42,14 @@ def expanded(options: T) -> T:
     }
     for name in PATHS.get(type(options).__name__, ()):
         value = found[name]
-        changed[name] = tuple(_home(name, v) for v in value) if isinstance(value, tuple) else _home(name, value)
+        changed[name] = (
+            tuple(expand_home(name, v) for v in value) if isinstance(value, tuple) else expand_home(name, value)
+        )
     return dataclasses.replace(options, **{name: value for name, value in changed.items() if value != found[name]})
 
 
-def _home(name: str, value: T) -> T:
+def expand_home(name: str, value: T) -> T:
+    """A path with ``~`` and ``~user`` expanded; ``name`` is the option's, for the ValueError of an unknown user."""
     if not isinstance(value, str) or not value.startswith("~"):
         return value
     path = os.path.expanduser(value)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Sequence
@@ -190,7 +191,17 @@ def _reject_other(path: Path, stored: Run, run: Run, lines: Sequence[str]) -> No
     if len(lines) == 1 and lines[0].startswith("data.path: "):
         raise ValueError(f"{what} ({lines[0]}); {_moved_images(path, stored, run)}")
     changes = "\n  ".join(lines)
-    raise ValueError(f"{what}; use another --out:\n  {changes}")
+    raise ValueError(f"{what}; use another --out:\n  {changes}{_longer(path, stored, run, lines)}")
+
+
+def _longer(path: Path, stored: Run, run: Run, lines: Sequence[str]) -> str:
+    """The command that trains on where more epochs are asked for; '' for other changes, and without best weights."""
+    if run.train.epochs <= stored.train.epochs or not (path / "best" / "model.safetensors").is_file():
+        return ""
+    free = next(str(new) for n in count(2) if not (new := path.with_name(f"{path.name}-{n}")).exists())
+    words = ["--start-from", str(path), "--train.epochs", str(run.train.epochs), "--out", free]
+    others = " (add the other changes)" if len(lines) > 1 else ""
+    return f"\nto train longer, from its best weights: {shlex.join(['python', 'train.py', run.recipe, *words])}{others}"
 
 
 def _moved_images(path: Path, stored: Run, run: Run) -> str:

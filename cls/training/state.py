@@ -1,6 +1,7 @@
 """Mutable training state: model, optimizer, learning-rate schedule, moving average, validation history."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -127,9 +128,9 @@ class State:
         return lr
 
 
-def build_state(run: Run, classes: int, steps: Steps, world: World) -> State:
+def build_state(run: Run, classes: Sequence[str], steps: Steps, world: World) -> State:
     """Model, optimizer, schedule and moving average at step 0, the same on every rank; sharded if FSDP is asked for."""
-    model = build_model(run.model, classes, run.seed).to(world.device)
+    model = build_model(run.model, len(classes), run.seed, classes).to(world.device)
     if run.train.images_channels_last and not world.fsdp:  # sharding needs row-major parameters
         model = model.to(memory_format=torch.channels_last)
     average = moving_average(model, run.optim.ema)

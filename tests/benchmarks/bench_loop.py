@@ -53,7 +53,7 @@ class Loop:
     def __init__(self, run: Run, world: World, out: Path) -> None:
         self.run, self.world, self.done = run, world, 0
         steps = Steps(10**6, run.train)
-        self.state: State = build_state(run, CLASSES, steps, world)
+        self.state: State = build_state(run, [*map(str, range(CLASSES))], steps, world)
         size, count = run.train.micro_batch, run.train.batch // run.train.micro_batch
         images = torch.randn(count, size, 3, run.data.size, run.data.size, device=world.device)
         self.images = [part.contiguous(memory_format=torch.channels_last) for part in images]

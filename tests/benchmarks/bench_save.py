@@ -46,7 +46,7 @@ def one_step(step: int, micro: MicroBatches, state: State, images: torch.Tensor,
 def first_step(run: Run, world: World, out: Path, images: torch.Tensor) -> tuple[float, State, MicroBatches]:
     """Seconds from an empty process's state to the end of the first step."""
     since = time.perf_counter()
-    state = build_state(run, 100, Steps(10**6, run.train), world)
+    state = build_state(run, [*map(str, range(100))], Steps(10**6, run.train), world)
     step = checkpoint.restore(out / "checkpoints", state, world)
     micro = MicroBatches(world, world.wrap(state.model, False), run)
     probe(micro, state.optimizer, run)

@@ -133,7 +133,7 @@ def one_cpu() -> World:
 def two_steps(run: Run) -> None:
     """As train.py makes them, on real tensors."""
     world = one_cpu()
-    state = build_state(run, 10, Steps(1000, run.train), world)
+    state = build_state(run, "abcdefghij", Steps(1000, run.train), world)
     micro = MicroBatches(world, state.model, run)
     mixing = Mixing("mixup", 0.5) if run.augment.mixup else Mixing("none", 1.0)
     for step in range(2):
@@ -222,7 +222,7 @@ def test_sixteen_images_follow_from_four_and_six() -> None:
 def test_flops_are_those_of_torchs_counter_where_that_is_right(freeze: tuple[str, ...]) -> None:
     """ResNet-18 has no grouped convolutions; frozen stages have no backward pass. Real tensors."""
     run = small("exact", 1, model={"freeze": freeze})
-    state = build_state(run, 10, Steps(1000, run.train), one_cpu())
+    state = build_state(run, "abcdefghij", Steps(1000, run.train), one_cpu())
     with FlopCounterMode(display=False) as counter:
         state.model(torch.rand(2, 3, 64, 64)).sum().backward()
     ours, _ = small_step(run).work(2)

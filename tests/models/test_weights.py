@@ -4,6 +4,7 @@ import functools
 import hashlib
 import http.server
 import io
+import json
 import logging
 import os
 import pickle
@@ -129,6 +130,57 @@ def test_an_earlier_run_is_continued_whole_or_without_its_head(tmp_path, gate):
     assert torch.equal(other.fc[0].weight, build_model(config, 7, 2).fc[0].weight)
 
 
+CLASSES = tuple("abcdefghij")
+
+
+def run_directory(path: Path, config: Model, classes: tuple[str, ...], header: str = "") -> Path:
+    """With the weights and the header of train.py."""
+    (path / "best").mkdir(parents=True)
+    state = build_model(config, len(classes), 1).state_dict()
+    save_file(state, path / "best" / "model.safetensors", {"classes": header or json.dumps(classes)})
+    return path
+
+
+def test_a_run_directory_is_its_best_weights(tmp_path, monkeypatch):
+    run = run_directory(tmp_path / "run", FRESH, CLASSES)
+    found = replace(FRESH, weights=str(run))
+    assert weight_file(found) == run / "best" / "model.safetensors"
+    saved = load_file(run / "best" / "model.safetensors")
+    model = build_model(found, 10, 2, CLASSES)
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+    monkeypatch.chdir(tmp_path)
+    assert weight_file(replace(FRESH, weights="./run")) == Path("run/best/model.safetensors")
+    with pytest.raises(ValueError, match=r"has no weights 'run'; did you mean the folder \./run\?"):
+        weight_file(replace(FRESH, weights="run"))
+
+
+@pytest.mark.parametrize("gate", [0, 8])
+@pytest.mark.parametrize(("names", "what"), [
+    (CLASSES[::-1], "the same classes in another order"),
+    ((*tuple("abcdefghi"), "new"), "10 classes, 9 of them among the 10 here"),
+    (CLASSES[:4], "10 classes, 4 of them among the 4 here"),
+])  # fmt: skip
+def test_the_head_of_other_classes_is_not_loaded(tmp_path, caplog, gate, names, what):
+    """With as many classes all shapes agree, and each class would be given another one's logits."""
+    config = replace(FRESH, gate=gate, head="16 relu")
+    run = run_directory(tmp_path / "run", config, CLASSES)
+    saved, fresh = load_file(run / "best" / "model.safetensors"), build_model(config, len(names), 5).state_dict()
+    model = build_model(replace(config, weights=str(run)), len(names), 5, names)
+    assert backbone_equals(model, saved)
+    for name, value in model.state_dict().items():
+        if name.startswith("fc."):
+            kept = gate and name.startswith("fc.0.")  # the backbone's own logits, which the gate works on
+            assert torch.equal(value, (saved if kept else fresh)[name]), name
+    [line] = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert f"the file's head ({what}) replaced by a fresh one" in line.getMessage()
+
+
+def test_a_damaged_list_of_classes_is_named(tmp_path):
+    run = run_directory(tmp_path / "run", FRESH, CLASSES, header="[1")
+    with pytest.raises(ValueError, match=r"model.safetensors: the classes in its header are damaged"):
+        build_model(replace(FRESH, weights=str(run)), 10, 2, CLASSES)
+
+
 def test_load_exact_is_strict(tmp_path):
     model = build_model(replace(FRESH, head="16 relu"), 10, 1)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
@@ -191,7 +243,12 @@ def test_a_file_without_a_state_dict_is_named(tmp_path):
 def test_a_missing_file_is_found_out_before_building(tmp_path):
     with pytest.raises(ValueError, match=r"model.weights: .*/no.pth: no such file"):
         weight_file(replace(FRESH, weights=str(tmp_path / "no.pth")))
-    with pytest.raises(ValueError, match=r"model.weights: .*: a folder; name the file in it"):
+    with pytest.raises(ValueError, match=r"model.weights: .*: a folder but no run directory: name a run directory or"):
+        weight_file(replace(FRESH, weights=str(tmp_path)))
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(
+        ValueError, match=r"model.weights: .*best/model.safetensors does not exist: name a run in which"
+    ):
         weight_file(replace(FRESH, weights=str(tmp_path)))
 
 

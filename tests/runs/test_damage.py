@@ -77,7 +77,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Whole:
     assert code in (0, None), said
     run = read_run(out / "config.yaml")
     splits = load(run.data, run.seed)
-    return Whole(out, run, splits, build_state(run, len(splits.classes), Steps(len(splits.train), run.train), CLUSTER))
+    return Whole(out, run, splits, build_state(run, splits.classes, Steps(len(splits.train), run.train), CLUSTER))
 
 
 def resume(whole: Whole, out: Path) -> None:

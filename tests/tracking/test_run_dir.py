@@ -314,6 +314,28 @@ def test_another_configuration_is_refused_with_what_differs_and_changes_nothing(
     assert contents(tmp_path) == before  # the lock included
 
 
+def test_more_epochs_are_rejected_with_the_command_that_trains_longer(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first_attempt(out, train={"epochs": 4})
+    (out / "exit.json").write_text('{"outcome": "done"}')
+    (tmp_path / "run-2").mkdir()
+
+    def rejection(**sections: Any) -> str:
+        with pytest.raises(ValueError, match="another configuration") as caught:
+            open_run_dir(run_in(out, **sections), CLUSTER)
+        return str(caught.value)
+
+    assert "--start-from" not in rejection(train={"epochs": 8})  # from what?
+    (out / "best").mkdir()
+    (out / "best" / "model.safetensors").touch()
+    command = f"python train.py digits --start-from {out} --train.epochs 8.5 --out {out}-3"
+    assert rejection(train={"epochs": 8.5}).endswith(
+        f"train.epochs: 4 -> 8.5\nto train longer, from its best weights: {command}"
+    )
+    assert rejection(train={"epochs": 8.5}, optim={"lr": 0.5}).endswith(f"{command} (add the other changes)")
+    assert "--start-from" not in rejection(train={"epochs": 2})
+
+
 @pytest.mark.parametrize("outcome", ["user_error", "data", "out_of_memory", "error"])
 def test_after_a_fault_at_the_start_the_corrected_command_goes_on(tmp_path: Path, outcome: str) -> None:
     """What a message says to add must not be rejected as another configuration."""

@@ -22,7 +22,7 @@ def built(reduce: str = "exact", **optim: Any) -> State:
     torch.manual_seed(0)
     model = {"backbone": "resnext14_8x8d", "weights": "none", "head": HEAD, "cbam": (4,)}
     run = change(Run(), model=model, train={"epochs": 4, "batch": 16, "reduce": reduce}, optim=optim)
-    return build_state(run, 3, Steps(160, run.train), ALONE)
+    return build_state(run, ("a", "b", "c"), Steps(160, run.train), ALONE)
 
 
 def step(state: State, number: int) -> tuple[set[str], set[str]]:

@@ -46,7 +46,7 @@ def built(**optim: Any) -> tuple[Steps, State]:
         Run(), model={"backbone": "timm/test_resnet", "weights": "none"}, train={"epochs": 4, "batch": 16}, optim=optim
     )
     steps = Steps(64, run.train)
-    return steps, build_state(run, 3, steps, ALONE)
+    return steps, build_state(run, ("a", "b", "c"), steps, ALONE)
 
 
 def test_the_schedule_is_given_the_loss_as_loss_and_the_accuracy_as_accuracy() -> None:

@@ -81,7 +81,7 @@ class Trainer(NamedTuple):
 def trainer(run: Run, splits: Splits, world: World) -> Trainer:
     """With random weights: a step takes as long with them."""
     run = change(run, model={"weights": "none"})
-    state = build_state(run, len(splits.classes), Steps(len(splits.train), run.train), world)
+    state = build_state(run, splits.classes, Steps(len(splits.train), run.train), world)
     model = world.wrap(state.model, run.train.compile)
     weights = class_weights(images_of(splits.train).labels, len(splits.classes), run.optim.class_weight, world.device)
     return Trainer(run, world, state, MicroBatches(world, model, run), weights)

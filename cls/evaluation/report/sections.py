@@ -43,7 +43,8 @@ def state(record: RunRecord) -> str:
 
 def summary(record: RunRecord) -> list[tuple[str, str]]:
     run, rows = record.run, record.rows
-    lines = [("recipe", run.recipe), ("backbone", f"{run.model.backbone}, weights {run.model.weights}")]
+    weights = run.model.weights + (f", sha256 {known[:16]}…" if (known := record.weights_sha256) else "")
+    lines = [("recipe", run.recipe), ("backbone", run.model.backbone), ("weights", weights)]
     lines = [*_scores(record), *lines]
     if record.classes:
         parameters, trainable = count_parameters(run.model, len(record.classes))
