@@ -23,6 +23,7 @@ from cls.commands.options import (
     PlanOptions,
     PredictOptions,
     ReportOptions,
+    SoupOptions,
     SplitOptions,
     SweepOptions,
 )
@@ -336,6 +337,27 @@ class Export(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Soup(Command):
+    """Average the weights of runs of one network into one, greedily by validation accuracy; written if it gains.
+
+    The runs must have started from the same weights; sizes, augmentation, optimizer and seeds may differ. The images
+    that choose the members also judge them: the soup's validation accuracy is optimistic.
+    """
+
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN RUN …")]
+    """Run directories, or their best/model.safetensors, validated on the same images. All are in memory at once."""
+    to: str
+    """Directory for best/model.safetensors and soup.json, which predict, evaluate, export and compare take like a run;
+    framed as the best of the runs."""
+    options: Annotated[SoupOptions, tyro.conf.arg(name="")]
+
+    def do(self, stop: StopSignal) -> Answer:
+        from cls.commands.soup import make_soup
+
+        return make_soup(self.runs, Path(self.to), self.options, stop), None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check(SplitOptions, DeviceOptions, Command):
     """Check all images before training: corrupt and unusual ones, duplicates within and across splits, labels.
 
@@ -386,5 +408,5 @@ class Doctor(Command):
 COMMANDS: dict[str, type[Any]] = {
     kind.__name__.lower(): kind
     for kind in (Recipes, Show, Check, Plan, Bench, Fetch, Pack, Doctor, Predict, Export, Evaluate, Compare, Report,
-                 Audit, Sweep)
+                 Soup, Audit, Sweep)
 }  # fmt: skip

@@ -62,7 +62,7 @@ def _accuracies(document: dict[str, Any]) -> Sheet:
             count, sd = f"{len(runs)} seeds", percent(group["sd"])
             rows.append((group["group"], count, percent(group["mean"]), sd, _interval(group), ""))
         for run in runs:
-            seed = f"{run['averaged']} runs" if run["averaged"] else "" if run["seed"] is None else str(run["seed"])
+            seed = run["made"] or ("" if run["seed"] is None else str(run["seed"]))
             name = f"· {run['run']}" if several else group["group"]
             rows.append((name, seed, percent(run["accuracy"]), "", _interval(run), str(run["corrupt"] or "")))
     of = f"{document['split']} images" if document["split"] else "images"
@@ -133,7 +133,8 @@ def notes(document: dict[str, Any]) -> list[str]:
         out.append("Several seeds: intervals hold for images and seeds not seen; p by the same model, not McNemar's.")
     if several and single:
         out.append("A run of one seed is assumed to vary between seeds like the runs that it is compared with.")
-    if several and any(group["runs"][0]["averaged"] for group in document["groups"]):
+    made = {group["group"]: group["runs"][0]["made"] for group in document["groups"]}
+    if several and any(text.startswith("mean") for text in made.values()):
         out.append("An ensemble counts as one run there; it varies less, so its intervals against seeds are wide.")
     if of_one:
         who = f"{', '.join(of_one)} against {document['baseline']}: one" if several else "One"
@@ -142,6 +143,8 @@ def notes(document: dict[str, Any]) -> list[str]:
         out.append("Images needed: to detect a difference as large as observed here with 80 % power.")
     if len(document["comparisons"]) > 1:
         out.append("Each interval is for its comparison alone; p (Holm) allows for the number of comparisons.")
+    if document["split"] == "val" and (soups := [name for name, text in made.items() if text.startswith("soup")]):
+        out.append(f"{', '.join(soups)}: chosen by validation images, so its accuracy on them is optimistic.")
     out.append("p (FDR) of classes: Benjamini-Hochberg over all classes.")
     return out
 

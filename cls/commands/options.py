@@ -98,6 +98,18 @@ class EvaluateOptions(LabelOptions, DeviceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SoupOptions(DeviceOptions):
+    """How candidates are prepared."""
+
+    norm_images: int = 2048
+    """Training images on which the BatchNorm statistics of each candidate are renewed before it is judged."""
+
+    def __post_init__(self) -> None:
+        if self.norm_images < 1:
+            raise ValueError(f"--norm-images must be at least 1, found {self.norm_images}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportOptions(DeviceOptions):
     """What a report shows besides the stored results."""
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cls.config import NO_VALIDATION, RUNTIME_FIELDS, flat
-from cls.evaluation.ensemble_record import EnsembleRecord, is_ensemble
+from cls.evaluation.ensemble_record import made_of
 from cls.evaluation.predictions import Predictions, read_parquet, readable
 from cls.evaluation.run_record import RunRecord
 from cls.evaluation.stats import LEVEL, Bools, Difference, class_differences, holm, paired_difference, pooled_accuracy
@@ -37,8 +37,8 @@ class Member:
     config: dict[str, Any]
     """All fields by dotted name; empty for a file outside of a run directory."""
     found: Predictions
-    averaged: int = 0
-    """Of how many runs it is the mean; 0: it is one run."""
+    made: str = ""
+    """What it was made of, if it is no run: mean of 3 runs, soup of 2 runs."""
 
     @property
     def kind(self) -> str:
@@ -119,14 +119,14 @@ def listed(skipped: Mapping[str, str], count: int) -> str:
 def _unusable(given: Path, split: SplitName) -> str:
     if not os.path.lexists(given) or (given.suffix == ".parquet" and given.is_file()):
         return ""
-    if not (given / "config.yaml").is_file() and not is_ensemble(given):
+    if not (given / "config.yaml").is_file() and not made_of(given):
         return "no config.yaml"
     record = RunRecord(given)
     if record.predictions_file(split).exists():
         return ""
     if split == "test" and record.predictions_file("val").exists():
         return "no test split"
-    if split == "val" and not is_ensemble(given) and not record.run.data.validates:
+    if split == "val" and not made_of(given) and not record.run.data.validates:
         return f"{NO_VALIDATION}: try --split test"
     return f"{record.state}, no predictions"
 
@@ -136,12 +136,12 @@ def read_member(path: str, split: SplitName) -> Member:
     given = Path(path)
     file = given if given.suffix == ".parquet" else RunRecord(given).predictions_file(split)
     record = RunRecord(file.parent.parent)
-    averaged = len(EnsembleRecord(given).members) if is_ensemble(given) else 0
-    if file is not given and not (given / "config.yaml").is_file() and not averaged:
+    made = made_of(given)
+    if file is not given and not (given / "config.yaml").is_file() and not made:
         raise ValueError(f"{path} is neither a run directory (it has no config.yaml) nor a predictions file (.parquet)")
     if not file.is_file():
         what = "a run writes it when it ends" + (", if its data has a test split" if split == "test" else "")
-        if file is not given and split == "val" and not averaged and not record.run.data.validates:
+        if file is not given and split == "val" and not made and not record.run.data.validates:
             what = f"{NO_VALIDATION}: try --split test"
         raise ValueError(f"{file} does not exist: " + (what if file is not given else "name a predictions file"))
     found = read_parquet(file)
@@ -151,7 +151,7 @@ def read_member(path: str, split: SplitName) -> Member:
     if times > 1:
         raise ValueError(f"{file} holds image {twice!r} more than once: every image counts once")
     if file.parent.name != "predictions" or not (record.path / "config.yaml").is_file():
-        return Member(path, file.stem, {}, found, averaged)
+        return Member(path, file.stem, {}, found, made)
     try:
         return Member(path, file.stem, flat(record.run), found)
     except ValueError as error:
@@ -262,7 +262,7 @@ def _described(group: Group, right: Bools) -> dict[str, Any]:
             {
                 "run": member.name,
                 "seed": member.config.get("seed"),
-                "averaged": member.averaged,
+                "made": member.made,
                 "accuracy": own.mean,
                 "low": own.low,
                 "high": own.high,

@@ -18,6 +18,7 @@ from cls.data.loader import AHEAD, Group, Loader, worker_count
 from cls.data.readers import column
 from cls.data.sources import Rows, Splits, labels_of
 from cls.distributed.world import World
+from cls.evaluation.metrics import log_loss
 from cls.evaluation.predictions import Predictions, renumbered, sliced
 from cls.evaluation.trained_model import TrainedModel, load_trained_model, weights_file
 from cls.runtime.signals import StopSignal
@@ -107,8 +108,8 @@ def other_classes(first: Sequence[str], second: Sequence[str]) -> str:
 def mean_of(parts: Sequence[Predictions], scored: bool) -> Predictions:
     """The mean of the members' probabilities for the same images, added in the order of the members.
 
-    An image that is corrupt for one member is corrupt. The loss is the mean of -log(probability of the true class) over
-    the labelled images that can be read; nan unless ``scored``. One member alone keeps its own loss.
+    An image that is corrupt for one member is corrupt. The loss is :func:`cls.evaluation.metrics.log_loss`; nan unless
+    ``scored``. One member alone keeps its own loss.
     """
     first = parts[0]
     if len(parts) == 1:
@@ -121,11 +122,8 @@ def mean_of(parts: Sequence[Predictions], scored: bool) -> Predictions:
     probs /= len(parts)
     corrupt = np.array([bool(error) for error in errors], dtype=bool)
     probs[corrupt] = 0.0
-    known, loss = np.flatnonzero((first.labels >= 0) & ~corrupt), math.nan
-    if scored and len(known):
-        with np.errstate(divide="ignore"):  # a probability of 0 has an infinite loss
-            loss = float(sum((-np.log(probs[known, first.labels[known]])).tolist()) / len(known))
-    return dataclasses.replace(first, probs=probs, errors=errors, loss=loss)
+    mean = dataclasses.replace(first, probs=probs, errors=errors, loss=math.nan)
+    return dataclasses.replace(mean, loss=log_loss(mean)) if scored else mean
 
 
 def _in_lock_step(streams: Sequence[Iterator[Predictions]]) -> Iterator[list[Predictions]]:

@@ -12,6 +12,8 @@ from cls.runtime.files import write_whole
 from cls.tracking.run_files import encode_classes, read_json
 
 FILE = "ensemble.json"
+SOUP = "soup.json"
+"""In a directory with one network made from several: ``cls soup`` writes it."""
 RULE = "mean of softmax"
 TEXTS, NUMBERS = ("folder", "run", "sha256", "recipe", "backbone"), ("seed", "size", "accuracy", "gain", "low", "high")
 """What each member has on the page; ``gain`` is the ensemble's accuracy minus its own, low to high its interval."""
@@ -65,6 +67,19 @@ def _is_member(found: Any) -> bool:
 def is_ensemble(path: Path) -> bool:
     """Whether it holds an ensemble with its predictions; ``cls export`` writes an index of the same name without."""
     return (path / FILE).is_file() and (path / "predictions").is_dir()
+
+
+def made_of(path: Path) -> str:
+    """What the predictions in a directory were made of, if not of one run; '' for a run."""
+    if is_ensemble(path):
+        return f"mean of {len(EnsembleRecord(path).members)} runs"
+    if not (path / SOUP).is_file():
+        return ""
+    found = read_json(path / SOUP)
+    kept = found.get("kept") if isinstance(found, dict) else None
+    if not isinstance(kept, list) or not kept:
+        raise ValueError(f"{path / SOUP} is damaged (it names no runs): write it again with cls soup --to")
+    return f"soup of {len(kept)} runs"
 
 
 def predictions_file(path: Path, name: str) -> Path:

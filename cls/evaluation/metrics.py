@@ -121,6 +121,14 @@ def macro_f1(p: Predictions) -> float:
     return float(scores[present].mean()) if present.any() else float("nan")
 
 
+def log_loss(p: Predictions) -> float:
+    """Mean of -log(probability of the true class) over the labelled images that can be read; nan without any."""
+    rows = [row for row, label in enumerate(p.labels.tolist()) if label >= 0 and not p.errors[row]]
+    with np.errstate(divide="ignore"):  # a probability of 0 has an infinite loss
+        losses = -np.log(p.probs[rows, p.labels[rows]])
+    return float(sum(losses.tolist()) / len(rows)) if rows else float("nan")
+
+
 def summary(p: Predictions) -> dict[str, float]:
     """The figures that go to the log: accuracy, top5, macro_f1, loss, images, corrupt."""
     return {

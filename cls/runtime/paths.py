@@ -18,7 +18,8 @@ PATHS = {
     "Run": ("out",), "Data": ("path", "copy"), "Model": ("weights",),
     "Show": ("to",), "Predict": ("run", "path", "out"), "Evaluate": ("run", "path", "to"), "Report": ("run", "to"),
     "Audit": ("run",), "Sweep": ("name",), "SweepOptions": ("slurm", "wandb"), "Compare": ("runs", "baseline", "to"),
-    "PlanOptions": ("script",), "Pack": ("path", "to"), "Export": ("run", "more", "to"), "ExportOptions": ("images",),
+    "PlanOptions": ("script",), "Pack": ("path", "to"), "Export": ("run", "more", "to"),
+    "Soup": ("runs", "to"), "ExportOptions": ("images",),
     "Check": ("path", "run", "to"), "Doctor": ("out", "data"),
 }  # fmt: skip
 """The fields that hold a path, by the class of the options: in them ``~`` and ``~user`` are a home directory."""

@@ -12,27 +12,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from cls.commands.arguments import Evaluate, Predict
 from cls.commands.compare import notes, sheets
 from cls.commands.evaluate import evaluate_images
 from cls.commands.options import EvaluateOptions, PredictOptions
 from cls.commands.predict import predict_images
-from cls.config import to_yaml
 from cls.data.dataset import EvalDataset
-from cls.data.sources import load, load_given
+from cls.data.sources import load_given
 from cls.evaluation.compare import compare
 from cls.evaluation.ensemble import mean_of, other_classes
 from cls.evaluation.predictions import Predictions, read_parquet, readable, renumbered, write_parquet
 from cls.evaluation.trained_model import load_trained_model
 from cls.runtime.files import sha256
 from cls.runtime.signals import StopSignal
-from cls.tracking.run_data import keep, look, numbered_as
 from tests.harness import ROOT, environment
-from tests.harness.untrained import untrained
+from tests.harness.untrained import CLASSES, member, photos, untrained
 
-CLASSES = ("ant", "bee", "cat", "dog")
 NETWORK: dict[str, Any] = {"backbone": "timm/test_resnet"}
 
 
@@ -41,29 +37,6 @@ def kernels() -> Iterator[None]:
     """Prediction chooses them for its process, which here is that of other tests, too."""
     yield
     torch.use_deterministic_algorithms(False)
-
-
-def photos(root: Path, count: int = 5, side: int = 20) -> Path:
-    """Class folders of noise, 5 validation images and as many test images of each of four classes."""
-    for split in ("train", "val", "test"):
-        for number, name in enumerate(CLASSES):
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = np.random.default_rng([number, i]).integers(0, 60 + 60 * number, (side, side, 3), np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
-    return root
-
-
-def member(
-    out: Path, images: Path, classes: tuple[str, ...] = CLASSES, eval_batch: int = 8, seed: int = 0, size: int = 16,
-    data: dict[str, Any] | None = None, **sections: Any,
-) -> str:  # fmt: skip
-    """A finished run's directory with a network that nobody trained."""
-    frame = {"path": str(images), "size": size, "eval_frame": "squash"} | (data or {})
-    run = untrained(out, classes, frame, NETWORK | sections.pop("model", {}), eval_batch, seed, **sections)
-    (out / "config.yaml").write_text(to_yaml(run))
-    keep(out, look(numbered_as(load(run.data, run.seed), classes)))
-    return str(out)
 
 
 @pytest.fixture(scope="module")
@@ -229,12 +202,12 @@ def test_an_ensemble_is_compared_like_a_run(runs: list[str], stored: Path) -> No
         document = compare([str(stored), *runs], split=split)
         assert [g["seeds"] for g in document["groups"]] == [1, 1, 1, 1]
         first = document["groups"][0]["runs"][0]
-        assert first["averaged"] == 3 and first["seed"] is None
+        assert first["made"] == "mean of 3 runs" and first["seed"] is None
         assert first["accuracy"] == (probs.argmax(1) == labels).mean()
         for row, p in zip(document["comparisons"], own, strict=True):
             right, alone = probs.argmax(1) == labels, p.probs.argmax(1) == labels
             assert row["only_baseline"] == (right & ~alone).sum() and row["only_group"] == (alone & ~right).sum()
-        assert sheets(document)[0].rows[0][1] == "3 runs"
+        assert sheets(document)[0].rows[0][1] == "mean of 3 runs"
 
 
 def test_seeds_against_their_ensemble_are_paired(runs: list[str], images: Path, tmp_path: Path) -> None:

@@ -4,13 +4,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from cls.config import Run, change, to_yaml
+from cls.data.sources import load
 from cls.models.backbones import input_statistics
 from cls.models.build import build_model
+from cls.tracking.run_data import keep, look, numbered_as
+
+CLASSES = ("ant", "bee", "cat", "dog")
 
 
 def untrained(
@@ -41,3 +47,27 @@ def untrained(
     (out / "best").mkdir(parents=True)
     save_file({k: v.contiguous() for k, v in net.state_dict().items()}, out / "best" / "model.safetensors", header)
     return run
+
+
+def photos(root: Path, count: int = 5, side: int = 20) -> Path:
+    """Class folders of noise, 5 validation images and as many test images of each of four classes."""
+    for split in ("train", "val", "test"):
+        for number, name in enumerate(CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = np.random.default_rng([number, i]).integers(0, 60 + 60 * number, (side, side, 3), np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{i}.png")
+    return root
+
+
+def member(
+    out: Path, images: Path, classes: tuple[str, ...] = CLASSES, eval_batch: int = 8, seed: int = 0, size: int = 16,
+    data: dict[str, Any] | None = None, **sections: Any,
+) -> str:  # fmt: skip
+    """A finished run's directory with a network that nobody trained."""
+    frame = {"path": str(images), "size": size, "eval_frame": "squash"} | (data or {})
+    model = {"backbone": "timm/test_resnet"} | sections.pop("model", {})
+    run = untrained(out, classes, frame, model, eval_batch, seed, **sections)
+    (out / "config.yaml").write_text(to_yaml(run))
+    keep(out, look(numbered_as(load(run.data, run.seed), classes)))
+    return str(out)

@@ -30,6 +30,7 @@ WORDS = {  # texts that are no paths
     "Track.project", "Track.name", "SweepOptions.launch", "PlanOptions.gpu", "PlanOptions.time",
     "PackOptions.image_column", "PackOptions.label_column", "Check.image_column", "Check.label_column",
     "BenchOptions.gpu", "Sweep.words", "Predict.device", "Evaluate.device", "Report.device", "Check.device",
+    "SoupOptions.device", "Data.hold_out",
 }  # fmt: skip
 
 
