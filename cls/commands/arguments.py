@@ -242,13 +242,19 @@ class Compare(Command):
     """Stored predictions to compare: predictions/val.parquet or test.parquet (if labelled)."""
     to: str = ""
     """Markdown file to write the tables to; empty: none."""
+    curves: str = ""
+    """PNG file to draw loss and accuracy over epochs to, also of runs that have not finished; empty: none."""
 
     def do(self, stop: StopSignal) -> Answer:
         check_output("to", self.to)
-        from cls.commands.compare import markdown, show
-        from cls.evaluation.compare import compare
+        check_output("curves", self.curves)
+        from cls.commands.compare import draw, markdown, show, without_tables
+        from cls.evaluation.compare import comparable, compare
 
-        document = compare(self.runs, self.baseline, self.split)
+        drawn = {"curves": draw(self.runs, self.curves)} if self.curves else {}
+        if drawn and not comparable(self.runs, self.split):
+            return drawn | without_tables(self.to), None
+        document = compare(self.runs, self.baseline, self.split) | drawn
         show(document)
         if self.to:
             with writing("to", self.to):

@@ -1,7 +1,10 @@
 """The document of ``cls compare`` as text: the same tables and sentences in the terminal and as Markdown."""
 
 import re
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -9,6 +12,7 @@ from rich.table import Table
 
 from cls.evaluation.compare import listed
 from cls.runtime.console import console, printable
+from cls.runtime.paths import writing
 
 SHOWN_CLASSES = 8
 
@@ -152,6 +156,27 @@ def notes(document: dict[str, Any]) -> list[str]:
 def verdicts(document: dict[str, Any]) -> list[str]:
     """One sentence for each comparison."""
     return [f"{row['group']} against {document['baseline']}: {row['verdict']}" for row in document["comparisons"]]
+
+
+def draw(paths: Sequence[str], file: str) -> dict[str, Any]:
+    """Draw the runs' curves into ``file``; what it shows and what it skips."""
+    from cls.evaluation.curves import read_groups, said
+    from cls.evaluation.plots import write_group_curves  # matplotlib: 1 s, only for a picture
+
+    groups, skipped = read_groups(paths)
+    with writing("curves", file):
+        write_group_curves(groups, Path(file))
+    count = sum(len(group.runs) for group in groups)
+    text = f"curves of {count} runs in {len(groups)} lines: {file}"
+    print(text + (f"; skipped: {said(skipped)}" if skipped else ""), file=sys.stderr)
+    return {"file": file, "lines": {group.name: len(group.runs) for group in groups}, "skipped": skipped}
+
+
+def without_tables(to: str) -> dict[str, Any]:
+    """Where too few runs have finished for a comparison: say so, also that ``to`` was not written."""
+    text = "no tables: a comparison needs the predictions that runs write when they end"
+    print(text + (f"; {to} was not written" if to else ""), file=sys.stderr)
+    return {"groups": [], "comparisons": []}
 
 
 def show(document: dict[str, Any]) -> None:

@@ -2,57 +2,32 @@
 
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from cls.config import NO_VALIDATION, RUNTIME_FIELDS, flat
+from cls.config import NO_VALIDATION, flat
 from cls.evaluation.ensemble_record import made_of
+from cls.evaluation.groups import Group, Named, differing, group_up
 from cls.evaluation.predictions import Predictions, read_parquet, readable
 from cls.evaluation.run_record import RunRecord
 from cls.evaluation.stats import LEVEL, Bools, Difference, class_differences, holm, paired_difference, pooled_accuracy
 
 EXAMPLES = 3
-SAME = tuple(
-    field for field in RUNTIME_FIELDS if field != "train.max_steps"
-)  # a run cut short is not another seed of it
-SEED_WORD = r"[-_/.= ]+(seed|s)?[-_/.= ]*\d*$"  # what is left of it when the end of a name is taken away
 SplitName = Literal["val", "test"]
 
 
 @dataclass(frozen=True)
-class Member:
-    """One run, or several as one: its stored predictions, and its configuration where it has one."""
+class Member(Named):
+    """One run, or several as one, with its stored predictions."""
 
-    name: str
-    """Path of the run directory or file, as given."""
-    file: str
-    """The stem of its predictions file: val and val_tta of one run differ."""
-    config: dict[str, Any]
-    """All fields by dotted name; empty for a file outside of a run directory."""
     found: Predictions
     made: str = ""
     """What it was made of, if it is no run: mean of 3 runs, soup of 2 runs."""
-
-    @property
-    def kind(self) -> str:
-        """Equal for runs that differ only in the seed; its own name if the configuration is unknown."""
-        kept = {k: v for k, v in self.config.items() if k != "seed" and not k.startswith(SAME)}
-        return repr((self.file, kept)) if kept else self.name
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ only in the seed."""
-
-    name: str
-    members: list[Member]
 
 
 def compare(paths: Sequence[str], baseline: str = "", split: SplitName = "val") -> dict[str, Any]:
@@ -108,6 +83,12 @@ def unfinished(paths: Sequence[str], split: SplitName) -> dict[str, str]:
             "writes it when it ends"
         )
     return found
+
+
+def comparable(paths: Sequence[str], split: SplitName) -> bool:
+    """Whether :func:`compare` finds predictions of enough of them: of two if there are several."""
+    given = set(paths)
+    return sum(not _unusable(Path(path), split) for path in given) >= min(2, len(given))
 
 
 def listed(skipped: Mapping[str, str], count: int) -> str:
@@ -196,43 +177,7 @@ def right_of(p: Predictions, images: Sequence[str]) -> Bools:
     return right[[row[image] for image in images]]
 
 
-def group_up(members: Sequence[Member]) -> list[Group]:
-    """Runs that differ only in the seed, in order of first mention; ValueError for a run named twice."""
-    kinds: dict[str, list[Member]] = {}
-    for member in members:
-        kinds.setdefault(member.kind, []).append(member)
-    for same in kinds.values():
-        seeds: dict[Any, str] = {}
-        for member in same:
-            seed = member.config.get("seed")
-            if seed in seeds:
-                raise ValueError(
-                    f"{seeds[seed]} and {member.name} have one configuration and one seed: name one of them, or a copy "
-                    "of its predictions file"
-                )
-            seeds[seed] = member.name
-    names = _names(list(kinds.values()))
-    return [Group(name, same) for name, same in zip(names, kinds.values(), strict=True)]
-
-
-def _names(kinds: Sequence[Sequence[Member]]) -> list[str]:
-    """Short, different names: the paths without their common folder and without the seed."""
-    paths = [
-        os.path.abspath(re.sub(r"(/predictions/(val|test))?\.parquet$", "", m.name)) for same in kinds for m in same
-    ]
-    folder = os.path.commonpath([os.path.dirname(path) for path in paths])
-    short = iter([os.path.relpath(path, folder) for path in paths])
-    firsts, names = [], []
-    for same in kinds:
-        own = [next(short) for _ in same]
-        firsts.append(own[0])
-        shared = "".join(letters[0] for letters in takewhile(lambda x: len(set(x)) == 1, zip(*own, strict=False)))
-        names.append(re.sub(SEED_WORD, "", shared) or own[0] if len(own) > 1 else own[0])
-    given = [same[0].name for same in kinds]  # RUN and RUN.parquet are both called RUN
-    return next(found for found in (names, firsts, given) if len(set(found)) == len(found))
-
-
-def _first(groups: list[Group], baseline: str) -> list[Group]:
+def _first(groups: list[Group[Member]], baseline: str) -> list[Group[Member]]:
     """The groups, first the one whose name, or whose run's name, is ``baseline``."""
     if not baseline:
         return groups
@@ -242,19 +187,7 @@ def _first(groups: list[Group], baseline: str) -> list[Group]:
     raise ValueError(f"baseline is {baseline!r}: name one of {', '.join(group.name for group in groups)}")
 
 
-def differing(groups: Sequence[Group]) -> dict[str, list[Any]]:
-    """Fields in which the groups differ: one value per group, None without a configuration."""
-    configs = [group.members[0].config for group in groups]
-    fields = next((list(config) for config in configs if config), [])
-    known = [config for config in configs if config]
-    return {
-        field: [config.get(field) for config in configs]
-        for field in fields
-        if field != "seed" and not field.startswith(SAME) and len({repr(config[field]) for config in known}) > 1
-    }
-
-
-def _described(group: Group, right: Bools) -> dict[str, Any]:
+def _described(group: Group[Member], right: Bools) -> dict[str, Any]:
     """A group and its runs, each with its interval."""
     pooled, single = asdict(pooled_accuracy(right)), [pooled_accuracy(row[None]) for row in right]
     return {"group": group.name} | {k: None if v != v else v for k, v in pooled.items()} | {
@@ -273,7 +206,8 @@ def _described(group: Group, right: Bools) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _against(base: Group, other: Group, right: dict[str, Bools], labels: Any, names: Sequence[str]) -> dict[str, Any]:
+def _against(base: Group[Member], other: Group[Member], right: dict[str, Bools], labels: Any,
+             names: Sequence[str]) -> dict[str, Any]:  # fmt: skip
     first, second = right[base.name], right[other.name]
     found, of_classes = paired_difference(first, second), class_differences(first, second, labels, len(names))
     single = len(first) == len(second) == 1

@@ -1,4 +1,4 @@
-"""PNG plots of a run: curves, confusion matrix, worst classes."""
+"""PNG plots of a run: curves, confusion matrix, worst classes; curves of several runs."""
 
 import io
 import math
@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from cls.evaluation.curves import PANELS, CurveGroup
 from cls.evaluation.metrics import accuracy, confusion, macro_f1, per_class
 from cls.evaluation.predictions import Predictions
 from cls.runtime.console import printable
@@ -21,6 +22,10 @@ from cls.runtime.files import write_whole
 Row = dict[str, Any]
 rcParams["text.parse_math"] = False  # names may have dollars in them
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#666666"  # Okabe & Ito 2008, distinguishable by everyone
+GROUP_COLORS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # theirs but yellow
+GROUP_DASHES = ("-", "--", ":", "-.")  # of every seven groups
+DOTS = 30  # a line of more epochs has none
+NAME_LENGTH = 40
 
 
 def write_plots(folder: Path, val: Predictions | None, rows: Sequence[Row]) -> dict[str, Path]:
@@ -146,6 +151,48 @@ def _mark_epochs(top: Axes, others: Sequence[Axes], rows: Sequence[Row]) -> None
     epochs.tick_params(length=2, color=GRAY)
     epochs.spines["top"].set_visible(False)
     epochs.set_xlabel("epoch", fontsize=8, color=GRAY)
+
+
+def write_group_curves(groups: Sequence[CurveGroup], path: Path) -> None:
+    _save(group_curves_figure(groups), path)
+
+
+def group_curves_figure(groups: Sequence[CurveGroup]) -> Figure:
+    """Loss and accuracy over epochs, training and validation: a line for each group, a band where it has seeds."""
+    rows = -(-len(groups) // 2)
+    figure = Figure(figsize=(11, 8 + 0.25 * rows), layout="constrained")
+    seeds = max(len(group.runs) for group in groups) > 1
+    for axes, (panel, title) in zip(figure.subplots(2, 2, sharex=True).flat, PANELS.items(), strict=True):
+        for number, group in enumerate(groups):
+            _group_line(axes, group, panel, number)
+        _plain(axes, title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if panel.endswith("accuracy"):
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+            axes.set_xlabel("epoch")
+        if panel.startswith("train"):
+            axes.set_title("on the batch as it is seen", loc="right", fontsize=8, color=GRAY)
+        if not any(len(line.get_xdata()) for line in axes.lines):
+            axes.text(0.5, 0.5, "not in these records", transform=axes.transAxes, ha="center", color=GRAY)
+    figure.legend(
+        *axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=min(2, len(groups))
+    )
+    if seeds:
+        text = "line: mean over the seeds, band: lowest to highest; epochs that all seeds of a line have"
+        figure.suptitle(text, x=0.01, ha="left", fontsize=9, color=GRAY)
+    return figure
+
+
+def _group_line(axes: Axes, group: CurveGroup, panel: str, number: int) -> None:
+    curve, count = group.curve(panel), len(group.runs)
+    color = GROUP_COLORS[number % len(GROUP_COLORS)]
+    axes.plot(
+        curve.epochs, curve.mean, color=color, linestyle=GROUP_DASHES[number // len(GROUP_COLORS) % len(GROUP_DASHES)],
+        marker="o" if len(curve.epochs) <= DOTS else "", markersize=3,
+        label=short(group.name, NAME_LENGTH) + (f" ({count} seeds)" if count > 1 else ""),
+    )  # fmt: skip
+    if count > 1:
+        axes.fill_between(curve.epochs, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
 
 
 def short(name: str, width: int) -> str:

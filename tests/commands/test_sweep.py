@@ -24,6 +24,8 @@ from PIL import Image
 from cls import recipes
 from cls.commands.main import parse_command
 from cls.commands.parsing import parse_run
+from cls.commands.sweep.members import find_members
+from cls.commands.sweep.table import row_curves
 from cls.config import Run, change, flat, to_yaml
 from cls.evaluation.predictions import Predictions, write_parquet
 from cls.models.backbones import plain
@@ -506,6 +508,26 @@ def test_the_mean_and_its_spread_are_those_of_the_seeds_that_are_done(tmp_path: 
     assert line == "| " + " | ".join(cells) + " |"
     shown = capfd.readouterr().err
     assert "0.7500 ± 0.2500" in shown and "0 not started, 1 out of memory" in shown
+
+
+def test_the_rows_are_drawn_with_their_seeds(tmp_path: Path) -> None:
+    """Of a row with a finished run its finished ones, of another those begun; without records there is no picture."""
+    names = ("mlp-head-x50-dropout25", 0), ("mlp-head-x50-dropout25", 1), ("mlp-head-x50-dropout50", 0)
+    outs = [planted(tmp_path, name, seed, 4) for name, seed in names]
+    (outs[2] / "exit.json").unlink()
+    assert [Path(file).suffix for file in dropout(tmp_path)["sweeps"][0]["files"]] == [".md", ".csv"]
+    for number, out in enumerate(outs[1:]):
+        row = {"step": 3, "epoch": 1, "val/loss": 1.0 + number, "val/accuracy": 0.5, "train/epoch_loss": 2.0}
+        (out / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    files = dropout(tmp_path)["sweeps"][0]["files"]
+    assert files[2] == str(tmp_path / "mlp-head-dropout.png")
+    with Image.open(files[2]) as image:
+        assert image.format == "PNG" and min(image.size) > 1000
+    members = find_members(chosen("mlp-head/dropout"), 3, {"data.path": "photos", "train.micro_batch": 4}, tmp_path)
+    groups = row_curves({row: own for (_, row), own in members.items()})
+    assert [(group.name, [run["val/loss"] for run in group.runs]) for group in groups] == [
+        (".25", [{1: 1.0}]), (".5", [{1: 2.0}]),
+    ]  # fmt: skip
 
 
 def test_a_run_is_found_by_what_it_is(tmp_path: Path) -> None:

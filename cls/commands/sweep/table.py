@@ -14,6 +14,7 @@ from rich.table import Table
 
 from cls.commands.sweep.members import Member, Rows, unique
 from cls.config import NO_VALIDATION, RUNTIME_FIELDS, flat
+from cls.evaluation.curves import CurveGroup, lines_of
 from cls.evaluation.metrics import accuracy
 from cls.evaluation.predictions import Predictions
 from cls.evaluation.run_record import RunRecord
@@ -74,7 +75,10 @@ def _text(value: Any) -> str:
 
 
 def show_sweeps(sweeps: Mapping[str, Sweep], rows: Rows, folder: Path, seeds: int) -> list[dict[str, Any]]:
-    """Print each sweep's table and write it to SWEEP.md and SWEEP.csv (numbers in full) in ``folder``."""
+    """Print each sweep's table and write it to SWEEP.md and SWEEP.csv (numbers in full) in ``folder``.
+
+    SWEEP.png there has the curves: a line for each row, a band over its seeds.
+    """
     found = []
     for name, sweep in sweeps.items():
         records = measured(name, sweep, rows)
@@ -86,9 +90,10 @@ def show_sweeps(sweeps: Mapping[str, Sweep], rows: Rows, folder: Path, seeds: in
             | {"missing": ", ".join(f"{seed} {state}" for seed, state in record["missing"].items())}
             for record in records
         ]
-        files = _write(folder / name.replace("/", "-"), lines, whole)
+        stem = folder / name.replace("/", "-")
+        files = _write(stem, lines, whole) + _draw(stem, {row.name: rows[name, row.name] for row in sweep.rows})
         _print(f"{name}: {sweep.what}", HEAD, cells)
-        print(note + (f"\nalso in {' and '.join(files)}" if files else ""), file=sys.stderr)
+        print(note + (f"\nalso in {', '.join(files)}" if files else ""), file=sys.stderr)
         found.append({"sweep": name, "what": sweep.what, "finding": sweep.finding, "rows": records, "files": files})
     return found
 
@@ -183,3 +188,30 @@ def _write(stem: Path, markdown: Sequence[str], rows: Sequence[Mapping[str, Any]
         print(f"{stem.name}.md and .csv were not written into {stem.parent} ({error.strerror})", file=sys.stderr)
         return []
     return names
+
+
+def row_curves(members: Mapping[str, Sequence[Member]]) -> list[CurveGroup]:
+    """The curves of each row's finished runs, or of those begun where none has finished."""
+    groups = []
+    for row, own in members.items():
+        done = [member for member in own if member.state == "done"]
+        runs = [lines_of(RunRecord(member.path)) for member in done or own if member.state]
+        if runs := [lines for lines in runs if any(lines.values())]:
+            groups.append(CurveGroup(row, runs))
+    return groups
+
+
+def _draw(stem: Path, members: Mapping[str, Sequence[Member]]) -> list[str]:
+    """Draw STEM.png; its name, if there is something to draw."""
+    groups = row_curves(members)
+    if not groups:
+        return []
+    from cls.evaluation.plots import write_group_curves  # matplotlib: 1 s, only for a picture
+
+    file = Path(f"{stem}.png")
+    try:
+        write_group_curves(groups, file)
+    except OSError as error:
+        print(f"{file.name} was not written into {file.parent} ({error.strerror})", file=sys.stderr)
+        return []
+    return [str(file)]
