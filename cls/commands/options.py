@@ -229,7 +229,9 @@ class SweepOptions:
     seeds: int = 3
     """Runs of each row, with seeds 0, 1, …"""
     run: bool = False
-    """Run what is not done on this machine, one after the other: finished runs are skipped, interrupted ones resume."""
+    """Run what is not done on this machine: finished runs are skipped, interrupted ones resume."""
+    jobs: int = 1
+    """Number of runs at once, which share the GPUs equally; on CPUs one for each core or fewer."""
     slurm: str = ""
     """Write what is not done to this file, one line per run for slurm/sweep.sh, and print the sbatch command."""
     wandb: str = ""

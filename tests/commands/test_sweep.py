@@ -24,7 +24,8 @@ from PIL import Image
 from cls import recipes
 from cls.commands.main import parse_command
 from cls.commands.parsing import parse_run
-from cls.commands.sweep.members import find_members
+from cls.commands.sweep.local import gpus_of_jobs, run_members
+from cls.commands.sweep.members import Member, find_members
 from cls.commands.sweep.table import row_curves
 from cls.config import Run, change, flat, to_yaml
 from cls.evaluation.predictions import Predictions, write_parquet
@@ -363,14 +364,15 @@ class Local:
 
     @property
     def words(self) -> list[str]:
-        launch = shlex.join([sys.executable, "-m", "tests.harness.launcher"])
+        launch = shlex.join([sys.executable, str(ROOT / "tests" / "harness" / "launcher.py")])
         own = ["mlp-head/dropout", "--seeds", "2", "--run", "True", "--launch", launch, "--out", str(self.folder)]
         return [*own, *shlex.split(f"{SMALL_BATCH} {TOY} {LONGER}"), "--data.path", str(self.photos)]
 
     def start(self) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", "from cls.commands.main import main; main()", "sweep", *self.words, "--json"]
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, env=self.server.env, stdout=pipe, stderr=pipe, text=True, cwd=self.folder)
+        env = self.server.env | {"PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True, cwd=self.folder)
 
     def member(self, row: str, seed: int) -> Path:
         return self.folder / f"mlp-head-x50-dropout{row}-seed{seed}"
@@ -438,6 +440,43 @@ def test_members_are_run_skipped_continued_and_reported(server: Server, place: P
         scores = [score(str(local.member(part, seed)), "val", 6) for seed in (0, 1)]
         assert (row["validation"], row["validation_sd"]) == (statistics.mean(scores), statistics.stdev(scores))
     assert "2 of 2" in errors
+
+
+SCRIPT = """
+import json, os, sys, time
+from pathlib import Path
+out = Path(sys.argv[1]); out.mkdir()
+(out / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+until = time.monotonic() + 60
+while out.name in ("a", "b") and not (out.parent / "ab".replace(out.name, "")).exists():  # each waits for the other
+    assert time.monotonic() < until
+    time.sleep(0.01)
+running = [path.name for path in out.parent.iterdir() if path.is_dir() and not (path / "exit.json").exists()]
+(out / "running").write_text(" ".join(running))
+(out / "exit.json").write_text(json.dumps({"outcome": "done" if out.name != "c" else "data", "reason": "as planned"}))
+"""
+
+
+@pytest.mark.integration
+def test_several_members_run_at_once_on_equal_shares_of_the_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    outs = [tmp_path / name for name in "abcd"]
+    members = [Member(run=Run(out=str(out)), precision="", state="") for out in outs]
+    commands = [[sys.executable, str(tmp_path / "script.py"), str(out)] for out in outs]
+    failed = run_members(members, commands, 2, StopSignal(), jobs=2)
+    assert failed == {str(tmp_path / "c"): "data: as planned"}
+    assert [(out / "gpus").read_text() for out in outs[:2]] == ["4,7", "5"]
+    assert all((out / "gpus").read_text() in ("4,7", "5") for out in outs)
+    assert all(1 <= len((out / "running").read_text().split()) <= 2 for out in outs)
+    assert "[4/4] done: as planned" in capfd.readouterr().err
+    assert gpus_of_jobs(1) == [""]  # one run has them all
+    with pytest.raises(ValueError, match="jobs is 4, but there are 3 GPUs"):
+        gpus_of_jobs(4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpus_of_jobs(2) == ["", ""]
 
 
 @pytest.mark.soak

@@ -1,4 +1,4 @@
-"""Runs the members of a sweep on this machine, one after the other."""
+"""Runs the members of a sweep on this machine, one or several at once."""
 
 import contextlib
 import os
@@ -29,60 +29,118 @@ TAIL_LINES = 8  # of the output of a member that failed
 
 
 def run_members(
-    members: Sequence[Member], commands: Sequence[Sequence[str]], launch: int, stop: StopSignal
+    members: Sequence[Member], commands: Sequence[Sequence[str]], launch: int, stop: StopSignal, jobs: int = 1
 ) -> dict[str, str]:
-    """Run each member that is not done; returns the reason of each that failed, by directory.
+    """Run each member that is not done, ``jobs`` at once; returns the reason of each that failed, by directory.
 
     The first ``launch`` words of each command are a launcher and, last, the training script. A failure is reported with
     the end of its output (all of it is in DIRECTORY.log), and the next member is run. A stop request is passed to the
-    running member, which saves and exits; then Stopped is raised.
+    running members, which save and exit; then Stopped is raised.
     """
     failed: dict[str, str] = {}
-    program = executable(commands[0][:launch])
-    todo = [(member, command) for member, command in zip(members, commands, strict=True) if member.open]
+    todo = deque((member, command) for member, command in zip(members, commands, strict=True) if member.open)
     print(f"{len(members) - len(todo)} of {len(members)} are done or running elsewhere", file=sys.stderr)
-    since = time.monotonic()
-    for number, (member, command) in enumerate(todo, 1):
-        began, of = time.monotonic(), f"[{number}/{len(todo)}]"
-        if in_use(member.path):
-            print(f"{of} {member.path} is running elsewhere now", file=sys.stderr, flush=True)
-            continue
-        print(f"{of} {shlex.join(command)}", file=sys.stderr, flush=True)
-        with stop.deferred("the checkpoint of the current run"):
-            outcome, reason = _run(member, [program, *command[1:]], stop)
-        if stop.reason:
-            raise Stopped(stop.reason)
-        now, left = time.monotonic(), len(todo) - number
-        took = f"({_clock(now - began)}; {left} left, ETA {_clock((now - since) / number * left)})"
-        print(f"{of} {outcome}: {reason} {took}", file=sys.stderr, flush=True)
-        if outcome == "stopped":  # by the end of its job or a stop file: the next ones would be, too
-            raise Stopped(reason)
-        if outcome != "done":
-            failed[str(member.path)] = f"{outcome}: {reason}"
+    if not todo:
+        return failed
+    program, count, since = executable(commands[0][:launch]), len(todo), time.monotonic()
+    slots, running, ended = deque(gpus_of_jobs(jobs)), dict[Job, str](), ""
+    with stop.deferred("the checkpoint of each current run"), Console(stderr=True).status("starting") as shown:
+        while running or (todo and not (stop.reason or ended)):
+            while todo and slots and not (stop.reason or ended):
+                member, command = todo.popleft()
+                if job := _start(member, [program, *command[1:]], slots[0], f"[{count - len(todo)}/{count}]"):
+                    running[job] = slots.popleft()
+            for job in [job for job in running if not job.running(bool(stop.reason) + stop.at_once)]:
+                slots.append(running.pop(job))
+                outcome, reason = job.result()
+                done = count - len(todo) - len(running)
+                took, left = time.monotonic() - job.began, (time.monotonic() - since) / done * (count - done)
+                after = f"({_clock(took)}; {count - done} left, ETA {_clock(left)})"
+                print(f"{job.name} {outcome}: {reason} {after}", file=sys.stderr, flush=True)
+                if outcome == "stopped":  # by the end of its job or a stop file: the next ones would be, too
+                    ended = reason
+                elif outcome != "done":
+                    failed[str(job.path)] = f"{outcome}: {reason}"
+            shown.update(escape("\n".join(job.last_line for job in running)))
+            time.sleep(POLL_SECONDS)
+    if stop.reason or ended:
+        raise Stopped(stop.reason or ended)
     return failed
 
 
-def _run(member: Member, command: Sequence[str], stop: StopSignal) -> tuple[str, str]:
-    """Outcome and reason of one run, in a process group of its own: Ctrl-C then reaches it once, from here."""
-    log, end = Path(f"{member.path}.log"), member.path / "exit.json"
-    with writing("out", log.parent):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        output = log.open("ab")
-    before = _written(end)
-    with output:
-        first = log.stat().st_size
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
-        _wait(child, member.path, log, stop)
-    with log.open(errors="replace") as text:
-        text.seek(first)
-        lines = deque((line.rstrip() for line in text if line.strip()), TAIL_LINES)
-    found = read_exit(member.path) if _written(end) not in (0, before) else Exit()  # 0: a resumed run deletes it first
-    outcome, reason = found if found.outcome else _unwritten(child.returncode, lines)
-    if outcome not in ("done", "stopped"):
-        print("".join(f"    {line}\n" for line in lines) + f"    (all of it: {log})", file=sys.stderr)
-    return outcome, reason
+def _start(member: Member, command: Sequence[str], gpus: str, name: str) -> "Job | None":
+    """The running job; None where the member's directory is in use."""
+    if in_use(member.path):
+        print(f"{name} {member.path} is running elsewhere now", file=sys.stderr, flush=True)
+        return None
+    print(f"{name} {shlex.join(command)}", file=sys.stderr, flush=True)
+    return Job(member.path, command, gpus, name)
+
+
+def gpus_of_jobs(jobs: int) -> list[str]:
+    """CUDA_VISIBLE_DEVICES of each job: equal shares of this machine's GPUs; '' leaves it as it is.
+
+    ValueError for more jobs than GPUs, which would share one.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = sorted(Path("/dev").glob("nvidia[0-9]*"), key=lambda path: (len(path.name), path.name))
+    numbers = [path.name.removeprefix("nvidia") for path in found] if visible is None else visible.split(",")
+    gpus = [number for number in numbers if number not in ("", "-1")]
+    if jobs == 1 or not gpus:
+        return [""] * jobs
+    if jobs > len(gpus):
+        raise ValueError(f"jobs is {jobs}, but there are {len(gpus)} GPUs: use --jobs {len(gpus)} or less")
+    return [",".join(gpus[job::jobs]) for job in range(jobs)]
+
+
+class Job:
+    """The process of one run, in a process group of its own: Ctrl-C then reaches it once, from here."""
+
+    def __init__(self, path: Path, command: Sequence[str], gpus: str, name: str) -> None:
+        self.path, self.name, self.began, self.last_line = path, name, time.monotonic(), "starting"
+        self._log, self._end, self._sent, self._orphaned = Path(f"{path}.log"), path / "exit.json", 0, False
+        with writing("out", self._log.parent):
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            output = self._log.open("ab")
+        self._before, self._owner = _written(self._end), owner_of(path / "lock")
+        with output:
+            self._first = self._log.stat().st_size
+            self._child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+                env=os.environ | ({"CUDA_VISIBLE_DEVICES": gpus} if gpus else {}),
+            )  # fmt: skip
+        self._text = self._log.open(errors="replace")
+        self._text.seek(self._first)
+
+    def running(self, requests: int) -> bool:
+        """Whether it runs, which may outlast its launcher while it saves; passes on so many stop requests in all.
+
+        A run that is rejected because another one holds the directory's lock ends with its launcher.
+        """
+        if self._child.poll() is not None and not (in_use(self.path) and owner_of(self.path / "lock") != self._owner):
+            return False
+        self._orphaned = self._child.poll() is not None
+        if requests > self._sent:
+            self._sent = requests
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGINT)
+        if lines := [line for line in self._text.read().splitlines() if line.strip()]:
+            self.last_line = lines[-1].strip()
+        return True
+
+    def result(self) -> tuple[str, str]:
+        """Outcome and reason of the ended run."""
+        if self._orphaned:
+            time.sleep(EXIT_SECONDS)
+        self._text.seek(self._first)
+        with self._text as text:
+            lines = deque((line.rstrip() for line in text if line.strip()), TAIL_LINES)
+        # 0: a resumed run deletes it first
+        found = read_exit(self.path) if _written(self._end) not in (0, self._before) else Exit()
+        outcome, reason = found if found.outcome else _unwritten(self._child.returncode, lines)
+        if outcome not in ("done", "stopped"):
+            print("".join(f"    {line}\n" for line in lines) + f"    (all of it: {self._log})", file=sys.stderr)
+        return outcome, reason
 
 
 def _unwritten(code: int, lines: Sequence[str]) -> tuple[str, str]:
@@ -94,28 +152,6 @@ def _unwritten(code: int, lines: Sequence[str]) -> tuple[str, str]:
         if said.replace(" ", "_") in CODES:
             return said.replace(" ", "_"), reason
     return "error", f"ended with status {code}"
-
-
-def _wait(child: subprocess.Popen[bytes], out: Path, log: Path, stop: StopSignal) -> None:
-    """Wait for the run, which may outlive its launcher while it saves; show its last line; pass stop requests on.
-
-    A run that is rejected because another one holds the directory's lock ends with its launcher.
-    """
-    sent, orphaned, before = 0, False, owner_of(out / "lock")
-    with log.open(errors="replace") as text, Console(stderr=True).status("starting") as shown:
-        text.seek(0, os.SEEK_END)
-        while child.poll() is None or (in_use(out) and owner_of(out / "lock") != before):
-            requests = bool(stop.reason) + stop.at_once
-            if requests > sent:
-                sent = requests
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGINT)
-            orphaned = orphaned or child.poll() is not None
-            if lines := [line for line in text.read().splitlines() if line.strip()]:
-                shown.update(escape(lines[-1].strip()))
-            time.sleep(POLL_SECONDS)
-    if orphaned:
-        time.sleep(EXIT_SECONDS)
 
 
 def _written(path: Path) -> int:

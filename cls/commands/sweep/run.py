@@ -71,7 +71,7 @@ def run_sweep(
         return [*launch, *arguments(member, shared)]
 
     if options.run:
-        document["failed"] = run_members(unique(rows), [*map(command, unique(rows))], len(launch), stop)
+        document["failed"] = run_members(unique(rows), [*map(command, unique(rows))], len(launch), stop, options.jobs)
         rows = find_members(sweeps, options.seeds, values, folder)
     elif not (options.slurm or options.wandb):
         _print_commands(rows, command)
@@ -90,6 +90,8 @@ def _check(name: str, options: SweepOptions, fields: Run, launch: Sequence[str])
         raise ValueError("launch is empty: give the launcher and the script, as 'accelerate launch train.py'")
     if options.run and (options.slurm or options.wandb):
         raise ValueError("run trains here, slurm and wandb write for elsewhere: ask for one of them")
+    if options.jobs < 1:
+        raise ValueError(f"jobs is {options.jobs}: it must be 1 or more")
     if options.seeds < 1:
         raise ValueError(f"seeds is {options.seeds}: it must be 1 or more")
     if (options.run or options.slurm or options.wandb) and not fields.data.path:
