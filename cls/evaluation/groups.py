@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Generic, TypeVar
 
-from cls.config import RUNTIME_FIELDS
+from cls.config import without_seed
 
-SAME = tuple(
-    field for field in RUNTIME_FIELDS if field != "train.max_steps"
-)  # a run cut short is not another seed of it
 SEED_WORD = r"[-_/.= ]+(seed|s)?[-_/.= ]*\d*$"  # what is left of it when the end of a name is taken away
 
 
@@ -29,7 +26,7 @@ class Named:
     @property
     def kind(self) -> str:
         """Equal for runs that differ only in the seed; its own name if the configuration is unknown."""
-        kept = {k: v for k, v in self.config.items() if k != "seed" and not k.startswith(SAME)}
+        kept = without_seed(self.config)
         return repr((self.file, kept)) if kept else self.name
 
 
@@ -83,10 +80,10 @@ def _names(kinds: Sequence[Sequence[Named]]) -> list[str]:
 def differing(groups: Sequence[Group[Any]]) -> dict[str, list[Any]]:
     """Fields in which the groups differ: one value per group, None without a configuration."""
     configs = [group.members[0].config for group in groups]
-    fields = next((list(config) for config in configs if config), [])
+    fields = next((list(without_seed(config)) for config in configs if config), [])
     known = [config for config in configs if config]
     return {
         field: [config.get(field) for config in configs]
         for field in fields
-        if field != "seed" and not field.startswith(SAME) and len({repr(config[field]) for config in known}) > 1
+        if len({repr(config[field]) for config in known}) > 1
     }

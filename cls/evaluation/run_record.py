@@ -10,7 +10,7 @@ from cls.config import Run
 from cls.evaluation.predictions import Predictions, read_parquet
 from cls.tracking import goodput
 from cls.tracking.events import read_events
-from cls.tracking.metrics_log import read_rows
+from cls.tracking.metrics_log import best_row, read_rows
 from cls.tracking.run_files import read_classes, read_data, read_run_directory
 from cls.tracking.run_status import read_exit, state_of
 
@@ -44,10 +44,7 @@ class RunRecord:
     @property
     def best_row(self) -> dict[str, Any] | None:
         """The validation whose weights are kept (``train.best_on``), the first of equals; None before the first."""
-        rows = [row for row in self.rows if "val/accuracy" in row]
-        if self.run.train.best_on == "loss":
-            return min(rows, key=lambda row: float(row["val/loss"]), default=None)
-        return max(rows, key=lambda row: float(row["val/accuracy"]), default=None)
+        return best_row(self.rows, self.run.train.best_on)
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:

@@ -3,9 +3,9 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cls.runtime.files import write_whole
 from cls.tracking.run_files import read_lines
@@ -38,6 +38,14 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{place} is no record of a step ({error!r}); remove that line") from error
     return rows
+
+
+def best_row(rows: Sequence[dict[str, Any]], by: Literal["accuracy", "loss"]) -> dict[str, Any] | None:
+    """The validation with the best figure, the first of equals; None where there is none."""
+    validated = [row for row in rows if "val/accuracy" in row]
+    if by == "loss":
+        return min(validated, key=lambda row: float(row["val/loss"]), default=None)
+    return max(validated, key=lambda row: float(row["val/accuracy"]), default=None)
 
 
 def _number(key: str, value: Any) -> float:

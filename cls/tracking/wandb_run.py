@@ -1,6 +1,7 @@
 """The W&B run of a run directory: one, for any number of processes and attempts."""
 
 import dataclasses
+import hashlib
 import inspect
 import io
 import json
@@ -16,13 +17,15 @@ from typing import Any, Literal
 from PIL import Image
 from safetensors import safe_open
 
-from cls.config import Run, Track
+from cls.config import NO_VALIDATION, Run, Track, flat, without_seed
+from cls.runtime.console import printable
 from cls.runtime.files import write_whole
-from cls.tracking.metrics_log import Mistake, Row
+from cls.tracking.metrics_log import Mistake, Row, best_row
 
 Mode = Literal["online", "offline", "disabled"]
 LOG = logging.getLogger("cls")
 INIT_SECONDS = 60  # a cluster node without internet waits this long at every start
+TAG = 64  # characters of a tag
 MISTAKES = 64  # wrong images in the table
 FINISH_SECONDS = 120  # for the upload at the end; `wandb sync` sends the rest
 LEAVE_SECONDS = 10  # the same for a stopped run: its next attempt sends the rest
@@ -71,7 +74,7 @@ class WandbRun:
     def __init__(self, run: Run, out: Path, mode: Mode, rows: Sequence[Row], info: dict[str, Any]) -> None:
         import wandb
 
-        self._artifact = run.track.artifact
+        self._artifact, self._best_on, self._best = run.track.artifact, run.train.best_on, list[dict[str, Any]]()
         self._framing = {name: getattr(run.data.evaluated, name) for name in ("size", "eval_frame", "crop_pct")}
         try:
             self._run = _init_wandb(run, out, mode, info)
@@ -87,6 +90,8 @@ class WandbRun:
         # Offline each process writes a new directory, with all rows. Online the server has all rows before its last
         # step, also those of steps that are repeated now; a row of that step may be sent twice.
         self._seen = self._run.summary.get("global_step", 0)
+        if not run.data.validates:
+            self._run.summary["validation"] = NO_VALIDATION
         for row in rows:
             self.log(row)
         self._mark_earlier(out / "wandb")
@@ -102,10 +107,21 @@ class WandbRun:
 
     def log(self, row: Row) -> None:
         self._step = int(row["step"])
+        self._note_best(row)
         if self._step < self._seen:
             return
         values = {key: value for key, value in row.items() if key not in ("step", "time")}
         self._run.log({"global_step": self._step, **values})  # not step=: W&B drops rows behind its own step
+
+    def _note_best(self, row: Row) -> None:
+        """Show the best validation so far, so that a stopped or killed run has it, too."""
+        if "val/accuracy" not in row:
+            return
+        best = best_row([*self._best, dict(row)], self._best_on)  # the first of equals
+        if best and [best] != self._best:
+            self._best = [best]
+            shown = {"epoch": "epoch", "step": "step", "val/accuracy": "accuracy", "val/loss": "loss"}
+            self._run.summary.update({f"best/{name}": best[key] for key, name in shown.items() if key in best})
 
     def results(self, pictures: Mapping[str, Path], mistakes: Sequence[Mistake], model: Path) -> None:
         """Log pictures, the first MISTAKES wrong images as a table and, if configured, the weights."""
@@ -140,6 +156,23 @@ class WandbRun:
         return command if self._run.offline else ""
 
 
+def group_of(run: Run) -> str:
+    """The group of runs that differ only in the seed, as in ``cls compare``: recipe and hash of the configuration.
+
+    Only fields that are not at their default count, so that a new field of a later version changes no group.
+    """
+    usual = flat(Run())
+    kept = {name: value for name, value in without_seed(flat(run)).items() if value != usual[name]}
+    return f"{run.recipe}-{hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]}"
+
+
+def tags_of(run: Run) -> tuple[str, ...]:
+    """Recipe and name of the data, as W&B allows tags: not empty, 64 characters at most; and those of WANDB_TAGS."""
+    data = (os.path.basename(os.path.abspath(run.data.path)) if run.data.path else "") or run.data.path
+    words = (run.recipe, data, *os.environ.get("WANDB_TAGS", "").split(","))
+    return tuple(dict.fromkeys(tag for word in words if (tag := printable(word).strip()[:TAG].strip())))
+
+
 def _table(mistakes: Sequence[Mistake]) -> Any:
     import wandb
 
@@ -160,12 +193,16 @@ def _init_wandb(run: Run, out: Path, mode: Mode, info: dict[str, Any]) -> Any:
         if re.search(r"(KEY|TOKEN|SECRET|PASSWORD)$", name) and len(value) >= 8 and value in text:
             raise ValueError(f"the configuration contains the value of {name}; nothing was sent")
     stored = out / "wandb_id"
+    # with tags, resuming on the server would remove those that were added there
+    tags = tags_of(run) if mode == "offline" or not stored.exists() else None
     if not stored.exists():
         write_whole(stored, (os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)).encode())
     return wandb.init(
         project=run.track.project,
         name=run.track.name or out.resolve().name,
         id=stored.read_text().strip(),
+        group=os.environ.get("WANDB_RUN_GROUP") or group_of(run),
+        tags=tags,
         resume="allow",
         dir=str(out.resolve()),
         mode=mode,

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import logging
@@ -16,11 +17,12 @@ import wandb
 from PIL import Image
 from safetensors.numpy import save_file
 
-from cls.config import Run, Track, change
+from cls import recipes
+from cls.config import NO_VALIDATION, Run, Track, change
 from cls.tracking.metrics_log import Mistake, read_rows, rewind
 from cls.tracking.progress_bar import ProgressBar
 from cls.tracking.tracker import Tracker, check_tracking
-from cls.tracking.wandb_run import wandb_mode
+from cls.tracking.wandb_run import group_of, tags_of, wandb_mode
 from tests.harness.records import wandb_records
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +101,71 @@ def test_offline_wandb(tmp_path):
     rows = read_rows(folder)
     assert len(rows) == 33 and rows[0].keys() == {"step", "epoch", "time", "train/loss", "train/lr"}
     assert abs(rows[-1]["time"] - time.time()) < 60
+
+
+def summary(records):
+    """What the page shows at its end."""
+    found = {}
+    for record in records:
+        if record["type"] == "summary":
+            found |= record["summary"].get("update", {})
+    return found
+
+
+def started(records):
+    return next(record["run"] for record in records if record["type"] == "run")
+
+
+def test_the_best_validation_is_shown_for_a_stopped_run(tmp_path):
+    """It ends without results, here after a resume; of equal figures the first is the best."""
+    config = change(run(wandb="offline"), data={"path": "digits"}, train={"best_on": "loss"})
+    tracker = Tracker(config, tmp_path, info={})
+    for epoch, (accuracy, loss) in enumerate([(0.5, 1.0), (0.75, 0.5), (0.5, 0.25), (0.75, 0.25)], 1):
+        tracker.log({"step": 10 * epoch, "epoch": epoch, "val/accuracy": accuracy, "val/loss": loss})
+        if epoch == 3:
+            tracker.finish({}, 60)
+            tracker = Tracker(config, tmp_path, info={})
+    tracker.finish({"attempts": 1.0}, 60)
+    for page in inspect(tmp_path):
+        found = summary(page)
+        best = {"accuracy": 0.5, "loss": 0.25, "step": 30, "epoch": 3}
+        assert {name: found[f"best/{name}"] for name in best} == best
+        assert (started(page)["run_group"], started(page)["tags"]) == (group_of(config), ["digits"])
+
+
+def test_without_validation_the_page_says_so(tmp_path):
+    tracker = Tracker(change(run(wandb="offline"), data={"hold_out": "none"}), tmp_path, info={})
+    tracker.log(row(7, **{"train/loss": 1.0}))
+    tracker.finish({}, 60)
+    (page,) = inspect(tmp_path)
+    assert summary(page)["validation"] == NO_VALIDATION and not any(key.startswith("best") for key in summary(page))
+
+
+def test_runs_are_grouped_by_configuration_without_the_seed(monkeypatch):
+    base = change(recipes.get("mlp-head"), data={"path": "/data/photos"})
+    group = group_of(base)
+    assert group.startswith("mlp-head-") and len(group) == len("mlp-head-") + 8
+    same = [change(base, seed=7), dataclasses.replace(base, out="runs/a"),
+            change(base, data={"workers": 3, "copy": "/x"}),
+            change(base, track={"wandb": "offline", "name": "mine"}, train={"device": "cpu", "keep": 9})]  # fmt: skip
+    others = [change(base, optim={"lr": 0.5}), change(base, data={"path": "/data/other"}), change(base, recipe="best"),
+              change(base, train={"max_steps": 20}), change(base, data={"hold_out": "1/5"})]  # fmt: skip
+    assert {group_of(one) for one in same} == {group}
+    assert len({group, *map(group_of, others)}) == 6
+    assert group_of(Run()) == "digits-44136fa3"  # the same in every version: nothing is hashed but {}
+
+
+@pytest.mark.parametrize(("path", "given", "tags"), [
+    ("/data/photos/", "", ("best", "photos")),
+    ("digits", "", ("best", "digits")),
+    ("owner/name", "one, two,", ("best", "name", "one", "two")),
+    ("best", "best", ("best",)),
+    ("/", "", ("best", "/")),
+    (f"/data/{'x' * 99}", "", ("best", "x" * 64)),
+])  # fmt: skip
+def test_tags_are_recipe_and_data(monkeypatch, path, given, tags):
+    monkeypatch.setenv("WANDB_TAGS", given)
+    assert tags_of(change(Run(), recipe="best", data={"path": path})) == tags
 
 
 def test_continued_offline_run_is_complete(tmp_path):

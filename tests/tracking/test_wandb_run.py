@@ -13,6 +13,7 @@ import pytest
 
 from cls.tracking.events import read_events
 from cls.tracking.goodput import PARTS, attempts, total
+from cls.tracking.metrics_log import best_row
 from tests.harness import ROOT, SMALL, environment
 from tests.harness.records import timeless, wandb_records
 from tests.harness.runs import Runs
@@ -54,6 +55,11 @@ def test_three_kills_leave_one_complete_page(runs: Runs, tmp_path: Path) -> None
     kept = [{("global_step" if k == "step" else k): v for k, v in row.items() if k != "time"} for row in ended.rows]
     assert sent == kept and [item["global_step"] for item in sent if "train/loss" in item] == list(range(1, STEPS + 1))
     (started,) = [record["run"] for record in records if record["type"] == "run"]
+    best = best_row(ended.rows, "accuracy")
+    updates = [record["summary"].get("update", {}) for record in records if record["type"] == "summary"]
+    final = {key: value for update in updates for key, value in update.items()}
+    assert best and (final["best/accuracy"], final["best/step"]) == (best["val/accuracy"], best["step"])
+    assert started["run_group"].startswith("digits-") and started["tags"] == ["digits"]
     table = attempts(read_events(out))
     lost = [attempt["lost_steps"] for attempt in table]
     assert started["config"]["update"]["attempts"] == 4 and started["config"]["update"]["lost_steps"] == sum(lost)
