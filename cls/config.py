@@ -11,7 +11,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -370,15 +370,6 @@ RUNTIME_FIELDS = (
     "out", "data.copy", "data.workers", "data.max_corrupt", "train.device", "train.keep", "train.save_minutes",
     "train.max_steps", "track.",
 )  # fmt: skip
-
-
-def without_seed(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs have in common that differ in the seed only, by dotted name: all but the seed and RUNTIME_FIELDS.
-
-    train.max_steps counts: a run cut short is not another seed of it.
-    """
-    left_out = tuple(field for field in ("seed", *RUNTIME_FIELDS) if field != "train.max_steps")
-    return {name: value for name, value in fields.items() if not name.startswith(left_out)}
 
 
 def change(run: Run, *, recipe: str = "", seed: int | None = None, **sections: dict[str, Any]) -> Run:

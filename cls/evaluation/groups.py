@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Generic, TypeVar
 
-from cls.config import without_seed
+from cls.tracking.run_files import without_seed
 
 SEED_WORD = r"[-_/.= ]+(seed|s)?[-_/.= ]*\d*$"  # what is left of it when the end of a name is taken away
 

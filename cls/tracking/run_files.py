@@ -1,12 +1,12 @@
 """The small files of a run directory. A damaged one is a ValueError of one line that names it."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from cls.config import Run, from_yaml
+from cls.config import RUNTIME_FIELDS, Run, from_yaml
 from cls.validate import check
 
 AGAIN = "restore it from a backup, or use a different run directory"
@@ -84,6 +84,15 @@ def models_first(paths: Sequence[str]) -> tuple[list[str], list[str]]:
     if late := [path for path in images if names_model(path)]:
         raise ValueError(f"{late[0]} is a trained model, but follows the images {images[0]}: name all runs first")
     return models, images
+
+
+def without_seed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs have in common that differ in the seed only, by dotted name: all but the seed and RUNTIME_FIELDS.
+
+    train.max_steps counts: a run cut short is not another seed of it.
+    """
+    left_out = tuple(field for field in ("seed", *RUNTIME_FIELDS) if field != "train.max_steps")
+    return {name: value for name, value in fields.items() if not name.startswith(left_out)}
 
 
 def read_data(out: Path) -> dict[str, dict[str, Any]]:

@@ -17,10 +17,11 @@ from typing import Any, Literal
 from PIL import Image
 from safetensors import safe_open
 
-from cls.config import NO_VALIDATION, Run, Track, flat, without_seed
+from cls.config import NO_VALIDATION, Run, Track, flat
 from cls.runtime.console import printable
 from cls.runtime.files import write_whole
 from cls.tracking.metrics_log import Mistake, Row, best_row
+from cls.tracking.run_files import without_seed
 
 Mode = Literal["online", "offline", "disabled"]
 LOG = logging.getLogger("cls")
