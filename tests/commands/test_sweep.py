@@ -329,7 +329,9 @@ def check_table(name: str, table: dict[str, Any]) -> None:
         assert (row["validation"], row["test"]) == (score(out, "val", 6), score(out, "test", 9))
         assert (row["seeds"], row["missing"], row["validation_sd"]) == ([0], {}, None)
         assert (figure(row["report_validation"]), figure(row["report_test"])) == (validation, test)
-    markdown, comma = (Path(file) for file in table["files"])
+    markdown, comma, picture = (Path(file) for file in table["files"])
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
     lines = [line for line in markdown.read_text().splitlines() if line.startswith("| ") and "---" not in line]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0][2:6] == ["report val", "report test", "our val", "our test"]
