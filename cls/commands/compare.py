@@ -139,7 +139,7 @@ def notes(document: dict[str, Any]) -> list[str]:
         out.append("A run of one seed is assumed to vary between seeds like the runs that it is compared with.")
     made = {group["group"]: group["runs"][0]["made"] for group in document["groups"]}
     if several and any(text.startswith("mean") for text in made.values()):
-        out.append("An ensemble counts as one run there; it varies less, so its intervals against seeds are wide.")
+        out.append("An ensemble is assumed to vary between seeds like the mean of as many runs.")
     if of_one:
         who = f"{', '.join(of_one)} against {document['baseline']}: one" if several else "One"
         out.append(f"{who} seed each: this is about these networks; another seed of the same configuration may differ.")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cls.config import NO_VALIDATION, flat
-from cls.evaluation.ensemble_record import made_of
+from cls.evaluation.ensemble_record import EnsembleRecord, is_ensemble, made_of
 from cls.evaluation.groups import Group, Named, differing, group_up
 from cls.evaluation.predictions import Predictions, read_parquet, readable
 from cls.evaluation.run_record import RunRecord
@@ -28,6 +28,8 @@ class Member(Named):
     found: Predictions
     made: str = ""
     """What it was made of, if it is no run: mean of 3 runs, soup of 2 runs."""
+    averaged: int = 1
+    """The mean of how many runs' predictions it is."""
 
 
 def compare(paths: Sequence[str], baseline: str = "", split: SplitName = "val") -> dict[str, Any]:
@@ -132,7 +134,8 @@ def read_member(path: str, split: SplitName) -> Member:
     if times > 1:
         raise ValueError(f"{file} holds image {twice!r} more than once: every image counts once")
     if file.parent.name != "predictions" or not (record.path / "config.yaml").is_file():
-        return Member(path, file.stem, {}, found, made)
+        averaged = len(EnsembleRecord(given).members) if is_ensemble(given) else 1
+        return Member(path, file.stem, {}, found, made, averaged)
     try:
         return Member(path, file.stem, flat(record.run), found)
     except ValueError as error:
@@ -209,7 +212,9 @@ def _described(group: Group[Member], right: Bools) -> dict[str, Any]:
 def _against(base: Group[Member], other: Group[Member], right: dict[str, Bools], labels: Any,
              names: Sequence[str]) -> dict[str, Any]:  # fmt: skip
     first, second = right[base.name], right[other.name]
-    found, of_classes = paired_difference(first, second), class_differences(first, second, labels, len(names))
+    runs = base.members[0].averaged, other.members[0].averaged
+    found = paired_difference(first, second, runs)
+    of_classes = class_differences(first, second, labels, len(names), runs)
     single = len(first) == len(second) == 1
     discordant = {
         "only_baseline": int((first[0] & ~second[0]).sum()),

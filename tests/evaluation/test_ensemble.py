@@ -216,7 +216,7 @@ def test_seeds_against_their_ensemble_are_paired(runs: list[str], images: Path, 
     evaluated(seeds, to=str(tmp_path / "both"))
     document = compare([str(tmp_path / "both"), *seeds], baseline="s")
     assert [(g["group"], g["seeds"]) for g in document["groups"]] == [("s", 2), ("both", 1)]
-    assert any(note.startswith("An ensemble counts as one run there") for note in notes(document))
+    assert any(note.startswith("An ensemble is assumed to vary") for note in notes(document))
 
 
 def test_a_damaged_or_incomplete_ensemble_is_one_line(runs: list[str], stored: Path, tmp_path: Path) -> None:

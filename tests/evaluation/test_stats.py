@@ -2,12 +2,15 @@
 
 import itertools
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from pandas import DataFrame
 from scipy import integrate, optimize, special, stats
+from sklearn.datasets import load_digits
+from sklearn.neural_network import MLPClassifier
 from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.contingency_tables import mcnemar as contingency_mcnemar
@@ -219,6 +222,44 @@ def test_seed_variance_is_taken_from_the_two_way_analysis_of_variance():
     assert seed_variance(first[:1], second[:1]) == (0, 0)
     assert seed_variance(first[:1], second) == seed_variance(second)
     assert seed_variance(np.repeat(first[:1], 3, axis=0)) == (0, 2)
+
+
+def test_a_mean_of_several_runs_varies_less_between_seeds():
+    first, second = World(300, (3, 1), 0.8, 0.03, 0.2).draw(np.random.default_rng(5))
+    single, mean = ours._parts(first, second), ours._parts(first, second, (1, 3))
+    assert mean.of_seeds == pytest.approx(single.of_seeds / 2) and single.of_seeds > 0  # 1/3 + 1/3 of 1/3 + 1
+    assert mean.of_images == single.of_images and mean.df == single.df
+    wide, narrow = paired_difference(first, second), paired_difference(first, second, (1, 3))
+    assert wide.low < narrow.low < narrow.difference < narrow.high < wide.high and narrow.p < wide.p
+    again = class_differences(first, second, np.zeros(300, int), 1, (1, 3))
+    assert again.p[0] == narrow.p
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("images", "hidden", "epochs", "noise"), [(300, 16, 15, 0.0), (120, 32, 40, 0.2)])
+def test_ensembles_vary_between_seeds_at_most_like_the_mean_of_their_members(images, hidden, epochs, noise):
+    """240 small networks on digits: the variance beyond the chance of which images they met (analysis of variance)."""
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    train, test = order[:images], order[images:]
+
+    def trained(seed):
+        inputs = data.data[train] / 16 + noise * np.random.default_rng(seed).normal(size=(images, 64))
+        net = MLPClassifier((hidden,), max_iter=epochs, random_state=seed, learning_rate_init=0.01, batch_size=32)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # not converged, on purpose
+            return net.fit(inputs, data.target[train]).predict_proba(data.data[test] / 16)
+
+    def between(right):
+        n, means = right.shape[1], right.mean(axis=1, keepdims=True)
+        rest = ((right - means - right.mean(axis=0) + right.mean()) ** 2).sum() / (n - 1) / n
+        return (((means - means.mean()) ** 2).sum() - rest) / (len(right) - 1)
+
+    probs = np.array([trained(seed) for seed in range(240)])
+    single = between((probs.argmax(axis=2) == data.target[test]).astype(float))
+    for members in (2, 3, 5):
+        means = probs.reshape(240 // members, members, *probs.shape[1:]).mean(axis=1)
+        assert between((means.argmax(axis=2) == data.target[test]).astype(float)) < 1.3 * single / members
 
 
 def test_p_with_seeds_is_the_tail_of_a_normal_plus_a_student_variable():
