@@ -166,6 +166,7 @@ def group_curves_figure(groups: Sequence[CurveGroup]) -> Figure:
         for number, group in enumerate(groups):
             _group_line(axes, group, panel, number)
         _plain(axes, title)
+        axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if panel.endswith("accuracy"):
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))

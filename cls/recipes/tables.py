@@ -107,7 +107,8 @@ SWEEPS: dict[str, Sweep] = {
         ),
     ),
     "mlp-head/weights": Sweep(
-        "the pretrained weights of ResNet-50 (V0, fixed rate); DEFAULT is V2 today: these two show the seeds' noise",
+        "the pretrained weights of ResNet-50 (V0, fixed rate); DEFAULT is V2 today: the report's two figures show the "
+        "noise of training, and here a seed has one result in both rows",
         (
             Row("none", "mlp-head-r50-scratch", 0.50),
             Row("DEFAULT", "mlp-head-r50-default", 0.89, 0.92),
