@@ -336,10 +336,12 @@ class Export(Command):
     def do(self, stop: StopSignal) -> Answer:
         from cls.commands.export.members import export_members
         from cls.commands.export.run import export
+        from cls.evaluation.ensemble_record import models_of
 
-        if self.more:
-            return export_members((self.run, *self.more), Path(self.to), self.options, stop), None
-        return export(self.run, Path(self.to), self.options, stop), None
+        models = [model for path in (self.run, *self.more) for model in models_of(path)]
+        if len(models) > 1:
+            return export_members(models, Path(self.to), self.options, stop), None
+        return export(models[0], Path(self.to), self.options, stop), None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,9 +111,10 @@ def _of_members(models: Ensemble, mean: Predictions, each: Sequence[Predictions]
         gain = paired_difference(right, first)
         run, file = member.run, member.file
         members.append({
-            "run": member.name, "folder": str(member.folder.resolve()), "sha256": sha256(file), "recipe": run.recipe,
-            "seed": run.seed, "backbone": run.model.backbone, "size": run.data.evaluated.size,
-            "accuracy": accuracy(own), "gain": gain.difference, "low": gain.low, "high": gain.high,
+            "run": member.name, "folder": str(member.folder.resolve()), "file": str(file.resolve()),
+            "sha256": sha256(file), "recipe": run.recipe, "seed": run.seed, "backbone": run.model.backbone,
+            "size": run.data.evaluated.size, "accuracy": accuracy(own),
+            "gain": gain.difference, "low": gain.low, "high": gain.high,
         })  # fmt: skip
     if models.scored:
         return {"rule": ensemble_record.RULE, "members": members, "loss_is": "mean of -log(mean probability)"}

@@ -59,7 +59,7 @@ def predict_images(
         corrupt = _each(models, rows, views, _to_stdout(top_k, stop) if main else _write_nothing, stop)
         _say(f"{len(rows)} predictions{_note(models, corrupt)}", main)
         return None
-    folder = Path(out) if out else _place(models, _called(paths, piped))
+    folder = Path(out) if out else _place(runs, models, _called(paths, piped))
     world.on_rank_0(lambda: _clear(folder))  # before the work: a place that cannot be written
     found: list[Predictions] = []
     corrupt = _each(models, rows, views, _to_csv(folder / "top.csv", top_k, found) if main else _write_nothing, stop)
@@ -75,11 +75,11 @@ def predict_images(
     return {"images": len(rows), "corrupt": corrupt, "folder": str(folder)} | several
 
 
-def _place(models: Ensemble, called: str) -> Path:
-    """Inside of the run directory; those of several runs are no run's own, so beside the first."""
+def _place(runs: Sequence[str], models: Ensemble, called: str) -> Path:
+    """Inside of the directory of the run or ensemble; those of several runs are no run's own, so beside the first."""
     first, count = models.members[0].folder, len(models.members)
-    if count == 1:
-        return first / f"predict-{called}"
+    if len(runs) == 1:
+        return (first if count == 1 else Path(runs[0])) / f"predict-{called}"
     return Path(os.path.normpath(first / ".." / f"predict-{called}-by-{count}-runs"))
 
 

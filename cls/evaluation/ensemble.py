@@ -18,6 +18,7 @@ from cls.data.loader import AHEAD, Group, Loader, worker_count
 from cls.data.readers import column
 from cls.data.sources import Rows, Splits, labels_of
 from cls.distributed.world import World
+from cls.evaluation.ensemble_record import models_of
 from cls.evaluation.metrics import log_loss
 from cls.evaluation.predictions import Predictions, renumbered, sliced
 from cls.evaluation.trained_model import TrainedModel, load_trained_model, weights_file
@@ -80,10 +81,11 @@ class Ensemble:
 
 
 def load_ensemble(paths: Sequence[str], device: str, workers: int, stop: StopSignal) -> Ensemble:
-    """All members; ValueError for one named twice, for other classes, or as for one run.
+    """All members, an ensemble's directory being its own; ValueError for one named twice or of other classes.
 
     The device, the kernels and the number of threads of this process are those of the first member.
     """
+    paths = [model for path in paths for model in models_of(path)]
     files = [weights_file(path).resolve() for path in paths]
     if twice := [path for place, path in enumerate(paths) if files[place] in files[:place]]:
         raise ValueError(f"{twice[0]} is named twice: each run counts once in the mean")

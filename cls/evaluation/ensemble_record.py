@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cls.evaluation.predictions import Predictions, read_parquet, write_parquet
-from cls.runtime.files import write_whole
+from cls.runtime.files import sha256, write_whole
 from cls.tracking.run_files import encode_classes, read_json
 
 FILE = "ensemble.json"
@@ -67,6 +67,28 @@ def _is_member(found: Any) -> bool:
 def is_ensemble(path: Path) -> bool:
     """Whether it holds an ensemble with its predictions; ``cls export`` writes an index of the same name without."""
     return (path / FILE).is_file() and (path / "predictions").is_dir()
+
+
+def models_of(path: str) -> list[str]:
+    """The trained models that a path names: itself, or the members of an ensemble's directory, as they were then.
+
+    ValueError if one of those is missing or has other weights now.
+    """
+    index = Path(path) / FILE
+    if not index.is_file():
+        return [path]
+    found = read_json(index)
+    members = found.get("members") if isinstance(found, dict) else None
+    rows: list[dict[str, Any]] = [row for row in members or [] if isinstance(row, dict)]
+    stated = [(str(row.get("file", "")), str(row.get("sha256", ""))) for row in rows]
+    if not stated or not all(name and digest for name, digest in stated):
+        raise ValueError(f"{index} does not name its members' files: name the runs themselves")
+    for name, digest in stated:
+        file = Path(path) / name  # of an evaluation the name is absolute, of an export below the directory
+        if not file.is_file() or sha256(file) != digest:
+            problem = "has other weights than when" if file.is_file() else "does not exist any more, as when"
+            raise ValueError(f"{file} {problem} {index} was written: name the runs themselves")
+    return [str(Path(path) / name) for name, _ in stated]
 
 
 def made_of(path: Path) -> str:

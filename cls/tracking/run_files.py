@@ -68,8 +68,8 @@ def read_run_directory(out: Path) -> Run:
 
 
 def names_model(path: str) -> bool:
-    """Whether a path means a trained model, not images: a weights file, a directory with best/, or a started run's."""
-    known = ("best/model.safetensors", "events.jsonl")
+    """Whether a path means a trained model, not images: weights, or a directory of a started run, soup or ensemble."""
+    known = ("best/model.safetensors", "events.jsonl", "ensemble.json")
     return path.endswith(".safetensors") or any((Path(path) / name).is_file() for name in known)
 
 

@@ -21,12 +21,14 @@ from cls.commands.export.onnx import require_packages
 from cls.commands.export.run import LIMIT, export
 from cls.commands.export.snippets import expressible, plain
 from cls.commands.export.timm_config import preprocessing
-from cls.commands.options import ExportOptions, Format
+from cls.commands.options import ExportOptions, Format, PredictOptions
+from cls.commands.predict import predict_images
 from cls.config import Data, Model
 from cls.data.dataset import EvalDataset, ViewDataset
 from cls.data.loader import load_batch
 from cls.data.readers import images_of
 from cls.data.sources import load_images
+from cls.evaluation.predictions import read_parquet
 from cls.evaluation.trained_model import load_trained_model
 from cls.runtime.signals import StopSignal
 from cls.transforms.ops import view_ops
@@ -100,6 +102,7 @@ def test_the_shown_lines_average_several_runs(tmp_path: Path, clothing: Path) ->
     assert index["classes"] == [*orders[0]] and index["rule"] == "mean of softmax"
     assert [row["run"] for row in index["members"]] == [str(tmp_path / name) for name in "ab"]
     scope: dict[str, Any] = {}
+    found: list[np.ndarray] = []
     exec(document["python"], scope)
     photo = ImageOps.exif_transpose(Image.open(sorted((clothing / "test").iterdir())[0])).convert("RGB")
     expected = np.zeros(4)
@@ -109,6 +112,12 @@ def test_the_shown_lines_average_several_runs(tmp_path: Path, clothing: Path) ->
             own = trained.model(transform(photo)[None]).softmax(1)[0]
         expected += [float(own[classes.index(label)]) / 2 for label in orders[0]]
     assert scope["probabilities"](photo).numpy() == pytest.approx(expected, abs=1e-5) and expected.std() > 1e-3
+
+    out = PredictOptions(out=str(tmp_path / "out"), device="cpu", workers=0)
+    for models in ([str(tmp_path / "to")], [str(tmp_path / name) for name in "ab"]):
+        predict_images(models, [str(clothing / "test")], out, StopSignal())
+        found.append(read_parquet(tmp_path / "out" / "predictions.parquet").probs)
+    assert found[0].tobytes() == found[1].tobytes()  # the folder is used like the runs
 
     untrained(tmp_path / "other", 5, {"size": 32}, {"backbone": "resnet18"})
     with pytest.raises(ValueError, match=r"other classes \(only the second has 'class 4'\)"):

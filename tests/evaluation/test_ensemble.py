@@ -219,6 +219,31 @@ def test_seeds_against_their_ensemble_are_paired(runs: list[str], images: Path, 
     assert any(note.startswith("An ensemble is assumed to vary") for note in notes(document))
 
 
+def test_its_directory_predicts_with_its_members(runs: list[str], stored: Path, images: Path, tmp_path: Path) -> None:
+    predicted(runs, images / "test", tmp_path / "runs")
+    document = predicted([str(stored)], images / "test", "")
+    assert document["folder"] == str(stored / "predict-test")
+    files = [folder / "predictions.parquet" for folder in (tmp_path / "runs", stored / "predict-test")]
+    assert read_parquet(files[0]).probs.tobytes() == read_parquet(files[1]).probs.tobytes()
+    shutil.rmtree(stored / "predict-test")
+    told, _ = Evaluate(run=str(stored), path=(str(images / "test"),), device="cpu", workers=0).do(StopSignal())
+    assert len(told["members"]) == 3
+    with pytest.raises(ValueError, match="is named twice"):
+        predicted([str(stored), runs[2]], images / "test", "-")
+
+    copy, other = shutil.copytree(stored, tmp_path / "copy"), shutil.copytree(runs[0], tmp_path / "other")
+    text, place = (stored / "ensemble.json").read_text(), f"{runs[0]}/best/model.safetensors"
+    weights = other / "best" / "model.safetensors"
+    (copy / "ensemble.json").write_text(text.replace(place, str(weights)))
+    assert predicted([str(copy)], images / "test", tmp_path / "o")["images"] == 20
+    shutil.copy(Path(runs[1]) / "best" / "model.safetensors", weights)  # trained anew
+    with pytest.raises(ValueError, match=f"{re.escape(str(weights))} has other weights than when"):
+        predicted([str(copy)], images / "test", "-")
+    weights.unlink()
+    with pytest.raises(ValueError, match="does not exist any more"):
+        predicted([str(copy)], images / "test", "-")
+
+
 def test_a_damaged_or_incomplete_ensemble_is_one_line(runs: list[str], stored: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(stored, tmp_path / "copy")
     for text, message in (("{", "is damaged (not"), ('{"members": [{}]}', "is damaged (its members are incomplete)")):

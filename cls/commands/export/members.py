@@ -30,9 +30,12 @@ def export_members(paths: Sequence[str], to: Path, options: ExportOptions, stop:
     names = [f"member-{number}" for number in range(1, len(paths) + 1)]
     documents = [export(path, to / name, options, stop) for path, name in zip(paths, names, strict=True)]
     members = [
-        {"folder": name, "run": path, "sha256": sha256(weights_file(path)), "recipe": run.recipe, "seed": run.seed}
+        {
+            "run": path, "file": f"{name}/model.safetensors", "sha256": sha256(weights_file(path)),
+            "recipe": run.recipe, "seed": run.seed,
+        }
         for name, path, (run, *_) in zip(names, paths, headers, strict=True)
-    ]
+    ]  # fmt: skip
     index = {"rule": RULE, "members": members, "classes": headers[0][1]}
     with writing("to", to):
         write_whole(to / FILE, json.dumps(index, indent=1, ensure_ascii=False).encode() + b"\n")
