@@ -147,5 +147,6 @@ def build_state(run: Run, classes: Sequence[str], steps: Steps, world: World) ->
         fresh=(fresh_modules(model, run.model), fresh),
         skips_backward=world.size == 1 or (run.train.reduce == "exact" and not world.fsdp),
     )  # fmt: skip
+    model.eval()  # a model in train mode is taken to be as train_mode left it, with its frozen parts in eval mode
     state.train_mode(steps.whole)  # the memory probe tries the step of the whole network
     return state

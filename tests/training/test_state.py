@@ -139,3 +139,15 @@ def test_stage_decay_gives_each_stage_its_rate() -> None:
     assert of["conv1.weight"] == 0.01 / 16 and of["layer1.0.conv1.weight"] == 0.01 / 8
     assert of["layer4.0.conv1.weight"] == 0.01 and of["fc.0.weight"] == of["layer4.1.mlp.0.weight"] == 0.05
     assert state.schedule.lr == 0.01
+
+
+def test_frozen_parts_are_in_eval_mode_from_the_first_step_on() -> None:
+    """Else their BatchNorm statistics would move until the first validation."""
+    model = {"backbone": "resnext14_8x8d", "weights": "none", "freeze": ("stem", "layer1")}
+    run = change(Run(), model=model, train={"batch": 16})
+    state = build_state(run, ("a", "b", "c"), Steps(160, run.train), ALONE)
+    assert not state.model.layer1.training and state.model.layer2.training
+    parameters, buffers = step(state, 0)
+    assert (
+        parameters and buffers and not any(name.startswith(("conv1", "bn1", "layer1")) for name in parameters | buffers)
+    )
