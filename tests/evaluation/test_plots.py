@@ -161,7 +161,7 @@ def log(epochs=15, steps=72):
     return rows
 
 
-@pytest.mark.parametrize("c", [1, 10, 100])
+@pytest.mark.parametrize("c", [1, 100])
 def test_pictures(c, tmp_path):
     p = with_a_broken_image(drawn(max(20, 3 * c), [f"class {i}" for i in range(c)]))
     paths = write_plots(tmp_path, p, log())
