@@ -119,8 +119,7 @@ def test_noise_that_cancels_leaves_a_better_network(runs: list[str], images: Pat
     for name, value in found.items():
         if "running" not in name and "num_batches" not in name:
             assert torch.equal(value, ((states[0][name].double() + states[1][name].double()) / 2).float()), name
-    again = soup(runs, tmp_path / "again", workers=1)  # the same bits with other workers
-    assert again == document
+    soup(document["kept"][::-1], tmp_path / "again", workers=1)  # the same bits in another order, with other workers
     assert all(torch.equal(v, found[k]) for k, v in load_file(tmp_path / "again/best/model.safetensors").items())
 
 
