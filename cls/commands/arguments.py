@@ -234,8 +234,8 @@ class Compare(Command):
     """Compare runs on the same images: accuracies with intervals, paired differences, classes, fields that differ."""
 
     runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN …")]
-    """Directories of runs, ensembles (cls evaluate --to) or soups, or predictions files (.parquet); runs that differ only in
-    the seed are pooled. Those without a finished run are skipped and named."""
+    """Directories of runs, ensembles (cls evaluate --to) or soups, or predictions files (.parquet); runs that differ
+    only in the seed are pooled. Those without a finished run are skipped and named."""
     baseline: str = ""
     """Run, or group of seeds, to compare the others with; empty: the first."""
     split: Literal["val", "test"] = "val"
