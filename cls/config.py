@@ -59,7 +59,7 @@ class Data:
     """Which images validate. Empty: the validation split, or val_fraction of train. none: no image; the validation
     split is trained on. 2/5: the second of five equal parts of train (by class; the same for every seed), while the
     validation split is left aside. +1/20: a twentieth of what else would be trained on, in place of what else would
-    validate, which is left aside."""
+    validate, which is left aside with the test split: for choosing between runs."""
     limit: int = 0
     """Smoke run: at most this many training and validation images each (seeded, stratified); 0: all. Test is whole."""
     balanced: bool = False
@@ -372,11 +372,11 @@ RUNTIME_FIELDS = (
 )  # fmt: skip
 
 
-def change(run: Run, *, recipe: str = "", seed: int | None = None, **sections: dict[str, Any]) -> Run:
+def change(run: Run, *, recipe: str = "", seed: int | None = None, out: str = "", **sections: dict[str, Any]) -> Run:
     """A variant of a run: ``change(run, train=dict(batch=32), model=dict(head=""))``."""
     changed = {name: dataclasses.replace(getattr(run, name), **values) for name, values in sections.items()}
     seed = run.seed if seed is None else seed
-    return dataclasses.replace(run, recipe=recipe or run.recipe, seed=seed, **changed)
+    return dataclasses.replace(run, recipe=recipe or run.recipe, seed=seed, out=out or run.out, **changed)
 
 
 def flat(run: Run) -> dict[str, Any]:

@@ -92,7 +92,7 @@ OWNERS = {
     "tyro": ("cls/commands/parsing.py", "cls/commands/arguments.py", "cls/commands/options.py"),
     "jinja2": ("cls/evaluation/report/build.py",),
     "scipy": ("cls/evaluation/stats.py", "cls/commands/check/survey.py"),
-    "matplotlib": ("cls/evaluation/plots.py", "cls/commands/contact_sheet.py"),
+    "matplotlib": ("cls/evaluation/plots.py", "cls/commands/contact_sheet.py", "cls/commands/tune/picture.py"),
 }
 
 

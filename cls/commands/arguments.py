@@ -26,6 +26,7 @@ from cls.commands.options import (
     SoupOptions,
     SplitOptions,
     SweepOptions,
+    TuneOptions,
 )
 from cls.commands.parsing import check_run, need_images, parse_options, plain_options, recipe_and_fields
 from cls.config import Data, Run
@@ -263,6 +264,23 @@ class Compare(Command):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tune(RunCommand):
+    """Find the learning rate for a run: short complete runs at several rates, compared on held-out training images.
+
+    It prints the --optim.lr to use; validation and test images are never used. --out names the directory of the search
+    (runs/tune-RECIPE); the same command resumes an interrupted one.
+    """
+
+    options: Annotated[TuneOptions, tyro.conf.arg(name="")] = field(default_factory=TuneOptions)
+
+    def do(self, stop: StopSignal) -> Answer:
+        check_output("slurm", self.options.slurm)
+        from cls.commands.tune.run import tune
+
+        return tune(self.run, self.options, stop), None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan(RunCommand):
     """Estimate before queueing what a run needs: memory, largest micro-batch, time, cores, and the sbatch line."""
 
@@ -415,6 +433,6 @@ class Doctor(Command):
 
 COMMANDS: dict[str, type[Any]] = {
     kind.__name__.lower(): kind
-    for kind in (Recipes, Show, Check, Plan, Bench, Fetch, Pack, Doctor, Predict, Export, Evaluate, Compare, Report,
-                 Soup, Audit, Sweep)
+    for kind in (Recipes, Show, Check, Plan, Tune, Bench, Fetch, Pack, Doctor, Predict, Export, Evaluate, Compare,
+                 Report, Soup, Audit, Sweep)
 }  # fmt: skip

@@ -240,6 +240,30 @@ class SweepOptions:
     """Command before the recipe: a launcher with its options, and the training script."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """What a search for the learning rate may cost, and where its runs are trained."""
+
+    budget: float = 0.0
+    """Cost of the search as a share of the run's images; 0: a tenth, or for a short run 7,300 images, at
+    most 0.9 of it."""
+    jobs: int = 1
+    """Number of runs at once, which share the GPUs equally; on CPUs one for each core or fewer."""
+    slurm: str = ""
+    """Write the next runs to this file (FILE-1, FILE-2, …), one line per run for slurm/sweep.sh, and print the sbatch
+    command; when they have ended, the same command continues."""
+    launch: str = "accelerate launch train.py"
+    """Command before the recipe: a launcher with its options, and the training script."""
+
+    def __post_init__(self) -> None:
+        if self.budget < 0:
+            raise ValueError(f"--budget is {self.budget}: it must be 0 (chosen by the run's length) or a share, as 0.2")
+        if self.jobs < 1:
+            raise ValueError(f"--jobs is {self.jobs}: it must be 1 or more")
+        if not self.launch.split():
+            raise ValueError("--launch is empty: give the launcher and the script, as 'accelerate launch train.py'")
+
+
 def views_of(words: Sequence[View | Preset]) -> tuple[View, ...]:
     """Test-time views with the presets among them spelled out."""
     views = (view for word in words for view in PRESETS.get(typing.cast(Preset, word), (typing.cast(View, word),)))

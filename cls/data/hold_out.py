@@ -16,10 +16,15 @@ Labelled = dict[str, Dataset]
 
 
 def used(parts: Mapping[str, Split], data: config.Data) -> tuple[dict[str, Split], list[str]]:
-    """The splits to read: without a validation split where a part of train takes its place; and the line about it."""
-    if data.hold_out.split("+")[0] in ("", "none") or "val" not in parts:
-        return dict(parts), []
-    return {split: part for split, part in parts.items() if split != "val"}, [_aside(len(parts["val"]), data)]
+    """The splits to read, and lines about the others: no validation split where a part of train takes its place, no
+    test split where a part of what would train chooses between runs.
+    """
+    rest, notes = dict(parts), list[str]()
+    if data.hold_out.split("+")[0] not in ("", "none") and "val" in rest:
+        notes.append(_aside(len(rest.pop("val")), data))
+    if "+" in data.hold_out and "test" in rest:
+        notes.append(f"data.hold_out {data.hold_out}: {len(rest.pop('test')):,} test images are left aside")
+    return rest, notes
 
 
 def training_classes(parts: Mapping[str, Split], data: config.Data) -> set[str]:

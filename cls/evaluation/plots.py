@@ -39,14 +39,14 @@ def write_plots(folder: Path, val: Predictions | None, rows: Sequence[Row]) -> d
     return paths
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)  # an object of its own: pyplot keeps global state and may look for a display
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=150, metadata={"Software": None})
     write_whole(path, data.getvalue())
 
 
-def _plain(axes: Axes, title: str) -> None:
+def plain_axes(axes: Axes, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
@@ -81,7 +81,7 @@ def smooth(values: Sequence[float], decay: float) -> list[float]:
 
 
 def curves(rows: Sequence[Row], path: Path) -> None:
-    _save(curves_figure(rows), path)
+    save_figure(curves_figure(rows), path)
 
 
 def curves_figure(rows: Sequence[Row]) -> Figure:
@@ -95,7 +95,7 @@ def curves_figure(rows: Sequence[Row]) -> Figure:
     steps, values = series(rows, "val/loss")
     if steps:
         loss.plot(steps, values, color=ORANGE, marker="o", markersize=4, label="validation")
-    _plain(loss, "Loss")
+    plain_axes(loss, "Loss")
     if loss.get_legend_handles_labels()[1]:
         handles = loss.get_legend_handles_labels()
         figure.legend(*handles, frameon=False, loc="outside upper right", ncols=2)  # no corner is always empty
@@ -109,7 +109,7 @@ def curves_figure(rows: Sequence[Row]) -> Figure:
         title += f"    best validation {values[best]:.2%} at step {steps[best]}"
     elif not score.lines:
         score.text(0.5, 0.5, "no validation", transform=score.transAxes, ha="center", color=GRAY)
-    _plain(score, title)
+    plain_axes(score, title)
     if series(rows, "train/accuracy")[0]:
         score.set_title("training: on the batch as it is seen", loc="right", fontsize=8, color=GRAY)
     score.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -117,7 +117,7 @@ def curves_figure(rows: Sequence[Row]) -> Figure:
     rate.plot(steps, values, color=GRAY)
     rate.set_ylim(0, 1.1 * max(values, default=0.0) or 1.0)
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    _plain(rate, "Learning rate")
+    plain_axes(rate, "Learning rate")
     rate.set_xlabel("optimizer step")
     rate.xaxis.set_major_locator(MaxNLocator(integer=True))
     _mark_epochs(loss, (score, rate), rows)
@@ -154,7 +154,7 @@ def _mark_epochs(top: Axes, others: Sequence[Axes], rows: Sequence[Row]) -> None
 
 
 def write_group_curves(groups: Sequence[CurveGroup], path: Path) -> None:
-    _save(group_curves_figure(groups), path)
+    save_figure(group_curves_figure(groups), path)
 
 
 def group_curves_figure(groups: Sequence[CurveGroup]) -> Figure:
@@ -165,7 +165,7 @@ def group_curves_figure(groups: Sequence[CurveGroup]) -> Figure:
     for axes, (panel, title) in zip(figure.subplots(2, 2, sharex=True).flat, PANELS.items(), strict=True):
         for number, group in enumerate(groups):
             _group_line(axes, group, panel, number)
-        _plain(axes, title)
+        plain_axes(axes, title)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if panel.endswith("accuracy"):
@@ -230,7 +230,7 @@ def confusion_picture(p: Predictions, path: Path) -> None:
         for row, column in np.argwhere(counts > 0):
             color = "white" if shares[row, column] > 0.55 else "#222222"
             axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def worst_classes(p: Predictions, path: Path) -> None:
@@ -263,6 +263,6 @@ def worst_classes(p: Predictions, path: Path) -> None:
     if len(present):
         axes.axvline(accuracy(p), color=ORANGE, linewidth=1.2, linestyle="--", zorder=0)
         title += f"    dashed: accuracy over all images, {accuracy(p):.2%}"
-    _plain(axes, title)
+    plain_axes(axes, title)
     axes.grid(visible=False)
-    _save(figure, path)
+    save_figure(figure, path)

@@ -45,6 +45,13 @@ def wilson(rate: float, n: float) -> tuple[float, float]:
     return low, 1.0 if rate == 1 else min(float(center + half), 1.0)
 
 
+def mean_interval(values: Floats, level: float) -> tuple[float, float, float]:
+    """The mean of n values and the bounds of its Student t interval."""
+    mean, n = float(values.mean()), len(values)
+    half = float(stats.t.ppf((1 + level) / 2, n - 1)) * float(values.std(ddof=1)) / np.sqrt(n)
+    return mean, mean - half, mean + half
+
+
 def mcnemar(first: Bools, second: Bools) -> float:
     """Exact two-sided p of McNemar's test that two networks (n each) are right equally often.
 

@@ -14,7 +14,7 @@ from cls.commands.fields import typed_values, without_out
 from cls.commands.options import SweepOptions
 from cls.commands.sweep.local import run_members
 from cls.commands.sweep.members import Member, Rows, find_members, unique
-from cls.commands.sweep.scripts import arguments, write_slurm, write_wandb
+from cls.commands.sweep.scripts import arguments, write_lines, write_wandb
 from cls.commands.sweep.table import show_sweeps
 from cls.config import Run
 from cls.recipes.tables import SWEEPS, Row, chosen, figure, unknown
@@ -102,7 +102,7 @@ def _slurm(file: Path, members: Sequence[Member], words: Sequence[str], folder: 
     if not members:
         print(f"nothing is left to run: {file} was not written", file=sys.stderr)
         return ""
-    line = write_slurm(file, members, words, folder)
+    line = write_lines(file, [arguments(member, words) for member in members], folder)
     print(f"{len(members)} runs in {file}; submit them with\n{line}", file=sys.stderr)
     return line
 

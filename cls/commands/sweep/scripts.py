@@ -16,14 +16,14 @@ def arguments(member: Member, words: Sequence[str]) -> list[str]:
     return [member.run.recipe, "--seed", str(member.run.seed), "--out", member.run.out, *words]
 
 
-def write_slurm(file: Path, members: Sequence[Member], words: Sequence[str], folder: Path) -> str:
-    """Write one line per member for slurm/sweep.sh; returns the command that submits them.
+def write_lines(file: Path, runs: Sequence[Sequence[str]], folder: Path) -> str:
+    """Write one line for slurm/sweep.sh per run, the arguments of train.py; returns the command that submits them.
 
     ValueError if the file has other lines: queued tasks read theirs by its number.
     """
-    if bad := [word for word in words if "\n" in word]:
+    if bad := [word for words in runs for word in words if "\n" in word]:
         raise ValueError(f"slurm: {bad[0]!r} has a line break, which a line of the file cannot hold")
-    lines = [shlex.join(arguments(member, words)) for member in members]
+    lines = [shlex.join(words) for words in runs]
     data = ("\n".join(lines) + "\n").encode()
     if file.exists() and file.read_bytes() != data:
         raise ValueError(f"slurm: {file} exists and jobs may still read its lines: name another file")

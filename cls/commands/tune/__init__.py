@@ -1,0 +1,1 @@
+"""``cls tune``: the learning rate for this network, these images and this length of training."""

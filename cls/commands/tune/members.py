@@ -1,0 +1,63 @@
+"""The runs of a search: the fit of the head, and a complete short schedule for each rate."""
+
+from pathlib import Path
+
+from cls.commands.fields import changed_fields
+from cls.commands.sweep.members import Member
+from cls.commands.tune.rounds import Plan
+from cls.config import Run, change
+from cls.tracking.run_status import state_of
+
+HEAD_RATE = 3e-3
+"""Of AdamW for a fresh head on fixed features; its moving average is what is kept."""
+DIVERGED = "non_finite"
+
+
+def head_run(run: Run, plan: Plan, folder: Path) -> Run:
+    """One epoch of the head alone, on the backbone as it is: every candidate starts from it, so that a short schedule
+    need not prefer high rates for the head's sake.
+    """
+    run = _short(run, plan, folder / "head", plan.head_epochs)
+    optim = {"name": "adamw", "lr": HEAD_RATE, "lr_batch": run.train.batch, "head_lr": 1.0, "weight_decay": 0.0,
+             "clip": 1.0, "ema": 0.999, "schedule": "fixed", "head_epochs": plan.head_epochs}  # fmt: skip
+    return change(run, optim=optim)
+
+
+def candidate(run: Run, plan: Plan, folder: Path, rate: float, steps: int) -> Run:
+    """The run's method at ``rate`` in so many steps: warm-up and end of the schedule keep their shares of the run.
+
+    A schedule by epochs (cosine, plateau) cannot be shorter than one: a cosine by steps is in its place.
+    """
+    epochs = plan.epochs_of(steps)
+    short = _short(run, plan, folder / f"steps{steps}-lr{rate:g}", epochs)
+    schedule = {"cosine": "warmup-cosine", "plateau": "warmup-cosine"}.get(run.optim.schedule, run.optim.schedule)
+    warmup = run.optim.warmup * epochs / (run.train.epochs - run.optim.head_epochs)
+    optim = {"lr": rate, "schedule": schedule, "warmup": round(warmup, 6) if schedule == run.optim.schedule else 0.0,
+             "min_lr": min(rate, run.optim.min_lr)}  # fmt: skip
+    weights = {"weights": str(folder / "head" / "best" / "model.safetensors")} if plan.fits_head else {}
+    return change(short, optim=optim, model=weights)
+
+
+def _short(run: Run, plan: Plan, out: Path, epochs: float) -> Run:
+    held = f"{run.data.hold_out}+1/{plan.parts}"
+    return change(
+        run,
+        out=str(out),
+        data={"hold_out": held},
+        augment={"tta": ()},
+        optim={"head_epochs": 0.0, "t_max": 0},
+        train={"epochs": epochs, "early_stop": 0, "max_steps": 0, "best_on": "loss", "keep": 1},
+        track={"wandb": "disabled", "tensorboard": False, "ledger": False},
+    )
+
+
+def member(run: Run) -> Member:
+    """As it is on disk; one that diverged has its result, as one that is done."""
+    path = Path(run.out)
+    state = state_of(path) if (path / "config.yaml").exists() else ""
+    return Member(run=run, precision="", state="done" if state == DIVERGED else state)
+
+
+def command(run: Run) -> list[str]:
+    """The arguments of train.py."""
+    return [run.recipe, *changed_fields(run)]

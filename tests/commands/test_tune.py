@@ -1,0 +1,287 @@
+"""``cls tune``: what a search costs, what it may conclude from one round, and real searches on the digits."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from cls import recipes
+from cls.commands.main import parse_command
+from cls.commands.parsing import parse_run
+from cls.commands.tune.members import candidate, command, head_run
+from cls.commands.tune.race import best_between, guessing, image_losses, race
+from cls.commands.tune.rounds import STARTS, Plan, neighbors
+from cls.config import Run, change
+from cls.evaluation.predictions import Predictions
+from cls.runtime.rng import generator
+from cls.runtime.signals import StopSignal
+from cls.tracking.run_status import state_of
+from cls.training.steps import Steps
+from cls.validate import check
+from tests.harness import ROOT, environment
+from tests.harness.runs import Runs
+
+# --- one round ---
+
+
+def simulated(k: int, n: int, rng: np.random.Generator, worse: float = 0.0) -> np.ndarray:
+    """Log losses (k n) with the long tail of real ones: most images are easy for all, a few are hard for all."""
+    hard = rng.gamma(0.3, 2.0, size=n)
+    own = rng.gamma(2.0, 0.5, size=(k, n))
+    losses: np.ndarray = hard * own
+    losses[-1] += worse
+    return losses
+
+
+@pytest.mark.parametrize(("k", "n"), [(5, 409), (5, 1037), (7, 100)])
+def test_equal_rates_are_seldom_called_worse(k: int, n: int) -> None:
+    rng, plan = generator(0, "races", k, n), Plan(3068, 64, 4, True, 0.0)
+    wrong = sum(any(race(simulated(k, n, rng), plan.comparisons).worse) for _ in range(1000))
+    assert wrong <= 50
+
+
+def test_control_a_worse_rate_is_called_so() -> None:
+    rng = generator(0, "race")
+    found = [race(simulated(5, 409, rng, worse=0.3), 21) for _ in range(100)]
+    assert sum(each.worse[-1] for each in found) >= 95 and all(each.leader != 4 for each in found)
+
+
+def test_the_differences_are_paired() -> None:
+    """Losses that vary far more between images than between rates: only the differences matter."""
+    images = generator(0, "paired").gamma(1.0, 5.0, size=400)
+    noise = generator(1, "paired").normal(scale=0.01, size=(2, 400))
+    found = race(np.stack([images, images + 0.05]) + noise, 1)
+    assert found.leader == 0 and found.worse == [False, True]
+    assert found.against[1].mean == pytest.approx(0.05, abs=0.002)
+    assert found.against[0] == (0.0, 0.0, 0.0)
+
+
+def test_a_rate_that_diverged_is_worse() -> None:
+    found = race(np.stack([np.ones(9), np.full(9, np.inf)]), 1)
+    assert found.worse == [False, True] and found.losses[1] == np.inf
+
+
+def predictions(probs: list[list[float]], labels: list[int], errors: list[str] | None = None) -> Predictions:
+    n = len(labels)
+    return Predictions(
+        ids=[str(i) for i in range(n)], labels=np.array(labels), probs=np.array(probs), errors=errors or [""] * n,
+        classes=("a", "b"), loss=0.0,
+    )  # fmt: skip
+
+
+def test_the_loss_of_an_image_is_minus_the_log_of_its_class() -> None:
+    p = predictions([[0.25, 0.75], [1.0, 0.0], [0.0, 0.0], [0.5, 0.5]], [0, 1, 0, -1], ["", "", "broken", ""])
+    assert image_losses(p) == pytest.approx([np.log(4), -np.log(1e-7), -np.log(1e-7)])
+    assert guessing(predictions([[0.5, 0.5]] * 4, [0, 0, 0, 1])) == pytest.approx(
+        0.75 * np.log(4 / 3) + 0.25 * np.log(4)
+    )
+
+
+def test_the_best_rate_is_the_lowest_point_of_a_parabola() -> None:
+    rates = np.array([1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
+    losses = 0.5 + 0.1 * np.log(rates / 7e-4) ** 2
+    assert best_between(rates, losses, 2.3) == pytest.approx(7e-4)
+    assert best_between(rates[:3], losses[:3], 2.3) == 1e-3  # an edge
+    diverged = np.array([1.0, 0.9, 0.8, np.inf, np.inf])
+    assert 3e-4 < best_between(rates, diverged, 1.0) < 1e-3
+    assert best_between(rates[:3], np.array([0.5, 0.5, 0.5]), 2.3) == 1e-4
+
+
+def test_neighbors_are_half_a_decade_apart() -> None:
+    assert neighbors(3e-4) == (1e-4, 1e-3) and neighbors(1e-3) == (3e-4, 3e-3) and neighbors(1.0) == (0.3, 3.0)
+    for rates in STARTS.values():
+        assert all(neighbors(neighbors(low)[1])[1] == high for low, high in pairwise(rates))
+
+
+# --- what it costs ---
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "most"), [(3068, 4, 0.6), (3068, 12, 0.25), (20724, 12, 0.12), (20724, 100, 0.12)]
+)
+def test_a_search_costs_a_share_of_the_run(images: int, epochs: float, most: float) -> None:
+    plan = Plan(images, 64, epochs, True, 0.0)
+    assert plan.planned <= most * plan.whole and plan.planned <= plan.allowed
+    assert plan.planned >= 0.75 * plan.allowed  # and uses what it may
+    assert plan.held >= 500 and plan.trained + plan.held == images
+
+
+def test_a_long_run_has_rounds_of_fewer_rates_at_twice_the_steps() -> None:
+    rounds = Plan(20724, 64, 100, True, 0.0).rounds
+    assert [k for k, _ in rounds] == [5, 3, 2]
+    assert [steps for _, steps in rounds] == [rounds[0].steps << i for i in range(3)]
+
+
+@pytest.mark.parametrize("budget", [0.05, 0.1, 0.3, 1.0])
+def test_a_given_budget_is_kept_where_it_can_be(budget: float) -> None:
+    plan = Plan(20724, 64, 12, True, budget)
+    assert plan.planned <= plan.allowed == budget * plan.whole
+    tiny = Plan(20724, 64, 12, True, 0.001)
+    assert tiny.rounds == ((5, 8),) and tiny.planned > tiny.allowed  # and says so
+
+
+@pytest.mark.parametrize("steps", [1, 8, 14, 40, 41, 100])
+def test_a_candidate_has_exactly_its_steps(steps: int) -> None:
+    plan = Plan(3068, 64, 4, True, 0.0)
+    run = candidate(recipes.get("best-baseline"), plan, Path("runs"), 1e-3, steps)
+    assert Steps(plan.trained, run.train).whole == steps
+
+
+# --- its runs ---
+
+
+def test_every_recipe_can_be_tuned() -> None:
+    for name in recipes.RECIPES:
+        run = change(recipes.get(name), data={"path": "photos"})
+        plan = Plan(20724, run.train.batch, run.train.epochs, run.model.weights != "none", 0.0)
+        short = candidate(run, plan, Path("t"), 3e-4, 32)
+        for each in (head_run(run, plan, Path("t")), short) if plan.fits_head else (short,):
+            check(each)
+            assert each.data.hold_out == "+1/20" and not each.augment.tta and each.seed == run.seed
+        assert short.optim.lr == 3e-4 and short.optim.schedule in ("fixed", "warmup-cosine", "one-cycle")
+        assert (
+            (short.model.weights == "t/head/best/model.safetensors") == plan.fits_head == (run.model.weights != "none")
+        )
+
+
+@pytest.mark.parametrize("name", recipes.systems()[1:])
+def test_the_command_line_of_a_run_is_the_run(name: str) -> None:
+    run = change(recipes.get(name), data={"path": "photos"})
+    plan = Plan(20724, run.train.batch, run.train.epochs, True, 0.0)
+    head = head_run(run, plan, Path("t"))
+    assert head.optim.head_epochs == head.train.epochs == plan.head_epochs
+    for each in (head, candidate(run, plan, Path("t"), 3e-4, 32)):
+        assert parse_run(command(each)) == each
+
+
+def test_a_short_run_has_the_shape_of_the_whole_one() -> None:
+    run = change(recipes.get("best-baseline"), optim={"schedule": "warmup-cosine", "warmup": 1.0}, train={"epochs": 20})
+    plan = Plan(3068, 64, 20, True, 0.0)
+    short = candidate(run, plan, Path("t"), 1e-3, 40)
+    assert short.optim.warmup / short.train.epochs == pytest.approx(1 / 20, rel=1e-3)
+    folded = candidate(change(run, data={"hold_out": "1/3"}), plan, Path("t"), 1e-3, 40)
+    assert folded.data.hold_out == "1/3+1/6"
+
+
+# --- real searches ---
+
+SEARCH = [
+    "tune", "digits", "--data.limit", "150", "--data.workers", "0", "--train.batch", "16", "--train.micro-batch", "8",
+    "--train.epochs", "10", "--model.backbone", "timm/test_resnet", "--train.eval-batch", "16", "--budget", "0.9",
+]  # fmt: skip
+
+
+class Searches:
+    """The command in a process of its own; its runs are forked by the server of ``runs``."""
+
+    def __init__(self, runs: Runs, weights: Path) -> None:
+        self.env, self.weights = environment(HARNESS_SERVER=runs.address, PYTHONPATH=str(ROOT)), weights
+
+    def start(self, out: Path, *extra: str, **env: str) -> subprocess.Popen[str]:
+        launch = shlex.join([sys.executable, str(ROOT / "tests" / "harness" / "launcher.py")])
+        words = [*SEARCH, "--model.weights", str(self.weights), "--out", str(out), "--launch", launch, *extra]
+        code = [sys.executable, "-c", "from cls.commands.main import main; main()", *words, "--json"]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(code, env=self.env | env, stdout=pipe, stderr=pipe, text=True, cwd=out.parent)
+
+    def run(self, out: Path, *extra: str, **env: str) -> dict[str, Any]:
+        process = self.start(out, *extra, **env)
+        output, errors = process.communicate(timeout=400)
+        assert process.returncode == 0, errors
+        found: dict[str, Any] = json.loads(output)
+        return found
+
+
+@pytest.fixture(scope="module")
+def searches(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Searches:
+    out = tmp_path_factory.mktemp("pretrained") / "run"
+    words = ["digits", *SEARCH[2:-2], "--model.weights", "none", "--train.epochs", "4", "--track.wandb", "disabled"]
+    ended = runs.run(out, words)
+    assert ended.codes == [0], ended.output
+    return Searches(runs, out / "best" / "model.safetensors")
+
+
+def killed(searches: Searches, out: Path, **env: str) -> None:
+    """A search whose process is killed while a candidate runs, which is left to end."""
+    process = searches.start(out, **env)
+    until = time.monotonic() + 200
+    while not (locks := list(out.glob("steps*/lock"))):
+        assert time.monotonic() < until and process.poll() is None
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    while state_of(locks[0].parent) == "running":
+        time.sleep(0.05)
+
+
+@pytest.mark.integration
+def test_a_killed_search_continues_and_its_figures_are_those_of_its_runs(searches: Searches, tmp_path: Path) -> None:
+    killed(searches, tmp_path / "search")
+    found = searches.run(tmp_path / "search")
+    assert json.loads((tmp_path / "search" / "tune.json").read_text()) == found
+    assert (tmp_path / "search" / "tune.png").stat().st_size > 10_000
+    assert parse_run(shlex.split(found["command"])[3:]).optim.lr == found["rate"]
+    assert found["spent_images"] <= 1.2 * found["planned_images"]
+    (only,) = found["rounds"]
+    rates, losses = ([row[key] for row in only["candidates"]] for key in ("rate", "loss"))
+    assert 5 <= len(rates) <= 7 and rates == sorted(rates)
+    for rate, loss in zip(rates, losses, strict=True):
+        out = tmp_path / "search" / f"steps{only['steps']}-lr{rate:g}"
+        table = pq.read_table(out / "predictions" / "val.parquet").to_pydict()
+        own = [probs[int(label)] for probs, label in zip(table["probs"], table["label"], strict=True)]
+        assert loss == pytest.approx(-np.log(np.maximum(own, 1e-7)).mean()) and len(own) == found["held"]
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        assert max(row["step"] for row in rows) == only["steps"] and not (out / "prediction.csv").exists()
+    best = rates[int(np.argmin(losses))]
+    assert neighbors(best)[0] <= found["rate"] <= neighbors(best)[1]
+
+
+@pytest.mark.soak
+def test_a_search_is_the_same_after_a_kill_on_two_processes_and_through_slurm(
+    searches: Searches, runs: Runs, tmp_path: Path
+) -> None:
+    whole = searches.run(tmp_path / "whole", "--jobs", "2")
+    killed(searches, tmp_path / "again", HARNESS_WORLD="2")
+    again = searches.run(tmp_path / "again", HARNESS_WORLD="2")
+    assert {**again, "command": ""} == {**whole, "command": ""}
+    (start,) = (tmp_path / "again" / "head").glob("events.jsonl")
+    assert json.loads(start.read_text().splitlines()[0])["processes"] == 2
+
+    other = searches.start(tmp_path / "whole", "--train.epochs", "9")
+    assert "holds a search with other settings; use another --out" in other.communicate(timeout=100)[1]
+
+    out, lines = tmp_path / "array", tmp_path / "lines.txt"
+    for number in range(1, 5):
+        found = searches.run(out, "--slurm", str(lines))
+        if "rate" in found:
+            break
+        file = tmp_path / f"lines-{number}.txt"
+        assert f"sbatch --array=1-{len(file.read_text().splitlines())} slurm/sweep.sh {file}" in found["waiting"]
+        assert searches.run(out, "--slurm", str(lines)) == found  # asked too early, it only says so again
+        for line in file.read_text().splitlines():
+            words = shlex.split(line)
+            ended = runs.run(Path(words[words.index("--out") + 1]), words)
+            assert ended.codes == [0], ended.output
+    assert {**found, "command": ""} == {**whole, "command": ""}
+
+
+def test_options_that_mean_nothing_are_rejected(tmp_path: Path) -> None:
+    for words, message in ((["--budget", "-1"], "--budget is -1"), (["--jobs", "0"], "--jobs is 0")):
+        with pytest.raises(ValueError, match=message):
+            parse_command("tune", ["digits", *words]).do(StopSignal())
+
+
+def test_a_stream_cannot_be_tuned() -> None:
+    run = change(Run(), data={"streaming": True, "path": "photos"})
+    with pytest.raises(ValueError, match=r"data\.streaming"):
+        check(candidate(run, Plan(3068, 64, 4, True, 0.0), Path("t"), 1e-3, 8))
