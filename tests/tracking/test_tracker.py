@@ -116,31 +116,6 @@ def started(records):
     return next(record["run"] for record in records if record["type"] == "run")
 
 
-def test_the_best_validation_is_shown_for_a_stopped_run(tmp_path):
-    """It ends without results, here after a resume; of equal figures the first is the best."""
-    config = change(run(wandb="offline"), data={"path": "digits"}, train={"best_on": "loss"})
-    tracker = Tracker(config, tmp_path, info={})
-    for epoch, (accuracy, loss) in enumerate([(0.5, 1.0), (0.75, 0.5), (0.5, 0.25), (0.75, 0.25)], 1):
-        tracker.log({"step": 10 * epoch, "epoch": epoch, "val/accuracy": accuracy, "val/loss": loss})
-        if epoch == 3:
-            tracker.finish({}, 60)
-            tracker = Tracker(config, tmp_path, info={})
-    tracker.finish({"attempts": 1.0}, 60)
-    for page in inspect(tmp_path):
-        found = summary(page)
-        best = {"accuracy": 0.5, "loss": 0.25, "step": 30, "epoch": 3}
-        assert {name: found[f"best/{name}"] for name in best} == best
-        assert (started(page)["run_group"], started(page)["tags"]) == (group_of(config), ["digits"])
-
-
-def test_without_validation_the_page_says_so(tmp_path):
-    tracker = Tracker(change(run(wandb="offline"), data={"hold_out": "none"}), tmp_path, info={})
-    tracker.log(row(7, **{"train/loss": 1.0}))
-    tracker.finish({}, 60)
-    (page,) = inspect(tmp_path)
-    assert summary(page)["validation"] == NO_VALIDATION and not any(key.startswith("best") for key in summary(page))
-
-
 def test_runs_are_grouped_by_configuration_without_the_seed(monkeypatch):
     base = change(recipes.get("mlp-head"), data={"path": "/data/photos"})
     group = group_of(base)
@@ -169,31 +144,47 @@ def test_tags_are_recipe_and_data(monkeypatch, path, given, tags):
 
 
 def test_continued_offline_run_is_complete(tmp_path):
-    first = Tracker(run(wandb="offline"), tmp_path, info={})
+    """And shows its best validation though it ends without results; of equal figures the first is the best."""
+    config = change(run(wandb="offline"), data={"path": "digits"}, train={"best_on": "loss"})
+    figures = {2: (0.5, 1.0), 4: (0.75, 0.5), 6: (0.5, 0.25), 7: (0.75, 0.25)}
+
+    def log(tracker, step, loss):
+        tracker.log(row(step, **{"train/loss": loss}))
+        if step in figures:
+            tracker.log(
+                {"step": step, "epoch": step / 2, **dict(zip(("val/accuracy", "val/loss"), figures[step], strict=True))}
+            )
+
+    first = Tracker(config, tmp_path, info={})
     for step in range(1, 6):
-        first.log(row(step, **{"train/loss": 1.0}))
+        log(first, step, 1.0)
     first.finish({}, 60)
     rewind(tmp_path, 3)
-    second = Tracker(run(wandb="offline"), tmp_path, info={})
+    second = Tracker(config, tmp_path, info={})
     for step in range(4, 8):
-        second.log(row(step, **{"train/loss": 2.0}))
+        log(second, step, 2.0)
     hint = second.finish({}, 60)
     old, new = inspect(tmp_path)
     old, new = sorted((old, new), key=len)
     assert len({r["run"]["run_id"] for r in old + new if r["type"] == "run"}) == 1
     expected = [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0), (7, 2.0)]
-    assert [(r["global_step"], r["train/loss"]) for r in history(new)] == expected
-    assert [(r["step"], r["train/loss"]) for r in read_rows(tmp_path)] == expected
+    assert [(r["global_step"], r["train/loss"]) for r in history(new) if "train/loss" in r] == expected
+    assert [(r["step"], r["train/loss"]) for r in read_rows(tmp_path) if "train/loss" in r] == expected
     assert Path(hint.removeprefix("wandb sync ")).is_dir()
+    for page, (step, accuracy, loss) in ((old, (4, 0.75, 0.5)), (new, (6, 0.5, 0.25))):
+        best = {"best/step": step, "best/epoch": step / 2, "best/accuracy": accuracy, "best/loss": loss}
+        assert {key: value for key, value in summary(page).items() if key.startswith("best")} == best
+        assert (started(page)["run_group"], started(page)["tags"]) == (group_of(config), ["digits"])
 
 
 def test_pictures(tmp_path):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "curves.png")
-    tracker = Tracker(run(wandb="offline"), tmp_path, info={})
+    tracker = Tracker(change(run(wandb="offline"), data={"hold_out": "none"}), tmp_path, info={})
     tracker.log(row(7))
     tracker.results({"curves": tmp_path / "curves.png"}, [], tmp_path / "model.safetensors")
     tracker.finish({}, 60)
     (records,) = inspect(tmp_path)
+    assert summary(records)["validation"] == NO_VALIDATION and "best/step" not in summary(records)
     shown = [r for r in history(records) if any(key.startswith("curves") for key in r)]
     assert len(shown) == 1 and shown[0]["global_step"] == 7
     assert len(list((tmp_path / "wandb").glob("offline-*/files/media/images/curves*.png"))) == 1
