@@ -289,13 +289,13 @@ def test_a_stream_cannot_be_tuned() -> None:
 
 
 def test_the_picture_shows_each_candidate_or_a_triangle() -> None:
-    rows = [(1e-4, 0.9), (3e-4, 0.7), (1e-3, 0.75), (3e-3, 5.6), (1e-2, None)]
+    rows = [(1e-4, 0.85), (3e-4, 0.7), (1e-3, 0.75), (3e-3, 5.6), (1e-2, None)]
     candidates = [{"rate": rate, "loss": loss, "low": -0.1, "high": 0.1} for rate, loss in rows]
     rounds = [{"steps": 14, "candidates": candidates}, {"steps": 28, "candidates": candidates[1:3]}]
     document = {"recipe": "best", "rate": 4e-4, "steps": 192, "held": 512, "rounds": rounds}
     (axes,) = figure(document).axes
     drawn = [[tuple(point) for point in line.get_xydata()] for line in axes.lines if line.get_marker() in ("o", "^")]
-    assert drawn[0] == [(1e-4, 0.9), (3e-4, 0.7), (1e-3, 0.75)]
+    assert drawn[0] == [(1e-4, 0.85), (3e-4, 0.7), (1e-3, 0.75)]
     assert [rate for rate, _ in drawn[1]] == [3e-3, 1e-2] and drawn[2] == [(3e-4, 0.7), (1e-3, 0.75)]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.0001", "0.0003", "0.001", "0.003", "0.01"]
     assert "0.0004 for 192 steps" in axes.get_title(loc="left")
