@@ -23,7 +23,7 @@ def figure(document: dict[str, Any]) -> Figure:
     rounds = document["rounds"]
     finite = [row["loss"] for each in rounds for row in each["candidates"] if row["loss"] is not None]
     low = min(finite)
-    top = low + 1.15 * max(np.quantile([loss - low for loss in finite], 0.75), 0.02)
+    top = low + 1.15 * max(np.quantile([loss - low for loss in finite], 0.8), 0.02)
     higher = any(row["loss"] is None or row["loss"] > top for each in rounds for row in each["candidates"])
     for each, color in zip(rounds, GROUP_COLORS, strict=False):
         rows = [row for row in each["candidates"] if row["loss"] is not None and row["loss"] <= top]
