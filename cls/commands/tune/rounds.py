@@ -78,7 +78,7 @@ class Plan:
 
     @property
     def head_cost(self) -> float:
-        return (self.head_epochs * self.trained + self.held) / 3 if self.fits_head else 0.0
+        return (self.head_epochs * self.trained + 2 * self.held) / 3 if self.fits_head else 0.0
 
     def cost(self, steps: int, validations: int = 1) -> float:
         """Images of one candidate."""
