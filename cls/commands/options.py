@@ -231,7 +231,8 @@ class SweepOptions:
     run: bool = False
     """Run what is not done on this machine: finished runs are skipped, interrupted ones resume."""
     jobs: int = 1
-    """Number of runs at once, which share the GPUs equally; on CPUs one for each core or fewer."""
+    """Number of runs at once; if more than one, each has one GPU. Each has the loader workers of a run alone: on few
+    cores add --data.workers."""
     slurm: str = ""
     """Write what is not done to this file, one line per run for slurm/sweep.sh, and print the sbatch command."""
     wandb: str = ""
@@ -248,7 +249,8 @@ class TuneOptions:
     """Cost of the search as a share of the run's images; 0: a tenth, or for a short run 7,300 images, at
     most 0.9 of it."""
     jobs: int = 1
-    """Number of runs at once, which share the GPUs equally; on CPUs one for each core or fewer."""
+    """Number of runs at once; if more than one, each has one GPU. Each has the loader workers of a run alone: on few
+    cores add --data.workers."""
     slurm: str = ""
     """Write the next runs to this file (FILE-1, FILE-2, …), one line per run for slurm/sweep.sh, and print the sbatch
     command; when they have ended, the same command continues."""
@@ -260,6 +262,8 @@ class TuneOptions:
             raise ValueError(f"--budget is {self.budget}: it must be 0 (chosen by the run's length) or a share, as 0.2")
         if self.jobs < 1:
             raise ValueError(f"--jobs is {self.jobs}: it must be 1 or more")
+        if self.slurm and self.jobs != 1:
+            raise ValueError("--jobs is for runs on this machine: SLURM decides how many of an array run at once")
         if not self.launch.split():
             raise ValueError("--launch is empty: give the launcher and the script, as 'accelerate launch train.py'")
 

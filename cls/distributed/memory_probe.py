@@ -103,7 +103,9 @@ def _copies(micro: MicroBatches, count: int) -> list[torch.Tensor]:
 
 def _moments(optimizer: Optimizer) -> int:
     """Tensors of a parameter's size that the optimizer's first step will allocate for it."""
-    return 0 if optimizer.state else 2 if isinstance(optimizer, torch.optim.AdamW) else 1
+    # after the head's epochs (optim.head_epochs) only its parameters have some
+    known = all(parameter in optimizer.state for group in optimizer.param_groups for parameter in group["params"])
+    return 0 if known else 2 if isinstance(optimizer, torch.optim.AdamW) else 1
 
 
 def _try_exchange(micro: MicroBatches, optimizer: Optimizer) -> None:

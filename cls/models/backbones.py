@@ -73,7 +73,7 @@ def classifier_name(name: str) -> str:
 
 
 def stage_depths(net: nn.Module, name: str) -> dict[str, int]:
-    """Of each parameter, how many stages of the backbone follow its own: 0 in the last stage, in necks and heads.
+    """Of each parameter, how many stages of the backbone follow its own: 0 in the last stage and in all that follows.
 
     torchvision's ResNets have a stem and layer1 to layer4; timm's networks state their stages (``group_matcher``).
     """
@@ -87,8 +87,9 @@ def stage_depths(net: nn.Module, name: str) -> dict[str, int]:
     else:
         stages = {each: int(each[5]) if each.startswith("layer") else 0 for each, _ in net.named_parameters()}
     head = f"{classifier_name(name)}."
-    last = max(stage for each, stage in stages.items() if not each.startswith(head))
-    return {each: 0 if each.startswith(head) else last - stage for each, stage in stages.items()}
+    # a group of norms and biases alone is the end of the network, not a stage
+    last = max(stages[each] for each, value in net.named_parameters() if value.ndim > 1 and not each.startswith(head))
+    return {each: 0 if each.startswith(head) else max(0, last - stage) for each, stage in stages.items()}
 
 
 def normalization(config: Model) -> Statistics:

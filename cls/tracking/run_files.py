@@ -6,7 +6,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from cls.config import RUNTIME_FIELDS, Run, from_yaml
+from cls.config import RUNTIME_FIELDS, Augment, Run, from_yaml
 from cls.validate import check
 
 AGAIN = "restore it from a backup, or use a different run directory"
@@ -92,7 +92,11 @@ def without_seed(fields: Mapping[str, Any]) -> dict[str, Any]:
     train.max_steps counts: a run cut short is not another seed of it.
     """
     left_out = tuple(field for field in ("seed", *RUNTIME_FIELDS) if field != "train.max_steps")
-    return {name: value for name, value in fields.items() if not name.startswith(left_out)}
+    kept = {name: value for name, value in fields.items() if not name.startswith(left_out)}
+    if "augment.order" in kept:  # an operation at zero has no place in it
+        section = {name.removeprefix("augment."): value for name, value in kept.items() if name.startswith("augment.")}
+        kept["augment.order"] = Augment(**section).ordered
+    return kept
 
 
 def read_data(out: Path) -> dict[str, dict[str, Any]]:

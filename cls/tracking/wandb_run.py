@@ -162,7 +162,7 @@ def group_of(run: Run) -> str:
 
     Only fields that are not at their default count, so that a new field of a later version changes no group.
     """
-    usual = flat(Run())
+    usual = without_seed(flat(Run()))
     kept = {name: value for name, value in without_seed(flat(run)).items() if value != usual[name]}
     return f"{run.recipe}-{hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]}"
 

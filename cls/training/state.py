@@ -46,6 +46,10 @@ class History:
         if followed < self.improved - train.early_stop_change:
             self.improved, self.stale = followed, 0
 
+    def restart_patience(self) -> None:
+        """What follows is compared with itself: the first epochs of a network may be worse than those of its head."""
+        self.stale, self.improved = 0, math.inf
+
     def best_step(self, train: Train) -> int:
         """The step of the weights that ``train.best_on`` keeps; -1 before the first epoch has ended."""
         return self.best_accuracy_step if train.best_on == "accuracy" else self.best_loss_step
@@ -148,5 +152,8 @@ def build_state(run: Run, classes: Sequence[str], steps: Steps, world: World) ->
         skips_backward=world.size == 1 or (run.train.reduce == "exact" and not world.fsdp),
     )  # fmt: skip
     model.eval()  # a model in train mode is taken to be as train_mode left it, with its frozen parts in eval mode
+    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    if head_steps and not any(parameter in trained and name in fresh for name, parameter in model.named_parameters()):
+        raise ValueError(f"model.freeze {' '.join(run.model.freeze)} freezes the head: set optim.head_epochs to 0")
     state.train_mode(steps.whole)  # the memory probe tries the step of the whole network
     return state

@@ -25,5 +25,7 @@ def record_validation(step: int, steps: Steps, state: State, figures: dict[str, 
             state.schedule.epoch(loss, accuracy)
         if figures:
             state.history.add(step, accuracy, loss, steps.train)
+            if step <= state.head_steps:
+                state.history.restart_patience()
     state.history.validated = step
     logger.log_validation(step, figures, state.history)

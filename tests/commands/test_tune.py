@@ -18,10 +18,11 @@ import pytest
 from cls import recipes
 from cls.commands.main import parse_command
 from cls.commands.parsing import parse_run
-from cls.commands.tune.members import candidate, command, head_run
+from cls.commands.tune.members import candidate, command, head_run, starts, with_part_held_out
 from cls.commands.tune.picture import figure
-from cls.commands.tune.race import best_between, guessing, image_losses, race
-from cls.commands.tune.rounds import STARTS, Plan, neighbors
+from cls.commands.tune.race import best_between, guessing, image_losses, proposal, race, trend
+from cls.commands.tune.rounds import STARTS, Plan, neighbors, parts_of
+from cls.commands.tune.run import _keep
 from cls.config import Run, change
 from cls.evaluation.predictions import Predictions
 from cls.runtime.rng import generator
@@ -31,6 +32,12 @@ from cls.training.steps import Steps
 from cls.validate import check
 from tests.harness import ROOT, environment
 from tests.harness.runs import Runs
+
+
+def plan_of(images: int, epochs: float, batch: int = 64, fits_head: bool = True, budget: float = 0.0) -> Plan:
+    held = -(-images // parts_of(images))
+    return Plan(images, images - held, held, batch, epochs, fits_head, budget)
+
 
 # --- one round ---
 
@@ -46,7 +53,7 @@ def simulated(k: int, n: int, rng: np.random.Generator, worse: float = 0.0) -> n
 
 @pytest.mark.parametrize(("k", "n"), [(5, 409), (7, 100)])
 def test_equal_rates_are_seldom_called_worse(k: int, n: int) -> None:
-    rng, plan = generator(0, "races", k, n), Plan(3068, 64, 4, True, 0.0)
+    rng, plan = generator(0, "races", k, n), plan_of(3068, 4)
     wrong = sum(any(race(simulated(k, n, rng), plan.comparisons).worse) for _ in range(1000))
     assert wrong <= 50
 
@@ -82,10 +89,47 @@ def predictions(probs: list[list[float]], labels: list[int], errors: list[str] |
 
 def test_the_loss_of_an_image_is_minus_the_log_of_its_class() -> None:
     p = predictions([[0.25, 0.75], [1.0, 0.0], [0.0, 0.0], [0.5, 0.5]], [0, 1, 0, -1], ["", "", "broken", ""])
-    assert image_losses(p) == pytest.approx([np.log(4), -np.log(1e-7), -np.log(1e-7)])
-    assert guessing(predictions([[0.5, 0.5]] * 4, [0, 0, 0, 1])) == pytest.approx(
-        0.75 * np.log(4 / 3) + 0.25 * np.log(4)
-    )
+    assert image_losses(p, "ce") == pytest.approx([np.log(4), -np.log(1e-7), -np.log(1e-7)])
+    one = predictions([[0.5, 0.5]] * 4, [0, 0, 0, 1])
+    assert guessing(one, "ce") == pytest.approx(0.75 * np.log(4 / 3) + 0.25 * np.log(4))
+
+
+def test_the_squared_error_is_that_of_the_logits() -> None:
+    logits = generator(0, "mse").normal(size=(50, 2))
+    logits += 0.5 - logits.mean(axis=1, keepdims=True)  # their mean is that of the targets
+    labels = [i % 2 for i in range(50)]
+    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    found = image_losses(predictions(probs.tolist(), labels), "mse")
+    assert found == pytest.approx(((logits - np.eye(2)[labels]) ** 2).mean(axis=1))
+    constant = np.array([0.75, 0.25])
+    error = np.mean([((constant - np.eye(2)[label]) ** 2).mean() for label in (0, 0, 0, 1)])
+    assert guessing(predictions([[0.5, 0.5]] * 4, [0, 0, 0, 1]), "mse") == pytest.approx(error)
+
+
+def lengths(optima: list[float], rng: np.random.Generator) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """Losses of 1,037 images at twice the steps for each optimum, with noise between images and between trainings."""
+    hard, found = rng.gamma(0.5, 1.0, size=1037), []
+    for number, optimum in enumerate(optima):
+        rates = np.array([1e-4, 3e-4, 1e-3, 3e-3, 1e-2])[1 if number else 0 : 4 if number else 5]
+        means = 0.5 + 0.05 * np.log(rates / optimum) ** 2
+        noise = rng.normal(scale=0.3, size=(len(rates), 1037))
+        found.append((27 << number, rates, hard + means[:, None] + noise))
+    return found
+
+
+def test_where_the_best_rate_is_the_same_at_all_lengths_it_seldom_follows_them() -> None:
+    rng = generator(0, "trends")
+    found = [trend(lengths([8e-4, 8e-4], rng), 2.3, seed) for seed in range(10)]
+    assert sum(each.slope != 0 for each in found) <= 2 and all(each.low <= each.high for each in found)
+
+
+def test_where_the_best_rate_falls_with_the_steps_it_follows_within_bounds() -> None:
+    found = trend(lengths([1.5e-3, 6e-4], generator(0, "falls")), 2.3, 0)
+    assert found.slope == -0.5 and found.low < found.high < 0
+    assert proposal(6e-4, 54, 54 * 4, -0.5) == pytest.approx(3e-4)
+    assert proposal(6e-4, 54, 3886, -0.5) == pytest.approx(2e-4)  # no farther than a third
+    rises = trend(lengths([6e-4, 1.5e-3], generator(0, "rises")), 2.3, 0)
+    assert rises.slope == 0 and rises.low > 0
 
 
 def test_the_best_rate_is_the_lowest_point_of_a_parabola() -> None:
@@ -111,29 +155,29 @@ def test_neighbors_are_half_a_decade_apart() -> None:
     ("images", "epochs", "most"), [(3068, 4, 0.6), (3068, 12, 0.25), (20724, 12, 0.12), (20724, 100, 0.12)]
 )
 def test_a_search_costs_a_share_of_the_run(images: int, epochs: float, most: float) -> None:
-    plan = Plan(images, 64, epochs, True, 0.0)
+    plan = plan_of(images, epochs)
     assert plan.planned <= most * plan.whole and plan.planned <= plan.allowed
     assert plan.planned >= 0.75 * plan.allowed  # and uses what it may
     assert plan.held >= 500 and plan.trained + plan.held == images
 
 
 def test_a_long_run_has_rounds_of_fewer_rates_at_twice_the_steps() -> None:
-    rounds = Plan(20724, 64, 100, True, 0.0).rounds
-    assert [k for k, _ in rounds] == [5, 3, 2]
+    rounds = plan_of(20724, 100).rounds
+    assert [k for k, _ in rounds] == [5, 3, 3]
     assert [steps for _, steps in rounds] == [rounds[0].steps << i for i in range(3)]
 
 
 @pytest.mark.parametrize("budget", [0.05, 0.1, 0.3, 1.0])
 def test_a_given_budget_is_kept_where_it_can_be(budget: float) -> None:
-    plan = Plan(20724, 64, 12, True, budget)
+    plan = plan_of(20724, 12, budget=budget)
     assert plan.planned <= plan.allowed == budget * plan.whole
-    tiny = Plan(20724, 64, 12, True, 0.001)
+    tiny = plan_of(20724, 12, budget=0.001)
     assert tiny.rounds == ((5, 8),) and tiny.planned > tiny.allowed  # and says so
 
 
 @pytest.mark.parametrize("steps", [1, 8, 14, 40, 41, 100])
 def test_a_candidate_has_exactly_its_steps(steps: int) -> None:
-    plan = Plan(3068, 64, 4, True, 0.0)
+    plan = plan_of(3068, 4)
     run = candidate(recipes.get("best-baseline"), plan, Path("runs"), 1e-3, steps)
     assert Steps(plan.trained, run.train).whole == steps
 
@@ -144,7 +188,8 @@ def test_a_candidate_has_exactly_its_steps(steps: int) -> None:
 def test_every_recipe_can_be_tuned() -> None:
     for name in recipes.RECIPES:
         run = change(recipes.get(name), data={"path": "photos"})
-        plan = Plan(20724, run.train.batch, run.train.epochs, run.model.weights != "none", 0.0)
+        plan = plan_of(20724, run.train.epochs, run.train.batch, run.model.weights != "none")
+        run = with_part_held_out(run, 20)
         short = candidate(run, plan, Path("t"), 3e-4, 32)
         for each in (head_run(run, plan, Path("t")), short) if plan.fits_head else (short,):
             check(each)
@@ -158,7 +203,7 @@ def test_every_recipe_can_be_tuned() -> None:
 @pytest.mark.parametrize("name", recipes.systems()[1:])
 def test_the_command_line_of_a_run_is_the_run(name: str) -> None:
     run = change(recipes.get(name), data={"path": "photos"})
-    plan = Plan(20724, run.train.batch, run.train.epochs, True, 0.0)
+    plan = plan_of(20724, run.train.epochs, run.train.batch)
     head = head_run(run, plan, Path("t"))
     assert head.optim.head_epochs == head.train.epochs == plan.head_epochs
     for each in (head, candidate(run, plan, Path("t"), 3e-4, 32)):
@@ -167,11 +212,10 @@ def test_the_command_line_of_a_run_is_the_run(name: str) -> None:
 
 def test_a_short_run_has_the_shape_of_the_whole_one() -> None:
     run = change(recipes.get("best-baseline"), optim={"schedule": "warmup-cosine", "warmup": 1.0}, train={"epochs": 20})
-    plan = Plan(3068, 64, 20, True, 0.0)
+    plan = plan_of(3068, 20)
     short = candidate(run, plan, Path("t"), 1e-3, 40)
     assert short.optim.warmup / short.train.epochs == pytest.approx(1 / 20, rel=1e-3)
-    folded = candidate(change(run, data={"hold_out": "1/3"}), plan, Path("t"), 1e-3, 40)
-    assert folded.data.hold_out == "1/3+1/6"
+    assert with_part_held_out(change(run, data={"hold_out": "1/3"}), 6).data.hold_out == "1/3+1/6"
 
 
 # --- real searches ---
@@ -276,16 +320,45 @@ def test_a_search_is_the_same_after_a_kill_on_two_processes_and_through_slurm(
     assert {**found, "command": ""} == {**whole, "command": ""}
 
 
-def test_options_that_mean_nothing_are_rejected(tmp_path: Path) -> None:
-    for words, message in ((["--budget", "-1"], "--budget is -1"), (["--jobs", "0"], "--jobs is 0")):
-        with pytest.raises(ValueError, match=message):
-            parse_command("tune", ["digits", *words]).do(StopSignal())
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--budget -1", "--budget is -1"),
+        ("--jobs 0", "--jobs is 0"),
+        ("--jobs 2 --slurm lines.txt", "--jobs is for runs on this machine"),
+        ("--data.path photos --data.streaming True", "data.streaming: a search holds out"),
+        ("--train.max-steps 9", "train.max_steps is 9: a search is for the length"),
+        ("--model.weights some.safetensors --optim.head-epochs 4", "optim.head_epochs is all of train.epochs"),
+        ("--train.batch 1200 --train.micro-batch 100", "train.batch is 1200, but the short runs"),
+        ("--optim.min-lr 0.004 --optim.lr 0.01", "optim.min_lr is 0.004, above all candidates"),
+    ],
+)
+def test_what_cannot_be_searched_is_rejected_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        parse_command("tune", ["digits", "--data.workers", "0", *words.split()]).do(StopSignal())
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_stream_cannot_be_tuned() -> None:
-    run = change(Run(), data={"streaming": True, "path": "photos"})
-    with pytest.raises(ValueError, match=r"data\.streaming"):
-        check(candidate(run, Plan(3068, 64, 4, True, 0.0), Path("t"), 1e-3, 8))
+def test_a_rate_that_would_rise_to_the_lowest_one_is_left_out() -> None:
+    run = change(Run(), optim={"min_lr": 1e-4, "lr_batch": 64, "scale_lr": "linear"}, train={"batch": 16})
+    assert starts(run) == [3e-3]  # 3e-4 is 7.5e-5 at this batch
+    with pytest.raises(ValueError, match="above all candidates"):
+        starts(change(run, optim={"min_lr": 1.0}))
+
+
+def test_a_search_cannot_be_mixed_with_another(tmp_path: Path) -> None:
+    plan, run = plan_of(3068, 4), Run()
+    _keep(tmp_path, run, plan)
+    _keep(tmp_path, change(run, train={"batch": 32}), plan)  # nothing has been trained
+    (tmp_path / "head" / "best").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"other settings; use another --out:\s+train\.batch: 32 -> 64"):
+        _keep(tmp_path, run, plan)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ValueError, match="is a run directory"):
+        _keep(tmp_path, run, plan)
 
 
 def test_the_picture_shows_each_candidate_or_a_triangle() -> None:

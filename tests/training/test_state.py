@@ -1,5 +1,6 @@
 """The mutable state: which layers train at a step, at which rate, and what the others keep."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from cls.distributed.world import World
 from cls.models.backbones import plain, stage_depths
 from cls.training.state import State, build_state
 from cls.training.steps import Steps
+from cls.training.validation import record_validation
 
 ALONE = World(accelerator=Accelerator(cpu=True), rank=0, size=1, local_size=1, device=torch.device("cpu"))
 HEAD = "128 bn relu dropout:0.5"
@@ -152,3 +154,30 @@ def test_frozen_parts_are_in_eval_mode_from_the_first_step_on() -> None:
     assert (
         parameters and buffers and not any(name.startswith(("conv1", "bn1", "layer1")) for name in parameters | buffers)
     )
+
+
+def test_the_epochs_of_the_head_do_not_count_as_stale() -> None:
+    state = built(head_epochs=2.0)
+    steps = Steps(160, Run().train)
+    noted = SimpleNamespace(log_validation=lambda *_: None)
+    for epoch, (loss, stale) in enumerate(((0.5, 0), (0.6, 0), (0.9, 0), (0.8, 0), (0.85, 1)), 1):
+        at = SimpleNamespace(ends_epoch=lambda _: True, train=steps.train)
+        record_validation(10 * epoch, at, state, {"loss": loss, "accuracy": 0.5}, noted)  # type: ignore[arg-type]  # all that it asks for
+        assert state.history.stale == stale
+    assert state.history.best_loss == 0.5  # the head's own epochs may be the best
+
+
+def test_a_frozen_head_cannot_train_alone() -> None:
+    run = change(Run(), model={"backbone": "resnext14_8x8d", "weights": "none", "freeze": ("fc",)},
+                 train={"epochs": 4, "batch": 16}, optim={"head_epochs": 1.0})  # fmt: skip
+    with pytest.raises(ValueError, match=r"freezes the head: set optim\.head_epochs to 0"):
+        build_state(run, ("a", "b", "c"), Steps(160, run.train), ALONE)
+
+
+@pytest.mark.parametrize("name", ["timm/convnext_atto", "timm/swin_tiny_patch4_window7_224"])
+def test_norms_at_the_end_of_a_network_are_no_stage(name: str) -> None:
+    with torch.device("meta"):
+        net = plain(name)
+    found = stage_depths(net, name)
+    last = [depth for each, depth in found.items() if each.startswith(("stages.3", "layers.3"))]
+    assert last and set(last) == {0} and min(found.values()) == 0

@@ -78,9 +78,10 @@ def _start(member: Member, command: Sequence[str], gpus: str, name: str) -> "Job
 
 
 def gpus_of_jobs(jobs: int) -> list[str]:
-    """CUDA_VISIBLE_DEVICES of each job: equal shares of this machine's GPUs; '' leaves it as it is.
+    """CUDA_VISIBLE_DEVICES of each job: one GPU each, or for a single job '', which leaves it as it is.
 
-    ValueError for more jobs than GPUs, which would share one.
+    With several GPUs each, launchers of several processes would compete for one port. ValueError for more jobs than
+    GPUs, which would share one.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = sorted(Path("/dev").glob("nvidia[0-9]*"), key=lambda path: (len(path.name), path.name))
@@ -90,7 +91,7 @@ def gpus_of_jobs(jobs: int) -> list[str]:
         return [""] * jobs
     if jobs > len(gpus):
         raise ValueError(f"jobs is {jobs}, but there are {len(gpus)} GPUs: use --jobs {len(gpus)} or less")
-    return [",".join(gpus[job::jobs]) for job in range(jobs)]
+    return gpus[:jobs]
 
 
 class Job:

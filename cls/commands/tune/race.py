@@ -1,8 +1,9 @@
-"""Which of several rates is better, from the log losses of the same held-out images.
+"""Which of several rates is better, from the losses of the same held-out images.
 
-Letters of the shapes: k candidates, n images.
+Letters of the shapes: k candidates, n images, c classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,15 +11,22 @@ import numpy as np
 
 from cls.evaluation.predictions import Floats, Predictions, readable
 from cls.evaluation.stats import mean_interval
+from cls.runtime.rng import generator
 
 LEVEL = 0.95
-"""Confidence that none of a whole search's candidates is wrongly called worse."""
+"""Confidence, over images, that none of a whole search's candidates is wrongly called worse."""
 FLOOR = 1e-7
 """Smallest probability of a true class: one image with probability 0 would decide every mean."""
+RESAMPLES = 1000
+SLOPES = (-0.5, 0.0)
+"""Bounds of the exponent of the best rate over the steps: published rates fall with the length of training, if at all,
+no faster than its root."""
+FARTHEST = 3.0
+"""By how much a trend may lower the best rate of the longest candidates."""
 
 
 class Interval(NamedTuple):
-    """A difference of mean log losses, with its bounds."""
+    """A difference of mean losses, with its bounds."""
 
     mean: float
     low: float
@@ -30,7 +38,7 @@ class Race:
     """The result of one round."""
 
     losses: Floats
-    """k mean log losses; inf where training diverged."""
+    """k mean losses; inf where training diverged."""
     leader: int
     against: list[Interval]
     """k differences to the leader, positive where the leader is better."""
@@ -41,19 +49,33 @@ class Race:
         return [bool(interval.low > 0) for interval in self.against]
 
 
-def image_losses(p: Predictions) -> Floats:
-    """n: minus the log of the probability of each labelled image's true class; a corrupt image has log FLOOR."""
+def image_losses(p: Predictions, kind: str) -> Floats:
+    """n: the loss of each labelled image, for ``optim.loss``.
+
+    ce: minus the log of the true class's probability, at most that of FLOOR, which a corrupt image has. mse: the
+    squared error to the one-hot target, mean over classes, of the logits that have these probabilities and the mean
+    1 / c, as the targets have.
+    """
     rows = np.flatnonzero(p.labels >= 0)
-    own = np.where(readable(p)[rows], p.probs[rows, p.labels[rows]], 0.0)
+    probs = np.where(readable(p)[rows, None], p.probs[rows], 1 / p.probs.shape[1])
+    if kind == "mse":
+        logs = np.log(np.maximum(probs, FLOOR))
+        logits = logs - logs.mean(axis=1, keepdims=True) + 1 / logs.shape[1]
+        errors: Floats = ((logits - np.eye(logs.shape[1])[p.labels[rows]]) ** 2).mean(axis=1)
+        return errors
+    own = np.where(readable(p)[rows], probs[np.arange(len(rows)), p.labels[rows]], 0.0)
     losses: Floats = -np.log(np.maximum(own, FLOOR))
     return losses
 
 
-def guessing(p: Predictions) -> float:
-    """The mean log loss of predicting each class as often as it occurs: their entropy."""
-    counts = np.bincount(p.labels[p.labels >= 0])
-    shares = counts[counts > 0] / counts.sum()
-    return float(-(shares * np.log(shares)).sum())
+def guessing(p: Predictions, kind: str) -> float:
+    """The mean loss of a prediction that is the same for all images: how often each class occurs."""
+    counts = np.bincount(p.labels[p.labels >= 0], minlength=p.probs.shape[1])
+    shares = counts / counts.sum()
+    if kind == "mse":
+        return float((1 - (shares**2).sum()) / len(shares))
+    present = shares[shares > 0]
+    return float(-(present * np.log(present)).sum())
 
 
 def race(losses: Floats, comparisons: int) -> Race:
@@ -61,24 +83,18 @@ def race(losses: Floats, comparisons: int) -> Race:
 
     Student's t intervals over images. The leader is the best of k, and a search compares in several rounds: each
     interval is at 1 - (1 - LEVEL) / ``comparisons``, the number of pairs in all rounds (Bonferroni), so the leader may
-    be any of them.
+    be any of them. The intervals are about these networks; another seed may order them differently.
     """
     means = losses.mean(axis=1)
     leader = int(np.argmin(means))
-    assert np.isfinite(means[leader]), "no candidate has a finite loss"
     level = 1 - (1 - LEVEL) / max(comparisons, 1)
     against = []
     for row in losses:
-        difference = row - losses[leader]
-        if not np.isfinite(difference).all():
+        if np.isfinite(row).all():
+            against.append(Interval(*mean_interval(row - losses[leader], level)))
+        else:
             against.append(Interval(np.inf, np.inf, np.inf))
-            continue
-        against.append(Interval(*mean_interval(difference, level)))
     return Race(means, leader, against)
-
-
-def pairs(k: int) -> int:
-    return k * (k - 1) // 2
 
 
 def best_between(rates: Floats, means: Floats, ceiling: float) -> float:
@@ -93,3 +109,33 @@ def best_between(rates: Floats, means: Floats, ceiling: float) -> float:
     x, y = np.log(rates[at - 1 : at + 2]), np.minimum(means[at - 1 : at + 2], ceiling)
     a, b, _ = np.polyfit(x, y, 2)
     return float(np.exp(np.clip(-b / (2 * a), x[0], x[2]))) if a > 0 else float(rates[at])
+
+
+class Trend(NamedTuple):
+    slope: float
+    """The exponent of the best rate over the steps that is applied; 0 unless its interval excludes 0."""
+    low: float
+    high: float
+    """The bootstrap interval, over images, of the measured exponent."""
+
+
+def trend(rounds: Sequence[tuple[int, Floats, Floats]], ceiling: float, seed: int) -> Trend:
+    """How the best rate follows the steps.
+
+    ``rounds``: steps, k ascending rates, and k n losses; of the same images in all rounds.
+    """
+    steps = np.log([each for each, _, _ in rounds])
+    rng, n = generator(seed, "tune", "trend"), rounds[0][2].shape[1]
+
+    def slope(images: np.ndarray) -> float:
+        best = [best_between(rates, losses[:, images].mean(axis=1), ceiling) for _, rates, losses in rounds]
+        return float(np.polyfit(steps, np.log(best), 1)[0])
+
+    found = [slope(np.array(rng.integers(n, size=n))) for _ in range(RESAMPLES)]
+    low, high = (float(np.quantile(found, tail)) for tail in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return Trend(float(np.clip(slope(np.arange(n)), *SLOPES)) if high < 0 else 0.0, low, high)
+
+
+def proposal(best: float, steps: int, whole: int, slope: float) -> float:
+    """The rate for ``whole`` steps, from the best one at ``steps``."""
+    return best * float(max((whole / steps) ** slope, 1 / FARTHEST))

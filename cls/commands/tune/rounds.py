@@ -4,22 +4,20 @@ One image is one forward and backward pass of the whole network; a forward pass 
 """
 
 from dataclasses import dataclass
-from fractions import Fraction
+from functools import cached_property
 from math import ceil
 from typing import NamedTuple
 
-from cls.commands.tune.race import pairs
-
-STARTS = {"adamw": (3e-5, 3e-4, 3e-3), "sgd": (1e-3, 1e-2, 1e-1)}
+STARTS = {"adamw": (3e-5, 3e-4, 3e-3), "sgd": (3e-3, 3e-2, 3e-1)}
 """The first candidates, a decade apart: what published fine-tuning uses. The neighbors of the best follow."""
-GRID = 3
-"""How often neighbors may follow, half a decade apart."""
+FIRST, LATER = 5, 3
+"""Candidates of the first round, and of the others: the best rate and its neighbors."""
 SHARE = 0.1
 """Of the run's images: the default budget of a long run."""
 LEAST = 7_300
 """The default budget of a short run, but at most SHORT of it: rankings of fewer than a dozen steps mean little."""
 SHORT = 0.9
-FIRST, FEWEST = 16, 8
+SEVERAL, FEWEST = 16, 8
 """Steps of the first of several rounds, and of a single one, at least."""
 HEAD_IMAGES = 10_000
 """Images that the head is fitted on, at most, and one epoch."""
@@ -32,30 +30,23 @@ class Round(NamedTuple):
     steps: int
 
 
+def parts_of(images: int) -> int:
+    """One of so many parts of the training images is held out."""
+    return max(5, min(20, images // HELD))
+
+
 @dataclass(frozen=True)
 class Plan:
-    """A search for a run over ``images`` training images in steps of ``batch``."""
+    """A search for a run over ``images`` training images in steps of ``batch``; its candidates train on ``trained``."""
 
     images: int
+    trained: int
+    held: int
     batch: int
     epochs: float
     fits_head: bool
     budget: float
     """As a share of the run's images; 0: SHARE, or for a short run LEAST images, at most SHORT."""
-
-    @property
-    def parts(self) -> int:
-        """One of so many parts of the images is held out."""
-        return max(5, min(20, self.images // HELD))
-
-    @property
-    def held(self) -> int:
-        return ceil(self.images / self.parts)
-
-    @property
-    def trained(self) -> int:
-        """Training images of a candidate."""
-        return self.images - self.held
 
     @property
     def whole(self) -> float:
@@ -78,47 +69,51 @@ class Plan:
 
     @property
     def head_cost(self) -> float:
+        """One validation, and the prediction of the kept weights."""
         return (self.head_epochs * self.trained + 2 * self.held) / 3 if self.fits_head else 0.0
 
-    def cost(self, steps: int, validations: int = 1) -> float:
-        """Images of one candidate."""
-        return steps * self.batch + validations * self.held / 3
+    def cost(self, steps: int) -> float:
+        """Images of one candidate: it validates after each epoch and at its end, and predicts with the kept weights."""
+        validations = max(1, ceil(steps * self.batch / self.trained))
+        return steps * self.batch + (validations + 1) * self.held / 3
 
-    def validations(self, steps: int) -> int:
-        """After each whole epoch and at the end, and the prediction of the kept weights."""
-        return 1 + max(1, ceil(Fraction(steps * self.batch, self.trained)))
-
-    @property
+    @cached_property
     def rounds(self) -> tuple[Round, ...]:
-        """Fewer candidates at twice the steps in each round; as many rounds as let the first one have FIRST steps."""
-        for kept in ((5, 3, 2), (5, 2), (5,)):
-            steps = self._longest(kept)
-            if steps >= FIRST or len(kept) == 1:
-                return tuple(Round(k, max(steps, FEWEST) << i) for i, k in enumerate(kept))
+        """Twice the steps in each round; as many rounds as let the first one have SEVERAL steps."""
+        for count in (3, 2, 1):
+            steps = self._longest(count)
+            if steps >= SEVERAL or count == 1:
+                return _rounds(count, max(steps, FEWEST))
         raise AssertionError
 
-    def _longest(self, kept: tuple[int, ...]) -> int:
-        """The most steps of the first round within the budget; not more than the run has."""
-        most = max(1, self.steps >> (len(kept) - 1))
-        return max((steps for steps in range(1, most + 1) if self._planned(kept, steps) <= self.allowed), default=0)
+    def _longest(self, count: int) -> int:
+        """The most steps of the first of ``count`` rounds within the budget, 0 for none; not more than the run has."""
+        low, high = 0, self.steps >> (count - 1)
+        while low < high:
+            steps = (low + high + 1) // 2
+            low, high = (steps, high) if self._cost_of(_rounds(count, steps)) <= self.allowed else (low, steps - 1)
+        return low
 
-    def _planned(self, kept: tuple[int, ...], steps: int) -> float:
-        each = (k * self.cost(steps << i, self.validations(steps << i)) for i, k in enumerate(kept))
-        return self.head_cost + sum(each)
+    def _cost_of(self, rounds: tuple[Round, ...]) -> float:
+        return self.head_cost + sum(k * self.cost(steps) for k, steps in rounds)
 
     @property
     def planned(self) -> float:
         """Images of the whole search."""
-        return self._planned(tuple(k for k, _ in self.rounds), self.rounds[0].steps)
+        return self._cost_of(self.rounds)
 
     @property
     def comparisons(self) -> int:
-        """Pairs of candidates that may be compared in all rounds, for :func:`cls.commands.tune.race.race`."""
-        return sum(pairs(k + (GRID - 1 if i == 0 else 0)) for i, (k, _) in enumerate(self.rounds))
+        """Pairs of candidates that are compared in all rounds, for :func:`cls.commands.tune.race.race`."""
+        return sum(k * (k - 1) // 2 for k, _ in self.rounds)
 
     def epochs_of(self, steps: int) -> float:
         """``train.epochs`` of a run of so many steps over the candidates' images."""
         return round((steps - 0.5) * self.batch / self.trained, 6)
+
+
+def _rounds(count: int, steps: int) -> tuple[Round, ...]:
+    return tuple(Round(LATER if i else FIRST, steps << i) for i in range(count))
 
 
 def neighbors(rate: float) -> tuple[float, float]:

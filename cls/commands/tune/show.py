@@ -44,9 +44,22 @@ def show(document: dict[str, Any], folder: Path) -> None:
         console.print(table)
     spent, planned = document["spent_images"], document["planned_images"]
     print(
-        "worse: 95 % sure for the whole search; undecided: the budget ends before they can be told apart\n"
-        f"{spent:,} images, planned were {planned:,}; {spent / document['run_images']:.0%} of the run's; also in "
-        f"{folder / 'tune.json'} and tune.png\nrate for {document['steps']:,} steps: {document['rate']:g}\n"
-        f"{document['command']}",
+        "worse: the interval over images excludes 0, at 95 % for the whole search (one seed each); undecided: it does "
+        f"not\n{spent:,} images, planned were {planned:,}; {spent / document['run_images']:.0%} of the run's; also "
+        f"in {folder / 'tune.json'} and tune.png\n{_trend(document)}\nrate for {document['steps']:,} steps: "
+        f"{document['rate']:g}\n{document['command']}",
         file=sys.stderr,
     )
+
+
+def _trend(document: dict[str, Any]) -> str:
+    """What the proposal assumes about the length of training, and whether the best rate is at an edge."""
+    last = document["rounds"][-1]
+    text = f"trend over the steps: not measured, all candidates have {last['steps']}; the same rate is assumed"
+    if document["slope_interval"]:
+        low, high = document["slope_interval"]
+        taken = f"taken as {document['slope']:.2f}" if document["slope"] else "taken as 0: it need not fall"
+        text = f"trend: the best rate follows the steps with exponent {low:.2f} to {high:.2f}, {taken}"
+    if last["edge"]:
+        text += "\nthe best rate is at the edge of those tried: a better one may lie beyond it (--budget)"
+    return text

@@ -1,0 +1,187 @@
+"""One search for a rate: its runs are on disk, all else follows from them."""
+
+import math
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cls.commands.fields import changed_fields
+from cls.commands.options import TuneOptions
+from cls.commands.sweep.local import run_members
+from cls.commands.sweep.members import Member
+from cls.commands.sweep.scripts import write_lines
+from cls.commands.tune.members import DIVERGED, candidate, command, head_run, member, starts, usable
+from cls.commands.tune.race import Race, best_between, guessing, image_losses, proposal, race, trend
+from cls.commands.tune.rounds import Plan, neighbors
+from cls.config import Run, change, flat
+from cls.evaluation.run_record import RunRecord
+from cls.runtime.paths import writing
+from cls.runtime.signals import StopSignal
+from cls.tracking.run_status import read_exit, state_of
+from cls.validate import check
+
+USELESS = 0.95
+"""Of the loss of guessing: a candidate must be below it."""
+FAILED = ("user_error", "data", "out_of_memory", "error")
+
+
+class Waiting(Exception):
+    """The next runs were written for SLURM, or are running elsewhere."""
+
+
+class Search:
+    """``run`` is tuned; ``held`` is the same run with a part of its training images held out."""
+
+    def __init__(self, run: Run, held: Run, plan: Plan, folder: Path, options: TuneOptions, stop: StopSignal) -> None:
+        self.run, self.held, self.plan, self.folder, self.options, self.stop = run, held, plan, folder, options, stop
+        self.launch = [os.path.expanduser(word) for word in shlex.split(options.launch)]
+        self.spent, self.batches = 0.0, 0
+        self.losses: dict[tuple[int, float], np.ndarray] = {}
+        self.guessing = math.inf
+
+    def result(self) -> dict[str, Any]:
+        if self.plan.fits_head:
+            self._perform([head_run(self.held, self.plan, self.folder)])
+            self.spent += self.plan.head_cost
+        rounds: list[tuple[int, list[float], Race]] = []
+        for count, steps in self.plan.rounds:
+            rates = starts(self.run)
+            if rounds:  # the best rate so far and its neighbors
+                _, tried, found = rounds[-1]
+                best = tried[found.leader]
+                rates = usable(self.run, [neighbors(best)[0], best, neighbors(best)[1]])
+            rates = self._explore(count, steps, rates)
+            rounds.append((steps, rates, self._race(steps, rates)))
+        return self._document(rounds)
+
+    def _explore(self, count: int, steps: int, rates: list[float]) -> list[float]:
+        """These rates, and the neighbors of the best: up to ``count`` in all, or as far as the budget goes."""
+        while True:
+            self._try(steps, rates)
+            best = min(rates, key=lambda rate: float(self.losses[steps, rate].mean()))
+            new = [rate for rate in usable(self.run, neighbors(best)) if rate not in rates]
+            cost = self.spent + len(new) * self.plan.cost(steps)
+            if not new or (cost > self.plan.allowed and len(rates) + len(new) > count):
+                return rates
+            rates = sorted([*rates, *new])
+
+    def _try(self, steps: int, rates: Sequence[float]) -> None:
+        """Run the candidates that are new, and read the losses of their held-out images."""
+        new = [rate for rate in rates if (steps, rate) not in self.losses]
+        runs = [candidate(self.held, self.plan, self.folder, rate, steps) for rate in new]
+        self._perform(runs)
+        for rate, run in zip(new, runs, strict=True):
+            if state_of(Path(run.out)) == DIVERGED:
+                self.losses[steps, rate] = np.full(self.plan.held, math.inf)
+                continue
+            found = RunRecord(Path(run.out)).val
+            if found is None:
+                raise ValueError(f"{run.out} is done, but without predictions: delete it, and the same command runs it")
+            self.losses[steps, rate] = image_losses(found, run.optim.loss)
+            self.guessing = guessing(found, run.optim.loss)
+        self.spent += len(new) * self.plan.cost(steps)
+
+    def _perform(self, runs: Sequence[Run]) -> None:
+        """Run what is not done; Waiting where that is elsewhere, ValueError for a run that failed."""
+        members = [member(run) for run in runs]
+        self.batches += 1
+        if self.options.slurm:
+            self._queue(members)
+        elif members:
+            run_members(members, [[*self.launch, *command(run)] for run in runs], len(self.launch), self.stop,
+                        self.options.jobs)  # fmt: skip
+        _reject_failed(members := [member(run) for run in runs])
+        if open_ones := [str(each.path) for each in members if each.state != "done"]:
+            names = ", ".join(open_ones)
+            raise Waiting(f"{names}: running elsewhere; give the same command again when they have ended")
+        precisions = {RunRecord(each.path).run.train.precision for each in members}
+        if len(precisions | self._precisions()) > 1:
+            raise ValueError(f"{self.folder}: its runs have different train.precision: name one, and another --out")
+
+    def _precisions(self) -> set[str]:
+        done = [file.parent for file in self.folder.glob("*/config.yaml") if (file.parent / "best").exists()]
+        return {RunRecord(path).run.train.precision for path in done[:1]}
+
+    def _queue(self, members: Sequence[Member]) -> None:
+        """Write the runs for slurm/sweep.sh, and raise Waiting, unless all have ended."""
+        if all(each.state == "done" for each in members):
+            return
+        _reject_failed(members)
+        file = Path(self.options.slurm)
+        file = file.with_name(f"{file.stem}-{self.batches}{file.suffix}")
+        written = file.exists()
+        with writing("slurm", file):  # all of the batch: a queued task reads its line by number
+            line = write_lines(file, [command(each.run) for each in members], self.folder)
+        states = ", ".join(f"{each.path.name} {each.state or 'not started'}" for each in members)
+        first = f"submit the next runs, unless they are in the queue ({states})," if written else "submit the next runs"
+        raise Waiting(f"{first} with\n{line}\nand give the same command again when they have ended")
+
+    def _race(self, steps: int, rates: Sequence[float]) -> Race:
+        losses = np.stack([self.losses[steps, rate] for rate in rates])
+        if not np.isfinite(losses).all(axis=1).any():
+            raise ValueError(f"all rates from {rates[0]:g} on diverged in {steps} steps: try --optim.clip 1")
+        found = race(losses, self.plan.comparisons)
+        lowest = found.losses[found.leader]
+        # with weighted classes a useful network may lose against guessing the frequent one
+        plain = not self.run.data.balanced and not self.run.optim.class_weight
+        if plain and lowest > USELESS * self.guessing:
+            raise ValueError(
+                f"the lowest held-out loss after {steps} steps is {lowest:.3f}, that of guessing {self.guessing:.3f}: "
+                "the runs are too short to compare rates. Give a larger --budget (it is now "
+                f"{self.plan.planned / self.plan.whole:.2g}) and another --out"
+            )
+        return found
+
+    def _document(self, rounds: Sequence[tuple[int, list[float], Race]]) -> dict[str, Any]:
+        described = [_described(found, steps, rates, self.guessing) for steps, rates, found in rounds]
+        last, slope, bounds = described[-1], 0.0, None
+        if len(rounds) > 1:
+            stacked = [(steps, np.array(rates), np.stack([self.losses[steps, rate] for rate in rates]))
+                       for steps, rates, _ in rounds]  # fmt: skip
+            slope, *bounds = trend(stacked, self.guessing, self.run.seed)
+        exact = proposal(last["best_rate"], last["steps"], self.plan.steps, slope)
+        least = self.run.optim.min_lr * self.run.optim.lr / self.run.optim.learning_rate(self.run.train.batch)
+        rate = float(f"{max(exact, least):.2g}")
+        check(change(self.run, optim={"lr": rate}))
+        fields = changed_fields(self.run, [name for name in flat(self.run) if name not in ("out", "optim.lr")])
+        words = [*shlex.split(self.options.launch), self.run.recipe, *fields, "--optim.lr", f"{rate:g}"]
+        return {
+            "recipe": self.run.recipe, "rate": rate, "command": shlex.join(words), "steps": self.plan.steps,
+            "images": self.plan.images, "held": self.plan.held, "slope": slope, "slope_interval": bounds,
+            "run_images": self.plan.whole, "planned_images": round(self.plan.planned),
+            "spent_images": round(self.spent), "rounds": described,
+        }  # fmt: skip
+
+
+def _reject_failed(members: Sequence[Member]) -> None:
+    failed = {each.path: each.state for each in members if each.state in (*FAILED, DIVERGED)}
+    if failed:
+        text = "\n  ".join(f"{path}: {state}: {read_exit(path).reason}" for path, state in failed.items())
+        raise ValueError(f"{len(failed)} runs failed; the same command tries them again:\n  {text}")
+
+
+def _described(found: Race, steps: int, rates: Sequence[float], ceiling: float) -> dict[str, Any]:
+    """A round as plain values; a loss that is not finite is None."""
+
+    def plain(value: float) -> float | None:
+        return float(value) if math.isfinite(value) else None
+
+    def verdict(i: int) -> str:
+        if not math.isfinite(found.losses[i]):
+            return "diverged"
+        return "best" if i == found.leader else "worse" if found.worse[i] else "undecided"
+
+    return {
+        "steps": steps,
+        "best_rate": best_between(np.array(rates), found.losses, ceiling),
+        "edge": found.leader in (0, len(rates) - 1),
+        "candidates": [
+            {"rate": rate, "loss": plain(found.losses[i]), "low": plain(found.against[i].low),
+             "high": plain(found.against[i].high), "verdict": verdict(i)}
+            for i, rate in enumerate(rates)
+        ],
+    }  # fmt: skip
