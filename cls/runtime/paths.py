@@ -17,7 +17,8 @@ T = TypeVar("T")
 PATHS = {
     "Run": ("out",), "Data": ("path", "copy"), "Model": ("weights",),
     "Show": ("to",), "Predict": ("run", "path", "out"), "Evaluate": ("run", "path", "to"), "Report": ("run", "to"),
-    "Audit": ("run",), "Sweep": ("name",), "SweepOptions": ("slurm", "wandb"), "Compare": ("runs", "baseline", "to"),
+    "Audit": ("run",), "Sweep": ("name",), "SweepOptions": ("slurm", "wandb"), "TuneOptions": ("slurm",),
+    "Compare": ("runs", "baseline", "to", "curves"),
     "PlanOptions": ("script",), "Pack": ("path", "to"), "Export": ("run", "more", "to"),
     "Soup": ("runs", "to"), "ExportOptions": ("images",),
     "Check": ("path", "run", "to"), "Doctor": ("out", "data"),

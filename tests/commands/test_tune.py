@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file
 
 from cls import recipes
 from cls.commands.main import parse_command
@@ -270,6 +271,25 @@ def killed(searches: Searches, out: Path, **env: str) -> None:
 
 
 @pytest.mark.integration
+def test_a_search_begins_with_the_head(searches: Searches, runs: Runs, tmp_path: Path) -> None:
+    """The first two batches of a search, as SLURM would run them."""
+    lines = tmp_path / "lines.txt"
+    first = searches.run(tmp_path / "search", "--slurm", str(lines))
+    assert f"sbatch --array=1-1 slurm/sweep.sh {tmp_path / 'lines-1.txt'}" in first["waiting"]
+    words = shlex.split((tmp_path / "lines-1.txt").read_text())
+    ended = runs.run(tmp_path / "search" / "head", words)
+    assert ended.codes == [0], ended.output
+    before, after = load_file(searches.weights), load_file(ended.out / "best" / "model.safetensors")
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed == {name for name in before if name.startswith("fc.")}
+    second = searches.run(tmp_path / "search", "--slurm", str(lines))
+    assert f"sbatch --array=1-3 slurm/sweep.sh {tmp_path / 'lines-2.txt'}" in second["waiting"]
+    assert [parse_run(shlex.split(line)).optim.lr for line in (tmp_path / "lines-2.txt").read_text().splitlines()] == [
+        3e-5, 3e-4, 3e-3,
+    ]  # fmt: skip
+
+
+@pytest.mark.soak
 def test_a_killed_search_continues_and_its_figures_are_those_of_its_runs(searches: Searches, tmp_path: Path) -> None:
     killed(searches, tmp_path / "search")
     found = searches.run(tmp_path / "search")

@@ -27,7 +27,7 @@ HOME = os.path.expanduser("~")
 
 WORDS = {  # texts that are no paths
     "Run.recipe", "Recipes.name", "Data.image_column", "Data.label_column", "Model.backbone", "Model.head",
-    "Track.project", "Track.name", "SweepOptions.launch", "PlanOptions.gpu", "PlanOptions.time",
+    "Track.project", "Track.name", "SweepOptions.launch", "TuneOptions.launch", "PlanOptions.gpu", "PlanOptions.time",
     "PackOptions.image_column", "PackOptions.label_column", "Check.image_column", "Check.label_column",
     "BenchOptions.gpu", "Sweep.words", "Predict.device", "Evaluate.device", "Report.device", "Check.device",
     "SoupOptions.device", "Data.hold_out",
@@ -78,6 +78,8 @@ def test_every_text_of_every_command_is_a_path_or_a_word() -> None:
         (["sweep", "mlp-head/heads", "--slurm=~/s", "--out=~/o"], "options.slurm", f"{HOME}/s"),
         (["sweep", "mlp-head/heads", "--wandb", "~/w", "--out=~/o"], "fields.out", f"{HOME}/o"),
         (["sweep", "~/runs"], "name", f"{HOME}/runs"),
+        (["compare", "a", "--curves=~/c.png"], "curves", f"{HOME}/c.png"),
+        (["tune", "digits", "--slurm=~/s"], "options.slurm", f"{HOME}/s"),
         (["audit", "~/run"], "run", f"{HOME}/run"),
         (["evaluate", "~/run", "~/p"], "path", (f"{HOME}/p",)),
     ],
