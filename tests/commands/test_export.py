@@ -89,6 +89,7 @@ def test_the_shown_lines_load_the_network(tmp_path: Path, clothing: Path, model:
         assert "config" in file.metadata()  # cls predict takes it, too
 
 
+@pytest.mark.integration
 def test_the_shown_lines_average_several_runs(tmp_path: Path, clothing: Path) -> None:
     """Two networks, two libraries, two sizes, two orders of the classes; the code runs in the final folder."""
     orders = [tuple(f"class {i}" for i in order) for order in ((0, 1, 2, 3), (2, 0, 3, 1))]

@@ -420,6 +420,7 @@ def test_what_was_written_is_read_back_and_compared(tmp_path: Path, monkeypatch:
     monkeypatch.undo()
 
 
+@pytest.mark.integration
 def test_the_command_prints_a_summary_and_a_document(tmp_path: Path) -> None:
     source = photos(tmp_path / "photos", each=3)
     env = environment(HF_DATASETS_CACHE=str(tmp_path / "cache"), PYTHONPATH=str(ROOT))
