@@ -226,8 +226,8 @@ def test_its_directory_predicts_with_its_members(runs: list[str], stored: Path, 
     files = [folder / "predictions.parquet" for folder in (tmp_path / "runs", stored / "predict-test")]
     assert read_parquet(files[0]).probs.tobytes() == read_parquet(files[1]).probs.tobytes()
     shutil.rmtree(stored / "predict-test")
-    told, _ = Evaluate(run=str(stored), path=(str(images / "test"),), device="cpu", workers=0).do(StopSignal())
-    assert len(told["members"]) == 3
+    document, _ = Evaluate(run=str(stored), path=(str(images / "test"),), device="cpu", workers=0).do(StopSignal())
+    assert len(document["members"]) == 3
     with pytest.raises(ValueError, match="is named twice"):
         predicted([str(stored), runs[2]], images / "test", "-")
 
@@ -311,7 +311,7 @@ def test_the_words_of_a_command_are_runs_then_images(runs: list[str], images: Pa
     ):
         with pytest.raises(ValueError, match=text):
             command.do(stop)
-    told, _ = Evaluate(run=runs[0], path=(runs[1], test), device="cpu", workers=0).do(stop)
-    assert [row["run"] for row in told["members"]] == runs[:2]
+    document, _ = Evaluate(run=runs[0], path=(runs[1], test), device="cpu", workers=0).do(stop)
+    assert [row["run"] for row in document["members"]] == runs[:2]
     command = Evaluate.parse([runs[0], runs[1], "--data.path", test], "")
     assert (command.run, command.path) == (runs[0], (runs[1], test))

@@ -207,35 +207,35 @@ def test_normalization_follows_the_weights():
 STEP = replace(SMALL, freeze=("stem", "layer1", "layer2"), cbam=(2, 4), dropout3=0.2, head="16 bn relu dropout:0.5")
 
 
-def test_frozen_parts_keep_their_bits_through_a_step():
-    model = build_model(STEP, 10, 0)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    train_mode(model, STEP.in_eval_mode)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
-    nn.functional.cross_entropy(model(torch.randn(8, 3, 32, 32)), torch.arange(8)).backward()
-    optimizer.step()
-
-    frozen = ("conv1.", "bn1.", "layer1.", "layer2.0.")
-    for name, parameter in model.named_parameters():
-        assert parameter.requires_grad == (parameter.grad is not None) == (not name.startswith(frozen)), name
-    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == {name for name in before if not name.startswith(frozen)}
-    # what was added behind a frozen stage is trained
-    assert {"layer2.1.mlp.0.weight", "layer2.1.spatial.weight"} <= changed
+FROZEN = ("conv1.", "bn1.", "layer1.", "layer2.0.")
 
 
-def test_frozen_norms_may_move_their_statistics_but_not_their_weights():
-    config = replace(STEP, freeze_norms=False)
+def after_a_step(config: Model) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """The network after a step of its optimizer, and its values before."""
     model = build_model(config, 10, 0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     train_mode(model, config.in_eval_mode)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
     nn.functional.cross_entropy(model(torch.randn(8, 3, 32, 32)), torch.arange(8)).backward()
     optimizer.step()
-    frozen = ("conv1.", "bn1.", "layer1.", "layer2.0.")
+    return model, before
+
+
+def test_frozen_parts_keep_their_bits_through_a_step():
+    model, before = after_a_step(STEP)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (parameter.grad is not None) == (not name.startswith(FROZEN)), name
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if not name.startswith(FROZEN)}
+    # what was added behind a frozen stage is trained
+    assert {"layer2.1.mlp.0.weight", "layer2.1.spatial.weight"} <= changed
+
+
+def test_frozen_norms_may_move_their_statistics_but_not_their_weights():
+    model, before = after_a_step(replace(STEP, freeze_norms=False))
     kept = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
     statistics = {name for name, _ in model.named_buffers()}
-    assert kept == {name for name in before if name.startswith(frozen)} - statistics
+    assert kept == {name for name in before if name.startswith(FROZEN)} - statistics
     assert any(name.startswith("layer1.") for name in statistics)
 
 
