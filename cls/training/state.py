@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -108,10 +109,11 @@ class State:
         else:
             train_mode(self.model, self.in_eval_mode)
         if self.skips_backward and head_only != self.head_only:
-            for parameter in self._held():
+            for parameter in self._held:
                 parameter.requires_grad_(not head_only)
         self.head_only = head_only
 
+    @cached_property
     def _held(self) -> list[nn.Parameter]:
         """The optimizer's parameters that have pretrained values."""
         trained = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
@@ -121,7 +123,7 @@ class State:
         """One step of optimizer, moving average and schedule; returns its learning rate. ``clip`` 0: no clipping."""
         lr = self.schedule.lr
         if self.head_only:
-            for parameter in self._held():
+            for parameter in self._held:
                 parameter.grad = None  # the optimizer skips it, its weight decay and its moments
         if clip:
             nn.utils.clip_grad_norm_([p for group in self.optimizer.param_groups for p in group["params"]], clip)
