@@ -19,8 +19,8 @@ FLOOR = 1e-7
 """Smallest probability of a true class: one image with probability 0 would decide every mean."""
 RESAMPLES = 1000
 SLOPES = (-0.5, 0.0)
-"""Bounds of the exponent of the best rate over the steps: published rates fall with the length of training, if at all,
-no faster than its root."""
+"""Bounds of the exponent of the best rate over the steps: from no change to its root. A choice, as FARTHEST is: how
+rates of candidates carry over to runs many times as long was not measured."""
 FARTHEST = 3.0
 """By how much a trend may lower the best rate of the longest candidates."""
 

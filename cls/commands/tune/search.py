@@ -41,7 +41,7 @@ class Search:
         self.launch = [os.path.expanduser(word) for word in shlex.split(options.launch)]
         self.spent, self.batches = 0.0, 0
         self.losses: dict[tuple[int, float], np.ndarray] = {}
-        self.guessing = math.inf
+        self.guessing, self.precisions = math.inf, set[str]()
 
     def result(self) -> dict[str, Any]:
         if self.plan.fits_head:
@@ -98,13 +98,9 @@ class Search:
         if open_ones := [str(each.path) for each in members if each.state != "done"]:
             names = ", ".join(open_ones)
             raise Waiting(f"{names}: running elsewhere; give the same command again when they have ended")
-        precisions = {RunRecord(each.path).run.train.precision for each in members}
-        if len(precisions | self._precisions()) > 1:
+        self.precisions |= {RunRecord(each.path).run.train.precision for each in members}
+        if len(self.precisions) > 1:
             raise ValueError(f"{self.folder}: its runs have different train.precision: name one, and another --out")
-
-    def _precisions(self) -> set[str]:
-        done = [file.parent for file in self.folder.glob("*/config.yaml") if (file.parent / "best").exists()]
-        return {RunRecord(path).run.train.precision for path in done[:1]}
 
     def _queue(self, members: Sequence[Member]) -> None:
         """Write the runs for slurm/sweep.sh, and raise Waiting, unless all have ended."""
