@@ -410,7 +410,7 @@ def test_a_diverging_run_names_the_sample_indices(runs: Runs, tmp_path: Path) ->
 def test_a_long_average_of_a_short_run_is_about_as_good_as_its_weights(runs: Runs, tmp_path: Path) -> None:
     """64 steps at optim.ema 0.9999; without a warm-up its accuracy was that of chance, 0.1, at every epoch.
 
-    The weights themselves reach 0.92.
+    That of the weights themselves was above 0.9 (asserted here until 2026-11-29).
     """
     small = ["digits", "--data.limit", "256", "--data.workers", "0", "--train.epochs", "8", "--train.batch", "32",
              "--train.micro-batch", "32", "--track.wandb", "disabled"]  # fmt: skip
