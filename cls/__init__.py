@@ -1,8 +1,30 @@
-"""cls: fine-tune image classifiers; a run is a pure function of (config, data, seed)."""
+"""cls: fine-tune image classifiers; a run is a pure function of (config, data, seed).
 
+    import cls
+
+    run = cls.train("mlp-head", data="photos", epochs=3)    # the run directory
+    model = cls.load(run)
+    print(model.predict("cat.jpg").label)
+
+:mod:`cls.api` has these functions; it is loaded at their first use.
+"""
+
+import importlib
 import logging
+from typing import Any
 
 __version__ = "0.1.0"
+__all__ = ["Comparison", "Model", "Prediction", "compare", "load", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("cls.api"), name)
+    raise AttributeError(f"module 'cls' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def _clean(record: logging.LogRecord) -> bool:

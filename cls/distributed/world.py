@@ -18,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from cls.config import Train
 from cls.distributed.launch import check_fsdp, check_launcher, choose_device, ignore_mpi
+from cls.distributed.torch_settings import apply_settings, limit_threads
 from cls.runtime.console import stdout_to_stderr
 from cls.runtime.signals import Stopped, StopSignal
 from cls.runtime.timer import Timer
@@ -32,11 +33,12 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 class World:
     """The processes of one run, seen from one of them."""
 
-    accelerator: Accelerator
     rank: int
     size: int
     local_size: int
     device: torch.device
+    accelerator: Accelerator | None = None
+    """Of the processes that :func:`start` has joined."""
     fsdp: bool = False
     stop: StopSignal = field(default_factory=StopSignal)
     timer: Timer = field(default_factory=Timer)
@@ -115,6 +117,7 @@ class World:
         with warnings.catch_warnings():
             # the successor of broadcast_buffers is not reachable through accelerate's settings yet
             warnings.filterwarnings("ignore", ".*broadcast_buffers.*", FutureWarning)
+            assert self.accelerator is not None, "only processes that were joined train"
             wrapped: nn.Module = self.accelerator.prepare(model)
         return wrapped
 
@@ -204,12 +207,7 @@ def start(train: Train, stop: StopSignal) -> World:
     check_launcher(os.environ)
     ignore_mpi(os.environ)
     fsdp = check_fsdp(os.environ, train)
-    torch.use_deterministic_algorithms(train.deterministic)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts; `cls bench` tries both
-    if train.deterministic:
-        # filling empty tensors with NaN costs 3 % of a step
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # mypy cannot see it
-    torch.backends.cudnn.benchmark = not train.deterministic  # cuDNN times its kernels and takes the fastest
+    apply_settings(train)
     device = choose_device(train.device)
     wanted, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     accelerator = _join(train, device)
@@ -218,18 +216,30 @@ def start(train: Train, stop: StopSignal) -> World:
             f"the launcher started {wanted} processes but they form groups of {accelerator.num_processes}: each would "
             "train alone; start with accelerate launch --config_file accelerate_configs/ddp.yaml (or cpu.yaml)"
         )
-    if device == "cpu" and train.reduce == "exact":
-        torch.set_num_threads(1)  # another number of threads gives other bits
+    limit_threads(train, device)
     return World(
         accelerator=accelerator,
         rank=accelerator.process_index,
         size=accelerator.num_processes,
         local_size=local,
         # accelerate gives a single process a GPU without an index
-        device=torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else accelerator.device,
+        device=_device("cuda") if device == "cuda" else accelerator.device,
         fsdp=fsdp,
         stop=stop,
     )
+
+
+def alone(train: Train, stop: StopSignal) -> World:
+    """This process alone, whatever its launcher started: inside of another program, whose torch stays as it is.
+
+    The caller restores torch's settings (:func:`cls.distributed.torch_settings.settings_restored`).
+    """
+    apply_settings(train)
+    return World(rank=0, size=1, local_size=1, device=_device(choose_device(train.device)), stop=stop)
+
+
+def _device(kind: str) -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
 
 
 def _join(train: Train, device: str) -> Accelerator:

@@ -17,11 +17,11 @@ from cls.data.dataset import EvalDataset
 from cls.data.loader import AHEAD, Group, Loader, worker_count
 from cls.data.readers import column
 from cls.data.sources import Rows, Splits, labels_of
-from cls.distributed.world import World
+from cls.distributed.world import World, start
 from cls.evaluation.ensemble_record import models_of
 from cls.evaluation.metrics import log_loss
 from cls.evaluation.predictions import Predictions, renumbered, sliced
-from cls.evaluation.trained_model import TrainedModel, load_trained_model, weights_file
+from cls.evaluation.trained_model import Join, TrainedModel, load_trained_model, weights_file
 from cls.runtime.signals import StopSignal
 from cls.tracking.run_files import read_data
 
@@ -80,17 +80,18 @@ class Ensemble:
                 yield mean_of([renumbered(part, self.classes) for part in parts], self.scored)
 
 
-def load_ensemble(paths: Sequence[str], device: str, workers: int, stop: StopSignal) -> Ensemble:
+def load_ensemble(paths: Sequence[str], device: str, workers: int, stop: StopSignal, join: Join = start) -> Ensemble:
     """All members, an ensemble's directory being its own; ValueError for one named twice or of other classes.
 
-    The device, the kernels and the number of threads of this process are those of the first member.
+    The device, the kernels and the number of threads of this process are those of the first member, which ``join``
+    sets.
     """
     paths = [model for path in paths for model in models_of(path)]
     files = [weights_file(path).resolve() for path in paths]
     if twice := [path for place, path in enumerate(paths) if files[place] in files[:place]]:
         raise ValueError(f"{twice[0]} is named twice: each run counts once in the mean")
-    first = load_trained_model(paths[0], device, workers, stop)
-    others = [load_trained_model(path, device, workers, stop, first.world) for path in paths[1:]]
+    first = load_trained_model(paths[0], device, workers, stop, join)
+    others = [load_trained_model(path, device, workers, stop, lambda *_: first.world) for path in paths[1:]]
     for member in others:
         if text := other_classes(first.classes, member.classes):
             raise ValueError(f"{first.name} and {member.name} have other classes ({text}): a mean needs the same names")

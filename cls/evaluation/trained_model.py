@@ -1,12 +1,12 @@
 """The best weights of a run, ready to predict."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from cls.config import NO_VALIDATION, change
+from cls.config import NO_VALIDATION, Train, change
 from cls.data.loader import preprocess
 from cls.data.sources import Splits
 from cls.distributed.world import World, start
@@ -17,6 +17,9 @@ from cls.models.build import build_model
 from cls.models.weights import load_exact
 from cls.runtime.signals import StopSignal
 from cls.tracking.run_data import run_data
+
+Join = Callable[[Train, StopSignal], World]
+"""Gives the processes that predict together."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,19 +49,17 @@ def weights_file(path: str) -> Path:
     return Path(path) if path.endswith(".safetensors") else Path(path) / "best" / "model.safetensors"
 
 
-def load_trained_model(
-    path: str, device: str, workers: int, stop: StopSignal, world: World | None = None
-) -> TrainedModel:
+def load_trained_model(path: str, device: str, workers: int, stop: StopSignal, join: Join = start) -> TrainedModel:
     """Rebuild a run's network from best/model.safetensors; ValueError if there is none or it is damaged.
 
-    ``world``: that of a model which is already loaded; a process joins the others once.
+    All processes that the launcher started predict together, unless ``join`` gives others.
     """
     file = weights_file(path)
     if not file.is_file():
         raise ValueError(f"{file} does not exist: name a run directory in which at least one epoch is done")
     run, classes, statistics, fallback = read_header(file)
     run = change(run, train={"device": device}, data={"workers": workers})
-    world = world or start(run.train, stop)
+    world = join(run.train, stop)
     model = network(file)
     if run.train.images_channels_last:
         model = model.to(memory_format=torch.channels_last)

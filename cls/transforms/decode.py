@@ -74,7 +74,7 @@ def decode(data: bytes) -> Image.Image:
                 f"{image.width}x{image.height} pixels, more than {MAX_PIXELS // 1_000_000} megapixels"
             )
         image.load()
-        return _rgb(_upright(image))
+        return upright_rgb(image)
     except CorruptImageError:
         raise
     except UnidentifiedImageError:
@@ -95,9 +95,10 @@ def orientation(image: Image.Image) -> int:
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The picture as :func:`decode` gives it, of an image that Pillow has decoded or made."""
     method = _UPRIGHT.get(orientation(image))
-    return image if method is None else image.transpose(method)
+    return _rgb(image if method is None else image.transpose(method))
 
 
 def _rgb(image: Image.Image) -> Image.Image:

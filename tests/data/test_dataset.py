@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from datasets import Dataset, Features, Value
 from PIL import Image
 from scipy import stats
@@ -34,7 +33,7 @@ SIZE = 16
 DATA = config.Data(path="unused", size=SIZE)
 AUGMENT = config.Augment(hflip=0.5, rotate=10.0, brightness=0.3, erase=0.5)
 OPS: tuple[Op, ...] = training_ops(AUGMENT, DATA, (0.5, 0.5, 0.5))
-ALONE = World(accelerator=Accelerator(cpu=True), rank=0, size=1, local_size=1, device=torch.device("cpu"))
+ALONE = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
 
 
 def jpeg(label: int, number: int) -> bytes:

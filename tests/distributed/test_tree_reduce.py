@@ -19,7 +19,6 @@ from typing import Any, cast
 import pytest
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -32,8 +31,7 @@ from cls.runtime.console import stdout_to_stderr
 
 
 def world(rank: int = 0, world_size: int = 1) -> World:
-    nobody = cast(Accelerator, None)  # nothing tested here asks it for anything
-    return World(accelerator=nobody, rank=rank, size=world_size, local_size=world_size, device=torch.device("cpu"))
+    return World(rank=rank, size=world_size, local_size=world_size, device=torch.device("cpu"))
 
 
 def leaf(index: int) -> list[Tensor]:

@@ -6,7 +6,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
 from PIL import Image
 from torch import Tensor, nn
@@ -23,7 +22,7 @@ from cls.evaluation.metrics import accuracy, summary
 from cls.evaluation.predictions import Predictions
 
 CPU = torch.device("cpu")
-ALONE = World(accelerator=cast(Accelerator, None), rank=0, size=1, local_size=1, device=CPU)  # it is not asked
+ALONE = World(rank=0, size=1, local_size=1, device=CPU)  # it is not asked
 SIZE, CLASSES = 16, ("0", "1", "2")
 STATISTICS = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -134,12 +133,8 @@ def test_the_shares_of_several_ranks_are_disjoint_and_together_all(rows: Dataset
         (part,) = predictor._parts(EvalDataset(rows, (), run_of()), 64)
         return part.logits[0]
 
-    nobody = cast(Accelerator, None)
     for world_size in (2, 3, 5):
-        ranks = [
-            Part(accelerator=nobody, rank=r, size=world_size, local_size=world_size, device=CPU)
-            for r in range(world_size)
-        ]
+        ranks = [Part(rank=r, size=world_size, local_size=world_size, device=CPU) for r in range(world_size)]
         parts = torch.stack([logits(rank) for rank in ranks])
         assert parts.any(2).sum(0).tolist() == [1] * 11
         assert parts.sum(0).equal(logits(ALONE))

@@ -10,12 +10,11 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -615,7 +614,7 @@ def test_the_nearest_training_images(monkeypatch: pytest.MonkeyPatch) -> None:
     train, val = images_of(splits.train), images_of(splits.val)
     p = predictions(list(splits.val["id"]), np.array(splits.val["label"]), splits.classes, 4)
     prepare = preprocess(((0.5,) * 3, (0.5,) * 3), 0, False, torch.device("cpu"))
-    world = World(accelerator=cast(Accelerator, None), rank=0, size=1, local_size=1, device=torch.device("cpu"))
+    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
     predictor = Predictor(model, splits.classes, run, world, prepare)
     found, note = neighbors.nearest_images(predictor, train, val, p, 3)
     assert list(found) == wrong(p)[:24].tolist() and "all" in note

@@ -339,6 +339,9 @@ def test_a_mistyped_folder_is_reported_before_weights_are_fetched_for_it(
         with pytest.raises(SystemExit) as left:
             fail_early(["mlp-head", "--data.path", path, "--out", str(tmp_path / "out")])
         assert left.value.code == 2 and f"there is no file or folder {path}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # as a config.yaml names it after a job that staged its images
+        fail_early(["mlp-head", "--data.path", str(tmp_path), "--data.copy", str(tmp_path / "gone")])
+    assert f"data.copy: there is no file or folder {tmp_path / 'gone'}" in capsys.readouterr().err
     for path in (str(tmp_path), "somebody/photos"):  # the second may be one on a hub
         fail_early(["mlp-head", "--data.path", path])
     (tmp_path / "done").mkdir()

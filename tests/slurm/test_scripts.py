@@ -253,6 +253,40 @@ def test_a_stop_reaches_a_run_whose_out_has_a_tilde(fake: Fake, words: list[str]
     assert fake.starts(job)[0]["data"] == f"{fake.folder}/home/photos"
 
 
+def test_the_run_directory_the_data_and_the_device_are_found_in_the_file_of_config(fake: Fake) -> None:
+    """In any form that YAML has; the command line overrules them, and the launcher is given the words as typed."""
+    python = fake.folder / "venv" / "bin" / "python3"
+    python.write_text(f'#!/usr/bin/env bash\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    env = {"HOME": str(fake.folder / "home"), "PYTHONPATH": ""}
+    named = "recipe: mlp-head\n'out': \"~/a run\"\ndata: {path: ~/my photos}\ntrain:\n  device: cpu\n"
+    (fake.here / "my file.yaml").write_text(named)
+    (fake.here / "part.yaml").write_text("data: {size: 96}\n")
+    (fake.here / "bad.yaml").write_text("recipe: best\noptim: {lrr: 1}\n")
+    jobs = {
+        "file": fake.sbatch(*ONE, fake.script, "--config", "my file.yaml", "--seed", "1", **env),
+        "typed": fake.sbatch(*ONE, fake.script, "--config=my file.yaml", "--out", "here", "--data.path=x",
+                             "--train.device", "cuda", **env),
+        "part": fake.sbatch(*ONE, fake.script, "best", "--config", "part.yaml", **env),
+        "bad": fake.sbatch(*ONE, fake.script, "--config", "bad.yaml", **env),
+    }  # fmt: skip
+    ends = {name: job.wait() for name, job in jobs.items()}
+    assert ends == {name: "FAILED 2:0" if name == "bad" else "COMPLETED 0:0" for name in jobs}, [
+        fake.output(job) for job in jobs.values()
+    ]
+    message = "config: bad.yaml: unknown field optim.lrr; did you mean optim.lr?"
+    assert message in fake.output(jobs["bad"]) and not fake.starts(jobs["bad"])
+    file, typed, part = (fake.starts(jobs[name])[0] for name in ("file", "typed", "part"))
+    own = str(fake.folder / "home")
+    assert file["argv"][-4:] == ["--config", "my file.yaml", "--seed", "1"] and file["data"] == f"{own}/my photos"
+    assert "cpu.yaml, first node a6000-1" in fake.output(jobs["file"]) and f"-> {own}/a run" in fake.output(
+        jobs["file"]
+    )
+    assert typed["data"] == "x" and option(typed, "--config_file").endswith("/one_gpu.yaml")
+    assert "-> here" in fake.output(jobs["typed"])
+    assert part["argv"][-5:] == ["best", "--config", "part.yaml", "--out", f"runs/best-{jobs['part'].id}"]
+
+
 # --- 23: the time limit ---
 
 

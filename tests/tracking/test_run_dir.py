@@ -16,11 +16,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from cls import recipes
 from cls.commands.parsing import parse_run
@@ -33,9 +32,7 @@ from cls.tracking.events import EventLog, read_events
 from cls.tracking.run_dir import open_run_dir
 from cls.training.resume import keep_data
 
-CLUSTER = World(
-    accelerator=cast(Accelerator, None), rank=0, size=1, local_size=1, device=torch.device("cpu")
-)  # it is only asked for its device
+CLUSTER = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))  # it is only asked for its device
 ROOT = Path(__file__).resolve().parents[2]
 
 

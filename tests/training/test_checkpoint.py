@@ -8,11 +8,9 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import pytest
 import torch
-from accelerate import Accelerator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -30,7 +28,7 @@ from cls.training.state import History, State
 
 FILES = ("model.safetensors", "average.safetensors", "optimizer.safetensors", "progress.json", "manifest.json")
 CPU = torch.device("cpu")
-ALONE = World(accelerator=cast(Accelerator, None), rank=0, size=1, local_size=1, device=CPU)  # it is not asked
+ALONE = World(rank=0, size=1, local_size=1, device=CPU)  # it is not asked
 
 
 def build(seed: int = 0, average: bool = True, name: str = "adamw") -> State:

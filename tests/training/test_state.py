@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from cls.config import Run, change
@@ -15,7 +14,7 @@ from cls.training.state import State, build_state
 from cls.training.steps import Steps
 from cls.training.validation import record_validation
 
-ALONE = World(accelerator=Accelerator(cpu=True), rank=0, size=1, local_size=1, device=torch.device("cpu"))
+ALONE = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
 HEAD = "128 bn relu dropout:0.5"
 
 

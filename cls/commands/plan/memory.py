@@ -248,8 +248,7 @@ def trace_step(run: Run, classes: int, precision: str) -> Step:
 
 
 def _trace(run: Run, size: int, classes: int, precision: str) -> tuple[Tape, bool]:
-    unused: Any = None  # one process communicates nothing
-    world = World(accelerator=unused, rank=0, size=1, local_size=1, device=torch.device("cpu"))
+    world = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
     run = change(run, train={"batch": 2 * size, "micro_batch": size})
     model = build_shapes(run.model, classes)
     with torch.device("meta"):

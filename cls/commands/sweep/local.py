@@ -17,11 +17,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from cls.commands.sweep.members import Member
-from cls.runtime.exit import CODES
 from cls.runtime.lock import in_use, owner_of
 from cls.runtime.paths import writing
 from cls.runtime.signals import Stopped, StopSignal
-from cls.tracking.run_status import Exit, read_exit
+from cls.tracking.run_status import how_it_ended, written
 
 POLL_SECONDS = 0.2
 EXIT_SECONDS = 2.0  # from releasing the lock to writing exit.json
@@ -83,10 +82,7 @@ def gpus_of_jobs(jobs: int) -> list[str]:
     With several GPUs each, launchers of several processes would compete for one port. ValueError for more jobs than
     GPUs, which would share one.
     """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    found = sorted(Path("/dev").glob("nvidia[0-9]*"), key=lambda path: (len(path.name), path.name))
-    numbers = [path.name.removeprefix("nvidia") for path in found] if visible is None else visible.split(",")
-    gpus = [number for number in numbers if number not in ("", "-1")]
+    gpus = gpu_numbers()
     if jobs == 1 or not gpus:
         return [""] * jobs
     if jobs > len(gpus):
@@ -94,16 +90,24 @@ def gpus_of_jobs(jobs: int) -> list[str]:
     return gpus[:jobs]
 
 
+def gpu_numbers() -> list[str]:
+    """The GPUs that a process started here would see, as CUDA_VISIBLE_DEVICES names them; without loading torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = sorted(Path("/dev").glob("nvidia[0-9]*"), key=lambda path: (len(path.name), path.name))
+    numbers = [path.name.removeprefix("nvidia") for path in found] if visible is None else visible.split(",")
+    return [number for number in numbers if number not in ("", "-1")]
+
+
 class Job:
     """The process of one run, in a process group of its own: Ctrl-C then reaches it once, from here."""
 
     def __init__(self, path: Path, command: Sequence[str], gpus: str, name: str) -> None:
         self.path, self.name, self.began, self.last_line = path, name, time.monotonic(), "starting"
-        self._log, self._end, self._sent, self._orphaned = Path(f"{path}.log"), path / "exit.json", 0, False
+        self._log, self._sent, self._orphaned = Path(f"{path}.log"), 0, False
         with writing("out", self._log.parent):
             self._log.parent.mkdir(parents=True, exist_ok=True)
             output = self._log.open("ab")
-        self._before, self._owner = _written(self._end), owner_of(path / "lock")
+        self._before, self._owner = written(path / "exit.json"), owner_of(path / "lock")
         with output:
             self._first = self._log.stat().st_size
             self._child = subprocess.Popen(
@@ -136,27 +140,10 @@ class Job:
         self._text.seek(self._first)
         with self._text as text:
             lines = deque((line.rstrip() for line in text if line.strip()), TAIL_LINES)
-        # 0: a resumed run deletes it first
-        found = read_exit(self.path) if _written(self._end) not in (0, self._before) else Exit()
-        outcome, reason = found if found.outcome else _unwritten(self._child.returncode, lines)
+        outcome, reason = how_it_ended(self.path, self._before, self._child.returncode, lines)
         if outcome not in ("done", "stopped"):
             print("".join(f"    {line}\n" for line in lines) + f"    (all of it: {self._log})", file=sys.stderr)
         return outcome, reason
-
-
-def _unwritten(code: int, lines: Sequence[str]) -> tuple[str, str]:
-    """Outcome and reason of a run without exit.json: by its signal, or its last message before its launcher's."""
-    if code < 0:
-        return "killed", signal.Signals(-code).name
-    for line in reversed(lines):
-        said, _, reason = line.partition(": ")
-        if said.replace(" ", "_") in CODES:
-            return said.replace(" ", "_"), reason
-    return "error", f"ended with status {code}"
-
-
-def _written(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _clock(seconds: float) -> str:

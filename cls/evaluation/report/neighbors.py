@@ -9,17 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from cls.data.dataset import ViewDataset
-from cls.data.loader import batches, worker_count
 from cls.data.readers import Images
+from cls.evaluation.features import features_of
 from cls.evaluation.inference import Predictor
 from cls.evaluation.metrics import wrong
 from cls.evaluation.predictions import Predictions
 from cls.evaluation.report.thumbnails import Neighbor, thumbnail
-from cls.models.build import output_layer
 from cls.runtime.rng import generator
 from cls.transforms.jpeg import Decoder
-from cls.transforms.ops import view_ops
 
 EXPLAINED = 24
 """Wrong images that get neighbors: the most confident ones."""
@@ -32,12 +29,7 @@ def features(predictor: Predictor, images: Images, rows: Sequence[int], title: s
 
     One plain view in evaluation mode. Shows a progress bar with this title.
     """
-    model, run, device = predictor.model.eval(), predictor.run, predictor.prepare.mean.device
-    frame, size = run.data.evaluated, run.train.eval_batch
-    data = ViewDataset(images, view_ops("identity", frame), frame.size, run.seed, "identity", frame.exact_order)
-    slices = [list(rows[start : start + size]) for start in range(0, len(rows), size)]
-    inputs, found, kept = list[Tensor](), list[Tensor](), list[int]()
-    hook = output_layer(model, run.model).register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    found, kept = list[Tensor](), list[int]()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(24),
@@ -46,21 +38,15 @@ def features(predictor: Predictor, images: Images, rows: Sequence[int], title: s
         TimeRemainingColumn(),
     )
     # auto_refresh would start a thread, and the loader forks
-    bar = Progress(*columns, console=Console(file=sys.stderr), auto_refresh=False)
-    try:
-        with torch.no_grad(), bar:
-            task = bar.add_task(title, total=len(rows), rate="")
-            for batch in batches(data, slices, worker_count(run.data.workers, 1), size, device):
-                with torch.autocast(device.type, torch.bfloat16, enabled=run.train.precision == "bf16"):
-                    model(predictor.prepare(batch))
-                corrupt = {row for row, _ in batch.corrupt}
-                places = [place for place, row in enumerate(batch.rows) if row not in corrupt]
-                found.append(nn.functional.normalize(inputs.pop().float().flatten(1)[places]).cpu())
-                kept += [batch.rows[place] for place in places]
-                rate = f"{speed:.0f} img/s" if (speed := bar.tasks[task].speed) else ""
-                bar.update(task, advance=len(batch.rows), rate=rate, refresh=True)
-    finally:
-        hook.remove()
+    with Progress(*columns, console=Console(file=sys.stderr), auto_refresh=False) as bar:
+        task = bar.add_task(title, total=len(rows), rate="")
+        for some, batch in features_of(predictor, images, rows):
+            corrupt = {row for row, _ in batch.corrupt}
+            places = [place for place, row in enumerate(batch.rows) if row not in corrupt]
+            found.append(nn.functional.normalize(some[places]))
+            kept += [batch.rows[place] for place in places]
+            rate = f"{speed:.0f} img/s" if (speed := bar.tasks[task].speed) else ""
+            bar.update(task, advance=len(batch.rows), rate=rate, refresh=True)
     return torch.cat(found), kept
 
 
