@@ -226,8 +226,11 @@ class BenchOptions:
 class SweepOptions:
     """The options of ``cls sweep NAME``, besides the fields of train.py."""
 
-    seeds: int = 3
-    """Runs of each row, with seeds 0, 1, …"""
+    seeds: int = 0
+    """Runs of each row, with seeds 0, 1, …; 0: three, with --folds one."""
+    folds: int = 0
+    """Cross-validation: as many runs of each row and seed, each validated on another part of the training images
+    (data.hold_out 1/5, 2/5, …), and the mean over them; 0 is off."""
     run: bool = False
     """Run what is not done on this machine: finished runs are skipped, interrupted ones resume."""
     jobs: int = 1
@@ -239,6 +242,11 @@ class SweepOptions:
     """Write the same runs to this file as a W&B sweep."""
     launch: str = "accelerate launch train.py"
     """Command before the recipe: a launcher with its options, and the training script."""
+
+    @property
+    def runs_per_row(self) -> tuple[int, int]:
+        """Seeds, and folds of each."""
+        return self.seeds or (1 if self.folds else 3), self.folds
 
 
 @dataclass(frozen=True, kw_only=True)

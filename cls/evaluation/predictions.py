@@ -171,7 +171,7 @@ def renumbered(p: Predictions, classes: tuple[str, ...]) -> Predictions:
 
 
 def joined(parts: Sequence[Predictions]) -> Predictions:
-    """Consecutive parts of unlabelled rows as one: without labels there is no loss."""
+    """Parts with different rows as one, in their order; its loss is not known."""
     return Predictions(
         ids=[name for part in parts for name in part.ids],
         labels=np.concatenate([part.labels for part in parts]),

@@ -211,7 +211,10 @@ SWEEPS: dict[str, Sweep] = {
 
 
 def chosen(name: str) -> dict[str, Sweep]:
-    """The sweep of that name, or all of a system's; empty where there is none."""
+    """The sweep of that name, or all of a system's; RECIPE/only is a recipe alone; empty where there is none."""
+    if name.endswith("/only"):
+        recipe = name.removesuffix("/only")
+        return {name: Sweep("the recipe alone", (Row(recipe, recipe),))}
     return {key: sweep for key, sweep in SWEEPS.items() if name in (key, key.partition("/")[0])}
 
 

@@ -617,7 +617,7 @@ def test_a_shorter_run_is_not_done(tmp_path: Path) -> None:
     [
         (("mlp-head/head",), "is neither a sweep nor a directory; did you mean mlp-head/heads"),
         (("mlp-head/heads", "--seed", "3"), "seed: a sweep has several; --seeds 3 takes 0, 1 and 2"),
-        (("mlp-head/heads", "--seeds", "0"), "seeds is 0: it must be 1 or more"),
+        (("mlp-head/heads", "--seeds", "-1"), "seeds is -1: it must be 1 or more"),
         (("mlp-head/heads", "--model.head", "bn"), "rows V0 and V1 are the same run with these fields"),
         (("mlp-head/heads", "--train.batch", "7"), "mlp-head-x101-v0: train.micro_batch is 16, which does not divide"),
         (("mlp-head/heads", "--run", "True"), "data.path is empty"),

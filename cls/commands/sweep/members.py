@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,17 @@ class Member:
     """Precision it was trained with; '' before it was started."""
     state: str
     """'' (not started), running, done, killed, or another outcome of exit.json."""
+    fold: str = ""
+    """Of a cross-validation, as ``data.hold_out`` has it: 2/5; else ''."""
 
     @property
     def path(self) -> Path:
         return Path(self.run.out)
+
+    @property
+    def label(self) -> int | str:
+        """Its name among the members of its row: the seed, or the fold with a seed other than 0."""
+        return f"{self.fold}{f' of seed {self.run.seed}' * (self.run.seed > 0)}" if self.fold else self.run.seed
 
     @property
     def open(self) -> bool:
@@ -37,10 +45,13 @@ class Member:
         return self.state not in ("done", "running")
 
 
-def find_members(sweeps: Mapping[str, Sweep], seeds: int, fields: Mapping[str, Any], folder: Path) -> Rows:
+def find_members(
+    sweeps: Mapping[str, Sweep], seeds: int, fields: Mapping[str, Any], folder: Path, folds: int = 0
+) -> Rows:
     """All members of some sweeps with ``fields`` ("section.field" -> value) applied to each, as found in ``folder``.
 
-    A member is identified by its configuration, not by its directory's name: the same run in several tables, or started
+    With ``folds`` each seed has as many members, each of which validates on another part of the training images. A
+    member is identified by its configuration, not by its directory's name: the same run in several tables, or started
     by slurm/sweep.sh or W&B, is one run. ValueError: a value that cannot train, fields that make two rows of a sweep
     equal, or a run with a member's recipe and seed but another configuration (with the diff).
     """
@@ -58,15 +69,22 @@ def find_members(sweeps: Mapping[str, Sweep], seeds: int, fields: Mapping[str, A
                     "field that this sweep is about"
                 )
             rows[sweep_name, row.name] = members = []
-            for seed in range(seeds):
-                wanted = dataclasses.replace(run, seed=seed, out=str(folder / f"{row.recipe}-seed{seed}"))
+            for seed, fold in product(range(seeds), folds_of(folds)):
+                name = f"{row.recipe}-seed{seed}" + (f"-fold{fold.replace('/', 'of')}" if fold else "")
+                held = _apply(row.recipe, {**fields, "data.hold_out": fold}) if fold else run
+                wanted = dataclasses.replace(held, seed=seed, out=str(folder / name))
                 _reject_other(wanted, stored)
-                key = seed, _method(run)
+                key = seed, _method(wanted)
                 if key not in known:
-                    known[key] = _find(wanted, stored)
+                    known[key] = dataclasses.replace(_find(wanted, stored), fold=fold)
                 members.append(known[key])
     _reject_mixture(rows)
     return rows
+
+
+def folds_of(count: int) -> list[str]:
+    """The values of data.hold_out in a cross-validation with ``count`` folds; 0: one member that has none."""
+    return [f"{number}/{count}" for number in range(1, count + 1)] or [""]
 
 
 def unique(rows: Rows) -> list[Member]:
@@ -101,7 +119,8 @@ def differences(stored: Run, wanted: Run) -> list[str]:
 
 def _reject_other(wanted: Run, stored: Mapping[Path, Run]) -> None:
     for path, run in stored.items():
-        if (run.recipe, run.seed) == (wanted.recipe, wanted.seed) and (lines := differences(run, wanted)):
+        same = (run.recipe, run.seed, run.data.hold_out) == (wanted.recipe, wanted.seed, wanted.data.hold_out)
+        if (same or str(path) == wanted.out) and (lines := differences(run, wanted)):
             changes = "\n  ".join(lines)
             raise ValueError(
                 f"{path} is {run.recipe} with seed {run.seed}, but not as this sweep would run it; give the fields it "
@@ -126,7 +145,7 @@ def _find(wanted: Run, stored: Mapping[Path, Run]) -> Member:
 
 
 def _reject_mixture(rows: Rows) -> None:
-    """ValueError if members were trained with different precisions, or members of one seed on different images."""
+    """ValueError if members were trained with different precisions, or those of one seed and fold on other images."""
     started = [member for member in unique(rows) if member.precision]
     for member in started:
         if member.precision != started[0].precision:
@@ -134,12 +153,12 @@ def _reject_mixture(rows: Rows) -> None:
                 f"{started[0].path} was trained with train.precision {started[0].precision}, {member.path} with "
                 f"{member.precision}: train all with one, in a folder of their own (--train.precision … --out …)"
             )
-    images: dict[int, tuple[Path, str]] = {}
+    images: dict[int | str, tuple[Path, str]] = {}
     for member in started:
         file = member.path / "data.json"
         if file.is_file():
             own = read_text(file)
-            first, content = images.setdefault(member.run.seed, (member.path, own))
+            first, content = images.setdefault(member.label, (member.path, own))
             if content != own:
                 raise ValueError(
                     f"{first} and {member.path} were trained or validated on other images: delete the one "

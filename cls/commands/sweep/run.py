@@ -56,7 +56,8 @@ def run_sweep(
         raise unknown(name)
     _check(name, options, fields, launch)
     values, shared = typed_values(fields, words), without_out(words)
-    rows = find_members(sweeps, options.seeds, values, folder)
+    seeds, folds = options.runs_per_row
+    rows = find_members(sweeps, seeds, values, folder, folds)
     document: dict[str, Any] = {"folder": str(folder), "failed": {}}
     if options.slurm:
         with writing("slurm", options.slurm):
@@ -72,16 +73,16 @@ def run_sweep(
 
     if options.run:
         document["failed"] = run_members(unique(rows), [*map(command, unique(rows))], len(launch), stop, options.jobs)
-        rows = find_members(sweeps, options.seeds, values, folder)
+        rows = find_members(sweeps, seeds, values, folder, folds)
     elif not (options.slurm or options.wandb):
         _print_commands(rows, command)
     document["members"] = [
-        {"run": member.run.out, "recipe": member.run.recipe, "seed": member.run.seed,
+        {"run": member.run.out, "recipe": member.run.recipe, "seed": member.run.seed, "fold": member.fold,
          "state": member.state or "not started", "command": shlex.join(command(member))}
         for member in unique(rows)
     ]  # fmt: skip
     started = any(member.state for member in unique(rows))
-    document["sweeps"] = show_sweeps(sweeps, rows, folder, options.seeds) if started else []
+    document["sweeps"] = show_sweeps(sweeps, rows, folder, folds) if started else []
     return document, _failed(document["failed"])
 
 
@@ -92,8 +93,12 @@ def _check(name: str, options: SweepOptions, fields: Run, launch: Sequence[str])
         raise ValueError("run trains here, slurm and wandb write for elsewhere: ask for one of them")
     if options.jobs < 1:
         raise ValueError(f"jobs is {options.jobs}: it must be 1 or more")
-    if options.seeds < 1:
+    if options.seeds < 0:
         raise ValueError(f"seeds is {options.seeds}: it must be 1 or more")
+    if options.folds < 0 or options.folds == 1:
+        raise ValueError(f"folds is {options.folds}: it must be 2 or more, or 0 for no cross-validation")
+    if options.folds and fields.data.hold_out:
+        raise ValueError(f"data.hold_out is {fields.data.hold_out}, which --folds sets for each run: leave it out")
     if (options.run or options.slurm or options.wandb) and not fields.data.path:
         raise ValueError(f"data.path is empty: name the images with cls sweep {name} --data.path FOLDER")
 
@@ -111,7 +116,8 @@ def _print_commands(rows: Rows, command: Callable[[Member], Sequence[str]]) -> N
     """Each member's command, ready for a shell; as a comment if it is done or running."""
     for member in unique(rows):
         names = "; ".join(f"{sweep} {row}" for (sweep, row), found in rows.items() if member in found)
-        print(f"# {names}, seed {member.run.seed}" + (f": {member.state}" if member.state else ""), file=sys.stderr)
+        which = f"fold {member.label}" if member.fold else f"seed {member.label}"
+        print(f"# {names}, {which}" + (f": {member.state}" if member.state else ""), file=sys.stderr)
         print(("" if member.open else "# ") + shlex.join(command(member)), file=sys.stderr)
 
 

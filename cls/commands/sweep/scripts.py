@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -13,7 +14,8 @@ from cls.runtime.files import write_whole
 
 def arguments(member: Member, words: Sequence[str]) -> list[str]:
     """The arguments of train.py for a member; ``words`` are the fields that all members share."""
-    return [member.run.recipe, "--seed", str(member.run.seed), "--out", member.run.out, *words]
+    fold = ["--data.hold-out", member.fold] if member.fold else []
+    return [member.run.recipe, "--seed", str(member.run.seed), "--out", member.run.out, *fold, *words]
 
 
 def write_lines(file: Path, runs: Sequence[Sequence[str]], folder: Path) -> str:
@@ -43,9 +45,12 @@ def write_wandb(file: Path, name: str, sweeps: Mapping[str, Sweep], rows: Rows, 
     for name_of_sweep, row in ((name, row) for name, sweep in sweeps.items() for row in sweep.rows):
         firsts.setdefault(rows[name_of_sweep, row.name][0].run.out, row.recipe)
     seeds = sorted({member.run.seed for members in rows.values() for member in members})
-    parameters = {"recipe": {"values": list(dict.fromkeys(firsts.values()))}, "seed": {"values": seeds}}
-    out = f'{shlex.quote(str(folder))}/"$recipe-seed$seed"'
-    shared = f" {shlex.join(words)}" if words else ""
+    parameters: dict[str, Any] = {"recipe": {"values": list(dict.fromkeys(firsts.values()))}, "seed": {"values": seeds}}
+    name, shared = '"$recipe-seed$seed"', f" {shlex.join(words)}" if words else ""
+    if folds := sorted({member.fold for members in rows.values() for member in members} - {""}):
+        name, shared = '"$recipe-seed$seed-fold${fold/\\//of}"', f' --data.hold-out "$fold"{shared}'
+        parameters["fold"] = {"values": folds}
+    out = f"{shlex.quote(str(folder))}/{name}"
     script = f'declare "$@"; exec {shlex.join(launch)} "$recipe" --seed "$seed" --out {out}{shared}'
     names = [f"{row.name}: {row.recipe}" for sweep in sweeps.values() for row in sweep.rows]
     document = {

@@ -12,6 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from cls.commands.sweep.folds import write_folds
 from cls.commands.sweep.members import Member, Rows, unique
 from cls.config import NO_VALIDATION, RUNTIME_FIELDS, flat
 from cls.evaluation.curves import CurveGroup, lines_of
@@ -74,17 +75,17 @@ def _text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def show_sweeps(sweeps: Mapping[str, Sweep], rows: Rows, folder: Path, seeds: int) -> list[dict[str, Any]]:
+def show_sweeps(sweeps: Mapping[str, Sweep], rows: Rows, folder: Path, folds: int) -> list[dict[str, Any]]:
     """Print each sweep's table and write it to SWEEP.md and SWEEP.csv (numbers in full) in ``folder``.
 
-    SWEEP.png there has the curves: a line for each row, a band over its seeds.
+    SWEEP.png there has the curves: a line for each row, a band over its seeds or ``folds``.
     """
-    found = []
+    found, head = [], tuple("folds" if folds and word == "seeds" else word for word in HEAD)
     for name, sweep in sweeps.items():
         records = measured(name, sweep, rows)
-        cells = [_cells(record, seeds) for record in records]
-        note = _note(sweep, all(member.run.data.validates for member in unique(rows)))
-        lines = [f"# {name}: {sweep.what}", "", *_markdown(HEAD, cells), "", note]
+        cells = [_cells(record) for record in records]
+        note = _note(sweep, all(member.run.data.validates for member in unique(rows)), folds)
+        lines = [f"# {name}: {sweep.what}", "", *_markdown(head, cells), "", note]
         whole = [
             {key: _text(value) for key, value in record.items() if key != "runs"}
             | {"missing": ", ".join(f"{seed} {state}" for seed, state in record["missing"].items())}
@@ -92,10 +93,29 @@ def show_sweeps(sweeps: Mapping[str, Sweep], rows: Rows, folder: Path, seeds: in
         ]
         stem = folder / name.replace("/", "-")
         files = _write(stem, lines, whole) + _draw(stem, {row.name: rows[name, row.name] for row in sweep.rows})
-        _print(f"{name}: {sweep.what}", HEAD, cells)
+        _print(f"{name}: {sweep.what}", head, cells)
         print(note + (f"\nalso in {', '.join(files)}" if files else ""), file=sys.stderr)
+        if folds:
+            _add_folds({row.name: rows[name, row.name] for row in sweep.rows}, records, folder)
         found.append({"sweep": name, "what": sweep.what, "finding": sweep.finding, "rows": records, "files": files})
     return found
+
+
+def _add_folds(members: Mapping[str, Sequence[Member]], records: Sequence[dict[str, Any]], folder: Path) -> None:
+    """Add to each record, by seed, what its folds are together, and print it."""
+    for record, (row, own) in zip(records, members.items(), strict=True):
+        record["cross_validated"] = {}
+        for seed in dict.fromkeys(member.run.seed for member in own):
+            some = [member for member in own if member.run.seed == seed]
+            if together := write_folds(folder / f"{record['recipe']}-seed{seed}-{len(some)}folds", some):
+                record["cross_validated"][seed] = together
+                print(
+                    f"{row}: {100 * together['accuracy']:.1f} % ({100 * together['low']:.1f} to "
+                    f"{100 * together['high']:.1f}) of {together['images']:,} images, each predicted by the run that "
+                    f"did not train on it\n  for cls compare: {together['predictions']}\n"
+                    f"  all as one: {together['predict']}",
+                    file=sys.stderr,
+                )
 
 
 def measured(sweep_name: str, sweep: Sweep, rows: Rows) -> list[dict[str, Any]]:
@@ -122,7 +142,7 @@ def _ours(members: Sequence[Member]) -> dict[str, Any]:
         found[f"{name}_sd"] = stdev(values) if len(values) > 1 else None
         found[f"{name}_n"] = len(values)
     found["seeds"] = [member.run.seed for member in done]
-    found["missing"] = {member.run.seed: member.state or "not started" for member in members if member.state != "done"}
+    found["missing"] = {member.label: member.state or "not started" for member in members if member.state != "done"}
     found["runs"] = [str(member.path) for member in done]
     return found
 
@@ -134,12 +154,13 @@ def _validation(record: RunRecord) -> Predictions:
     return record.val
 
 
-def _cells(record: Mapping[str, Any], seeds: int) -> list[str]:
+def _cells(record: Mapping[str, Any]) -> list[str]:
     """A record as text, in the columns of HEAD."""
     missing = ", ".join(f"{seed} {state.replace('_', ' ')}" for seed, state in record["missing"].items())
+    done = len(record["seeds"])
     reported = [figure(record["report_validation"]), figure(record["report_test"])]
     ours = [_spread(record, name) for name in ("validation", "test", "validation_loss")]
-    return [record["row"], record["recipe"], *reported, *ours, f"{len(record['seeds'])} of {seeds}", missing]
+    return [record["row"], record["recipe"], *reported, *ours, f"{done} of {done + len(record['missing'])}", missing]
 
 
 def _spread(record: Mapping[str, Any], name: str) -> str:
@@ -152,13 +173,13 @@ def _spread(record: Mapping[str, Any], name: str) -> str:
     return text if n == len(record["seeds"]) else f"{text} (n = {n})"
 
 
-def _note(sweep: Sweep, validates: bool) -> str:
+def _note(sweep: Sweep, validates: bool, folds: int) -> str:
     """What the columns are."""
     theirs = any(row.validation or row.test for row in sweep.rows)
     text = "report: the figures of its author, on other images. " if theirs else ""
     text += "" if validates else f"Of some runs: {NO_VALIDATION}. "
-    text += "our: accuracy of the best weights, mean ± sample "
-    text += "standard deviation over the seeds that are done; test with the recipe's test-time views."
+    text += "our: accuracy of the best weights, mean ± sample standard deviation over the "
+    text += f"{'folds' if folds else 'seeds'} that are done; test with the recipe's test-time views."
     return text + (f" The report says: {sweep.finding}." if sweep.finding else "")
 
 
