@@ -91,7 +91,7 @@ def train(run_dir: RunDir, world: World, handler: ExitHandler) -> str:
             writer.finish()
             results = write_results(run_dir.path, splits, loader.evaluated, predictor)
             logger.log_predicted()
-            return logger.log_results(write_report(run_dir.path, splits, results))
+            return logger.log_results(write_report(run_dir.path, splits, results, predictor))
         except Stopped:
             micro_batches.discard_step()
             logger.log_steps(monitor.drain())

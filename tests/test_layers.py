@@ -89,7 +89,7 @@ OWNERS = {
     "wandb": ("cls/tracking/wandb_run.py",),
     "datasets": ("cls/data/", "cls/commands/pack.py"),
     "accelerate": ("cls/distributed/",),
-    "tyro": ("cls/commands/parsing.py", "cls/commands/arguments.py", "cls/commands/options.py"),
+    "tyro": tuple(f"cls/commands/{name}.py" for name in ("parsing", "command", "arguments", "options")),
     "jinja2": ("cls/evaluation/report/build.py",),
     "scipy": ("cls/evaluation/stats.py", "cls/commands/check/survey.py"),
     "matplotlib": ("cls/evaluation/plots.py", "cls/commands/contact_sheet.py", "cls/commands/tune/picture.py"),

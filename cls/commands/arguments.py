@@ -1,7 +1,8 @@
 """The commands of ``cls``: the options of each, with their help, and what it calls.
 
-``do`` prints tables and messages to standard error and returns an :data:`Answer`. Heavy imports (torch, datasets) are
-inside it, after what can be rejected without them, so that --help and argument errors return immediately.
+``do`` prints tables and messages to standard error and returns an :data:`cls.commands.command.Answer`. Heavy imports
+(torch, datasets) are inside it, after what can be rejected without them, so that --help and argument errors return
+immediately.
 """
 
 import dataclasses
@@ -12,13 +13,14 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import tyro
 
-from cls import recipes
-from cls.commands.config_file import HELP, with_config
+from cls.commands.command import Answer, Command, ImagePath, Name, RunCommand, RunPath
+from cls.commands.config_file import with_config
 from cls.commands.fields import field_words
 from cls.commands.options import (
     BenchOptions,
     DeviceOptions,
     EvaluateOptions,
+    ExplainOptions,
     ExportOptions,
     PackOptions,
     PlanOptions,
@@ -29,50 +31,12 @@ from cls.commands.options import (
     SweepOptions,
     TuneOptions,
 )
-from cls.commands.parsing import check_run, need_images, parse_options, plain_options, recipe_and_fields
+from cls.commands.parsing import parse_options, plain_options
 from cls.config import Data, Run
 from cls.runtime.files import write_whole
 from cls.runtime.paths import check_output, writing
 from cls.runtime.signals import StopSignal
 from cls.tracking.run_files import models_first
-
-RunPath = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-ImagePath = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")]
-Name = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[NAME]")]
-Answer = tuple[Any, Exception | None]
-"""The JSON document (None: nothing to print, as on ranks other than 0) and the problems found, which end the command
-after the document is printed: a ValueError exits with 2, a DataError with 3."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """A command whose options are its own."""
-
-    path_place: ClassVar[int] = -1
-    """Number of the positional argument that --data.path, as messages print it, stands for; -1: none."""
-
-    @classmethod
-    def parse(cls, argv: list[str], text: str) -> Self:
-        """The command line after the command's name; ``text`` is shown by --help."""
-        return parse_options(cls, None, plain_options(argv, cls.path_place), f"cls {cls.__name__.lower()}", text)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunCommand(Command):
-    """A command that takes a recipe and every field of train.py."""
-
-    run: Annotated[Run, tyro.conf.arg(name="")]
-    needs_images: ClassVar[bool] = True
-
-    @classmethod
-    def parse(cls, argv: list[str], text: str) -> Self:
-        (name, rest), program = recipe_and_fields(argv := with_config(argv)), f"cls {cls.__name__.lower()}"
-        text += f" Takes every field of train.py {name}. {HELP}"
-        command = parse_options(cls, cls(run=recipes.get(name)), rest, f"{program} {name}", text)
-        check_run(command.run, program, argv)
-        if cls.needs_images:
-            need_images(command.run)
-        return command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +123,25 @@ class Evaluate(EvaluateOptions, Command):
         from cls.commands.evaluate import evaluate_images
 
         return evaluate_images(runs, path, self, stop), None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explain(ExplainOptions, Command):
+    """Draw what a run's network looks at: heat maps (Grad-CAM) of the predicted class and of another one, as a PNG.
+
+    A row for each image in the plain view. With CBAM its spatial attention is shown, too.
+    """
+
+    run: RunPath
+    """Run directory, or its best/model.safetensors."""
+    path: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH …")]
+    """Image files, a folder of images, or tables of images (parquet, arrow, tar)."""
+
+    def do(self, stop: StopSignal) -> Answer:
+        check_output("to", self.to)
+        from cls.commands.explain import explain_images
+
+        return explain_images(*models_first((self.run, *self.path)), self, stop), None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -437,5 +420,5 @@ class Doctor(Command):
 COMMANDS: dict[str, type[Any]] = {
     kind.__name__.lower(): kind
     for kind in (Recipes, Show, Check, Plan, Tune, Bench, Fetch, Pack, Doctor, Predict, Export, Evaluate, Compare,
-                 Report, Soup, Audit, Sweep)
+                 Explain, Report, Soup, Audit, Sweep)
 }  # fmt: skip

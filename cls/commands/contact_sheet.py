@@ -70,10 +70,31 @@ def write_panels(path: Path, panels: list[Panel], title: str) -> None:
     _write(path, figure)
 
 
-def _grid(count: int, columns: int, inches: tuple[float, float], title: str) -> tuple[Figure, list[Axes]]:
-    """``count`` cells or a few more, without frames and ticks, each of the given width and height."""
+MapRow = list[tuple[str, np.ndarray]]
+"""An image and its heat maps, each h w 3, uint8, below its title."""
+
+
+def write_maps(path: Path, rows: list[MapRow], title: str) -> None:
+    """A PNG with a line for each image."""
+    columns = max(map(len, rows))
+    figure, cells = _grid(columns * len(rows), columns, (2.4, 2.7), title, fitted=False)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.8 / figure.get_figheight(), wspace=0.04, hspace=0.2)
+    for number, row in enumerate(rows):
+        for axes, (text, image) in zip(cells[number * columns :], row, strict=False):
+            axes.imshow(image, interpolation="nearest")
+            axes.set_title(text, fontsize=8)
+    _write(path, figure)
+
+
+def _grid(
+    count: int, columns: int, inches: tuple[float, float], title: str, fitted: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """``count`` cells or a few more, without frames and ticks, each of the given width and height.
+
+    ``fitted``: between texts of any height, which are measured: half a minute for 400 cells.
+    """
     rows = max(1, math.ceil(count / columns))
-    figure = Figure(figsize=(inches[0] * columns, inches[1] * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(inches[0] * columns, inches[1] * rows + 0.6), layout="constrained" if fitted else None)
     figure.suptitle(title)
     cells = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in cells:

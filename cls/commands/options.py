@@ -115,12 +115,34 @@ class ReportOptions(DeviceOptions):
 
     to: str = ""
     """File to write; empty: report.html in the run directory."""
+    heat_maps: int = 24
+    """Number of the most confident mistakes to show with heat maps (Grad-CAM) of the predicted and of the true class;
+    0: none. Costs as much as predicting these images; needs the run's images and best/model.safetensors."""
     neighbors: Annotated[int, tyro.conf.arg(aliases=["--neighbours"])] = 0
     """Number of nearest training images of the predicted and of the true class to show beside the 24 most confident
     mistakes; costs a pass over at most 5,000 training images."""
     predict: bool = False
     """Predict the validation images with the best weights if the run has not stored that yet, plain and with its
     test-time views: one pass over them per view."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions:
+    """What is drawn, and where."""
+
+    to: str = "explain.png"
+    """PNG file to write."""
+    target: str = ""
+    """Class to explain besides the predicted one; empty: the name of the folder that holds the image, if that is a
+    class of the run."""
+    count: int = 12
+    """Images at most, 1 to 100, the first ones of a folder; the others are counted."""
+    device: str = "auto"
+    """Device of the model: auto, cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= 100:
+            raise ValueError(f"--count is {self.count}: it must be from 1 to 100")
 
 
 @dataclass(frozen=True, kw_only=True)

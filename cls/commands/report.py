@@ -13,6 +13,7 @@ from cls.data.sources import Splits
 from cls.evaluation.ensemble_record import EnsembleRecord, is_ensemble
 from cls.evaluation.report.build import write_page
 from cls.evaluation.report.neighbors import nearest_images
+from cls.evaluation.report.overlays import heat_maps
 from cls.evaluation.report.thumbnails import Pictures, thumbnails
 from cls.evaluation.run_record import RunRecord
 from cls.evaluation.trained_model import load_trained_model
@@ -26,8 +27,8 @@ def report_run(path: str, options: ReportOptions, stop: StopSignal) -> dict[str,
     if is_ensemble(Path(path)):
         return _report_ensemble(EnsembleRecord(Path(path)), options)
     neighbors, predict = options.neighbors, options.predict
-    if neighbors < 0:
-        raise ValueError(f"--neighbors must be 0 or more, found {neighbors}")
+    if min(neighbors, options.heat_maps) < 0:
+        raise ValueError(f"--neighbors and --heat-maps must be 0 or more, found {neighbors} and {options.heat_maps}")
     record, file = RunRecord(Path(path)), Path(options.to) if options.to else Path(path) / "report.html"
     # a damaged file is reported before the passes over images
     run, *_ = record.run, record.rows, record.attempts, record.data, record.val, record.val_tta, record.test
@@ -52,10 +53,12 @@ def report_run(path: str, options: ReportOptions, stop: StopSignal) -> dict[str,
     pictures = Pictures(note=f"Without pictures: {why}" if why else "")
     if splits and splits.val and record.val:
         val = images_of(splits.val)
-        pictures = Pictures(thumbs=thumbnails(val, record.val))
+        heat, note = heat_maps(lambda: trained or load_trained_model(path, options.device, options.workers, stop), val,
+                               record.val, options.heat_maps)  # fmt: skip
+        pictures = Pictures(thumbs=thumbnails(val, record.val), heat=heat, note=note)
         if trained and neighbors:
-            near, note = nearest_images(trained, images_of(splits.train), val, record.val, neighbors)
-            pictures = dataclasses.replace(pictures, neighbors=near, note=note)
+            near, compared = nearest_images(trained, images_of(splits.train), val, record.val, neighbors)
+            pictures = dataclasses.replace(pictures, neighbors=near, note=f"{note} {compared}".strip())
     return _write(record, pictures, file)
 
 
@@ -68,7 +71,8 @@ def _report_ensemble(record: EnsembleRecord, options: ReportOptions) -> dict[str
     val, first = record.val, RunRecord(Path(record.members[0]["folder"]))
     try:
         own = run_data(first.path, record.members[0]["run"], first.run, val.classes)
-        pictures = Pictures(thumbs=thumbnails(images_of(own.val), val))
+        note = "Without heat maps, which are of one network: the reports of the members have theirs."
+        pictures = Pictures(thumbs=thumbnails(images_of(own.val), val), note=note)
     except (ValueError, OSError) as error:
         pictures = Pictures(note=f"Without pictures: {error}")
     return _write(record, pictures, file)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from functools import partial
 from pathlib import Path
 
 from cls.config import NO_VALIDATION
@@ -13,6 +14,7 @@ from cls.evaluation.metrics import summary
 from cls.evaluation.model_file import fallback_class
 from cls.evaluation.predictions import write_csv, write_parquet
 from cls.evaluation.run_record import RunRecord
+from cls.evaluation.trained_model import load_trained_model
 from cls.models.weights import load_exact
 from cls.runtime.files import await_file, sha256
 from cls.tracking.metrics_log import read_rows
@@ -56,19 +58,28 @@ def write_results(out: Path, splits: Splits, images: EvalSets, predictor: Predic
     return Results(text, figures, pictures)
 
 
-def write_report(out: Path, splits: Splits, results: Results) -> Results:
-    """Write report.html, and add the wrong images to the results. An error on the page does not fail the run."""
+def write_report(out: Path, splits: Splits, results: Results, predictor: Predictor) -> Results:
+    """Write report.html, and add the wrong images to the results. An error on the page does not fail the run.
+
+    Rank 0 alone writes it, so nothing in it may need the others: the network of its heat maps is read from best/.
+    """
     if not results.pictures:  # not rank 0
         return results
     try:
         from cls.evaluation.report.build import write_page
+        from cls.evaluation.report.overlays import heat_maps
+        from cls.evaluation.report.sections import SHOWN
         from cls.evaluation.report.thumbnails import Pictures, mistakes, thumbnails
 
-        record = RunRecord(out)
-        thumbs = thumbnails(images_of(splits.val), record.val) if splits.val and record.val else {}
-        write_page(record, Pictures(thumbs=thumbs), out / "report.html")
+        record, world, pictures = RunRecord(out), predictor.world, Pictures()
+        if splits.val and record.val:
+            images, device = images_of(splits.val), predictor.run.train.device
+            best = partial(load_trained_model, str(out), device, 0, world.stop, lambda *_: world)
+            heat, note = heat_maps(best, images, record.val, SHOWN)
+            pictures = Pictures(thumbs=thumbnails(images, record.val), heat=heat, note=note)
+        write_page(record, pictures, out / "report.html")
         text = f"{results.text}; all of it: {out / 'report.html'}"
-        found = mistakes(record.val, thumbs) if record.val else []
+        found = mistakes(record.val, pictures.thumbs) if record.val else []
         return dataclasses.replace(results, text=text, mistakes=found)
     except Exception as error:
         log.warning("report.html was not written (%s: %s); try: cls report %s", type(error).__name__, error, out)

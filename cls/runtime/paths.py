@@ -17,6 +17,7 @@ T = TypeVar("T")
 PATHS = {
     "Run": ("out",), "Data": ("path", "copy"), "Model": ("weights",),
     "Show": ("to",), "Predict": ("run", "path", "out"), "Evaluate": ("run", "path", "to"), "Report": ("run", "to"),
+    "Explain": ("run", "path", "to"),
     "Audit": ("run",), "Sweep": ("name",), "SweepOptions": ("slurm", "wandb"), "TuneOptions": ("slurm",),
     "Compare": ("runs", "baseline", "to", "curves"),
     "PlanOptions": ("script",), "Pack": ("path", "to"), "Export": ("run", "more", "to"),

@@ -255,7 +255,9 @@ def test_the_page_of_an_ensemble_has_members_instead_of_curves(run: Path, ensemb
     assert facts["gain over its best member"] == "+1.2 points (95% interval -1.0 to +3.0)"
     assert facts["validation accuracy"].startswith(f"{100 * accuracy(p):.2f}%")
     assert facts["loss"] == f"{p.loss:.4f} (mean of -log)" and facts["networks"] == "timm/x at 96 px"
-    assert text.count('<img src="data:image/jpeg') == len(wrong(p)) and "-50.0</td>" in text
+    assert text.count('<img class="photo" src="data:image/jpeg') == len(wrong(p)) and "-50.0</td>" in text
+    assert "Without heat maps, which are of one network" in text
+    assert f"Without heat maps: {run}/best/model.safetensors does not exist" in (run / "report.html").read_text()
     for options in (ReportOptions(neighbors=1), ReportOptions(predict=True)):
         with pytest.raises(ValueError, match="an ensemble has its predictions, and no network"):
             report_run(str(ensemble), options, StopSignal())
@@ -652,4 +654,4 @@ def test_the_package_has_its_page() -> None:
         for path in ROOT.glob("cls/**/*")
         if path.is_file() and path.suffix not in (".py", ".pyc", ".md")
     }
-    assert there == {(package, name) for package, names in named.items() for name in names} and len(there) == 3
+    assert there == {(package, name) for package, names in named.items() for name in names} and len(there) == 5

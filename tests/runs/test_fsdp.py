@@ -156,6 +156,12 @@ def test_twenty_steps_have_the_losses_of_ddp(ddp: Attempt, fsdp: Attempt) -> Non
         assert torch.allclose(value, ddp.part("model")[name], rtol=1e-3, atol=1e-4), name
 
 
+@pytest.mark.integration
+def test_rank_0_draws_the_heat_maps_of_sharded_weights_alone(fsdp: Attempt) -> None:
+    page = (fsdp.out / "report.html").read_text()
+    assert "Heat maps (Grad-CAM)" in page and page.count('class="maps"') == min(24, page.count('class="photo"')) > 0
+
+
 @pytest.mark.soak
 def test_a_frozen_network_has_the_losses_of_ddp(frozen: dict[bool, Attempt]) -> None:
     assert len(frozen[True].figures("train/loss")) == 8

@@ -30,7 +30,7 @@ WORDS = {  # texts that are no paths
     "Track.project", "Track.name", "SweepOptions.launch", "TuneOptions.launch", "PlanOptions.gpu", "PlanOptions.time",
     "PackOptions.image_column", "PackOptions.label_column", "Check.image_column", "Check.label_column",
     "BenchOptions.gpu", "Sweep.words", "Predict.device", "Evaluate.device", "Report.device", "Check.device",
-    "SoupOptions.device", "Data.hold_out",
+    "SoupOptions.device", "Data.hold_out", "Explain.target", "Explain.device",
 }  # fmt: skip
 
 
@@ -66,6 +66,7 @@ def test_every_text_of_every_command_is_a_path_or_a_word() -> None:
         (["predict", "~/run", "~/a", "--out=~/o"], "out", f"{HOME}/o"),
         (["predict", "run", "-", "--out=-"], "path", ("-",)),
         (["report", "run", "--to=~/r.html"], "to", f"{HOME}/r.html"),
+        (["explain", "~/run", "~/a", "--to=~/e.png"], "path", (f"{HOME}/a",)),
         (["compare", "~/a", "~/b", "--to=~/t.md"], "runs", (f"{HOME}/a", f"{HOME}/b")),
         (["compare", "a", "--baseline=~/a"], "baseline", f"{HOME}/a"),
         (["export", "run", "--to=~/e", "--images=~/i"], "options.images", f"{HOME}/i"),

@@ -289,7 +289,7 @@
     wrong.forEach(([own, guess, sure, left_over, id], index) => {
       if (own !== row || guess !== column || items.childElementCount >= 200) return;
       const item = make("li", "", items);
-      const photo = document.querySelector(`#wrong-${index} > img`);
+      const photo = document.querySelector(`#wrong-${index} .photo`);
       if (photo) { const copy = make("img", "", item); copy.src = photo.src; copy.alt = ""; }
       make("bdi", id, item);
       make("div", `${percent(sure / 1000)}, true class ${percent(left_over / 1000)}`, item);

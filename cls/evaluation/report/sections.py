@@ -152,9 +152,22 @@ def wrong_images(p: Predictions, pictures: Pictures) -> list[dict[str, Any]]:
         cards.append({
             "place": place, "id": p.ids[row], "true": p.classes[p.labels[row]], "predicted": p.classes[guess],
             "probability": float(p.probs[row, guess]), "own": float(p.probs[row, p.labels[row]]),
-            "picture": pictures.thumbs.get(row, ""), "neighbors": [(predicted, guess), (true, int(p.labels[row]))],
+            "picture": pictures.thumbs.get(row, ""), "heat": _heat(p, row, pictures),
+            "neighbors": [(predicted, guess), (true, int(p.labels[row]))],
         })  # fmt: skip
     return cards
+
+
+def _heat(p: Predictions, row: int, pictures: Pictures) -> list[dict[str, str]]:
+    """The captions and overlays of an image; empty where it has none."""
+    found = pictures.heat.get(row)
+    if found is None:
+        return []
+    guess, true = p.classes[int(p.probs[row].argmax())], p.classes[p.labels[row]]
+    shown = [{"kind": "guess", "why": "for", "what": guess, "picture": found.predicted},
+             {"kind": "truth", "why": "for", "what": true, "picture": found.true}]  # fmt: skip
+    attention = {"kind": "own", "why": "attention", "what": "", "picture": found.attention}
+    return [*shown, attention] if found.attention else shown
 
 
 def reliability_diagram(p: Predictions) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -31,16 +32,25 @@ class Neighbor:
     """Cosine of the angle between the features before the output layer."""
 
 
+class Overlays(NamedTuple):
+    """Heat maps over one image, as data: addresses; '' where there is none to show."""
+
+    predicted: str
+    true: str
+    attention: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """``thumbs`` and ``neighbors`` by row of the validation split."""
+    """``thumbs``, ``heat`` and ``neighbors`` by row of the validation split."""
 
     thumbs: dict[int, str] = field(default_factory=dict)
     """data: addresses."""
+    heat: dict[int, Overlays] = field(default_factory=dict)
     neighbors: dict[int, tuple[list[Neighbor], list[Neighbor]]] = field(default_factory=dict)
     """Nearest training images of the predicted and of the true class, nearest first."""
     note: str = ""
-    """What was compared for ``neighbors``, or why there are no pictures."""
+    """What ``heat`` shows and what was compared for ``neighbors``, or why there are none, or no pictures at all."""
 
 
 def thumbnails(images: Images, p: Predictions) -> dict[int, str]:
@@ -76,6 +86,11 @@ def thumbnail(decoder: Decoder, content: Encoded) -> str:
         return ""
     picture = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))  # pixels only: camera metadata may hold the place
     picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return address(picture)
+
+
+def address(picture: Image.Image) -> str:
+    """A data: address of the picture as a JPEG."""
     data = io.BytesIO()
     picture.save(data, "JPEG", quality=75, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
