@@ -92,7 +92,15 @@ OWNERS = {
     "tyro": tuple(f"cls/commands/{name}.py" for name in ("parsing", "command", "arguments", "options")),
     "jinja2": ("cls/evaluation/report/build.py",),
     "scipy": ("cls/evaluation/stats.py", "cls/commands/check/survey.py"),
-    "matplotlib": ("cls/evaluation/plots.py", "cls/commands/contact_sheet.py", "cls/commands/tune/picture.py"),
+    "matplotlib": (
+        "cls/evaluation/plots.py", "cls/evaluation/fonts.py", "cls/commands/contact_sheet.py",
+        "cls/commands/tune/picture.py",
+    ),  # fmt: skip
+        "cls/evaluation/plots.py",
+        "cls/evaluation/fonts.py",
+        "cls/commands/contact_sheet.py",
+        "cls/commands/tune/picture.py",
+    ),
 }
 
 

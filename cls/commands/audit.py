@@ -58,6 +58,8 @@ def print_attempts(attempts: Sequence[dict[str, Any]], total: dict[str, Any]) ->
         spent.add_row(str(attempt["attempt"]), *seconds, f"{attempt['goodput']:.2f}", str(attempt["slowest_rank"]))
     spent.add_row("all", *(f"{value:.1f}" for value in total["seconds"].values()), f"{total['goodput']:.2f}", "")
     console.print(facts, "", spent)
+    print("attempt: one start of the run; lost: steps that a later one had to do again, since no checkpoint held them; "
+          "goodput: the share of the time in steps that are part of the result", file=sys.stderr)  # fmt: skip
 
 
 def audit(out: Path, images: int, batch: int, balanced: bool, ids: str = "") -> dict[str, Any]:

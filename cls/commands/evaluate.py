@@ -16,7 +16,7 @@ from cls.evaluation import ensemble_record
 from cls.evaluation.ensemble import Ensemble, load_ensemble, other_images, own_images
 from cls.evaluation.metrics import accuracy, per_class, summary
 from cls.evaluation.predictions import Predictions, readable
-from cls.evaluation.stats import paired_difference
+from cls.evaluation.stats import paired_difference, wilson
 from cls.runtime.console import console, printable
 from cls.runtime.files import sha256
 from cls.runtime.paths import check_output, writing
@@ -93,6 +93,7 @@ def _figures(found: Predictions) -> dict[str, Any]:
     classes = per_class(found)
     columns = (found.classes, classes.support, classes.recall, classes.precision, classes.f1)
     document: dict[str, Any] = dict(summary(found))
+    document["accuracy_low"], document["accuracy_high"] = wilson(document["accuracy"], int((found.labels >= 0).sum()))
     document["classes"] = {
         name: {"images": int(n), "recall": float(r), "precision": float(p), "f1": float(f)}
         for name, n, r, p, f in zip(*columns, strict=True)
@@ -127,16 +128,20 @@ def _print(document: dict[str, Any]) -> None:
     for name in ("accuracy", "top5", "macro_f1", "loss", "images", "corrupt"):
         value = document[name]
         text = "none" if value is None else f"{value:.4f}".rstrip("0").rstrip(".")
+        if name == "accuracy":
+            text += f" ({document['accuracy_low']:.4f} to {document['accuracy_high']:.4f}, 95 % interval)"
         print(f"{name:<10} {text}", file=sys.stderr)
     if "members" in document:
         members = Table("member", "accuracy", "gain of the mean, points", "95 % interval", box=None)
         for row in document["members"]:
-            gain, low, high = (f"{100 * row[key]:+.1f}" for key in ("gain", "low", "high"))
-            members.add_row(escape(printable(row["run"])), f"{row['accuracy']:.4f}", gain, f"{low} to {high}")
+            gain, *ends = (f"{100 * row[key]:+.1f}" for key in ("gain", "low", "high"))
+            members.add_row(escape(printable(row["run"])), f"{row['accuracy']:.4f}", gain, " to ".join(ends))
         console.print(f"loss: {document['loss_is']}", members, sep="\n", soft_wrap=True)
-    table = Table("class", "images", "recall", "precision", "f1", box=None)
+    table = Table("class", "images", "recall", "95 % interval", "precision", "f1", box=None)
     ranked = sorted(document["classes"].items(), key=lambda item: (item[1]["recall"], item[0]))
     for name, figure in [item for item in ranked if item[1]["images"]][:10]:
-        cells = [f"{figure[key]:.3f}" for key in ("recall", "precision", "f1")]
-        table.add_row(escape(printable(name)), str(figure["images"]), *cells)
+        low, high = wilson(figure["recall"], figure["images"])
+        recall, precision, f1 = (f"{figure[key]:.3f}" for key in ("recall", "precision", "f1"))
+        interval = f"{low:.3f} to {high:.3f}"
+        table.add_row(escape(printable(name)), str(figure["images"]), recall, interval, precision, f1)
     console.print("worst classes:", table, sep="\n")

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cls.evaluation.curves import PANELS, CurveGroup
+from cls.evaluation.fonts import drawable
 from cls.evaluation.metrics import accuracy, confusion, macro_f1, per_class
 from cls.evaluation.predictions import Predictions
 from cls.runtime.console import printable
@@ -197,8 +198,8 @@ def _group_line(axes: Axes, group: CurveGroup, panel: str, number: int) -> None:
 
 
 def short(name: str, width: int) -> str:
-    """Without what a picture cannot show: control characters and line breaks."""
-    name = printable(name)
+    """Without what a picture cannot show: control characters, line breaks, letters that no font here has."""
+    name = drawable(printable(name))
     return name if len(name) <= width else name[: width - 1] + "…"
 
 

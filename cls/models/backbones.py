@@ -59,6 +59,14 @@ def _timm_config(name: str) -> Any:
     return timm.get_pretrained_cfg(name.removeprefix("timm/"))
 
 
+def pretrained_size(config: Model) -> int:
+    """Side of the images that a timm network's own weights were trained on; 0 where it is not known."""
+    if not config.backbone.startswith("timm/") or config.weights == "none":
+        return 0
+    found = _timm_config(config.backbone)
+    return int(found.input_size[-1]) if found else 0
+
+
 def classifier_name(name: str) -> str:
     """The dotted name of the backbone's output layer, "fc" in every ResNet."""
     if not name.startswith("timm/"):

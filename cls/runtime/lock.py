@@ -36,9 +36,10 @@ def _take(lock: Path, own: bytes, what: str) -> None:
         except FileExistsError:
             dead, owner = _content(lock), owner_of(lock)
             if owner and _alive(owner, lock):
+                job = f" (job {owner['job']})" if owner["job"] else ""
                 raise ForeignDirectoryError(
-                    f"{what} is being written by process {owner['pid']} on {owner['host']} "
-                    f"(job {owner['job'] or '-'}): wait for it, or delete {lock} if that process no longer exists"
+                    f"{what} is being written by process {owner['pid']} on {owner['host']}{job}: wait for it, or "
+                    f"delete {lock} if that process no longer exists"
                 ) from None
             if dead is None:  # released just now
                 continue

@@ -1,10 +1,10 @@
-"""Progress of a long task on standard error, every few seconds: rate and time left."""
+"""Progress of a long task on standard error: rate and time left, every few seconds, in a log every half minute."""
 
 import sys
 import time
 from datetime import timedelta
 
-EVERY_SECONDS = 5.0
+EVERY_SECONDS, IN_A_LOG = 5.0, 30.0
 
 
 class ProgressMeter:
@@ -21,7 +21,7 @@ class ProgressMeter:
         """``size``: their bytes, to print MB/s."""
         self.left, self.done, self.bytes = self.left - count, self.done + count, self.bytes + size
         now = time.monotonic()
-        if now - self.printed >= EVERY_SECONDS or not self.left:
+        if now - self.printed >= (EVERY_SECONDS if sys.stderr.isatty() else IN_A_LOG) or not self.left:
             self.printed, seconds = now, max(now - self.since, 1e-3)
             eta = timedelta(seconds=round(self.left * seconds / self.done))
             rates = f"{self.done / seconds:.0f} {self.what.split()[0]}/s"

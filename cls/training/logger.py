@@ -30,6 +30,7 @@ from cls.tracking.run_dir import RunDir
 from cls.tracking.tracker import Results, Tracker
 from cls.tracking.wandb_run import FINISH_SECONDS, LEAVE_SECONDS
 from cls.training.epoch_means import EpochMeans
+from cls.training.hints import hints
 from cls.training.loss_monitor import Finished
 from cls.training.state import History
 from cls.training.steps import Steps
@@ -71,6 +72,8 @@ class RunLogger:
                 f"{steps.images:,} training images, {world.size} process(es){gloo} on {info['device']}, "
                 f"{run_dir.run.train.precision}, step {first} of {steps.total} -> {run_dir.path}"
             )
+            for line in () if first else hints(run_dir.run, world):
+                self.progress.line(line)
 
     def __enter__(self) -> Self:
         return self
@@ -137,7 +140,13 @@ class RunLogger:
             words = f"val accuracy {figures['accuracy']:.4f} (best {best:.4f})  val loss {figures['loss']:.4f}"
         validated = {f"val/{key}": value for key, value in figures.items()}
         self.tracker.log({"step": step, "epoch": epoch, **self.means.at(step), **validated, **spent})
-        self.progress.line(f"epoch {epoch}/{self.steps.train.epochs} done  {words}")
+        epochs = self.steps.train.epochs
+        done = (
+            f"epoch {epoch}/{epochs} done"
+            if self.steps.ends_epoch(step)
+            else f"step {step}, in epoch {epoch + 1}/{epochs}"
+        )
+        self.progress.line(f"{done}  {words}")
 
     def _time_spent(self, step: int, clocks: list[dict[str, float]]) -> dict[str, float]:
         """This attempt's seconds by kind, on rank 0, and the slowest rank."""

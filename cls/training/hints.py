@@ -1,0 +1,40 @@
+"""What a person would want to know before a long run, one line each; nothing here changes the run."""
+
+import shlex
+
+from cls import recipes
+from cls.config import Run
+from cls.data.loader import cores
+from cls.distributed.world import World
+from cls.models.backbones import pretrained_size
+
+
+def hints(run: Run, world: World) -> list[str]:
+    """Cores that a run on a CPU leaves idle, and what a recipe's values were not chosen for."""
+    return [line for line in (_idle_cores(run, world), _other_backbone(run)) if line]
+
+
+def _idle_cores(run: Run, world: World) -> str:
+    most = min(cores(), run.train.batch // run.train.micro_batch)
+    if world.device.type != "cpu" or run.train.reduce != "exact" or world.size > 1 or most == 1:
+        return ""
+    return (
+        f"one of {cores()} cores trains: accelerate launch --config_file accelerate_configs/cpu.yaml --num_processes "
+        f"{most} train.py … gives the same bits with more of them"
+    )
+
+
+def _other_backbone(run: Run) -> str:
+    """A rate belongs to a network; one that was changed with it is not questioned."""
+    if run.recipe not in recipes.RECIPES:  # of an earlier version
+        return ""
+    usual, own = recipes.get(run.recipe), run.model.backbone
+    if own == usual.model.backbone or run.optim.lr != usual.optim.lr:
+        return ""
+    size = pretrained_size(run.model)
+    trained = f"; its weights were trained at {size} px, data.size is {run.data.size}" * (0 < size != run.data.size)
+    words = ["cls", "tune", run.recipe, "--data.path", run.data.path, "--model.backbone", own]
+    return (
+        f"the rate of {run.recipe}, {run.optim.lr:g}, was chosen for {usual.model.backbone}, not for {own}{trained}; "
+        f"to find one: {shlex.join(words)} …"
+    )

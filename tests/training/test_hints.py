@@ -1,0 +1,45 @@
+"""What is said before a long run: idle cores, and a backbone that the recipe was not made for."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from cls import recipes
+from cls.config import Run, change
+from cls.distributed.world import World
+from cls.training.hints import hints
+
+ALONE = World(rank=0, size=1, local_size=1, device=torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cls.training.hints.cores", lambda: 4)
+
+
+def said(run: Run, world: World = ALONE) -> str:
+    return "\n".join(hints(run, world))
+
+
+def test_idle_cores_are_named_where_more_processes_give_the_same_bits() -> None:
+    run = recipes.get("mlp-head")  # batch 64 in micro-batches of 16
+    assert "one of 4 cores trains" in said(run) and "--num_processes 4" in said(run)
+    assert "--num_processes 2" in said(change(run, train={"micro_batch": 32}))
+    assert said(change(run, train={"micro_batch": 64})) == ""
+    assert said(change(run, train={"reduce": "fast"})) == ""
+    assert said(run, dataclasses.replace(ALONE, size=2)) == ""
+    assert said(run, dataclasses.replace(ALONE, device=torch.device("cuda", 0))) == ""
+
+
+def test_a_backbone_of_ones_own_needs_a_rate_of_its_own() -> None:
+    run = change(recipes.get("mlp-head"), train={"reduce": "fast"}, data={"path": "my photos"})
+    assert said(run) == ""
+    other = change(run, model={"backbone": "timm/tf_efficientnet_lite2", "weights": "timm"})
+    assert said(other).startswith("the rate of mlp-head, 0.0001, was chosen for resnext101_32x8d, not for timm/tf_eff")
+    assert "its weights were trained at 260 px, data.size is 224" in said(other)
+    assert "cls tune mlp-head --data.path 'my photos' --model.backbone timm/tf_efficientnet_lite2" in said(other)
+    assert "trained at" not in said(change(other, data={"size": 260}))
+    assert "trained at" not in said(change(other, model={"weights": "none"}))
+    assert said(change(other, optim={"lr": 3e-4})) == ""
+    assert said(dataclasses.replace(other, recipe="of-an-earlier-version")) == ""
