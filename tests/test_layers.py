@@ -93,9 +93,6 @@ OWNERS = {
     "jinja2": ("cls/evaluation/report/build.py",),
     "scipy": ("cls/evaluation/stats.py", "cls/commands/check/survey.py"),
     "matplotlib": (
-        "cls/evaluation/plots.py", "cls/evaluation/fonts.py", "cls/commands/contact_sheet.py",
-        "cls/commands/tune/picture.py",
-    ),  # fmt: skip
         "cls/evaluation/plots.py",
         "cls/evaluation/fonts.py",
         "cls/commands/contact_sheet.py",
