@@ -274,7 +274,8 @@ class Plan(RunCommand):
 
     def do(self, stop: StopSignal) -> Answer:
         self.options.card()  # before the imports
-        from cls.commands.plan.run import plan, table
+        from cls.commands.plan.render import table
+        from cls.commands.plan.run import plan
 
         document = plan(self.run, self.options)
         table(document)

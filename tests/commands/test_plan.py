@@ -18,8 +18,9 @@ from cls.commands.options import PlanOptions
 from cls.commands.parsing import parse_run
 from cls.commands.plan import roofline
 from cls.commands.plan.memory import Step, Tape, trace_step
-from cls.commands.plan.run import command, plan, table
-from cls.commands.plan.sbatch import CHECKPOINT_SECONDS, STARTUP_SECONDS
+from cls.commands.plan.render import ROWS, table
+from cls.commands.plan.run import command, plan
+from cls.commands.plan.sbatch import CHECKPOINT_SECONDS, STARTUP_SECONDS, one_job
 from cls.config import Run, change, flat
 from cls.data.sources import load
 from tests.harness import ROOT
@@ -181,9 +182,20 @@ def test_the_plan_is_printed_on_standard_error(capsys: pytest.CaptureFixture[str
     assert printed.out == ""
     for part in ("activations", "usable on RTX 3090", "assumed:", "3 + 3 + 2", planned()["sbatch"] + "\n"):
         assert part in printed.err, part
-    slower, faster = (f"{planned()[f'{name}images_per_second']:.3g}" for name in ("", "fastest_"))
+    slower, faster = (f"{planned()[f'{name}images_per_second']:,.0f}" for name in ("", "fastest_"))
     assert re.search(rf"images per second  +{re.escape(f'{slower} to {faster}')}\s", printed.err)
-    assert "fastest" not in printed.err
+    assert "fastest" not in printed.err and not re.search(r"[a-z]_[a-z]", printed.err.partition("assumed:")[0])
+    apart = ("memory_gib", "usable_memory_gib", "assumptions", "problems", "sbatch")
+    assert {name for name in planned() if not name.startswith("fastest_")} == {*ROWS, *apart}
+
+
+@pytest.mark.parametrize(
+    ("hours", "text"), [(0.0, "0:30:00"), (0.43, "0:30:00"), (0.44, "1:00:00"), (6.2, "6:30:00"), (23.9, "24:00:00"),
+                        (24.0, "1-00:30:00"), (100.0, "4-04:30:00")]
+)  # fmt: skip
+def test_the_time_of_one_job_is_the_run_with_its_start_and_last_checkpoint(hours: float, text: str) -> None:
+    """4 minutes more, in half hours."""
+    assert one_job(hours * 3600) == (text if text != "24:00:00" else "1-00:00:00")
 
 
 def test_a_micro_batch_that_does_not_fit_gets_the_largest_that_does() -> None:

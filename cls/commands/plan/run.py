@@ -1,14 +1,12 @@
 """What a run needs before it is queued: memory, micro-batches, time, cores, and the line to submit."""
 
 import shlex
-import sys
 from dataclasses import replace
 from math import ceil, inf
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
 from cls.commands.fields import changed_fields
 from cls.commands.gpus import USABLE, Gpu, precision_on
@@ -20,7 +18,6 @@ from cls.data.sources import Splits, load
 from cls.distributed.micro_batches import advice
 from cls.distributed.tree_reduce import shares
 from cls.models.build import check_model
-from cls.runtime.console import console
 from cls.training.steps import Steps
 from cls.validate import check
 
@@ -176,6 +173,7 @@ def _times(
         "cores_per_node": options.gpus
         * roofline.cores_needed(fastest["images_per_second"] / options.world_size, per_core),
         "requeues": _requeues(options.time, whole, epoch),
+        "time_of_one_job": sbatch.one_job(whole),
         "assumptions": [*roofline.ASSUMPTIONS, f"{gpu.name}: NVIDIA's figures, {USABLE:.0%} of its memory usable"],
     }
 
@@ -229,36 +227,3 @@ def _script_problems(options: PlanOptions, gpu: Gpu | None, document: dict[str, 
     found = sbatch.check(Path(options.script).read_bytes().decode(errors="replace"), needs)
     found = [problem for problem in found if not (options.time and problem.rule == "time")]  # the command line's counts
     return few + [f"{options.script}{f':{p.line}' if p.line else ''}: {p.rule}: {p.text}" for p in found]
-
-
-def table(document: dict[str, Any]) -> None:
-    """Print the plan."""
-    memory = Table("memory of one GPU", "GiB", box=None)
-    memory.columns[1].justify = "right"
-    for name, value in document["memory_gib"].items():
-        memory.add_row(name, f"{value:.2f}")
-    memory.add_row("in all", f"{sum(document['memory_gib'].values()):.2f}")
-    memory.add_row(f"usable on {document['gpu']}", f"{document['usable_memory_gib']:.2f}")
-    console.print(memory)
-    rows = Table.grid(padding=(0, 2))
-    hidden = ("memory_gib", "usable_memory_gib", "assumptions", "problems", "sbatch")
-    for name, value in document.items():
-        if name not in hidden and not name.startswith("fastest_"):
-            text, fastest = _shown(value), document.get(f"fastest_{name}")
-            rows.add_row(
-                name.replace("_", " ").replace(" gib", " (GiB)"), f"{text} to {_shown(fastest)}" if fastest else text
-            )
-    console.print("", rows)
-    for text in document.get("assumptions", []):
-        console.print(f"assumed: {text}", markup=False, highlight=False)
-    for text in document["problems"]:
-        console.print(f"problem: {text}", style="red", markup=False, highlight=False)
-    print(document["sbatch"], file=sys.stderr)  # unwrapped, to copy
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key}: {item}" for key, item in value.items())
-    if isinstance(value, list):
-        return " + ".join(map(str, value))
-    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if type(value) is int else str(value)

@@ -91,6 +91,13 @@ def read(text: str) -> Script:
     return Script(options, tuple(lines), body)
 
 
+def one_job(whole: float) -> str:
+    """The --time in which a run of so many seconds ends without being queued again, in half hours: 6:30:00."""
+    halves = ceil((whole + STARTUP_SECONDS + CHECKPOINT_SECONDS) / 1800)
+    days, rest = divmod(halves, 48)
+    return (f"{days}-" if days else "") + f"{rest // 2:0{2 if days else 1}}:{rest % 2 * 30:02}:00"
+
+
 def seconds(text: str) -> float:
     """A SLURM time in seconds: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]].
 
