@@ -1,5 +1,6 @@
 """Options that commands share, and those of single commands; no heavy imports, so that --help returns immediately."""
 
+import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -176,15 +177,29 @@ class ExportOptions:
     """Input of model.onnx: float is images b 3 h w, float32, normalised; uint8 is pixels b h w 3, RGB, 0 to 255, which
     the network normalises itself. Both framed as config.json says."""
     images: str = ""
-    """Images to compare the logits on; empty: the validation split of the run's own data."""
+    """Images to compare logits, labels and probabilities on; empty: the validation split of the run's own data."""
     count: int = 100
     """Number of images to compare on, evenly spaced."""
+    card: bool = False
+    """Also write README.md, a model card as the Hugging Face hub has them: figures, data, method, loading, limits."""
+    push: str = ""
+    """Upload folder and card to this model repository of the Hugging Face hub, USER/NAME."""
+    public: bool = False
+    """Everyone may see the repository of --push; else it is private."""
 
     def __post_init__(self) -> None:
+        if self.push and not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.push, re.ASCII):
+            raise ValueError(f"--push {self.push!r} is not the name of a repository of the hub: write USER/NAME")
+        if self.public and not self.push:
+            raise ValueError("--public is for --push USER/NAME, which is not given")
         if not self.format:
             raise ValueError("--format is empty: name safetensors, onnx or both")
         if self.count < 1:
             raise ValueError(f"--count must be at least 1, found {self.count}")
+
+    @property
+    def with_card(self) -> bool:
+        return self.card or bool(self.push)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,8 @@ from cls.runtime.signals import StopSignal
 
 def export_members(paths: Sequence[str], to: Path, options: ExportOptions, stop: StopSignal) -> dict[str, Any]:
     """Write to/member-1, member-2, … and, once all are verified, ensemble.json; the JSON document of the command."""
+    if options.card or options.push:
+        raise ValueError("--card and --push describe one network: export each run alone")
     if is_ensemble(to):
         raise ValueError(f"--to {to} holds the predictions of an ensemble: name another folder")
     headers = [read_header(weights_file(path)) for path in paths]
@@ -39,24 +41,25 @@ def export_members(paths: Sequence[str], to: Path, options: ExportOptions, stop:
     index = {"rule": RULE, "members": members, "classes": headers[0][1]}
     with writing("to", to):
         write_whole(to / FILE, json.dumps(index, indent=1, ensure_ascii=False).encode() + b"\n")
-    texts = [document["python"].get("safetensors", "") for document in documents]
-    python = averaging(to, names, texts) if all(texts) else ""
-    print(f"\n{python}" if python else f"\n{to / FILE}: average the softmax of the members' logits", file=sys.stderr)
+    python = averaging(to, [next(iter(document["python"].values())) for document in documents])
+    print(f"\n{python}", file=sys.stderr)
     return {"folder": str(to), "rule": RULE, "members": documents, "python": python}
 
 
-def averaging(folder: Path, names: Sequence[str], loading: Sequence[str]) -> str:
-    """Code that makes ``probabilities``; ``loading`` makes each member's ``model`` and ``transform``."""
-    lines = ["import json, torch", f"classes = json.load(open({str(folder / FILE)!r}))['classes']", "members = []"]
-    for name, text in zip(names, loading, strict=True):
-        stated = f"json.load(open({str(folder / name / 'config.json')!r}))['label_names']"
-        lines += ["", text, f"members.append((model, transform, {stated}))"]
+def averaging(folder: Path, texts: Sequence[str]) -> str:
+    """Code that makes ``probabilities``; each of ``texts`` makes a member's, and its ``classes``."""
+    lines = []
+    for number, text in enumerate(texts, 1):
+        lines += [f"def member_{number}():", *(f"    {line}" if line else "" for line in text.split("\n")),
+                  "    return probabilities, classes", ""]  # fmt: skip
+    made = ", ".join(f"member_{number}()" for number in range(1, len(texts) + 1))
     lines += [
+        "import json",
+        f"classes = json.load(open({str(folder / FILE)!r}, encoding='utf-8'))['classes']",
+        f"members = [{made}]",
         "",
-        "def probabilities(image):  # an upright RGB image of Pillow -> the probability of each of classes",
-        "    with torch.no_grad():",
-        "        found = [model(transform(image)[None]).softmax(1)[0] for model, transform, _ in members]",
-        "    ordered = [p[[names.index(name) for name in classes]] for p, (*_, names) in zip(found, members)]",
-        "    return sum(ordered) / len(ordered)",
+        "def probabilities(path):  # an image file -> the probability of each of classes",
+        "    found = [(member(path), names) for member, names in members]",
+        "    return sum(p[[names.index(name) for name in classes]] for p, names in found) / len(found)",
     ]
     return "\n".join(lines)

@@ -53,6 +53,8 @@ def write_graph(
             input_names=[input_name(kind)], output_names=["logits"],
         )  # fmt: skip
     assert program is not None
+    for node in program.model.graph:
+        node.metadata_props.clear()  # torch's stack traces, with the paths of this machine
     for name, value in facts.items():
         program.model.metadata_props[name] = json.dumps(value)
     program.save(path)

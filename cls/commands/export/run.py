@@ -7,34 +7,44 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from cls.commands.export.agreement import (
+    LIMIT,
+    Photos,
+    Verified,
+    agreement,
+    as_files,
+    logit_difference,
+    most_similar,
+    photos,
+    predicted,
+    sentence,
+)
+from cls.commands.export.card import license_of, model_card, require_record, save_weights
+from cls.commands.export.hub import check_access, upload
 from cls.commands.export.onnx import require_packages, write_graph
-from cls.commands.export.snippets import framing, input_name, library, loading, running
+from cls.commands.export.reading import Code, applied, frame_of, onnx_code, torch_code
+from cls.commands.export.snippets import input_name
 from cls.commands.export.timm_config import config_json
 from cls.commands.options import ExportOptions
-from cls.data.dataset import ViewDataset
-from cls.data.loader import batches, worker_count
-from cls.data.readers import images_of
+from cls.config import View
 from cls.data.sources import Rows, load_images
+from cls.evaluation.predictions import Predictions
 from cls.evaluation.trained_model import TrainedModel, load_trained_model
 from cls.runtime.files import replacing
 from cls.runtime.lock import Heartbeat, claim, in_use
 from cls.runtime.paths import check_output, writing
 from cls.runtime.signals import StopSignal
-from cls.transforms.ops import view_ops
 
 LOCK = "lock"
 NEW_SECONDS = 5.0  # a temporary folder may be this old before its export has locked it
-LIMIT = 1e-4
-"""Largest difference of a logit in fp32 on the CPU: kernels add in different orders."""
 
 
 def export(path: str, to: Path, options: ExportOptions, stop: StopSignal) -> dict[str, Any]:
@@ -47,6 +57,9 @@ def export(path: str, to: Path, options: ExportOptions, stop: StopSignal) -> dic
     if to.exists() and not to.is_dir():
         raise ValueError(f"--to {to} is a file; name a folder")
     check_output("to", to, folder=True)
+    license = license_of(to, options.with_card)
+    if options.push:
+        check_access(options.push, options.public)
     trained = load_trained_model(path, "cpu", -1, stop)
     if trained.file.resolve().parent == to.resolve():
         raise ValueError(f"--to {to} holds the exported run's own weights: name another folder")
@@ -54,15 +67,22 @@ def export(path: str, to: Path, options: ExportOptions, stop: StopSignal) -> dic
         raise ValueError(
             f"{trained.world.size} processes were started, but cls export needs one: start it without a launcher"
         )
-    images, pixels = photos(trained, _rows(trained, options), options.count)
-    facts = config_json(trained.run, trained.classes, trained.statistics)
+    record = require_record(trained) if options.with_card else None
+    some = photos(trained, _rows(trained, options), options.count)
     with torch.no_grad():
-        ours = torch.cat([trained.model(some) for some in torch.split(images, trained.run.train.eval_batch)])
+        ours = torch.cat([trained.model(part) for part in torch.split(some.images, trained.run.train.eval_batch)])
     with aside_of(to) as aside:
-        differences = _write(trained, aside, options, facts, images, pixels, ours)
+        found = _write(trained, aside, options, some, ours)
+        if record:
+            text = model_card(trained, record, found, options.push, license)
+            (aside / "README.md").write_text(text, encoding="utf-8")
         with writing("to", to):
-            _publish(aside, to)
-    return _shown(trained, to, options, len(images), differences)
+            names = _publish(aside, to)
+    document = _shown(to, len(some.images), found)
+    if options.push:
+        document["hub"] = upload(to, names, options.push, options.public)
+        print(f"\n{document['hub']} ({'public' if options.public else 'private'})", file=sys.stderr)
+    return document
 
 
 @contextmanager
@@ -87,7 +107,7 @@ def aside_of(to: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _publish(aside: Path, to: Path) -> None:
+def _publish(aside: Path, to: Path) -> list[str]:
     to.mkdir(parents=True, exist_ok=True)
     for name in ("model.safetensors", "model.onnx"):
         (to / name).unlink(missing_ok=True)  # of an earlier export
@@ -95,27 +115,7 @@ def _publish(aside: Path, to: Path) -> None:
     for file in sorted(files, key=lambda file: file.name == "config.json"):
         with replacing(to / file.name) as place:
             os.replace(file, place)
-
-
-def photos(trained: TrainedModel, rows: Rows, count: int) -> tuple[Tensor, Tensor]:
-    """Evenly spread images as the network gets them: b 3 h w normalised, and b h w 3 uint8; without corrupt ones.
-
-    ValueError if none can be read.
-    """
-    data, size = trained.run.data.evaluated, trained.run.train.eval_batch
-    some = rows.select(np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)))
-    ops = view_ops("identity", data)
-    views = ViewDataset(images_of(some), ops, data.size, trained.run.seed, "identity", data.exact_order)
-    slices = [list(range(start, min(start + size, len(some)))) for start in range(0, len(some), size)]
-    images, pixels = [], []
-    for batch in batches(views, slices, worker_count(data.workers, 1), size):
-        corrupt = {row for row, _ in batch.corrupt}
-        whole = [place for place, row in enumerate(batch.rows) if row not in corrupt]
-        images.append(trained.prepare(batch)[whole])
-        pixels.append(batch.pixels.permute(0, 2, 3, 1)[whole].contiguous())
-    if not sum(map(len, images)):
-        raise ValueError("no image could be read, and the export is verified on real ones: name others with --images")
-    return torch.cat(images), torch.cat(pixels)
+    return [file.name for file in files]
 
 
 def _rows(trained: TrainedModel, options: ExportOptions) -> Rows:
@@ -127,65 +127,69 @@ def _rows(trained: TrainedModel, options: ExportOptions) -> Rows:
         raise ValueError(f"{error}; the export is verified on real images: name some with --images FOLDER") from error
 
 
-def _write(trained: TrainedModel, aside: Path, options: ExportOptions, facts: dict[str, Any], images: Tensor,
-           pixels: Tensor, ours: Tensor) -> dict[str, float]:  # fmt: skip
-    """Write all files; the largest difference of its logits from ours, by library."""
-    run, model, found = trained.run, trained.model, dict[str, float]()
+def _write(trained: TrainedModel, aside: Path, options: ExportOptions, some: Photos, ours: Tensor) -> list[Verified]:
+    """Write all files, run the code of each library on the photos."""
+    run, model = trained.run, trained.model
+    facts = config_json(run, trained.classes, trained.statistics)
     (aside / "config.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    data, views = run.data.evaluated, applied(run.augment.tta)
+    frame, codes = frame_of(data, trained.statistics), list[Code]()
     if "safetensors" in options.format:
-        shutil.copyfile(trained.file, aside / "model.safetensors")  # only cls predict reads its header
-        text = loading(run.model, model, len(trained.classes), aside)
-        scope: dict[str, Any] = {}
-        exec(text, scope)  # the printed code itself: it imports and loads what another program does
-        name = library(run.model)
-        found[name] = _difference(name, scope["model"], images, ours, run.train.eval_batch)
+        copy = save_weights if options.with_card else _copy_weights
+        copy(trained, aside / "model.safetensors")
+        codes.append(torch_code(run.model, model, len(trained.classes), frame, views))
     if "onnx" in options.format:
         stated = facts["pretrained_cfg"] | {"label_names": facts["label_names"], "input": options.input}
-        path, size = aside / "model.onnx", run.data.evaluated.size
-        write_graph(path, model, trained.statistics, size, options.input, stated)
-        fed = pixels if options.input == "uint8" else images
-        session = _session(aside, options, fed)
-        found["onnxruntime"] = _difference("onnxruntime", session, fed, ours, run.train.eval_batch)
-    return found
+        write_graph(aside / "model.onnx", model, trained.statistics, data.size, options.input, stated)
+        codes.append(onnx_code(options.input, frame, views))
+    known = predicted(trained, some.rows)
+    with as_files(some.rows) as files:
+        return [_verified(code, aside, options, some, ours, run.train.eval_batch, files, known) for code in codes]
 
 
-def _session(folder: Path, options: ExportOptions, fed: Tensor) -> Callable[[Tensor], Tensor]:
-    one = fed[:1].numpy()
-    scope: dict[str, Any] = {"images": one, "pixels": one}
-    exec(running(folder, options.input), scope)  # as above
+def _copy_weights(trained: TrainedModel, to: Path) -> None:
+    shutil.copyfile(trained.file, to)  # only cls predict reads its header
 
+
+def _verified(code: Code, aside: Path, options: ExportOptions, some: Photos, ours: Tensor, size: int,
+              files: list[Path], known: dict[tuple[View, ...], Predictions]) -> Verified:  # fmt: skip
+    scope: dict[str, Any] = {}
+    exec(code.load(aside), scope)  # the printed code itself: it imports and loads what another program does
+    inputs, net = some.images, scope.get("model")
+    if code.name == "onnxruntime":
+        inputs = some.pixels if options.input == "uint8" else some.images
+        net = _runner(scope["session"], input_name(options.input))
+    assert net is not None
+    logits = logit_difference(code.name, net, inputs, ours, batch_sizes(len(inputs), size))
+    reading = most_similar(code, scope, aside, files, inputs)
+    return Verified(code, reading, logits, agreement(scope["probabilities"], files, known))
+
+
+def _runner(session: Any, name: str) -> Callable[[Tensor], Tensor]:
     def logits(some: Tensor) -> Tensor:
-        return torch.from_numpy(scope["session"].run(None, {input_name(options.input): some.numpy()})[0])
+        return torch.from_numpy(session.run(None, {name: some.numpy()})[0])
 
     return logits
 
 
-def _difference(name: str, net: Callable[[Tensor], Tensor], inputs: Tensor, ours: Tensor, size: int) -> float:
-    with torch.no_grad():
-        theirs = torch.cat([net(some) for some in torch.split(inputs, size)])
-    largest = float((theirs - ours).abs().max()) if theirs.shape == ours.shape else float("inf")
-    if not largest <= LIMIT:  # nor nan
-        raise ValueError(
-            f"{name} gives other logits than the run's network: they differ by up to {largest:.2g} on "
-            f"{len(ours)} images, more than {LIMIT:g} (logits up to {float(ours.abs().max()):.3g}); nothing was written"
-        )
-    return largest
+def batch_sizes(count: int, most: int) -> list[int]:
+    """1, 7, then ``most`` at a time: what is for any batch size is tried with several."""
+    first = [1, min(7, count - 1)]
+    whole, rest = divmod(count - sum(first), most)
+    return [size for size in (*first, *[most] * whole, rest) if size]
 
 
-def _shown(
-    trained: TrainedModel, to: Path, options: ExportOptions, count: int, differences: dict[str, float]
-) -> dict[str, Any]:
-    model = trained.run.model
+def _shown(to: Path, count: int, found: Sequence[Verified]) -> dict[str, Any]:
     python = {}
-    if "safetensors" in options.format:
-        python["safetensors"] = loading(model, trained.model, len(trained.classes), to)
-        python["safetensors"] += f"\n{framing(model, to)}"
-    if "onnx" in options.format:
-        python["onnx"] = running(to, options.input)
-    for name, value in differences.items():
-        print(f"{name}: logits differ by at most {value:.1e} on {count} images", file=sys.stderr)
+    for one in found:
+        kind = "onnx" if one.code.name == "onnxruntime" else "safetensors"
+        python[kind] = one.code.text(to, one.reading)
+        print(f"{one.code.name}: logits differ by at most {one.logits:.1e} on {count} images", file=sys.stderr)
+        print(sentence(one.code.name, one.agreement), file=sys.stderr)
     for text in python.values():
         print(f"\n{text}", file=sys.stderr)
-    files = sorted(path.name for path in to.glob("[!.]*"))
-    return {"folder": str(to), "files": files, "images": count, "limit": LIMIT, "differences": differences,
-            "python": python}  # fmt: skip
+    return {
+        "folder": str(to), "files": sorted(path.name for path in to.glob("[!.]*")), "images": count, "limit": LIMIT,
+        "differences": {one.code.name: one.logits for one in found},
+        "agreement": {one.code.name: one.agreement for one in found}, "python": python,
+    }  # fmt: skip

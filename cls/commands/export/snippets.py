@@ -1,4 +1,4 @@
-"""Python code that loads an exported network with the library of its backbone."""
+"""Python code that loads an exported network, with the library of its backbone or with ONNX Runtime."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -61,25 +61,9 @@ def _built(backbone: str, arguments: str) -> tuple[str, str]:
     return "import torchvision", f"torchvision.models.{backbone}({arguments})"
 
 
-def framing(model: Model, folder: Path) -> str:
-    """Code that makes ``transform``: from an upright RGB image of Pillow to the input."""
-    if plain(model) and library(model) == "timm":
-        return "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
-    known = f"json.load(open({str(folder / 'config.json')!r}))['pretrained_cfg']"
-    return (
-        "import json, timm\n"
-        f"transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg={known}))"
-    )
-
-
-def running(folder: Path, kind: str) -> str:
-    """Code that computes ``logits`` of ``images`` (float, normalised) or ``pixels`` (uint8)."""
-    name = input_name(kind)
-    return (
-        "import onnxruntime\n"
-        f"session = onnxruntime.InferenceSession({str(folder / 'model.onnx')!r})\n"
-        f"logits = session.run(None, {{{name!r}: {name}}})[0]"
-    )
+def running(folder: Path) -> str:
+    """Code that makes ``session``."""
+    return f"import onnxruntime\nsession = onnxruntime.InferenceSession({str(folder / 'model.onnx')!r})"
 
 
 def input_name(kind: str) -> str:
