@@ -25,7 +25,7 @@ def record(argv: list[str]) -> None:
     trace: list[dict[str, Any]] = []
     decoded = 0
     batches, partners, mix, predict = Loader.batches, train.partners, train.mix, Predictor.predict
-    render, close, loss = Renderer.render, train.World.close, train.loss_per_image
+    render, close, loss, report = Renderer.render, train.World.close, train.loss_per_image, train.write_report
 
     def traced_batches(self: Loader, source: Any, indices: Any) -> Iterator[Any]:
         for batch in batches(self, source, indices):
@@ -59,6 +59,13 @@ def record(argv: list[str]) -> None:
         decoded = before  # count training images only
         return result
 
+    def traced_report(*args: Any) -> Any:
+        nonlocal decoded
+        before = decoded
+        result = report(*args)
+        decoded = before  # nor those of its heat maps
+        return result
+
     def traced_close(world: Any) -> None:
         found = {"world": world.size, "rank": world.rank, "decoded": decoded, "trace": trace}
         out = Path(argv[argv.index("--out") + 1])
@@ -66,6 +73,7 @@ def record(argv: list[str]) -> None:
         close(world)
 
     train.partners, train.mix, Predictor.predict = traced_partners, traced_mix, traced_predict  # type: ignore[assignment]  # replaced for the trace
+    train.write_report = traced_report
     train.loss_per_image = traced_loss  # type: ignore[assignment]  # as above
     Loader.batches, Renderer.render = traced_batches, traced_render  # type: ignore[method-assign]  # as above
     train.World.close = traced_close  # type: ignore[method-assign]  # as above
