@@ -18,8 +18,9 @@ __all__ = ["Comparison", "Model", "Prediction", "compare", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(importlib.import_module("cls.api"), name)
+    if name in (*__all__, "api"):
+        api = importlib.import_module("cls.api")
+        return api if name == "api" else getattr(api, name)
     raise AttributeError(f"module 'cls' has no attribute {name!r}")
 
 

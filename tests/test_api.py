@@ -63,14 +63,14 @@ def test_importing_it_loads_no_library() -> None:
     code = (
         "import cls, sys; assert set(cls.__all__) < set(dir(cls)); "
         "assert not {'torch', 'datasets', 'numpy', 'cls.config'} & set(sys.modules); "
-        "cls.train; cls.compare; assert not {'torch', 'datasets', 'accelerate'} & set(sys.modules)"
+        "cls.train; cls.compare; cls.api.load; assert not {'torch', 'datasets', 'accelerate'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=environment(PYTHONPATH=str(ROOT)))
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'cls' has no attribute 'fit'"):
-        cls.fit  # type: ignore[attr-defined]  # noqa: B018
+        cls.fit  # type: ignore[attr-defined]  # noqa: B018  # it is not there
 
 
 def test_the_stub_has_all_names() -> None:
@@ -82,8 +82,8 @@ def settings() -> tuple[Any, ...]:
     return (
         torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark,
         torch.is_deterministic_algorithms_warn_only_enabled(), torch.get_default_dtype(), torch.is_grad_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
-        torch.random.get_rng_state().sum().item(), np.random.get_state()[1][:3].tolist(),  # type: ignore[index]
+        torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]  # mypy cannot see it
+        torch.random.get_rng_state().sum().item(), np.random.get_state()[1][:3].tolist(),  # type: ignore[index]  # or a dictionary, in numpy's types
         signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM),
     )  # fmt: skip
 
@@ -128,7 +128,7 @@ def test_many_images_have_the_bits_of_the_command(
 ) -> None:
     some = images / "val" if given == "folder" else [f if given == "paths" else str(f) for f in files(images)]
     options = PredictOptions(out=str(tmp_path / "out"), device="cpu", workers=2)
-    paths = [str(some)] if given == "folder" else [*map(str, some)]  # type: ignore[call-overload]
+    paths = [str(some)] if given == "folder" else [*map(str, some)]  # type: ignore[call-overload]  # a list here
     predict_images([run], paths, options, StopSignal())
     torch.use_deterministic_algorithms(False)
     theirs, ours = read_parquet(tmp_path / "out" / "predictions.parquet"), model.predict(some, top_k=4)
@@ -186,8 +186,8 @@ def test_features_are_what_the_output_layer_receives(model: cls.Model, images: P
     assert features.shape == (20, 96) and features.dtype == np.float32 and model.embed(files(images)[3]).shape == (96,)
     np.testing.assert_allclose(model.embed(files(images)[3]), features[3], rtol=1e-5, atol=1e-6)
     layer = model.network.fc
-    logits = torch.from_numpy(features) @ layer.weight.T + layer.bias  # type: ignore[operator, union-attr]
-    probabilities = logits.detach().softmax(1).numpy()  # type: ignore[attr-defined]
+    logits = torch.from_numpy(features) @ layer.weight.T + layer.bias  # type: ignore[operator, union-attr]  # Module has any attribute
+    probabilities = logits.detach().softmax(1).numpy()  # type: ignore[attr-defined]  # as above
     for row, one in enumerate(model.predict(files(images))):
         assert dict(one.top) == pytest.approx(dict(zip(CLASSES, probabilities[row].tolist(), strict=True)), abs=1e-6)
 
@@ -231,7 +231,7 @@ def test_bad_arguments_are_rejected(model: cls.Model, run: str, images: Path) ->
     with pytest.raises(ValueError, match="name a run directory"):
         cls.load(images)
     with pytest.raises(ValueError, match="split is 'train'"):
-        cls.compare([run], split="train")  # type: ignore[arg-type]
+        cls.compare([run], split="train")  # type: ignore[arg-type]  # on purpose
 
 
 # --- which models ---

@@ -43,7 +43,7 @@ def recipe_table() -> list[dict[str, Any]]:
 
 
 def _counted(models: Mapping[Model, int]) -> dict[Model, int]:
-    """Parameters of each network with so many classes. They are computed once, which takes 15 s, and kept in a file.
+    """Parameters of each network with so many classes. They are computed once, which takes a while, and kept in a file.
 
     Another version of a library that builds them is another key.
     """

@@ -1,5 +1,6 @@
 """Printed code run on real images: the network's logits, and the whole path against ``cls predict``."""
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from cls.evaluation.predictions import Predictions
 from cls.evaluation.trained_model import TrainedModel
 from cls.transforms.decode import CorruptImageError
 from cls.transforms.ops import view_ops
+
+log = logging.getLogger("cls")
 
 LIMIT = 1e-4
 """Largest difference of a logit in fp32 on the CPU: kernels add in different orders."""
@@ -135,10 +138,11 @@ def agreement(
 
 
 def _tried(function: Callable[[Path], Any], file: Path) -> np.ndarray | None:
-    """None where Pillow cannot read what cls can (a file with corrupt EXIF): it counts as another label."""
+    """None, with a warning, where Pillow cannot read what cls can: it counts as another label."""
     try:
         return np.asarray(function(file), np.float64)
-    except Exception:
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, TypeError and others
+        log.warning("image %s: the printed lines cannot read it (%s: %s)", file.name, type(error).__name__, error)
         return None
 
 

@@ -24,6 +24,8 @@ def write_folds(stem: Path, members: Sequence[Member]) -> dict[str, Any]:
     found = [RunRecord(member.path).val for member in members]
     whole = [p for p in found if p is not None]
     if len(whole) < len(members) or len({p.classes for p in whole}) > 1:
+        why = "their classes differ" if len(whole) == len(members) else "predictions/val.parquet is missing in one"
+        print(f"{stem.name}: the folds were not joined, since {why}", file=sys.stderr)
         return {}
     together, file = joined(whole), Path(f"{stem}.parquet")
     try:
