@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -12,6 +13,7 @@ from PIL import Image
 
 from cls.runtime.exit import HANGING
 from tests.harness import SHARED, TINY, Mount
+from tests.harness.hub import TOKEN, Hub, serving
 from tests.harness.records import Result
 from tests.harness.runs import Runs
 
@@ -42,6 +44,14 @@ def nothing_hangs() -> Iterator[None]:
     HANGING.clear()
 
 
+@pytest.fixture(autouse=True)
+def kernels() -> Iterator[None]:
+    """Loading a run chooses kernels for its process, which here is that of other tests, too."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.use_deterministic_algorithms(False)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start real runs first, the longest ones foremost: the workers then end at about the same time.
 
@@ -68,6 +78,19 @@ def tiny(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Result:
     result = runs.run(tmp_path_factory.mktemp("tiny") / "run", TINY)
     assert result.codes == [0], result.output
     return result
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub of models on this machine; a token for it is set."""
+    from huggingface_hub import constants
+
+    with serving() as found:
+        monkeypatch.setattr(constants, "ENDPOINT", found.address)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield found
 
 
 @pytest.fixture

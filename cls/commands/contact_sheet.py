@@ -23,6 +23,8 @@ class Tile(NamedTuple):
     sample: int
     """Sample index."""
     id: str
+    original: np.ndarray | None = None
+    """What is in the file, upright, h w 3, uint8, of any size; None where it cannot be read."""
 
     @property
     def caption(self) -> str:
@@ -34,11 +36,13 @@ class Tile(NamedTuple):
 
 
 def write_sheet(path: Path, tiles: list[Tile], title: str) -> None:
-    """A PNG of all tiles in the given order, about twice as wide as high."""
-    columns = max(1, math.ceil(math.sqrt(1.6 * len(tiles))))
-    figure, cells = _grid(len(tiles), columns, (1.7, 1.95), title)
+    """A PNG of all tiles in the given order, each beside its original, about twice as wide as high."""
+    columns = max(2, math.ceil(math.sqrt(len(tiles))))  # as wide as the title at least
+    figure, cells = _grid(len(tiles), columns, (3.4, 1.95), title)
     for axes, tile in zip(cells, tiles, strict=False):
-        axes.imshow(tile.image.permute(1, 2, 0).numpy(), interpolation="nearest")
+        image = tile.image.permute(1, 2, 0).numpy()
+        side = image.shape[0]
+        axes.imshow(np.concatenate([_framed(tile.original, side, side // 16), image], axis=1), interpolation="nearest")
         axes.set_title(tile.caption, fontsize=8)
         axes.set_xlabel(f"sample {tile.sample}", fontsize=6)
     _write(path, figure)
@@ -53,7 +57,7 @@ class Panel(NamedTuple):
     """Below the images."""
 
 
-SIDE = 220  # pixels that the longer side of an image is reduced to
+SIDE = 228  # of the square that an image is drawn in, pixels
 
 
 def write_panels(path: Path, panels: list[Panel], title: str) -> None:
@@ -62,8 +66,8 @@ def write_panels(path: Path, panels: list[Panel], title: str) -> None:
     below = max([len(panel.lines) for panel in panels], default=0)
     figure, cells = _grid(len(panels), columns, (4.2, 2.6 + 0.16 * below), end(title, 40 * columns))
     for axes, panel in zip(cells, panels, strict=False):
-        frames = np.concatenate([_framed(image) for image in panel.images], axis=1)
-        beside = (2 * (SIDE + 8) - frames.shape[1]) // 2  # one image is drawn as large as each of two
+        frames = np.concatenate([_framed(image, SIDE, 4) for image in panel.images], axis=1)
+        beside = (2 * SIDE - frames.shape[1]) // 2  # one image is drawn as large as each of two
         axes.imshow(np.pad(frames, ((0, 0), (beside, beside), (0, 0)), constant_values=255))
         axes.set_title(panel.title, fontsize=9)
         axes.set_xlabel("\n".join(end(line, 58) for line in panel.lines), fontsize=7)
@@ -108,15 +112,16 @@ def end(name: str, width: int) -> str:
     return name if len(name) <= width else f"…{name[1 - width :]}"
 
 
-def _framed(image: np.ndarray | None) -> np.ndarray:
-    """In the middle of a white square; grey with a cross where there is none to show."""
-    frame = np.full((SIDE + 8, SIDE + 8, 3), 255, np.uint8)
+def _framed(image: np.ndarray | None, whole: int, margin: int) -> np.ndarray:
+    """In the middle of a white square of ``whole`` pixels; grey with a cross where there is none to show."""
+    frame = np.full((whole, whole, 3), 255, np.uint8)
+    last = whole - margin - 1
     if image is None:
-        frame[4:-4, 4:-4] = 225
-        for corner in (4, SIDE + 3):
-            cv2.line(frame, (corner, 4), (SIDE + 7 - corner, SIDE + 3), (170, 170, 170), 1)
+        frame[margin : last + 1, margin : last + 1] = 225
+        for left, right in ((margin, last), (last, margin)):
+            cv2.line(frame, (left, margin), (right, last), (170, 170, 170), 1)
         return frame
-    scale = SIDE / max(image.shape[:2])
+    scale = (whole - 2 * margin) / max(image.shape[:2])
     width, height = (max(1, round(side * scale)) for side in image.shape[1::-1])
     fitted = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
     top, left = (frame.shape[0] - height) // 2, (frame.shape[1] - width) // 2

@@ -53,7 +53,7 @@ def explain_images(
     word = "target" if options.target else "folder"
     drawn = [_row(images.name(row), one, labels[row], word, trained) for row, one in found.items()]
     with writing("to", options.to):
-        write_maps(Path(options.to), drawn, _title(trained))
+        write_maps(Path(options.to), drawn, _title(trained, max(map(len, drawn))))
     left = len(images) - len(rows)
     _report(trained, len(drawn), left, options)
     return {
@@ -106,8 +106,9 @@ def _facts(images: Images, row: int, one: Explained, label: int, trained: Traine
     return facts
 
 
-def _title(trained: TrainedModel) -> str:
-    return f"{end(trained.name, 50)}: Grad-CAM, plain view of {trained.run.data.evaluated.size} px"
+def _title(trained: TrainedModel, columns: int) -> str:
+    """Not wider than so many images beside each other."""
+    return f"{end(trained.name, 25 * columns - 33)}: Grad-CAM, plain view of {trained.run.data.evaluated.size} px"
 
 
 def _report(trained: TrainedModel, drawn: int, left: int, options: ExplainOptions) -> None:

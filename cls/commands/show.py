@@ -1,22 +1,37 @@
-"""``cls show``: a contact sheet of training images as the model receives them."""
+"""``cls show``: a contact sheet of training images as the model receives them, each beside its file's picture."""
 
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from cls.commands.contact_sheet import Tile, write_sheet
 from cls.config import Run
 from cls.data.dataset import train_dataset
 from cls.data.loader import batches, preprocess, worker_count
-from cls.data.readers import images_of
+from cls.data.readers import Images, images_of
 from cls.data.sampler import MicroBatchSampler
 from cls.data.sources import load
 from cls.models.backbones import input_statistics
 from cls.runtime.paths import writing
 from cls.training.steps import Steps
+from cls.transforms.decode import CorruptImageError, decode
 from cls.transforms.mixup import draw_mixing, mix, partners, soft_targets
+
+
+def original(source: Images, row: int, side: int) -> np.ndarray | None:
+    """What is in the file, upright and not larger than ``side``, h w 3, uint8; None where it is corrupt."""
+    (content,) = source.read([row])
+    try:
+        if isinstance(content, CorruptImageError):
+            return None
+        image = decode(bytes(content))
+    except CorruptImageError:
+        return None
+    image.thumbnail((side, side))
+    return np.asarray(image)
 
 
 def contact_sheet(run: Run, to: Path, count: int, step: int) -> dict[str, Any]:
@@ -37,12 +52,12 @@ def contact_sheet(run: Run, to: Path, count: int, step: int) -> dict[str, Any]:
         pixels = ((images * prepare.std + prepare.mean).clamp(0, 1) * 255).round().byte()
         for image, target, sample, row in zip(pixels, targets, batch.indices, batch.rows, strict=True):
             shares = {splits.classes[c]: float(target[c]) for c in target.nonzero().flatten().tolist()}
-            tiles.append(Tile(image, shares, sample, source.name(row)))
+            tiles.append(Tile(image, shares, sample, source.name(row), original(source, row, run.data.size)))
         if len(tiles) >= count:
             break
     del tiles[count:]
     with writing("to", to):
-        write_sheet(to, tiles, f"{run.recipe}: samples from step {step} on")
+        write_sheet(to, tiles, f"{run.recipe}, from step {step} on: each file, and what the model gets")
     print(f"{len(tiles)} training images in {to}", file=sys.stderr)
     return {
         "file": str(to),

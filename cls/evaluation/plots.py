@@ -115,7 +115,7 @@ def curves_figure(rows: Sequence[Row]) -> Figure:
         score.set_title("training: on the batch as it is seen", loc="right", fontsize=8, color=GRAY)
     score.yaxis.set_major_formatter(PercentFormatter(1.0))
     steps, values = series(rows, "train/lr")
-    rate.plot(steps, values, color=GRAY)
+    rate.plot(steps, values, color=GRAY, marker=_marker(values))
     rate.set_ylim(0, 1.1 * max(values, default=0.0) or 1.0)
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     plain_axes(rate, "Learning rate")
@@ -134,7 +134,12 @@ def _training(axes: Axes, rows: Sequence[Row], figure: str) -> None:
         axes.plot(ends, means, color=BLUE, marker="o", markersize=4, label="training (epoch means)")
     elif steps:
         smoothed = smooth(values, 1 - 1 / max(1, len(values) / 50))
-        axes.plot(steps, smoothed, color=BLUE, label="training (smoothed)")
+        axes.plot(steps, smoothed, color=BLUE, marker=_marker(values), label="training (smoothed)")
+
+
+def _marker(values: Sequence[float]) -> str:
+    """A line through one point is invisible."""
+    return "o" if len(values) == 1 else ""
 
 
 def _mark_epochs(top: Axes, others: Sequence[Axes], rows: Sequence[Row]) -> None:

@@ -35,7 +35,8 @@ WORDS = {"train": "training", "val": "validation"}
 SHOWN = 5  # class names in a message
 Facts = dict[str, dict[str, Any]]
 """By split: images, sha256 (of ids and labels) and, if they were inspected, contents (sha256 of the images' sizes) and
-tables (:func:`cls.data.footers.footers`)."""
+tables (:func:`cls.data.footers.footers`). In data.json those of train also hold ids, a sum for `cls audit`, and
+per_class, the number of images of each class."""
 
 
 class Seen(NamedTuple):
@@ -72,6 +73,10 @@ def keep(out: Path, seen: Seen) -> None:
 def _keep_contents(out: Path, seen: Seen) -> None:
     data = io.BytesIO()
     train = seen.splits.train
+    if "train" in seen.facts:
+        labels = labels_of(train)
+        counts = np.bincount(labels[labels >= 0], minlength=len(seen.splits.classes))
+        seen.facts["train"]["per_class"] = counts.tolist()
     if not isinstance(train, Stream) and "train" in seen.facts:  # a stream's names would cost too much
         ids = column(train, "id")
         slices = (ids.slice(start, 10_000).to_pylist() for start in range(0, len(ids), 10_000))

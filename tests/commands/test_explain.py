@@ -1,13 +1,11 @@
 """``cls explain``: heat maps on images whose answer is known, and what it says of images it cannot or does not draw."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from cls.commands.arguments import Explain
@@ -29,13 +27,6 @@ from tests.harness.untrained import CLASSES, member, photos
 
 STOP = StopSignal()
 COLORS = {"blue": (40, 60, 230), "green": (30, 200, 30), "red": (230, 30, 30)}
-
-
-@pytest.fixture(autouse=True)
-def kernels() -> Iterator[None]:
-    """Prediction chooses them for its process, which here is that of other tests, too."""
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")

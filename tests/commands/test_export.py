@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,13 +43,6 @@ CLASSES = 7
 OURS: dict[str, Any] = {
     "backbone": "resnext14_8x8d", "cbam": (1, 2, 3, 4), "gate": 9, "head": "20 bn silu dropout:0.3", "dropout3": 0.5,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def kernels() -> Iterator[None]:
-    """Loading a run chooses them for its process, which here is that of other tests, too."""
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def exported(

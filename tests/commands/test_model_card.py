@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +33,6 @@ from tests.harness.untrained import CLASSES, member, photos
 
 RECALLS = (1.0, 0.2, 0.6, 0.8)
 """Of each class, over five validation images."""
-
-
-@pytest.fixture(autouse=True)
-def kernels() -> Iterator[None]:
-    """Loading a run chooses them for its process, which here is that of other tests, too."""
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")
@@ -169,16 +161,6 @@ def test_public_is_for_push() -> None:
 
 
 # --- a hub ---
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    with serving() as found:
-        monkeypatch.setattr(constants, "ENDPOINT", found.address)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield found
 
 
 def test_access_is_checked_before_any_work(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

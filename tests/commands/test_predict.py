@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from cls.commands.options import PackOptions, PredictOptions, views_of
 from cls.commands.pack import pack
@@ -36,13 +35,6 @@ from tests.harness.untrained import untrained
 CLASSES = 7
 NETWORK: dict[str, Any] = {"backbone": "timm/test_resnet"}
 FRAME: dict[str, Any] = {"size": 32}
-
-
-@pytest.fixture(autouse=True)
-def kernels() -> Iterator[None]:
-    """Prediction chooses them for its process, which here is that of other tests, too."""
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from cls.commands.contact_sheet import Tile
-from cls.commands.show import contact_sheet
+from cls.commands.contact_sheet import Tile, write_sheet
+from cls.commands.show import contact_sheet, original
+from cls.config import Data
 from cls.data.dataset import train_dataset
 from cls.data.loader import load_batch
 from cls.data.readers import images_of
-from cls.data.sources import load
+from cls.data.sources import load, load_given
 from tests.commands.test_bench import SMALL, on
 
 
@@ -38,3 +41,29 @@ def test_the_pixels_are_those_that_training_gets(photos: Path, tmp_path: Path, m
     dataset = train_dataset(images_of(load(run.data, run.seed).train), run)
     expected = load_batch(dataset, [8, 9, 10]).pixels
     assert len(drawn) == 3 and all(tile.image.equal(pixels) for tile, pixels in zip(drawn, expected, strict=True))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_each_sample_is_beside_the_picture_of_its_file(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streaming: bool
+) -> None:
+    drawn: list[Tile] = []
+    monkeypatch.setattr("cls.commands.show.write_sheet", lambda to, tiles, title: drawn.extend(tiles))
+    run = on(photos, train=SMALL, data={"streaming": streaming})
+    contact_sheet(run, tmp_path / "samples.png", 8, 0)
+    assert len({tile.id for tile in drawn}) == 8
+    for tile in drawn:
+        with Image.open(photos / tile.id) as image:
+            image.thumbnail((run.data.size, run.data.size))
+            assert tile.original is not None and (tile.original == np.asarray(image.convert("RGB"))).all(), tile.id
+
+
+def test_a_corrupt_file_has_no_original(tmp_path: Path) -> None:
+    for name, content in (("broken", b"no image"), ("empty", b"")):
+        (tmp_path / f"{name}.jpg").write_bytes(content)
+    images = images_of(load_given([str(tmp_path / "broken.jpg"), str(tmp_path / "empty.jpg")], Data()))
+    assert [original(images, row, 32) for row in range(2)] == [None, None]
+    write_sheet(tmp_path / "s.png", [Tile(torch.zeros(3, 32, 32, dtype=torch.uint8), {"cat": 1.0}, 0, "x")], "one")
+    with Image.open(tmp_path / "s.png") as sheet:
+        greys = {color for _, color in sheet.convert("RGB").getcolors(1 << 20)}
+    assert (225, 225, 225) in greys  # the cross

@@ -1,7 +1,6 @@
 """``cls soup``: noisy copies of a network that fits average to it; a lost one does not help."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,6 @@ from cls.runtime.signals import StopSignal
 from tests.harness.untrained import CLASSES, member, photos
 
 STOP = StopSignal()
-
-
-@pytest.fixture(autouse=True)
-def kernels() -> Iterator[None]:
-    """Prediction chooses them for its process, which here is that of other tests, too."""
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def loaded(run: Path | str) -> TrainedModel:

@@ -32,3 +32,10 @@ def test_training_figures_are_beside_those_of_validation() -> None:
     assert charts["loss"]["training (epoch means)"] == ([4, 8], [0.5, 0.25])
     young = {chart["key"]: [line["name"] for line in chart["data"]["lines"]] for chart in curves(rows)}
     assert young["accuracy"] == young["loss"] == ["training"]
+
+
+def test_a_single_value_is_a_dot() -> None:
+    row = {"step": 1, "epoch": 1, "train/loss": 0.7, "train/lr": 1e-3, "train/images_per_second": 9.0, "val/loss": 0.6}
+    for rows, dots in (([row], True), ([row, row | {"step": 2}], False)):
+        paths = [path for chart in curves(rows) for path in chart["paths"] if path["name"] != "validation"]
+        assert len(paths) == 3 and all(bool(path["dots"]) is dots for path in paths)

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,6 @@ from tests.harness import ROOT, environment
 from tests.harness.untrained import CLASSES, member, photos, untrained
 
 NETWORK: dict[str, Any] = {"backbone": "timm/test_resnet"}
-
-
-@pytest.fixture(autouse=True)
-def kernels() -> Iterator[None]:
-    """Prediction chooses them for its process, which here is that of other tests, too."""
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="module")

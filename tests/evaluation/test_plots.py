@@ -230,6 +230,13 @@ def test_curves_show_the_epoch_means_beside_the_validation():
     assert not any("training" in name for name in drawn_lines(score))
 
 
+def test_a_run_of_one_step_shows_its_figures():
+    step = {"step": 1, "epoch": 1, "train/loss": 0.7, "train/accuracy": 0.5, "train/lr": 1e-3}
+    for axes in curves_figure([step, {"step": 1, "epoch": 1, "val/loss": 0.6, "val/accuracy": 0.25}]).axes:
+        points = [line for line in axes.lines if line.get_marker() == "o"]
+        assert points and all(len(line.get_xdata()) == 1 for line in points), axes.get_title(loc="left")
+
+
 def test_pictures_without_labels(tmp_path):
     p = replace(drawn(), labels=np.full(12, -1))
     confusion_picture(p, tmp_path / "c.png")

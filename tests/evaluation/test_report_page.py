@@ -98,11 +98,11 @@ def begin(out: Path, **fields: Any) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on photos whose classes and files have hostile names, with test-time views."""
     root = tmp_path_factory.mktemp("evil")
-    for split, count in (("train", 4), ("val", 12)):
+    for split, counts in (("train", (3, 2, 4, 4, 4)), ("val", (12,) * 5)):
         for number, name in enumerate(EVIL):
             inside = root / "data" / split / folder_name(name)
             inside.mkdir(parents=True)
-            for i in range(count):
+            for i in range(counts[number]):
                 picture = Image.new("HSV", (60, 40), (50 * number, 200, 100 + 9 * i)).convert("RGB")
                 picture.save(inside / f"{i}<svg onload=alert(2)>'\".jpg")
     out = root / "run"
@@ -403,17 +403,31 @@ def test_classes_are_sorted_and_searched(shown: Shown, run: Path) -> None:
     def column(number: int) -> list[str]:
         return tab.locator(f"#class-table tbody tr > :nth-child({number})").all_text_contents()
 
-    assert column(3) == [f"{100 * value:.1f}%" for value in sorted(figures.recall)]  # the worst first
+    assert column(2) == ["12"] * 5 and sorted(column(3)) == ["2", "3", "4", "4", "4"]  # validation, training
+    assert column(4) == [f"{100 * value:.1f}%" for value in sorted(figures.recall)]  # the worst first
     tab.get_by_role("button", name="precision").click()
-    assert column(4) == [f"{100 * value:.1f}%" for value in sorted(figures.precision)]
+    assert column(5) == [f"{100 * value:.1f}%" for value in sorted(figures.precision)]
     tab.get_by_role("button", name="precision").click()
-    assert column(4) == [f"{100 * value:.1f}%" for value in sorted(figures.precision, reverse=True)]
+    assert column(5) == [f"{100 * value:.1f}%" for value in sorted(figures.precision, reverse=True)]
     assert tab.locator("th[aria-sort]").all_text_contents() == ["precision"]
     tab.locator("#search").fill("QUOTED")
     assert tab.locator("#class-table tbody tr:visible th").all_text_contents() == [folder_name(EVIL[1])]
     assert tab.locator("#found").text_content() == "1 class"
     tab.locator("#search").fill("")
     assert tab.locator("#class-table tbody tr:visible").count() == 5
+    tab.get_by_role("button", name="in training").click()
+    assert column(3) == ["2", "3", "4", "4", "4"]
+    assert column(1)[:2] == [folder_name(EVIL[1]), folder_name(EVIL[0])]
+
+
+def test_a_run_of_an_early_version_has_no_numbers_of_training_images(run: Path, tmp_path: Path) -> None:
+    early = tmp_path / "early"
+    shutil.copytree(run, early)
+    assert "in training" in written(early)
+    facts = json.loads((early / "data.json").read_text())
+    assert sum(facts["train"].pop("per_class")) == facts["train"]["images"]
+    (early / "data.json").write_text(json.dumps(facts))
+    assert "in training" not in written(early)
 
 
 @pytest.mark.integration

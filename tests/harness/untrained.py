@@ -49,13 +49,15 @@ def untrained(
     return run
 
 
-def photos(root: Path, count: int = 5, side: int = 20) -> Path:
-    """Class folders of noise, 5 validation images and as many test images of each of four classes."""
-    for split in ("train", "val", "test"):
+def photos(root: Path, count: int = 5, side: int = 20, apart: bool = False) -> Path:
+    """Class folders of noise, ``count`` images in each split of each of four classes; ``apart``: others in each."""
+    for place, split in enumerate(("train", "val", "test")):
         for number, name in enumerate(CLASSES):
             (root / split / name).mkdir(parents=True)
             for i in range(count):
-                pixels = np.random.default_rng([number, i]).integers(0, 60 + 60 * number, (side, side, 3), np.uint8)
+                pixels = np.random.default_rng([number, i, place if apart else 0]).integers(
+                    0, 60 + 60 * number, (side, side, 3), np.uint8
+                )
                 Image.fromarray(pixels).save(root / split / name / f"{i}.png")
     return root
 

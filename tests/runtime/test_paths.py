@@ -30,7 +30,7 @@ WORDS = {  # texts that are no paths
     "Track.project", "Track.name", "SweepOptions.launch", "TuneOptions.launch", "PlanOptions.gpu", "PlanOptions.time",
     "PackOptions.image_column", "PackOptions.label_column", "Check.image_column", "Check.label_column",
     "BenchOptions.gpu", "Sweep.words", "Predict.device", "Evaluate.device", "Report.device", "Check.device",
-    "SoupOptions.device", "Data.hold_out", "Explain.target", "Explain.device",
+    "SoupOptions.device", "Data.hold_out", "Explain.target", "Explain.device", "ExportOptions.push",
 }  # fmt: skip
 
 

@@ -511,6 +511,15 @@ def test_a_report_of_a_run_that_has_not_read_its_images_says_so(tmp_path: Path) 
         report_run(str(tmp_path), ReportOptions(predict=True, device="cpu", workers=0), StopSignal())
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_training_images_of_each_class_are_counted(tmp_path: Path, streaming: bool) -> None:
+    root = photos(tmp_path / "photos", images=3)
+    photos(root, ("train",), ("bee",), 7)
+    (tmp_path / "run").mkdir()
+    start(tmp_path / "run", load(Data(path=str(root), streaming=streaming), 0))
+    assert read_data(tmp_path / "run")["train"]["per_class"] == [3, 7, 3]
+
+
 def test_numbering_by_name_keeps_images_and_moves_labels(tmp_path: Path) -> None:
     for streaming in (False, True):
         splits = load(Data(path=str(photos(tmp_path / "photos", images=2)), streaming=streaming), 0)

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -63,7 +64,8 @@ def document(record: RunRecord, pictures: Pictures) -> dict[str, Any]:
         "attempts": record.attempts,
         "members": [],
     }
-    return shown | _of_validation(record.val and _printable(record.val), pictures)
+    training = record.data.get("train", {}).get("per_class", [])
+    return shown | _of_validation(record.val and _printable(record.val), pictures, training)
 
 
 def ensemble_document(record: EnsembleRecord, pictures: Pictures) -> dict[str, Any]:
@@ -83,12 +85,12 @@ def ensemble_document(record: EnsembleRecord, pictures: Pictures) -> dict[str, A
     return shown | _of_validation(_printable(record.val), pictures)
 
 
-def _of_validation(val: Predictions | None, pictures: Pictures) -> dict[str, Any]:
+def _of_validation(val: Predictions | None, pictures: Pictures, training: Sequence[int] = ()) -> dict[str, Any]:
     if val is None:
         return dict.fromkeys(("headline", "calibration", "data")) | {"classes": [], "pairs": [], "wrong": []}
     return {
         "headline": sections.headline(val),
-        "classes": sections.classes(val),
+        "classes": sections.classes(val, training),
         "pairs": sections.pairs(val),
         "wrong": sections.wrong_images(val, pictures),
         "calibration": sections.reliability_diagram(val),

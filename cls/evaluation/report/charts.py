@@ -96,10 +96,16 @@ def _chart(
 
 
 def _path(line: Line, last: int, low: float, high: float) -> dict[str, str]:
-    """``d`` of the line; ``dots``: lines of no length with round ends, which stay round when the box is stretched."""
+    """``d`` of the line; ``dots``: lines of no length with round ends, which stay round when the box is stretched.
+
+    A single value is a dot: a line has no length there.
+    """
     places = [(1000 * x / last, 1000 * (high - y) / (high - low)) for x, y in zip(line.x, line.y, strict=True)]
     texts = [f"{x:.1f} {y:.1f}" for x, y in places]
-    return {"d": "M" + "L".join(texts), "dots": "".join(f"M{text}h0" for text in texts) if line.dots else ""}
+    return {
+        "d": "M" + "L".join(texts),
+        "dots": "".join(f"M{text}h0" for text in texts) if line.dots or len(places) == 1 else "",
+    }
 
 
 def _percent(value: float, low: float, high: float) -> float:

@@ -1,6 +1,7 @@
 """The sections of the report page, as values: what each says about a run."""
 
 import math
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -112,8 +113,13 @@ def _figures(name: str, p: Predictions) -> list[tuple[str, str]]:
     return [*lines, ("corrupt images", f"{found['corrupt']:,}, counted as wrong")] if found["corrupt"] else lines
 
 
-def classes(p: Predictions) -> list[dict[str, Any]]:
-    """One row per class, the lowest recall first, those without images last; with the classes it is taken for."""
+def classes(p: Predictions, training: Sequence[int | None] = ()) -> list[dict[str, Any]]:
+    """One row per class, the lowest recall first, those without images last; with the classes it is taken for.
+
+    ``training``: the number of training images of each class; runs of an early version do not have it.
+    """
+    if len(training) != len(p.classes):
+        training = [None] * len(p.classes)
     figures, counts = per_class(p), confusion(p)
     ranked = np.lexsort((-figures.support, figures.recall))  # nan, no images, is last
     rows = []
@@ -122,8 +128,9 @@ def classes(p: Predictions) -> list[dict[str, Any]]:
         others[i] = 0
         taken = [(p.classes[j], int(others[j])) for j in np.argsort(-others, kind="stable")[:3] if others[j]]
         rows.append({
-            "number": i, "name": p.classes[i], "images": int(figures.support[i]), "recall": float(figures.recall[i]),
-            "precision": float(figures.precision[i]), "f1": float(figures.f1[i]), "taken": taken,
+            "number": i, "name": p.classes[i], "images": int(figures.support[i]), "training": training[i],
+            "recall": float(figures.recall[i]), "precision": float(figures.precision[i]), "f1": float(figures.f1[i]),
+            "taken": taken,
         })  # fmt: skip
     return rows
 
