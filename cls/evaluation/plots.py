@@ -66,9 +66,17 @@ def series(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:
 
 
 def epoch_ends(rows: Sequence[Row]) -> dict[int, float]:
-    """Step -> epochs done, where epochs end: in the rows that are no training steps, with or without a validation."""
-    ends = {row["step"]: row.get("epoch") for row in rows if "train/loss" not in row}
-    return {step: number if (epoch := ends[step]) is None else epoch for number, step in enumerate(sorted(ends), 1)}
+    """Step -> epochs done, where epochs end: in the rows that are no training steps, with or without a validation.
+
+    The last step allowed (``train.max_steps``) also has such a row, with the epochs done before it: no end.
+    """
+    found = {row["step"]: row.get("epoch") for row in rows if "train/loss" not in row}
+    ends: dict[int, float] = {}
+    for number, step in enumerate(sorted(found), 1):
+        done = number if (epoch := found[step]) is None else epoch
+        if done > max(ends.values(), default=0):
+            ends[step] = done
+    return ends
 
 
 def smooth(values: Sequence[float], decay: float) -> list[float]:
@@ -121,6 +129,8 @@ def curves_figure(rows: Sequence[Row]) -> Figure:
     plain_axes(rate, "Learning rate")
     rate.set_xlabel("optimizer step")
     rate.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len({row["step"] for row in rows}) == 1:
+        rate.set_xlim(rows[0]["step"] - 1, rows[0]["step"] + 1)  # around one point matplotlib shows parts of a step
     _mark_epochs(loss, (score, rate), rows)
     return figure
 

@@ -39,3 +39,9 @@ def test_a_single_value_is_a_dot() -> None:
     for rows, dots in (([row], True), ([row, row | {"step": 2}], False)):
         paths = [path for chart in curves(rows) for path in chart["paths"] if path["name"] != "validation"]
         assert len(paths) == 3 and all(bool(path["dots"]) is dots for path in paths)
+
+
+def test_the_marks_of_a_small_learning_rate_are_short() -> None:
+    for rate, marks in ((5e-4, ["0", "1.5e-4", "3e-4", "4.5e-4"]), (2e-3, ["0", "0.0005", "0.001", "0.0015", "0.002"])):
+        (chart,) = curves([{"step": step, "epoch": 1, "train/lr": rate} for step in (1, 2)])
+        assert [mark["text"] for mark in chart["y"]] == marks

@@ -13,7 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cls.evaluation.plots import confusion_picture, curves, curves_figure, smooth, worst_classes, write_plots
+from cls.evaluation.plots import (
+    confusion_picture,
+    curves,
+    curves_figure,
+    epoch_ends,
+    smooth,
+    worst_classes,
+    write_plots,
+)
 from cls.evaluation.predictions import Predictions, image_names, read_parquet, write_csv, write_parquet
 from cls.runtime.files import write_whole
 
@@ -235,6 +243,15 @@ def test_a_run_of_one_step_shows_its_figures():
     for axes in curves_figure([step, {"step": 1, "epoch": 1, "val/loss": 0.6, "val/accuracy": 0.25}]).axes:
         points = [line for line in axes.lines if line.get_marker() == "o"]
         assert points and all(len(line.get_xdata()) == 1 for line in points), axes.get_title(loc="left")
+
+
+def test_the_last_step_allowed_ends_no_epoch():
+    def validation(step, epoch):
+        return {"step": step, "epoch": epoch, "val/loss": 0.6, "val/accuracy": 0.25}
+
+    assert epoch_ends([validation(4, 1), validation(8, 2), validation(9, 2)]) == {4: 1, 8: 2}
+    assert epoch_ends([validation(1, 0)]) == {} and epoch_ends([validation(4, 1), validation(6, 1.5)]) == {4: 1, 6: 1.5}
+    assert epoch_ends([{"step": 4, "val/loss": 1.0}, {"step": 8, "val/loss": 1.0}]) == {4: 1, 8: 2}  # an early version
 
 
 def test_pictures_without_labels(tmp_path):

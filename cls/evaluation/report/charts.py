@@ -11,6 +11,8 @@ from cls.evaluation.plots import epoch_ends, series, smooth, ticks
 
 POINTS = 500
 """Per line: a screen shows no more."""
+WIDEST = 6
+"""Characters of a mark in the margin."""
 
 Row = dict[str, Any]
 
@@ -74,12 +76,13 @@ def _chart(
     spare = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
     low, high = max(0.0, low - spare), min(1.0, high + spare) if share else high + spare
     marks = ticks(low, high)
+    texts = _marks(marks, share)
     return {
         "key": key,
         "title": title,
         "share": share,
         "paths": [{"style": line.style, "name": line.name, **_path(line, last, low, high)} for line in lines],
-        "y": [{"at": _percent(mark, low, high), "text": _number(mark, share)} for mark in marks],
+        "y": [{"at": _percent(mark, low, high), "text": text} for mark, text in zip(marks, texts, strict=True)],
         "x": [{"at": _percent(mark, 0, last), "text": f"{mark:,.0f}"} for mark in ticks(0, last) if mark == int(mark)],
         "ends": [_percent(end, 0, last) for end in ends] if len(ends) <= 60 else [],
         "words": "; ".join(
@@ -114,6 +117,15 @@ def _percent(value: float, low: float, high: float) -> float:
 
 def _number(value: float, share: bool) -> str:
     return f"{100 * value:.3g}%" if share else f"{value:.3g}"
+
+
+def _marks(values: list[float], share: bool) -> list[str]:
+    """The texts of an axis; all with an exponent where one, such as 0.00045, would be wider than the margin."""
+    texts = [_number(value, share) for value in values]
+    if max(map(len, texts), default=0) <= WIDEST:
+        return texts
+    parts = [f"{value:.2e}".split("e") for value in values]
+    return [f"{float(digits):g}e{int(exponent)}" if float(digits) else "0" for digits, exponent in parts]
 
 
 def _short(value: float) -> float | None:
