@@ -181,6 +181,7 @@ class Sweep(Command):
     --out names the directory of the runs (runs/sweeps).
     """
 
+    resumes: ClassVar[bool] = True
     name: Name = ""
     """A sweep (mlp-head/heads), a system for all of its sweeps, or a directory of runs; empty: list the sweeps."""
     options: Annotated[SweepOptions, tyro.conf.arg(name="")]
@@ -257,6 +258,7 @@ class Tune(RunCommand):
     (runs/tune-RECIPE); the same command resumes an interrupted one.
     """
 
+    resumes: ClassVar[bool] = True
     options: Annotated[TuneOptions, tyro.conf.arg(name="")] = field(default_factory=TuneOptions)
 
     def do(self, stop: StopSignal) -> Answer:
@@ -313,6 +315,7 @@ class Fetch(RunCommand):
 class Pack(Command):
     """Write images as parquet shards, for streaming and for file systems that are slow with small files."""
 
+    resumes: ClassVar[bool] = True
     path_place: ClassVar[int] = 0
     path: ImagePath
     """A folder of images, a parquet, arrow or webdataset file or folder, or a hub name."""

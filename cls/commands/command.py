@@ -24,6 +24,8 @@ class Command:
 
     path_place: ClassVar[int] = -1
     """Number of the positional argument that --data.path, as messages print it, stands for; -1: none."""
+    resumes: ClassVar[bool] = False
+    """Whether the same command continues one that was stopped."""
 
     @classmethod
     def parse(cls, argv: list[str], text: str) -> Self:

@@ -21,7 +21,7 @@ def main() -> None:
             sys.exit(0)
         print(f"cls: there is no command {name!r}\n{usage}", file=sys.stderr)
         sys.exit(2)
-    with ExitHandler("") as handler, handler.stop.interruptible():
+    with ExitHandler("", COMMANDS[name].resumes) as handler, handler.stop.interruptible():
         document, problems = parse_command(name, [word for word in words if word != "--json"]).do(handler.stop)
         if "--json" in words and document is not None:  # rank 0's
             print_document(json.dumps(document, indent=1))

@@ -56,10 +56,12 @@ class ExitHandler:
 
     A ValueError raised by this program's own code is printed without a traceback. ``out``: the run directory, once
     known; ``claimed``: it is this run's; ``unnamed``: it was created without --out and is removed if no step is done;
-    ``step``: steps done; ``stop`` receives the signals.
+    ``step``: steps done; ``stop`` receives the signals. ``resumes``: a command without a run directory that continues
+    where it was stopped.
     """
 
-    def __init__(self, out: str) -> None:
+    def __init__(self, out: str, resumes: bool = False) -> None:
+        self.resumes = resumes
         self.out = Path(out) if out else None
         self.claimed = self.unnamed = False
         self.step = 0
@@ -140,7 +142,9 @@ class ExitHandler:
             traceback.print_exception(error)
         elif self._main or not (agreed(outcome, error) or self._reported()):
             print(f"{outcome.replace('_', ' ')}: {clean(reason)}", file=sys.stderr)
-            if outcome == "stopped" and self.out is not None and not self._is_empty(outcome):
+            if outcome == "stopped" and self.resumes:
+                print("the same command continues", file=sys.stderr)
+            elif outcome == "stopped" and self.out is not None and not self._is_empty(outcome):
                 way = f" with --out {shlex.quote(str(self.out))}" if self.unnamed else ""
                 print(f"the same command{way} continues from the last checkpoint", file=sys.stderr)
 

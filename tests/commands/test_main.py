@@ -128,3 +128,20 @@ def test_what_a_message_of_check_prints_can_be_typed(tmp_path: Path) -> None:
     assert done.returncode == 2 and option == ["--data.path t/photos"], done.stderr
     done = cls("check", *option[0].split(), "--workers", "0", "--json", cwd=tmp_path)
     assert done.returncode in (0, 3) and json.loads(done.stdout), done.stderr
+
+
+def test_a_stopped_command_that_can_continue_says_so() -> None:
+    assert {name for name, kind in COMMANDS.items() if kind.resumes} == {"pack", "sweep", "tune"}
+    program = (
+        "import sys; from cls.commands import arguments, main; from cls.runtime.signals import Stopped\n"
+        "def do(self, stop): raise Stopped('SIGINT')\n"
+        "arguments.Pack.do = arguments.Compare.do = do\nmain.main()"
+    )
+    for words, said in (
+        (["pack", "photos", "--to", "packed"], "stopped: SIGINT\nthe same command continues\n"),
+        (["compare", "a", "b"], "stopped: SIGINT\n"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words], env=environment(), cwd=ROOT, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (85, said)
