@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from cls.evaluation.fonts import drawable
 from cls.evaluation.plots import short
 from cls.runtime.console import printable
 from cls.runtime.files import write_whole
@@ -107,8 +108,8 @@ def _grid(
 
 
 def end(name: str, width: int) -> str:
-    """The last part of a long name, without control characters."""
-    name = printable(name)
+    """The last part of a long name, without what a picture cannot show, as in :func:`short`."""
+    name = drawable(printable(name))
     return name if len(name) <= width else f"…{name[1 - width :]}"
 
 

@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
+import torch
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
+from cls.commands.contact_sheet import Panel, Tile, end, write_maps, write_panels, write_sheet
 from cls.evaluation import fonts
 from cls.evaluation.fonts import drawable
 
@@ -46,3 +49,14 @@ def test_a_font_that_has_them_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path:
         figure = Figure()
         figure.add_subplot().set_title(f"class {letter}")
         figure.savefig(tmp_path / "title.png")
+
+
+def test_names_on_contact_sheets_have_no_empty_boxes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(fonts, "WIDE", ())
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tile = Tile(torch.zeros(3, 16, 16, dtype=torch.uint8), {"猫": 0.7, "犬": 0.3}, 0, "写真/猫.jpg", pixels)
+        write_sheet(tmp_path / "sheet.png", [tile], "one")
+        write_panels(tmp_path / "panels.png", [Panel((pixels,), "one", ("train, 猫", "写真/猫.jpg"))], "写真")
+        write_maps(tmp_path / "maps.png", [[(end("写真/猫.jpg", 34), pixels)]], end("写真", 20))
