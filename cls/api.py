@@ -20,9 +20,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
 import yaml
@@ -32,7 +31,8 @@ from cls import recipes
 from cls.commands.fields import changed_fields
 from cls.commands.sweep.local import TAIL_LINES, executable, gpu_numbers
 from cls.config import Run, View, from_yaml
-from cls.runtime.paths import expanded
+from cls.runtime.files import new_directory
+from cls.runtime.paths import expanded, writing
 from cls.tracking.run_status import how_it_ended, written
 from cls.validate import check
 
@@ -64,7 +64,7 @@ class Prediction:
 
 
 class Model:
-    """One or several trained models, as :func:`load` gives them. Each call leaves torch's global settings as they were.
+    """One or several trained models, as :func:`load` gives them. Calls leave the settings of the process as they were.
 
     Images are read in this process, without loader processes: for very many, ``cls predict`` is faster.
     """
@@ -108,6 +108,8 @@ class Model:
         """
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, found {top_k}")
+        if isinstance(views, str) or not set(views) <= set(get_args(View)):
+            raise ValueError(f"views is {views!r}: give a list of {', '.join(get_args(View))}")
         rows, single = self._rows(images)
         with self._settings():
             found = [one for part in self._ensemble.stream(rows, views) for one in _predictions(part, top_k)]
@@ -143,7 +145,7 @@ class Model:
     @contextmanager
     def _settings(self) -> Iterator[None]:
         """Kernels and threads as in the run, so that the bits are the commands'."""
-        from cls.distributed.torch_settings import apply_settings, limit_threads, settings_restored
+        from cls.distributed.process_settings import apply_settings, limit_threads, settings_restored
 
         with settings_restored():
             apply_settings(self.run.train)
@@ -171,22 +173,23 @@ def load(run: Place, *more: Place, device: str = "auto") -> Model:
 
     ``device``: auto, cpu or cuda. ValueError for what is no trained model.
     """
-    from cls.distributed.torch_settings import settings_restored
-    from cls.distributed.world import alone
-    from cls.evaluation.ensemble import load_ensemble
-    from cls.runtime.signals import StopSignal
+    from cls.distributed.process_settings import settings_restored
 
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device is {device!r}: use auto, cpu or cuda")
     paths = [_weights(_path(path)) for path in (run, *more)]
     with settings_restored():
+        from cls.distributed.world import alone
+        from cls.evaluation.ensemble import load_ensemble
+        from cls.runtime.signals import StopSignal
+
         return Model(load_ensemble(paths, device, 0, StopSignal(), alone))
 
 
 def _weights(path: str) -> str:
     """An export's folder as its file, which has all that a run directory's has."""
     file = os.path.join(path, "model.safetensors")
-    return file if os.path.isfile(file) else path
+    return file if os.path.isfile(file) and not os.path.isdir(os.path.join(path, "best")) else path
 
 
 def _predictions(part: "Predictions", top_k: int) -> list[Prediction]:
@@ -250,13 +253,20 @@ def train(
     run that did not finish.
     """
     own = data if isinstance(data, Mapping) else {"path": data} if data else {}
-    given = {"seed": seed, "out": _path(out) or _new_directory(recipe), "data": own, **sections}
+    given = {"seed": seed, "out": _path(out), "data": own, **sections}
+    if wrong := [name for name, value in sections.items() if not isinstance(value, Mapping)]:
+        raise ValueError(f"{wrong[0]} is {sections[wrong[0]]!r}: give its fields, such as {wrong[0]}={{'name': value}}")
     if epochs is not None:
         given["train"] = {**sections.get("train", {}), "epochs": epochs}
     run = _configured(recipe, given)
     usual = "accelerate launch" if len(gpu_numbers()) > 1 else "python"
     launcher = [*shlex.split(launch or usual), _script(_path(script))]
-    command = [executable(launcher), *launcher[1:], recipe, *changed_fields(run)]
+    launcher[0] = executable(launcher)
+    if not out:
+        first = Path("runs") / f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+        with writing("out", first):
+            run = dataclasses.replace(run, out=str(new_directory(first)))
+    command = [*launcher, recipe, *changed_fields(run)]
     directory = Path(run.out)
     before, lines = written(directory / "exit.json"), deque[str](maxlen=TAIL_LINES)
     try:
@@ -294,13 +304,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _new_directory(recipe: str) -> str:
-    """A name in runs/ that is free."""
-    first = Path("runs") / f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-    names = (first if n == 1 else first.with_name(f"{first.name}-{n}") for n in count(1))
-    return str(next(path for path in names if not path.exists()))
 
 
 def _script(path: str) -> str:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from cls.commands.options import ExportOptions, PredictOptions
 from cls.commands.predict import predict_images
 from cls.evaluation.predictions import read_parquet
 from cls.evaluation.trained_model import network
+from cls.runtime.files import new_directory
 from cls.runtime.signals import StopSignal
 from cls.tracking.run_status import read_exit, written
 from tests.harness import ROOT, environment
@@ -86,6 +89,22 @@ def settings() -> tuple[Any, ...]:
         torch.random.get_rng_state().sum().item(), np.random.get_state()[1][:3].tolist(),  # type: ignore[index]  # or a dictionary, in numpy's types
         signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM),
     )  # fmt: skip
+
+
+def test_the_settings_of_other_libraries_stay(run: str, images: Path) -> None:
+    """In a process of its own: here the modules that set them are loaded."""
+    code = f"""
+import logging, os, warnings, cv2, torch, torchvision, timm, cls
+def settings():
+    return (cv2.getNumThreads(), logging.getLogger("PIL").level, list(warnings.filters), dict(os.environ), os.getcwd())
+cv2.setNumThreads(2)
+before = settings()
+model = cls.load({run!r})
+assert settings() == before, (settings(), before)
+model.predict({str(files(images)[0])!r}), model.embed({str(files(images)[0])!r})
+assert settings() == before, (settings(), before)
+"""
+    subprocess.run([sys.executable, "-c", code], env=environment(PYTHONPATH=str(ROOT)), check=True)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -226,6 +245,9 @@ def test_what_is_no_image_is_rejected(model: cls.Model, given: Any, message: str
 def test_bad_arguments_are_rejected(model: cls.Model, run: str, images: Path) -> None:
     with pytest.raises(ValueError, match="top_k must be at least 1, found 0"):
         model.predict(files(images), top_k=0)
+    for views in (("flip",), "hflip"):
+        with pytest.raises(ValueError, match=r"views is .*: give a list of identity, hflip, rotate, crop"):
+            model.predict(files(images), views=views)  # type: ignore[arg-type]  # on purpose
     with pytest.raises(ValueError, match="device is 'gpu'"):
         cls.load(run, device="gpu")
     with pytest.raises(ValueError, match="name a run directory"):
@@ -251,6 +273,12 @@ def test_a_run_its_file_and_an_export_are_the_same_model(
     weights, theirs = network(tmp_path / "moved" / "model.safetensors").state_dict(), model.network.state_dict()
     assert all(weights[name].equal(value) for name, value in theirs.items())
     assert model.run.data.size == 16 and run in repr(model) and "4 classes on cpu" in repr(model)
+
+
+def test_a_run_beside_an_export_is_the_run(run: str, images: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(run, tmp_path / "run"))
+    shutil.copy(Path(member(tmp_path / "other", images, seed=1)) / "best" / "model.safetensors", own)
+    assert cls.load(own).predict(files(images)) == cls.load(run).predict(files(images))
 
 
 def test_several_models_give_their_mean(model: cls.Model, run: str, images: Path, tmp_path: Path) -> None:
@@ -324,6 +352,43 @@ def test_an_interrupt_saves_and_the_same_call_resumes(images: Path, tmp_path: Pa
 
 
 @pytest.mark.integration
+def test_a_run_whose_caller_is_killed_saves(images: Path, tmp_path: Path) -> None:
+    """As by a notebook's restart: nobody reads its output any more."""
+    small = SMALL | {"data": {"path": str(images), **SMALL["data"]}}
+    code = f"import cls; cls.train('digits', epochs=9000, out='run', **{small})"
+    env = environment(PYTHONPATH=str(ROOT))
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=env, stdout=subprocess.DEVNULL) as caller:
+        waiting(lambda: written(tmp_path / "run" / "checkpoints"))
+        caller.kill()
+    waiting(lambda: (tmp_path / "run" / "exit.json").exists())
+    ended = read_exit(tmp_path / "run")
+    assert (ended.outcome, ended.reason) == ("stopped", "nobody reads the output any more")
+    steps = [int(path.name.split("-")[1]) for path in (tmp_path / "run" / "checkpoints").glob("step-*")]
+    assert max(steps) == json.loads((tmp_path / "run" / "exit.json").read_text())["step"] > 0
+
+
+def waiting(until: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 120
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_new_directory_is_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two trainings that start in one second, each has its own; one that fails removes its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda form: "20260101-000000")
+    theirs = tmp_path / "runs" / "digits-20260101-000000"
+    theirs.mkdir(parents=True)
+    with pytest.raises(RuntimeError, match="runs/digits-20260101-000000-2 ended with error"):
+        cls.train("digits", launch="false")
+    assert list(theirs.parent.iterdir()) == [theirs]
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: new_directory(theirs), range(64)))
+    assert len(set(made)) == 64 and all(path.is_dir() for path in made)
+
+
+@pytest.mark.integration
 def test_a_run_that_fails_is_an_error_with_its_reason(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -342,6 +407,7 @@ FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "a type": ({"optim": {"lr": "high"}}, "optim.lr"),
     "a range": ({"optim": {"lr": -1.0}}, "optim.lr"),
     "a recipe": ({"recipe": "mlp-had"}, "did you mean mlp-head"),
+    "no fields": ({"train": 5, "epochs": 3}, "train is 5: give its fields"),
     "a launcher": ({"launch": "no-such-program"}, "no program 'no-such-program'"),
     "a script": ({"script": "missing.py"}, "missing.py"),
 }

@@ -54,8 +54,8 @@ def _check_place(runs: Sequence[str], images: str, to: str) -> None:
     if to and (len(runs) == 1 or images):
         raise ValueError("--to is for several runs on their own images: cls evaluate RUN RUN --to FOLDER")
     check_output("to", to, folder=True)
-    if to and (Path(to) / "config.yaml").exists():
-        raise ValueError(f"--to {to} is a run directory, with predictions of its own: name another folder")
+    if to:
+        ensemble_record.check_place(Path(to), ensemble_record.MEAN)
 
 
 def _advice(models: Ensemble) -> str:

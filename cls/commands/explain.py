@@ -8,6 +8,7 @@ from typing import Any
 
 from cls.commands.contact_sheet import MapRow, end, write_maps
 from cls.commands.options import ExplainOptions
+from cls.commands.predict import read_list
 from cls.data.readers import Images, images_of
 from cls.data.sources import load_given
 from cls.data.split import normal
@@ -32,6 +33,7 @@ def explain_images(
 
     DataError if none of them can be read.
     """
+    paths = read_list() if list(paths) == ["-"] else paths
     if not paths:
         raise ValueError("there is nothing to explain: name images after the run")
     models = [model for run in runs for model in models_of(run)]

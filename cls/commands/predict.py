@@ -100,7 +100,7 @@ def read_list() -> list[str]:
     All are read before the first batch: the composition of batches must not depend on the timing of the pipe.
     """
     if sys.stdin.isatty():
-        raise ValueError("- reads a list of files from a pipe: find FOLDER -type f | cls predict RUN -")
+        raise ValueError("- reads a list of files from a pipe: find FOLDER -type f | cls … RUN -")
     data = sys.stdin.buffer.read()
     lines = data.split(b"\0") if b"\0" in data else [line.rstrip(b"\r") for line in data.split(b"\n")]
     names = [os.fsdecode(line) for line in lines if line]

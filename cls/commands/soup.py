@@ -18,7 +18,7 @@ from cls.commands.options import SoupOptions
 from cls.data.dataset import EvalDataset
 from cls.data.sources import Splits
 from cls.evaluation.ensemble import Ensemble, load_ensemble, own_images
-from cls.evaluation.ensemble_record import SOUP, predictions_file
+from cls.evaluation.ensemble_record import SOUP, check_place, predictions_file
 from cls.evaluation.metrics import accuracy
 from cls.evaluation.predictions import Predictions, readable, write_parquet
 from cls.evaluation.soup import Score, State, average, difference, greedy, renew_norms, score
@@ -80,8 +80,9 @@ def _check_place(to: Path, paths: Sequence[str]) -> None:
     """Before the work: ValueError where nothing can be written, or where it would replace a run's weights."""
     check_output("to", to, folder=True)
     place = (to / "best" / "model.safetensors").resolve()
-    if (to / "config.yaml").exists() or any(weights_file(path).resolve() == place for path in paths):
-        raise ValueError(f"--to {to} is a run directory, whose weights would be replaced: name another folder")
+    check_place(to, "a soup")
+    if any(weights_file(path).resolve() == place for path in paths):
+        raise ValueError(f"--to {to} holds the weights of one of the runs: name another folder")
 
 
 def _ranked(models: Ensemble) -> Ranked:

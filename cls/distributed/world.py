@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from cls.config import Train
 from cls.distributed.launch import check_fsdp, check_launcher, choose_device, ignore_mpi
-from cls.distributed.torch_settings import apply_settings, limit_threads
+from cls.distributed.process_settings import apply_settings, limit_threads
 from cls.runtime.console import stdout_to_stderr
 from cls.runtime.signals import Stopped, StopSignal
 from cls.runtime.timer import Timer
@@ -232,7 +232,7 @@ def start(train: Train, stop: StopSignal) -> World:
 def alone(train: Train, stop: StopSignal) -> World:
     """This process alone, whatever its launcher started: inside of another program, whose torch stays as it is.
 
-    The caller restores torch's settings (:func:`cls.distributed.torch_settings.settings_restored`).
+    The caller restores torch's settings (:func:`cls.distributed.process_settings.settings_restored`).
     """
     apply_settings(train)
     return World(rank=0, size=1, local_size=1, device=_device(choose_device(train.device)), stop=stop)

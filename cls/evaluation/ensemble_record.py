@@ -91,6 +91,22 @@ def models_of(path: str) -> list[str]:
     return [str(Path(path) / name) for name, _ in stated]
 
 
+MEAN, EXPORTS = "the mean of several runs", "an export of several runs"
+
+
+def check_place(to: Path, own: str = "") -> None:
+    """ValueError where the directory holds files that another command has written; ``own``: what may be replaced."""
+    kind = ""
+    if (to / "config.yaml").exists():
+        kind = "a run"
+    elif (to / SOUP).is_file():
+        kind = "a soup"
+    elif (to / FILE).is_file():
+        kind = MEAN if is_ensemble(to) else EXPORTS
+    if kind not in ("", own):
+        raise ValueError(f"--to {to} holds {kind}, with which its files would be mixed: name another folder")
+
+
 def made_of(path: Path) -> str:
     """What the predictions in a directory were made of, if not of one run; '' for a run."""
     if is_ensemble(path):

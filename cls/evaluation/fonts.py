@@ -1,7 +1,6 @@
 """Names of any script in pictures: with a font that has their letters if one is installed, else as escapes."""
 
 from functools import cache
-from pathlib import Path
 
 from matplotlib import font_manager, rcParams
 from matplotlib.ft2font import FT2Font
@@ -14,11 +13,12 @@ WIDE = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Source Han Sans", "WenQuanYi Mi
 @cache
 def _fonts() -> tuple[FT2Font, ...]:
     """The usual font and, after it, the first of WIDE that is installed; from now on pictures use both."""
-    installed = {font.name: font.fname for font in font_manager.fontManager.ttflist}
+    installed = {font.name for font in font_manager.fontManager.ttflist}
     usual = font_manager.FontProperties(family=rcParams["font.sans-serif"][0]).get_name()
     names = [usual, *[name for name in WIDE if name in installed][:1]]
     rcParams["font.family"] = names
-    return tuple(FT2Font(str(Path(installed[name]))) for name in names if name in installed)
+    # of the files of a family, which have different letters, the one that is drawn with
+    return tuple(FT2Font(str(font_manager.findfont(name))) for name in names if name in installed)
 
 
 def drawable(text: str) -> str:

@@ -5,7 +5,8 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 from rich.console import Console
 
@@ -26,6 +27,33 @@ def stdout_to_stderr() -> Iterator[None]:
         sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)
+
+
+class Unread:
+    """A standard stream that can lose its reader (``| head``, a notebook that ended): instead of an error on each line
+    ``gone`` is called, and nothing is written any more."""
+
+    def __init__(self, stream: TextIO, gone: Callable[[], None]) -> None:
+        self._stream, self._gone = stream, gone
+
+    def write(self, text: str) -> int:
+        with self._caught():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._caught():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _caught(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            self._gone()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def printable(text: str) -> str:

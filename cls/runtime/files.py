@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 VISIBLE_SECONDS = 120  # a network file system may show another host a new name this late
@@ -53,6 +54,17 @@ def drop_asides(folder: Path) -> None:
     for path in folder.glob(".*.tmp"):
         if ASIDE.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def new_directory(first: Path) -> Path:
+    """Make a directory that nobody else makes: ``first``, or the first free one of first-2, first-3, …"""
+    first.parent.mkdir(parents=True, exist_ok=True)
+    for n in count(1):
+        path = first if n == 1 else first.with_name(f"{first.name}-{n}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise AssertionError("count has no end")
 
 
 def sync(path: Path) -> None:

@@ -2,11 +2,15 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import TextIO, cast
+
+from cls.runtime.console import Unread
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 ECHO_SECONDS = 2.0  # the launcher forwards Ctrl-C: ignore a second SIGINT within this time
@@ -22,8 +26,8 @@ class StopSignal:
     """The stop requests of this process.
 
     SIGTERM, SIGINT, SIGUSR1, SIGHUP, a file ``<out>/stop``, the end of the SLURM job (SLURM_JOB_END_TIME) minus the
-    time that stopping takes, and the launcher's death. ``reason`` is '' until the first. A second Ctrl-C sets
-    ``at_once``: stop without waiting for the other processes; a third one kills.
+    time that stopping takes, the launcher's death, and output that nobody reads any more. ``reason`` is '' until the
+    first. A second Ctrl-C sets ``at_once``: stop without waiting for the other processes; a third one kills.
     """
 
     def __init__(self) -> None:
@@ -52,7 +56,9 @@ class StopSignal:
             signal.signal(number, signal.SIG_IGN)
 
     def watch(self, out: Path) -> None:
-        """Also check the stop file and the job's end; on one rank, which the others follow."""
+        """Also check the stop file, the job's end and whether the output has a reader; on one rank, which the others
+        follow."""
+        sys.stdout, sys.stderr = (cast(TextIO, Unread(stream, self._unread)) for stream in (sys.stdout, sys.stderr))
         self._file = out / "stop"
         self._file.unlink(missing_ok=True)  # an earlier attempt's request
         self._end = float(os.environ.get("SLURM_JOB_END_TIME") or 0)
@@ -86,6 +92,9 @@ class StopSignal:
             self.reason = self.reason or seen  # a signal may have arrived meanwhile
         return bool(self.reason)
 
+    def _unread(self) -> None:
+        self.reason = self.reason or "nobody reads the output any more"
+
     def _look(self) -> str:
         if self._launcher not in (0, os.getppid()):
             return "the launcher has ended"
@@ -111,4 +120,5 @@ class StopSignal:
             raise Stopped(self.reason)
         if first and os.environ.get("RANK", "0") == "0":
             # not print: a signal may arrive inside another print
-            os.write(2, f"\n{self.reason}: stopping after {self._until}\n".encode())
+            with suppress(BrokenPipeError):
+                os.write(2, f"\n{self.reason}: stopping after {self._until}\n".encode())

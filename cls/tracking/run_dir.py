@@ -6,7 +6,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 from pathlib import Path
 from typing import NoReturn, Self
@@ -16,7 +16,7 @@ from cls.distributed.launch import resolve_automatic
 from cls.distributed.world import World
 from cls.models.build import check_model
 from cls.runtime.exit import ForeignDirectoryError, is_missing, lost_directory
-from cls.runtime.files import ASIDE, drop_asides, write_whole
+from cls.runtime.files import ASIDE, drop_asides, new_directory, write_whole
 from cls.runtime.lock import Heartbeat, claim, mine, owner_of
 from cls.runtime.paths import command_line, writing
 from cls.tracking.events import read_events
@@ -93,7 +93,7 @@ def open_run_dir(run: Run, world: World) -> RunDir:
     check_model(run.model, run.data)
     name = f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     with writing("out", run.out or f"runs/{name}"):
-        path = Path(run.out) if run.out else _make(Path("runs") / name)
+        path = Path(run.out) if run.out else new_directory(Path("runs") / name)
         path.mkdir(parents=True, exist_ok=True)
     try:
         with writing("out", path):
@@ -113,17 +113,6 @@ def open_run_dir(run: Run, world: World) -> RunDir:
         if not run.out:
             shutil.rmtree(path, ignore_errors=True)
         raise
-
-
-def _make(first: Path) -> Path:
-    """A new directory: ``first``, or the first free one of first-2, first-3, …"""
-    first.parent.mkdir(parents=True, exist_ok=True)
-    for n in count(1):
-        path = first if n == 1 else first.with_name(f"{first.name}-{n}")
-        with suppress(FileExistsError):
-            path.mkdir()
-            return path
-    raise AssertionError("count has no end")
 
 
 def _reject_misplaced(path: Path) -> None:

@@ -1,6 +1,8 @@
 """``cls explain``: heat maps on images whose answer is known, and what it says of images it cannot or does not draw."""
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,15 @@ def test_what_is_not_drawn_is_named(run: str, images: Path, tmp_path: Path, caps
     assert "target" not in document["images"][0]
     with pytest.raises(DataError, match="none of 1 images could be read: nothing was drawn"):
         explained(run, [tmp_path / "torn.jpg"], tmp_path / "e.png")
+
+
+def test_a_list_comes_from_standard_input(
+    run: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [str(images / "val" / name / "1.png") for name in ("dog", "ant")]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(names).encode())))
+    document = explained(run, ["-"], tmp_path / "e.png")
+    assert [(one["id"], one["target"]) for one in document["images"]] == list(zip(names, ("dog", "ant"), strict=True))
 
 
 def test_what_cannot_be_explained_is_one_message(run: str, images: Path, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """``cls export --card`` and ``--push``: a model card that says only what is known, and its upload to a hub."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,22 @@ from safetensors.torch import save_file
 from statsmodels.stats.proportion import proportion_confint
 
 from cls.commands.arguments import Export
-from cls.commands.export.card import LICENSE, MARK, license_of, public, require_record
+from cls.commands.export.card import (
+    LICENSE,
+    MARK,
+    _data,
+    _method,
+    _summary,
+    license_of,
+    public,
+    require_record,
+)
 from cls.commands.export.hub import check_access, upload
 from cls.commands.export.run import export
 from cls.commands.options import ExportOptions
-from cls.config import Run, change, flat
+from cls.config import NO_VALIDATION, Run, change, flat
 from cls.evaluation.predictions import Predictions, write_parquet
+from cls.evaluation.run_record import RunRecord
 from cls.evaluation.trained_model import load_trained_model
 from cls.runtime.files import sha256
 from cls.runtime.signals import StopSignal
@@ -101,6 +113,29 @@ def test_the_card_says_what_is_known_and_nothing_of_this_machine(
     with torch.no_grad():
         ours, theirs = (one.model(images) for one in trained)
     assert found.shape == (4,) and torch.equal(ours, theirs) and ours.std() > 1e-3
+
+
+def test_the_card_says_what_chose_the_weights(home: Path, tmp_path: Path) -> None:
+    def card(name: str, **data: Any) -> str:
+        own = tmp_path / name
+        if not own.exists():
+            shutil.copytree(home / "run", own)
+        trained = load_trained_model(str(own), "cpu", 0, StopSignal())
+        trained = replace(trained, run=change(trained.run, data=data))
+        return "".join(part(trained, RunRecord(own)) for part in (_summary, _data, _method))
+
+    text = card("run")
+    assert "also chose the epoch" in text and "this one training run" in text
+    assert "* Validation: the data's own validation split where it has one, else 0.1 of the training images" in text
+    text = card("run", hold_out="1/5")
+    assert "* Validation: `data.hold_out 1/5` of the training images, stratified, seed 0" in text
+    text = card("all", hold_out="none")
+    assert "chose the epoch" not in text and "this one training run" in text and "stratified" not in text
+    assert f"* Validation: {NO_VALIDATION}" in text
+    (tmp_path / "run" / "soup.json").write_text(json.dumps({"kept": ["a", "b", "c"]}))
+    text = card("run")
+    assert "average of several runs (soup of 3 runs), which were chosen on these validation images" in text
+    assert "one training run" not in text and "* Average of the weights of several runs" in text
 
 
 def test_a_license_stays_and_what_a_user_wrote_is_not_replaced(tmp_path: Path) -> None:
@@ -191,6 +226,8 @@ def test_access_is_checked_before_any_work(hub: Hub, tmp_path: Path, monkeypatch
 
 
 def test_the_files_of_the_export_are_uploaded_and_no_others(hub: Hub, tmp_path: Path) -> None:
+    tmp_path = tmp_path / "my exports"
+    tmp_path.mkdir()
     for name in ("config.json", "README.md", "model.safetensors", "diary.txt"):
         (tmp_path / name).write_text(f"{MARK} {name}")
     names = ["README.md", "config.json", "model.safetensors"]
@@ -206,8 +243,11 @@ def test_the_files_of_the_export_are_uploaded_and_no_others(hub: Hub, tmp_path: 
     assert not hub.private["someone/open"]
     hub.full = True
     (tmp_path / "config.json").write_text("a third")
-    with pytest.raises(ValueError, match=r"not uploaded \(.*\); again: hf upload someone/new .* --private"):
+    with pytest.raises(ValueError, match=r"not uploaded \(.*\); again: hf upload") as caught:
         upload(tmp_path, names, "someone/new", False)
+    words = shlex.split(str(caught.value).rpartition("again: ")[2])
+    only = ["--include", "README.md", "--include", "config.json", "--include", "model.safetensors"]
+    assert words == ["hf", "upload", "someone/new", str(tmp_path), ".", *only, "--private"]
 
 
 @pytest.mark.integration

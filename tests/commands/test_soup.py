@@ -1,6 +1,7 @@
 """``cls soup``: noisy copies of a network that fits average to it; a lost one does not help."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from cls.commands.arguments import Soup
+from cls.commands.arguments import Evaluate, Export, Soup
 from cls.commands.compare import notes, sheets
 from cls.commands.evaluate import evaluate_images
 from cls.commands.export.run import export
@@ -21,6 +22,7 @@ from cls.data.dataset import EvalDataset, train_dataset
 from cls.data.loader import load_batch
 from cls.data.readers import images_of
 from cls.evaluation.compare import compare
+from cls.evaluation.ensemble_record import EXPORTS, MEAN, check_place
 from cls.evaluation.predictions import write_parquet
 from cls.evaluation.soup import Score, average, greedy, renew_norms, renewable
 from cls.evaluation.trained_model import TrainedModel, load_trained_model
@@ -208,10 +210,38 @@ def test_what_is_not_one_network_is_rejected_by_name(
     assert str(caught.value) == f"{runs[0]} and {other} cannot be averaged: {text}"
 
 
+def test_no_command_mixes_its_files_with_anothers(runs: list[str], tmp_path: Path) -> None:
+    """Each place holds what one command has written; only that command may replace it."""
+    holds = {"a run": "config.yaml", "a soup": "soup.json", MEAN: "ensemble.json", EXPORTS: "ensemble.json"}
+    for number, file in enumerate(holds.values()):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / file).write_text("{}")
+    places = dict(zip(holds, (tmp_path / str(number) for number in range(4)), strict=True))
+    (places[MEAN] / "predictions").mkdir()
+    writers = {
+        "a soup": lambda to: Soup(runs=tuple(runs), to=to, options=SoupOptions()),
+        MEAN: lambda to: Evaluate(run=runs[0], path=(runs[1],), to=to),
+        EXPORTS: lambda to: Export(run=runs[0], more=(runs[1],), to=to, options=ExportOptions()),
+        "one export": lambda to: Export(run=runs[0], to=to, options=ExportOptions()),
+    }
+    for own, writer in writers.items():
+        for kind, place in places.items():
+            if kind == own:
+                check_place(place, own)
+                continue
+            with pytest.raises(ValueError, match=f"{re.escape(str(place))} holds {kind}, with which its files would"):
+                writer(str(place)).do(STOP)
+    (tmp_path / "single").mkdir()
+    (tmp_path / "single" / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="holds an export of one run, with which it would be mixed"):
+        writers[EXPORTS](str(tmp_path / "single")).do(STOP)
+    check_place(tmp_path / "missing")
+
+
 def test_places_and_words_are_checked(runs: list[str], images: Path, tmp_path: Path) -> None:
     for command, text in (
         (Soup(runs=(runs[0],), to="x", options=SoupOptions()), "a soup needs two or more runs"),
-        (Soup(runs=tuple(runs), to=runs[1], options=SoupOptions()), "is a run directory, whose weights would be"),
+        (Soup(runs=tuple(runs), to=runs[1], options=SoupOptions()), "holds a run, with which"),
         (Soup(runs=(runs[0], runs[0]), to="x", options=SoupOptions(device="cpu")), "is named twice"),
     ):
         with pytest.raises(ValueError, match=text):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from safetensors.torch import load_file
 
 from cls import recipes
 from cls.commands.main import parse_command
+from cls.commands.options import TuneOptions
 from cls.commands.parsing import parse_run
 from cls.commands.tune.members import candidate, command, head_run, starts, with_part_held_out
 from cls.commands.tune.picture import figure
 from cls.commands.tune.race import best_between, guessing, image_losses, proposal, race, trend
 from cls.commands.tune.rounds import STARTS, Plan, neighbors, parts_of
 from cls.commands.tune.run import _keep
+from cls.commands.tune.search import Search, two_digits
 from cls.config import Run, change
 from cls.evaluation.predictions import Predictions
 from cls.runtime.rng import generator
@@ -392,3 +395,58 @@ def test_the_picture_shows_each_candidate_or_a_triangle() -> None:
     assert [rate for rate, _ in drawn[1]] == [3e-3, 1e-2] and drawn[2] == [(3e-4, 0.7), (1e-3, 0.75)]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.0001", "0.0003", "0.001", "0.003", "0.01"]
     assert "0.0004 for 192 steps" in axes.get_title(loc="left")
+
+
+def test_a_round_far_above_the_others_is_drawn_as_triangles() -> None:
+    far = [{"rate": rate, "loss": 9.0, "low": -0.1, "high": 0.1} for rate in (1e-4, 3e-4)]
+    near = [{"rate": 10.0**-k, "loss": 0.7 + 0.01 * k, "low": -0.1, "high": 0.1} for k in range(1, 6)]
+    rounds = [{"steps": 14, "candidates": far}, {"steps": 28, "candidates": near}, {"steps": 56, "candidates": near}]
+    (axes,) = figure({"recipe": "best", "rate": 4e-4, "steps": 192, "held": 512, "rounds": rounds}).axes
+    triangles = [line for line in axes.lines if line.get_marker() == "^"]
+    assert [point[0] for point in triangles[0].get_xydata()] == [1e-4, 3e-4]
+
+
+class Simulated(Search):
+    """Candidates whose mean loss is a parabola around ``lowest``, without training."""
+
+    def __init__(self, run: Run, plan: Plan, folder: Path, lowest: float, launch: str = "python train.py") -> None:
+        super().__init__(run, run, plan, folder, TuneOptions(launch=launch), StopSignal())
+        self.lowest, self.guessing = lowest, 2.3
+        self.images = np.random.default_rng(0).normal(0, 0.3, plan.held)
+
+    def _perform(self, runs: Sequence[Run]) -> None:
+        """Nothing: the head."""
+
+    def _try(self, steps: int, rates: Sequence[float]) -> None:
+        for rate in set(rates) - {rate for done, rate in self.losses if done == steps}:
+            own = np.random.default_rng(round(1e9 * rate)).normal(0, 0.05, self.plan.held)
+            self.losses[steps, rate] = 1 + 0.02 * np.log10(rate / self.lowest) ** 2 + self.images + own
+            self.spent += self.plan.cost(steps)
+
+
+@pytest.mark.parametrize("lowest", [1e-12, 3e-4, 1e4])
+@pytest.mark.parametrize(("images", "epochs"), [(3068, 4), (20724, 100)])
+def test_a_best_rate_at_the_edge_costs_no_more_and_counts_its_comparisons(
+    images: int, epochs: float, lowest: float, tmp_path: Path
+) -> None:
+    run = change(Run(), train={"epochs": epochs, "batch": 64, "micro_batch": 16}, optim={"name": "adamw"})
+    search = Simulated(run, plan := plan_of(images, epochs), tmp_path, lowest)
+    document = search.result()
+    assert document["spent_images"] <= plan.allowed + 1
+    sizes = [len(each["candidates"]) for each in document["rounds"]]
+    pairs = max(plan.comparisons, sum(k * (k - 1) // 2 for k in sizes))
+    for each in document["rounds"]:
+        rates = [row["rate"] for row in each["candidates"]]
+        expected = race(np.stack([search.losses[each["steps"], rate] for rate in rates]), pairs)
+        assert [row["low"] for row in each["candidates"]] == [interval.low for interval in expected.against]
+
+
+def test_the_proposed_rate_is_not_below_the_lowest_one() -> None:
+    assert two_digits(2.94e-5, 2.94e-5) == 3e-5 and two_digits(1e-6, 9.96e-5) == 1e-4
+    assert two_digits(1.234e-3, 0.0) == 1.2e-3 and two_digits(1e-5, 2e-5) == 2e-5
+
+
+def test_a_launcher_in_the_home_directory_can_be_pasted(tmp_path: Path) -> None:
+    run = change(Run(), train={"epochs": 4.0, "batch": 64, "micro_batch": 16})
+    search = Simulated(run, plan_of(3068, 4), tmp_path, 3e-4, "accelerate launch ~/cls/train.py")
+    assert shlex.split(search.result()["command"])[2] == os.path.expanduser("~/cls/train.py")

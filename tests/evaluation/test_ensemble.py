@@ -299,7 +299,7 @@ def test_the_words_of_a_command_are_runs_then_images(runs: list[str], images: Pa
         (Evaluate(run=runs[0], path=(runs[1], test, test)), "name one folder or table of labelled images"),
         (Evaluate(run=runs[0], to="x"), "--to is for several runs on their own images"),
         (Evaluate(run=runs[0], path=(runs[1], test), to="x"), "--to is for several runs on their own images"),
-        (Evaluate(run=runs[0], path=(runs[1],), to=runs[0]), f"{runs[0]} is a run directory"),
+        (Evaluate(run=runs[0], path=(runs[1],), to=runs[0]), f"{runs[0]} holds a run"),
     ):
         with pytest.raises(ValueError, match=text):
             command.do(stop)

@@ -14,6 +14,7 @@ from cls import __version__
 from cls.commands.export.agreement import Verified, sentence
 from cls.commands.export.snippets import library, plain
 from cls.config import NO_VALIDATION, Run, Track, to_yaml
+from cls.evaluation.ensemble_record import made_of
 from cls.evaluation.metrics import accuracy, calibration, per_class
 from cls.evaluation.model_file import read_header
 from cls.evaluation.predictions import Predictions
@@ -28,10 +29,6 @@ WORST = 10
 """Classes whose recall is listed."""
 NAMED = 100
 """Classes that are named; more are in config.json."""
-OPTIMISTIC = (
-    "The validation images also chose the epoch, so their figures are optimistic. The intervals are about these images "
-    "and this one training run."
-)
 TITLES = {"val": "validation", "val_tta": "validation, test-time views", "test": "test"}
 
 
@@ -154,7 +151,19 @@ def _summary(trained: TrainedModel, record: RunRecord) -> str:
     text = f"An image classifier of {len(trained.classes)} classes: {run.model.backbone} at {size} px."
     if not rows:
         return f"{text} It has no figures: {NO_VALIDATION}."
-    return f"{text}\n\n{table}\n\n{OPTIMISTIC}"
+    return f"{text}\n\n{table}\n\n{_caution(run, record)}"
+
+
+def _caution(run: Run, record: RunRecord) -> str:
+    """What the intervals of the figures leave out."""
+    if made := made_of(record.path):
+        return (
+            f"The weights are the average of several runs ({made}), which were chosen on these validation images, so "
+            "their figures are optimistic. The intervals are about these images and these training runs."
+        )
+    text = "The intervals are about these images and this one training run."
+    optimistic = "The validation images also chose the epoch, so their figures are optimistic."
+    return f"{optimistic} {text}" if run.data.validates else text
 
 
 def _data(trained: TrainedModel, record: RunRecord) -> str:
@@ -162,22 +171,26 @@ def _data(trained: TrainedModel, record: RunRecord) -> str:
     counts += [f"{facts['images']} {TITLES.get(split, 'training')}" for split, facts in record.data.items()]
     if record.test is not None and "test" not in record.data:
         counts.append(f"{len(record.test.ids)} test")
-    held = f"`data.hold_out {run.data.hold_out}`" if run.data.hold_out else "the data's own validation split, or "
-    held += "" if run.data.hold_out else f"{run.data.val_fraction:g} of the training images"
+    seeded = f"of the training images, stratified, seed {run.seed}"
+    held = f"the data's own validation split where it has one, else {run.data.val_fraction:g} {seeded}"
+    if run.data.hold_out:
+        held = f"`data.hold_out {run.data.hold_out}` {seeded}" if run.data.validates else NO_VALIDATION
     names = trained.classes
     listed = ", ".join(names) if len(names) <= NAMED else f"{len(names)}, in `config.json` (`label_names`)"
     source = "digits, of scikit-learn" if _dataset(run) else "images of the author's own (describe them here)"
     return "\n".join([
         "## Data", "", f"* Source: {source}", f"* Images: {', '.join(counts) or 'not recorded'}",
-        f"* Validation: {held}, stratified, seed {run.seed}", f"* Classes: {listed}",
+        f"* Validation: {held}", f"* Classes: {listed}",
     ])  # fmt: skip
 
 
 def _method(trained: TrainedModel, record: RunRecord) -> str:
     run = trained.run
     optim, train = run.optim, run.train
+    made = made_of(record.path)
+    averaged = [f"* Average of the weights of several runs ({made}); what follows is the best one's"] if made else []
     return "\n".join([
-        "## Method", "",
+        "## Method", "", *averaged,
         f"* Recipe `{run.recipe}` of cls {__version__}, seed {run.seed}",
         f"* Backbone `{run.model.backbone}`{f', head `{run.model.head}`' if run.model.head else ''}",
         f"* Pretrained weights: {_weights(run, record)}",

@@ -1,5 +1,6 @@
 """Upload of an export to the Hugging Face hub: everything that can be rejected is looked at before any work."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def upload(folder: Path, files: list[str], name: str, public: bool) -> str:
             delete_patterns=[file for file in STALE if file not in files], commit_message="cls export",
         )  # fmt: skip
     except Exception as error:
-        again = " ".join(["hf upload", name, str(folder), ".", *([] if public else ["--private"])])
+        only = [word for file in files for word in ("--include", file)]
+        again = shlex.join(["hf", "upload", name, str(folder), ".", *only, *([] if public else ["--private"])])
         raise ValueError(f"{folder} is complete, but was not uploaded ({_short(error)}); again: {again}") from error
     return str(address)
 

@@ -9,7 +9,7 @@ from typing import Any
 from cls.commands.export.run import export
 from cls.commands.options import ExportOptions
 from cls.evaluation.ensemble import other_classes
-from cls.evaluation.ensemble_record import FILE, RULE, is_ensemble
+from cls.evaluation.ensemble_record import EXPORTS, FILE, RULE, check_place
 from cls.evaluation.model_file import read_header
 from cls.evaluation.trained_model import weights_file
 from cls.runtime.files import sha256, write_whole
@@ -21,8 +21,9 @@ def export_members(paths: Sequence[str], to: Path, options: ExportOptions, stop:
     """Write to/member-1, member-2, … and, once all are verified, ensemble.json; the JSON document of the command."""
     if options.card or options.push:
         raise ValueError("--card and --push describe one network: export each run alone")
-    if is_ensemble(to):
-        raise ValueError(f"--to {to} holds the predictions of an ensemble: name another folder")
+    check_place(to, EXPORTS)
+    if (to / "model.safetensors").exists():
+        raise ValueError(f"--to {to} holds an export of one run, with which it would be mixed: name another folder")
     headers = [read_header(weights_file(path)) for path in paths]
     for path, (_, classes, _, _) in zip(paths, headers, strict=True):
         if text := other_classes(headers[0][1], classes):

@@ -36,6 +36,7 @@ from cls.commands.export.timm_config import config_json
 from cls.commands.options import ExportOptions
 from cls.config import View
 from cls.data.sources import Rows, load_images
+from cls.evaluation.ensemble_record import check_place
 from cls.evaluation.predictions import Predictions
 from cls.evaluation.trained_model import TrainedModel, load_trained_model
 from cls.runtime.files import replacing
@@ -57,6 +58,7 @@ def export(path: str, to: Path, options: ExportOptions, stop: StopSignal) -> dic
     if to.exists() and not to.is_dir():
         raise ValueError(f"--to {to} is a file; name a folder")
     check_output("to", to, folder=True)
+    check_place(to)
     license = license_of(to, options.with_card)
     if options.push:
         check_access(options.push, options.public)

@@ -28,7 +28,7 @@ def figure(document: dict[str, Any]) -> Figure:
     for each, color in zip(rounds, GROUP_COLORS, strict=False):
         rows = [row for row in each["candidates"] if row["loss"] is not None and row["loss"] <= top]
         rates, losses = ([row[key] for row in rows] for key in ("rate", "loss"))
-        best = min(rows, key=lambda row: row["loss"])["loss"]
+        best = min(losses, default=0.0)  # all of a short round may be far above a longer one
         errors = [[row["loss"] - best - row["low"] for row in rows], [row["high"] - row["loss"] + best for row in rows]]
         axes.errorbar(rates, losses, np.maximum(errors, 0), color=color, marker="o", markersize=5, capsize=3,
                       label=f"{each['steps']} steps")  # fmt: skip

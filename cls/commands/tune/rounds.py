@@ -104,9 +104,13 @@ class Plan:
         """Images of the whole search."""
         return self._cost_of(self.rounds)
 
+    def cost_after(self, place: int) -> float:
+        """Images of the rounds after the one at ``place``."""
+        return sum(k * self.cost(steps) for k, steps in self.rounds[place + 1 :])
+
     @property
     def comparisons(self) -> int:
-        """Pairs of candidates that are compared in all rounds, for :func:`cls.commands.tune.race.race`."""
+        """Pairs of candidates in all rounds as planned; a best rate at the edge brings more."""
         return sum(k * (k - 1) // 2 for k, _ in self.rounds)
 
     def epochs_of(self, steps: int) -> float:

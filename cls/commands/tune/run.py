@@ -39,8 +39,8 @@ def tune(run: Run, options: TuneOptions, stop: StopSignal) -> dict[str, Any]:
     with writing("out", folder):
         from cls.commands.tune.picture import write_picture  # matplotlib: 0.6 s
 
-        write_picture(document, folder / "tune.png")
         write_whole(folder / "tune.json", json.dumps(document, indent=1).encode())
+        write_picture(document, folder / "tune.png")
     show(document, folder)
     return document
 

@@ -47,24 +47,26 @@ class Search:
         if self.plan.fits_head:
             self._perform([head_run(self.held, self.plan, self.folder)])
             self.spent += self.plan.head_cost
-        rounds: list[tuple[int, list[float], Race]] = []
-        for count, steps in self.plan.rounds:
-            rates = starts(self.run)
-            if rounds:  # the best rate so far and its neighbors
-                _, tried, found = rounds[-1]
-                best = tried[found.leader]
-                rates = usable(self.run, [neighbors(best)[0], best, neighbors(best)[1]])
-            rates = self._explore(count, steps, rates)
-            rounds.append((steps, rates, self._race(steps, rates)))
-        return self._document(rounds)
+        rounds: list[tuple[int, list[float]]] = []
+        rates, pairs = starts(self.run), self.plan.comparisons
+        for place, (count, steps) in enumerate(self.plan.rounds):
+            rates = self._explore(count, steps, rates, self.plan.cost_after(place))
+            rounds.append((steps, rates))
+            best = rates[self._race(steps, rates, pairs).leader]
+            rates = usable(self.run, [neighbors(best)[0], best, neighbors(best)[1]])
+        pairs = max(pairs, sum(len(tried) * (len(tried) - 1) // 2 for _, tried in rounds))
+        return self._document([(steps, tried, self._race(steps, tried, pairs)) for steps, tried in rounds])
 
-    def _explore(self, count: int, steps: int, rates: list[float]) -> list[float]:
-        """These rates, and the neighbors of the best: up to ``count`` in all, or as far as the budget goes."""
+    def _explore(self, count: int, steps: int, rates: list[float], later: float) -> list[float]:
+        """These rates, and the neighbors of the best: up to ``count`` in all, or as far as the budget goes.
+
+        ``later``: images that the following rounds cost.
+        """
         while True:
             self._try(steps, rates)
             best = min(rates, key=lambda rate: float(self.losses[steps, rate].mean()))
             new = [rate for rate in usable(self.run, neighbors(best)) if rate not in rates]
-            cost = self.spent + len(new) * self.plan.cost(steps)
+            cost = self.spent + len(new) * self.plan.cost(steps) + later
             if not new or (cost > self.plan.allowed and len(rates) + len(new) > count):
                 return rates
             rates = sorted([*rates, *new])
@@ -116,11 +118,11 @@ class Search:
         first = f"submit the next runs, unless they are in the queue ({states})," if written else "submit the next runs"
         raise Waiting(f"{first} with\n{line}\nand give the same command again when they have ended")
 
-    def _race(self, steps: int, rates: Sequence[float]) -> Race:
+    def _race(self, steps: int, rates: Sequence[float], pairs: int) -> Race:
         losses = np.stack([self.losses[steps, rate] for rate in rates])
         if not np.isfinite(losses).all(axis=1).any():
             raise ValueError(f"all rates from {rates[0]:g} on diverged in {steps} steps: try --optim.clip 1")
-        found = race(losses, self.plan.comparisons)
+        found = race(losses, pairs)
         lowest = found.losses[found.leader]
         # with weighted classes a useful network may lose against guessing the frequent one
         plain = not self.run.data.balanced and not self.run.optim.class_weight
@@ -141,16 +143,25 @@ class Search:
             slope, *bounds = trend(stacked, self.guessing, self.run.seed)
         exact = proposal(last["best_rate"], last["steps"], self.plan.steps, slope)
         least = self.run.optim.min_lr * self.run.optim.lr / self.run.optim.learning_rate(self.run.train.batch)
-        rate = float(f"{max(exact, least):.2g}")
+        rate = two_digits(exact, least)
         check(change(self.run, optim={"lr": rate}))
         fields = changed_fields(self.run, [name for name in flat(self.run) if name not in ("out", "optim.lr")])
-        words = [*shlex.split(self.options.launch), self.run.recipe, *fields, "--optim.lr", f"{rate:g}"]
+        words = [*self.launch, self.run.recipe, *fields, "--optim.lr", f"{rate:g}"]
         return {
             "recipe": self.run.recipe, "rate": rate, "command": shlex.join(words), "steps": self.plan.steps,
             "images": self.plan.images, "held": self.plan.held, "slope": slope, "slope_interval": bounds,
             "run_images": self.plan.whole, "planned_images": round(self.plan.planned),
             "spent_images": round(self.spent), "rounds": described,
         }  # fmt: skip
+
+
+def two_digits(rate: float, least: float) -> float:
+    """The rate with two digits, not below ``least``."""
+    near = float(f"{max(rate, least):.2g}")
+    if near >= least:
+        return near
+    unit = 10.0 ** (math.floor(math.log10(least)) - 1)
+    return float(f"{math.ceil(least / unit) * unit:.2g}")
 
 
 def _reject_failed(members: Sequence[Member]) -> None:
