@@ -161,6 +161,8 @@ class Model:
             return load_images(os.fspath(images), self.run.data), False
         if isinstance(images, np.ndarray) and images.ndim == 4:
             images = list(images)
+        if isinstance(images, Iterator | set | frozenset):
+            images = list(images)
         if not isinstance(images, list | tuple):
             return load_pictures([images]), True  # type: ignore[list-item]  # another sequence is an array
         if not images:
@@ -168,7 +170,7 @@ class Model:
         return load_pictures(images), False
 
 
-def load(run: Place, *more: Place, device: str = "auto") -> Model:
+def load(run: Place | Sequence[Place], *more: Place, device: str = "auto") -> Model:
     """The best weights of a run directory, its best/model.safetensors or an export's; of several: their mean.
 
     ``device``: auto, cpu or cuda. ValueError for what is no trained model.
@@ -177,7 +179,8 @@ def load(run: Place, *more: Place, device: str = "auto") -> Model:
 
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device is {device!r}: use auto, cpu or cuda")
-    paths = [_weights(_path(path)) for path in (run, *more)]
+    first = [run] if isinstance(run, str | os.PathLike) else run
+    paths = [_weights(_path(path)) for path in (*first, *more)]
     with settings_restored():
         from cls.distributed.world import alone
         from cls.evaluation.ensemble import load_ensemble
@@ -234,29 +237,35 @@ def compare(runs: Sequence[Place], *, baseline: Place = "", split: Literal["val"
 
 
 def train(
-    recipe: str = "digits",
+    recipe: str = "",
     data: Place | Mapping[str, Any] = "",
     *,
     epochs: float | None = None,
     out: Place = "",
-    seed: int = 0,
+    seed: int | None = None,
     launch: str = "",
     script: Place = "",
     **sections: Mapping[str, Any],
 ) -> Path:
     """Train by starting the processes of the command line, print their output, and return the run directory.
 
-    ``data`` is data.path, or a mapping of fields as the other sections are: ``optim={"lr": 1e-3}``. The same ``out``
+    Without a recipe it is digits, the demo. ``data`` is data.path, or a mapping of fields as the other sections are:
+    ``optim={"lr": 1e-3}``. What is not given is the recipe's own, also the seed. The same ``out``
     again resumes; empty: a new directory in runs/. ``launch``: the launcher with its options; empty: accelerate launch
     where there are several GPUs, else python. ``script``: train.py, where it is neither beside this package nor in the
     working directory. An interrupt saves a checkpoint and ends the run. ValueError for bad fields, RuntimeError for a
     run that did not finish.
     """
     own = data if isinstance(data, Mapping) else {"path": data} if data else {}
-    given = {"seed": seed, "out": _path(out), "data": own, **sections}
+    if own.get("path") and not recipe:
+        raise ValueError("no recipe is named: cls.train('mlp-head', data=…); `cls recipes` lists them")
+    recipe = recipe or "digits"
+    given = {"out": _path(out), "data": own, **sections} | ({} if seed is None else {"seed": seed})
     if wrong := [name for name, value in sections.items() if not isinstance(value, Mapping)]:
         raise ValueError(f"{wrong[0]} is {sections[wrong[0]]!r}: give its fields, such as {wrong[0]}={{'name': value}}")
     if epochs is not None:
+        if "epochs" in sections.get("train", {}):
+            raise ValueError("epochs and train['epochs'] are the same: give one of them")
         given["train"] = {**sections.get("train", {}), "epochs": epochs}
     run = _configured(recipe, given)
     usual = "accelerate launch" if len(gpu_numbers()) > 1 else "python"
@@ -303,7 +312,7 @@ def _plain(value: Any) -> Any:
         return [_plain(one) for one in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    return value.item() if isinstance(value, np.generic) else value
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def _script(path: str) -> str:

@@ -1,5 +1,6 @@
 """The Python API: the answers of the commands, in a program that keeps its own settings; and in a real notebook."""
 
+import io
 import json
 import os
 import re
@@ -21,8 +22,10 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import cls
+from cls import recipes
 from cls.commands.export.run import export
 from cls.commands.options import ExportOptions, PredictOptions
+from cls.commands.parsing import parse_run
 from cls.commands.predict import predict_images
 from cls.evaluation.predictions import read_parquet
 from cls.evaluation.trained_model import network
@@ -242,6 +245,29 @@ def test_what_is_no_image_is_rejected(model: cls.Model, given: Any, message: str
         model.predict(given)
 
 
+def test_other_containers_are_lists(model: cls.Model, images: Path) -> None:
+    expected = model.predict(files(images)[:3])
+    assert model.predict(path for path in files(images)[:3]) == expected
+    assert sorted(model.predict(set(files(images)[:3])), key=lambda one: one.image) == expected
+
+
+def test_an_image_of_pillow_that_cannot_be_read_is_a_row(
+    model: cls.Model, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    buffer = io.BytesIO()
+    picture(images).convert("RGB").resize((200, 200)).save(buffer, "JPEG")
+    (tmp_path / "cut.jpg").write_bytes(buffer.getvalue()[:900])
+    cut, good = Image.open(tmp_path / "cut.jpg"), files(images)[0]
+    first, second, third = model.predict([cut, good, Image.new("RGB", (0, 0))])
+    assert first.error and not first.label and third.error
+    assert dict(second.top) == pytest.approx(dict(model.predict(good).top), abs=1e-6)
+    assert "image 0: image file is truncated" in caplog.text
+    with pytest.raises(ValueError, match="0: empty file"):
+        model.predict(Image.open(tmp_path / "cut.jpg"))
+    with pytest.raises(ValueError, match="the path is empty"):
+        model.predict("")
+
+
 def test_bad_arguments_are_rejected(model: cls.Model, run: str, images: Path) -> None:
     with pytest.raises(ValueError, match="top_k must be at least 1, found 0"):
         model.predict(files(images), top_k=0)
@@ -286,6 +312,7 @@ def test_several_models_give_their_mean(model: cls.Model, run: str, images: Path
     both, single = cls.load(run, other), cls.load(other)
     file = files(images)[0]
     first, second, mean = (dict(one.predict(file).top) for one in (model, single, both))
+    assert dict(cls.load([run, other]).predict(file).top) == mean
     assert mean == pytest.approx({name: (first[name] + second[name]) / 2 for name in CLASSES}) and first != second
     for what in (lambda: both.embed(file), lambda: both.network):
         with pytest.raises(ValueError, match="is of one model, and 2 were loaded"):
@@ -419,9 +446,26 @@ def test_fields_are_checked_before_a_process_starts(given: dict[str, Any], messa
         cls.train(**given)
 
 
+def test_what_is_not_given_is_the_recipes_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[list[str]] = []
+    monkeypatch.setattr("cls.api._follow", lambda command, lines: started.append(command) or 0)
+    cls.train("mlp-head", data=tmp_path, out=tmp_path / "x")
+    assert recipes.get("mlp-head").seed == 63 and "--seed" not in started[0]
+    assert parse_run(started[0][2:]).seed == 63
+    cls.train("mlp-head", data=tmp_path, out=tmp_path / "x", seed=0)
+    assert parse_run(started[1][2:]).seed == 0
+    with pytest.raises(ValueError, match=r"no recipe is named: cls.train\('mlp-head'"):
+        cls.train(data=tmp_path)
+    with pytest.raises(ValueError, match="give one of them"):
+        cls.train("digits", epochs=3, train={"epochs": 4})
+    assert len(started) == 2
+
+
 def test_values_of_numpy_and_paths_are_fields(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     started: list[list[str]] = []
     monkeypatch.setattr("cls.api._follow", lambda command, lines: started.append(command) or 0)
+    cls.train("digits", optim={"betas": np.array([0.8, 0.9])}, out=tmp_path / "x")
+    assert started.pop()[-3:] == ["--optim.betas", "0.8", "0.9"]
     given = {"size": np.int64(64), "path": tmp_path}
     assert cls.train("digits", data=given, optim={"lr": np.float32(0.5)}, out=tmp_path / "x") == tmp_path / "x"
     (command,) = started

@@ -34,7 +34,7 @@ from cls.commands.options import (
 from cls.commands.parsing import parse_options, plain_options
 from cls.config import Data, Run
 from cls.runtime.files import write_whole
-from cls.runtime.paths import check_output, writing
+from cls.runtime.paths import check_output, check_picture, writing
 from cls.runtime.signals import StopSignal
 from cls.tracking.run_files import models_first
 
@@ -64,7 +64,7 @@ class Show(RunCommand):
     """First optimizer step whose images are shown."""
 
     def do(self, stop: StopSignal) -> Answer:
-        check_output("to", self.to)
+        check_picture("to", self.to)
         if self.count < 1 or self.step < 0:
             raise ValueError(
                 f"--count is {self.count}, --step {self.step}: give at least one image, and a step from 0 on"
@@ -138,7 +138,7 @@ class Explain(ExplainOptions, Command):
     """Image files, a folder of images, or tables of images (parquet, arrow, tar)."""
 
     def do(self, stop: StopSignal) -> Answer:
-        check_output("to", self.to)
+        check_picture("to", self.to)
         from cls.commands.explain import explain_images
 
         return explain_images(*models_first((self.run, *self.path)), self, stop), None
@@ -235,7 +235,7 @@ class Compare(Command):
 
     def do(self, stop: StopSignal) -> Answer:
         check_output("to", self.to)
-        check_output("curves", self.curves)
+        check_picture("curves", self.curves)
         from cls.commands.compare import draw, markdown, show, without_tables
         from cls.evaluation.compare import comparable, compare
 
@@ -389,7 +389,7 @@ class Check(SplitOptions, DeviceOptions, Command):
     """PNG file to write: duplicates side by side, corrupt images, possible label errors."""
 
     def do(self, stop: StopSignal) -> Answer:
-        check_output("to", self.to)
+        check_picture("to", self.to)
         data, to = self.data(self.path), Path(self.to) if self.to else None
         from cls.commands.check.findings import data_error
         from cls.commands.check.run import check_images

@@ -36,12 +36,18 @@ class Tile(NamedTuple):
         return " + ".join(f"{short(name, 9)} {f'{share:.2f}'.removeprefix('0')}" for name, share in ranked)
 
 
+LEAST = 160
+"""Pixels that an image is drawn with, nearly at least: the original of a tiny one would be unrecognisable."""
+
+
 def write_sheet(path: Path, tiles: list[Tile], title: str) -> None:
     """A PNG of all tiles in the given order, each beside its original, about twice as wide as high."""
     columns = max(2, math.ceil(math.sqrt(len(tiles))))  # as wide as the title at least
     figure, cells = _grid(len(tiles), columns, (3.4, 1.95), title)
     for axes, tile in zip(cells, tiles, strict=False):
         image = tile.image.permute(1, 2, 0).numpy()
+        times = max(1, LEAST // image.shape[0])
+        image = image.repeat(times, axis=0).repeat(times, axis=1)
         side = image.shape[0]
         axes.imshow(np.concatenate([_framed(tile.original, side, side // 16), image], axis=1), interpolation="nearest")
         axes.set_title(tile.caption, fontsize=8)

@@ -165,6 +165,8 @@ def _need_folder(run: Run, argv: list[str]) -> None:
     if path.startswith(("/", ".")) and not os.path.exists(path):
         given = (word.rpartition("=")[2] for word in argv if os.path.expanduser(word.rpartition("=")[2]) == path)
         raise ValueError(f"{field}: there is no file or folder {next(given, path)}")
+    if path != "digits" and "://" not in path and not os.path.exists(path) and os.environ.get("RANK", "0") == "0":
+        print(f"{field}: there is no file or folder {path} here: looking for it on the hub", file=sys.stderr)
 
 
 def plain_options(argv: list[str], place: int) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cls.commands.contact_sheet import Tile, write_sheet
+from cls.commands.contact_sheet import LEAST, Tile, write_sheet
 from cls.config import Run
 from cls.data.dataset import train_dataset
 from cls.data.loader import batches, preprocess, worker_count
@@ -15,6 +15,7 @@ from cls.data.readers import Images, images_of
 from cls.data.sampler import MicroBatchSampler
 from cls.data.sources import load
 from cls.models.backbones import input_statistics
+from cls.runtime.console import printable
 from cls.runtime.paths import writing
 from cls.training.steps import Steps
 from cls.transforms.decode import CorruptImageError, decode
@@ -44,7 +45,7 @@ def contact_sheet(run: Run, to: Path, count: int, step: int) -> dict[str, Any]:
     Steps(len(splits.train), run.train)  # rejects a batch larger than the data
     indices = MicroBatchSampler(step, step + steps, run.train.batch, size, range(every))
     prepare = preprocess(input_statistics(run), run.seed, False, torch.device("cpu"))
-    tiles: list[Tile] = []
+    tiles, corrupt = list[Tile](), list[dict[str, str]]()
     for i, batch in enumerate(batches(dataset, indices, worker_count(run.data.workers, 1), size)):
         at, index = step + i // every, i % every
         mixing, partner = draw_mixing(run.augment, run.seed, at), partners(size, run.seed, at, index)
@@ -52,14 +53,20 @@ def contact_sheet(run: Run, to: Path, count: int, step: int) -> dict[str, Any]:
         pixels = ((images * prepare.std + prepare.mean).clamp(0, 1) * 255).round().byte()
         for image, target, sample, row in zip(pixels, targets, batch.indices, batch.rows, strict=True):
             shares = {splits.classes[c]: float(target[c]) for c in target.nonzero().flatten().tolist()}
-            tiles.append(Tile(image, shares, sample, source.name(row), original(source, row, run.data.size)))
+            tiles.append(
+                Tile(image, shares, sample, source.name(row), original(source, row, max(run.data.size, LEAST)))
+            )
+        corrupt += [{"id": source.name(row), "error": why} for row, why in batch.corrupt]
         if len(tiles) >= count:
             break
     del tiles[count:]
     with writing("to", to):
         write_sheet(to, tiles, f"{run.recipe}, from step {step} on: each file, and what the model gets")
+    for one in corrupt:
+        print(printable(f"{one['id']} is corrupt, another image is in its place: {one['error']}"), file=sys.stderr)
     print(f"{len(tiles)} training images in {to}", file=sys.stderr)
     return {
         "file": str(to),
         "samples": [{"index": t.sample, "id": t.id, "labels": t.shares} for t in tiles],
+        "corrupt": corrupt,
     }

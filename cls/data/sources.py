@@ -109,8 +109,10 @@ def labels_of(rows: Dataset | Stream) -> np.ndarray:
 def load_images(path: str, data: config.Data) -> Dataset:
     """All images of a folder (nested or not), a table or one image file, for prediction; every label is -1.
 
-    Ids are the paths below the folder, the table's ids, or the file's path as given.
+    Ids are the paths below the folder, the table's ids, or the file's path as given. ValueError for no path.
     """
+    if not path:
+        raise ValueError("the path is empty: name images, a folder or a table")
     if not path.lower().endswith(TABLES) and os.path.isfile(file := os.path.expanduser(path)):
         return load_listed([file])
     return _unlabelled(_read_one(path, data, labelled=False))

@@ -163,8 +163,8 @@ def common_labels(members: Sequence[Member]) -> dict[str, str]:
         if parts:
             raise ValueError(
                 f"{first.name} and {other.name} cannot be compared: " + "; ".join(parts) + ". Runs are compared on the "
-                "same images: where a run's seed drew its validation images, give the data a val folder or use "
-                "--split test"
+                "same images: where a run's seed drew its validation images, give the data a val folder, train with "
+                "--data.hold-out 1/10 (the same for all seeds), or use --split test"
             )
     return labels
 

@@ -31,10 +31,10 @@ def stdout_to_stderr() -> Iterator[None]:
 
 class Unread:
     """A standard stream that can lose its reader (``| head``, a notebook that ended): instead of an error on each line
-    ``gone`` is called, and nothing is written any more."""
+    ``lost`` is called, and nothing is written any more."""
 
-    def __init__(self, stream: TextIO, gone: Callable[[], None]) -> None:
-        self._stream, self._gone = stream, gone
+    def __init__(self, stream: TextIO, lost: Callable[[], None]) -> None:
+        self._stream, self._lost = stream, lost
 
     def write(self, text: str) -> int:
         with self._caught():
@@ -50,7 +50,7 @@ class Unread:
         try:
             yield
         except BrokenPipeError:
-            self._gone()
+            self._lost()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -64,6 +64,13 @@ def expand_home(name: str, value: T) -> T:
     return path  # type: ignore[return-value]  # T is str here
 
 
+def check_picture(option: str, path: str) -> None:
+    """:func:`check_output` for a picture, which is written as PNG whatever its name."""
+    if path and not path.lower().endswith(".png"):
+        raise ValueError(f"--{option} {path}: pictures are PNG files: name one that ends in .png")
+    check_output(option, path)
+
+
 def check_output(option: str, path: str | Path, folder: bool = False) -> None:
     """ValueError, before the work and not after it, where the file (or ``folder``) of an option cannot be written.
 

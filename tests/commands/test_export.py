@@ -30,6 +30,7 @@ from cls.data.dataset import EvalDataset, ViewDataset
 from cls.data.loader import load_batch
 from cls.data.readers import images_of
 from cls.data.sources import load_images
+from cls.evaluation.ensemble_record import models_of
 from cls.evaluation.predictions import Predictions, read_parquet
 from cls.evaluation.trained_model import load_trained_model
 from cls.models.backbones import HALF
@@ -116,6 +117,12 @@ def test_the_shown_lines_average_several_runs(tmp_path: Path, clothing: Path) ->
     assert found[0].tobytes() == found[1].tobytes()  # the folder is used like the runs
     shown = np.stack([np.asarray(scope["probabilities"](clothing / "test" / name)) for name in predicted.ids[:5]])
     assert np.abs(shown - found[0][:5]).max() < 0.05 and found[0][:5].std() > 1e-3
+
+    graphs = replace(command, options=replace(options, format=("onnx",), count=2), to=str(tmp_path / "graphs"))
+    graphs.do(StopSignal())
+    assert sorted(path.name for path in (tmp_path / "graphs" / "member-1").iterdir()) == ["config.json", "model.onnx"]
+    with pytest.raises(ValueError, match="does not name its members' files: name the runs themselves"):
+        models_of(str(tmp_path / "graphs"))  # of which cls has no weights
 
     untrained(tmp_path / "other", 5, {"size": 32}, {"backbone": "resnet18"})
     with pytest.raises(ValueError, match=r"other classes \(only the second has 'class 4'\)"):

@@ -1,5 +1,6 @@
 """`cls show` draws what the model is given: the same samples, pixels and targets as training."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cls.commands.contact_sheet import Tile, write_sheet
+from cls.commands.contact_sheet import LEAST, Tile, write_sheet
 from cls.commands.show import contact_sheet, original
 from cls.config import Data
 from cls.data.dataset import train_dataset
@@ -51,11 +52,22 @@ def test_each_sample_is_beside_the_picture_of_its_file(
     monkeypatch.setattr("cls.commands.show.write_sheet", lambda to, tiles, title: drawn.extend(tiles))
     run = on(photos, train=SMALL, data={"streaming": streaming})
     contact_sheet(run, tmp_path / "samples.png", 8, 0)
-    assert len({tile.id for tile in drawn}) == 8
+    assert len({tile.id for tile in drawn}) == 8 and run.data.size < LEAST
     for tile in drawn:
         with Image.open(photos / tile.id) as image:
-            image.thumbnail((run.data.size, run.data.size))
+            image.thumbnail((LEAST, LEAST))
             assert tile.original is not None and (tile.original == np.asarray(image.convert("RGB"))).all(), tile.id
+
+
+def test_a_corrupt_file_is_named(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    bad = sorted((tmp_path / "photos" / "train").rglob("*.jpg"))[0]
+    bad.write_bytes(b"no image")
+    run = on(tmp_path / "photos", train=SMALL)
+    count = len(load(run.data, run.seed).train)
+    document = contact_sheet(run, tmp_path / "samples.png", count, 0)
+    assert [one["id"] for one in document["corrupt"]] == [str(bad.relative_to(tmp_path / "photos"))]
+    assert f"{document['corrupt'][0]['id']} is corrupt, another image is in its place: " in capsys.readouterr().err
 
 
 def test_a_corrupt_file_has_no_original(tmp_path: Path) -> None:

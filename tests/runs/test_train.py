@@ -345,6 +345,8 @@ def test_a_mistyped_folder_is_reported_before_weights_are_fetched_for_it(
     assert f"data.copy: there is no file or folder {tmp_path / 'gone'}" in capsys.readouterr().err
     for path in (str(tmp_path), "somebody/photos"):  # the second may be one on a hub
         fail_early(["mlp-head", "--data.path", path])
+    said = capsys.readouterr().err
+    assert said == "data.path: there is no file or folder somebody/photos here: looking for it on the hub\n"
     (tmp_path / "done").mkdir()
     (tmp_path / "done" / "config.yaml").touch()  # a finished run says so, with or without its images
     fail_early(["mlp-head", "--data.path", "./missing", "--out", str(tmp_path / "done")])

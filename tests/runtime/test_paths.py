@@ -17,7 +17,7 @@ from cls.commands.arguments import COMMANDS
 from cls.commands.main import parse_command
 from cls.commands.parsing import out_of, parse_run
 from cls.config import Run, change, diff
-from cls.runtime.paths import PATHS, check_output, command_line, elsewhere, name_problem, writing
+from cls.runtime.paths import PATHS, check_output, check_picture, command_line, elsewhere, name_problem, writing
 from tests.harness import ROOT, environment
 from tests.harness.untrained import untrained
 
@@ -142,6 +142,11 @@ def test_the_command_of_a_message_has_the_option_once(monkeypatch: pytest.Monkey
 def test_outputs_are_tried_before_the_work_and_nothing_is_left(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     check_output("to", "")
+    check_picture("to", "")
+    check_picture("to", str(tmp_path / "x.PNG"))
+    for name in ("x.jpg", "x", "x.png.txt"):
+        with pytest.raises(ValueError, match=f"--to .*{name}: pictures are PNG files: name one that ends in .png"):
+            check_picture("to", str(tmp_path / name))
     check_output("to", tmp_path / "new" / "deeper" / "x.md")
     check_output("to", tmp_path / "file")
     check_output("out", tmp_path / "new", folder=True)

@@ -174,7 +174,8 @@ def _data(trained: TrainedModel, record: RunRecord) -> str:
     seeded = f"of the training images, stratified, seed {run.seed}"
     held = f"the data's own validation split where it has one, else {run.data.val_fraction:g} {seeded}"
     if run.data.hold_out:
-        held = f"`data.hold_out {run.data.hold_out}` {seeded}" if run.data.validates else NO_VALIDATION
+        part = f"`data.hold_out {run.data.hold_out}` of the training images, stratified"  # the same for all seeds
+        held = part if run.data.validates else NO_VALIDATION
     names = trained.classes
     listed = ", ".join(names) if len(names) <= NAMED else f"{len(names)}, in `config.json` (`label_names`)"
     source = "digits, of scikit-learn" if _dataset(run) else "images of the author's own (describe them here)"
@@ -232,7 +233,9 @@ def _loading(found: list[Verified], folder: Path, name: str) -> str:
 def _limits(record: RunRecord, found: list[Verified]) -> str:
     shown = record.test if record.test is not None and (record.test.labels >= 0).any() else record.val
     lines = ["## Limits", "", "* It names one of its classes for every image, also for one of none of them.",
-             "* Images of other cameras, places or times than those above can be recognised less often."]  # fmt: skip
+             "* Images of other cameras, places or times than those above can be recognised less often.",
+             "* The lines above make transparent pixels black and cut 16-bit images off at 255; `cls predict` puts "
+             "transparency on white and scales 16 bits to 8."]  # fmt: skip
     left = found[0].agreement["against"][0]["views"] if len(found[0].agreement["against"]) > 1 else []
     if left:
         lines.append(f"* `cls predict` averages the views {', '.join(left)}, of which the lines above lack some.")

@@ -39,7 +39,7 @@ def export_members(paths: Sequence[str], to: Path, options: ExportOptions, stop:
         }
         for name, path, (run, *_) in zip(names, paths, headers, strict=True)
     ]  # fmt: skip
-    index = {"rule": RULE, "members": members, "classes": headers[0][1]}
+    index = {"rule": RULE, "classes": headers[0][1]} | ({"members": members} if "safetensors" in options.format else {})
     with writing("to", to):
         write_whole(to / FILE, json.dumps(index, indent=1, ensure_ascii=False).encode() + b"\n")
     python = averaging(to, [next(iter(document["python"].values())) for document in documents])

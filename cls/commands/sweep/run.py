@@ -76,6 +76,8 @@ def run_sweep(
         rows = find_members(sweeps, seeds, values, folder, folds)
     elif not (options.slurm or options.wandb):
         _print_commands(rows, command)
+        if not fields.data.path:
+            print("# data.path is empty: add --data.path FOLDER, without which only digits can train", file=sys.stderr)
     document["members"] = [
         {"run": member.run.out, "recipe": member.run.recipe, "seed": member.run.seed, "fold": member.fold,
          "state": member.state or "not started", "command": shlex.join(command(member))}

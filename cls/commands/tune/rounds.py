@@ -110,7 +110,7 @@ class Plan:
 
     @property
     def comparisons(self) -> int:
-        """Pairs of candidates in all rounds as planned; a best rate at the edge brings more."""
+        """Pairs of candidates in all rounds as planned; a best rate at the edge adds some."""
         return sum(k * (k - 1) // 2 for k, _ in self.rounds)
 
     def epochs_of(self, steps: int) -> float:
