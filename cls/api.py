@@ -256,18 +256,9 @@ def train(
     working directory. An interrupt saves a checkpoint and ends the run. ValueError for bad fields, RuntimeError for a
     run that did not finish.
     """
-    own = data if isinstance(data, Mapping) else {"path": data} if data else {}
-    if own.get("path") and not recipe:
-        raise ValueError("no recipe is named: cls.train('mlp-head', data=…); `cls recipes` lists them")
+    given = _given(recipe, data, epochs, seed, sections)
     recipe = recipe or "digits"
-    given = {"out": _path(out), "data": own, **sections} | ({} if seed is None else {"seed": seed})
-    if wrong := [name for name, value in sections.items() if not isinstance(value, Mapping)]:
-        raise ValueError(f"{wrong[0]} is {sections[wrong[0]]!r}: give its fields, such as {wrong[0]}={{'name': value}}")
-    if epochs is not None:
-        if "epochs" in sections.get("train", {}):
-            raise ValueError("epochs and train['epochs'] are the same: give one of them")
-        given["train"] = {**sections.get("train", {}), "epochs": epochs}
-    run = _configured(recipe, given)
+    run = _configured(recipe, given | {"out": _path(out)})
     usual = "accelerate launch" if len(gpu_numbers()) > 1 else "python"
     launcher = [*shlex.split(launch or usual), _script(_path(script))]
     launcher[0] = executable(launcher)
@@ -289,6 +280,23 @@ def train(
         if not out and not list((directory / "checkpoints").glob("step-*")):
             shutil.rmtree(directory, ignore_errors=True)  # no run would ever resume from it
     return directory
+
+
+def _given(
+    recipe: str, data: Place | Mapping[str, Any], epochs: float | None, seed: int | None, sections: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields of :func:`train` by section; ValueError for those that mean nothing."""
+    own = data if isinstance(data, Mapping) else {"path": data} if data else {}
+    if own.get("path") and not recipe:
+        raise ValueError("no recipe is named: cls.train('mlp-head', data=…); `cls recipes` lists them")
+    if wrong := [name for name, value in sections.items() if not isinstance(value, Mapping)]:
+        raise ValueError(f"{wrong[0]} is {sections[wrong[0]]!r}: give its fields, such as {wrong[0]}={{'name': value}}")
+    given = {"data": own, **sections} | ({} if seed is None else {"seed": seed})
+    if epochs is not None:
+        if "epochs" in sections.get("train", {}):
+            raise ValueError("epochs and train['epochs'] are the same: give one of them")
+        given["train"] = {**sections.get("train", {}), "epochs": epochs}
+    return given
 
 
 def _configured(recipe: str, given: Mapping[str, Any]) -> Run:

@@ -66,9 +66,9 @@ def expand_home(name: str, value: T) -> T:
 
 def check_picture(option: str, path: str) -> None:
     """:func:`check_output` for a picture, which is written as PNG whatever its name."""
+    check_output(option, path)
     if path and not path.lower().endswith(".png"):
         raise ValueError(f"--{option} {path}: pictures are PNG files: name one that ends in .png")
-    check_output(option, path)
 
 
 def check_output(option: str, path: str | Path, folder: bool = False) -> None:
