@@ -250,11 +250,11 @@ def train(
     """Train by starting the processes of the command line, print their output, and return the run directory.
 
     Without a recipe it is digits, the demo. ``data`` is data.path, or a mapping of fields as the other sections are:
-    ``optim={"lr": 1e-3}``. What is not given is the recipe's own, also the seed. The same ``out``
-    again resumes; empty: a new directory in runs/. ``launch``: the launcher with its options; empty: accelerate launch
-    where there are several GPUs, else python. ``script``: train.py, where it is neither beside this package nor in the
-    working directory. An interrupt saves a checkpoint and ends the run. ValueError for bad fields, RuntimeError for a
-    run that did not finish.
+    ``optim={"lr": 1e-3}``. What is not given is the recipe's own, also the seed. The same ``out`` again resumes; empty:
+    a new directory in runs/. ``launch``: the launcher with its options; empty: accelerate launch where there are
+    several GPUs, else python. ``script``: train.py, where it is neither beside this package nor in the working
+    directory. An interrupt saves a checkpoint and ends the run. ValueError for bad fields, RuntimeError for a run that
+    did not finish.
     """
     given = _given(recipe, data, epochs, seed, sections)
     recipe = recipe or "digits"

@@ -118,6 +118,8 @@ def _leave_early(*_: object) -> None:
 
 def parse_options(kind: type[T], default: T | None, argv: list[str], prog: str, text: str) -> T:
     """The options of a command line, with ``~`` in all paths expanded."""
+    if any(not word and not before.startswith("--") for before, word in pairwise(["", *argv])):
+        raise ValueError("a word of the command line is empty: is a variable of the shell not set?")
     markers = (tyro.conf.FlagConversionOff, tyro.conf.HelptextFromCommentsOff)  # --field True, as sweeps write it
     prints = os.environ.get("RANK", "0") == "0"  # every rank finds the same mistake
     for old, word in zip(argv, argv := renamed(argv), strict=True):

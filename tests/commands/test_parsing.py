@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cls.commands.main import parse_command
 from cls.commands.parsing import parse_run
 from cls.config import Run, change, flat, from_yaml, to_yaml
 
@@ -75,3 +76,21 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "run" / "best" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"start-from: .*best/model.safetensors does not exist: name a run in which"):
         parse_run(["--start-from", str(tmp_path / "run")])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "run", ""],
+        ["evaluate", "run", ""],
+        ["check", ""],
+        ["pack", "", "--to", "x"],
+        ["explain", "run", "a.jpg", ""],
+        ["compare", "", "b"],
+    ],
+)
+def test_an_empty_word_is_an_unset_variable(words: list[str]) -> None:
+    """As of "$PHOTOS": it is not the current directory, and not the run's own images."""
+    with pytest.raises(ValueError, match="a word of the command line is empty"):
+        parse_command(words[0], words[1:])
+    assert parse_command("predict", ["run", "photos", "--out", ""]).out == ""

@@ -45,3 +45,8 @@ def test_the_marks_of_a_small_learning_rate_are_short() -> None:
     for rate, marks in ((5e-4, ["0", "1.5e-4", "3e-4", "4.5e-4"]), (2e-3, ["0", "0.0005", "0.001", "0.0015", "0.002"])):
         (chart,) = curves([{"step": step, "epoch": 1, "train/lr": rate} for step in (1, 2)])
         assert [mark["text"] for mark in chart["y"]] == marks
+    rows = [{"step": step, "epoch": 1, "train/images_per_second": 600.0 * step} for step in (1, 2, 3)]
+    (chart,) = curves(rows)
+    assert [mark["text"] for mark in chart["y"]] == ["0", "400", "800", "1,200", "1,600"]
+    rows = [{"step": step, "epoch": 1, "val/accuracy": 1e-4 * step} for step in (1, 2)]  # a share stays one
+    assert all(mark["text"].endswith("%") for chart in curves(rows) for mark in chart["y"])

@@ -234,8 +234,8 @@ def _limits(record: RunRecord, found: list[Verified]) -> str:
     shown = record.test if record.test is not None and (record.test.labels >= 0).any() else record.val
     lines = ["## Limits", "", "* It names one of its classes for every image, also for one of none of them.",
              "* Images of other cameras, places or times than those above can be recognised less often.",
-             "* The lines above make transparent pixels black and cut 16-bit images off at 255; `cls predict` puts "
-             "transparency on white and scales 16 bits to 8."]  # fmt: skip
+             "* The lines above ignore transparency and cut 16-bit images off at 255; `cls predict` puts transparent "
+             "pixels on white and scales 16 bits to 8."]  # fmt: skip
     left = found[0].agreement["against"][0]["views"] if len(found[0].agreement["against"]) > 1 else []
     if left:
         lines.append(f"* `cls predict` averages the views {', '.join(left)}, of which the lines above lack some.")

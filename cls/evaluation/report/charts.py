@@ -116,13 +116,15 @@ def _percent(value: float, low: float, high: float) -> float:
 
 
 def _number(value: float, share: bool) -> str:
-    return f"{100 * value:.3g}%" if share else f"{value:.3g}"
+    if share:
+        return f"{100 * value:.3g}%"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _marks(values: list[float], share: bool) -> list[str]:
     """The texts of an axis; all with an exponent where one, such as 0.00045, would be wider than the margin."""
     texts = [_number(value, share) for value in values]
-    if max(map(len, texts), default=0) <= WIDEST:
+    if share or max(map(len, texts), default=0) <= WIDEST:
         return texts
     parts = [f"{value:.2e}".split("e") for value in values]
     return [f"{float(digits):g}e{int(exponent)}" if float(digits) else "0" for digits, exponent in parts]
