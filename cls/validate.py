@@ -156,14 +156,19 @@ def _combinations(run: Run) -> None:
 def _check_phases(run: Run) -> None:
     optim, epochs = run.optim, run.train.epochs
     if optim.head_epochs > epochs:
-        raise ValueError(f"optim.head_epochs is {optim.head_epochs:g}, more than train.epochs {epochs:g}")
+        raise ValueError(
+            f"optim.head_epochs is {optim.head_epochs:g}, more than train.epochs {epochs:g}: add --optim.head-epochs 0"
+        )
     if optim.head_epochs and run.model.weights == "none":
         raise ValueError(
-            "optim.head_epochs trains the head on pretrained features, but model.weights is none: set it to 0"
+            "optim.head_epochs trains the head on pretrained features, but model.weights is none: add --optim.head-epochs 0"
         )
     if optim.schedule == "warmup-cosine" and optim.warmup >= epochs - optim.head_epochs > 0:
         head = f" less optim.head_epochs {optim.head_epochs:g}" if optim.head_epochs else ""
-        raise ValueError(f"optim.warmup is {optim.warmup} epochs, not fewer than train.epochs {epochs:g}{head}")
+        raise ValueError(
+            f"optim.warmup is {optim.warmup} epochs, not fewer than train.epochs {epochs:g}{head}: "
+            f"add --optim.warmup {(epochs - optim.head_epochs) / 4:g}"
+        )
 
 
 def _divisor(batch: int, near: int) -> int:

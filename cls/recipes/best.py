@@ -42,35 +42,43 @@ def best() -> Run:
         recipe="best",
         data=Data(size=224, eval_frame="center", crop_pct=1.0),
         augment=Augment(
-            order=("frame", "hflip"), frame="crop", crop_scale=(0.35, 1.0), hflip=0.5, tta=("identity", "hflip")
+            order=("frame", "hflip", "trivialaugment"), frame="crop", crop_scale=(0.35, 1.0), hflip=0.5,
+            trivialaugment=True, mixup=0.1,
         ),
         model=Model(backbone="resnext101_32x8d", weights="IMAGENET1K_V2"),
         optim=Optim(
-            name="adamw", lr=2e-3, lr_batch=32, weight_decay=0.01, label_smoothing=0.1, schedule="warmup-cosine",
-            warmup=0.3,
+            name="adamw", lr=2e-4, lr_batch=64, weight_decay=0.05, decay_norms=False, head_epochs=1.0,
+            stage_decay=0.7, clip=1.0, ema=0.999, label_smoothing=0.1, schedule="warmup-cosine", warmup=1.0,
         ),
-        train=Train(epochs=12, batch=32, micro_batch=32),
+        train=Train(epochs=12, batch=64, micro_batch=16),
     )  # fmt: skip
 
 
+_SMALL: dict[str, Any] = {
+    "augment": {"order": ("frame", "hflip"), "trivialaugment": False, "mixup": 0.0, "tta": ("identity", "hflip")},
+    "optim": {
+        "lr": 2e-3, "lr_batch": 32, "weight_decay": 0.01, "decay_norms": True, "head_epochs": 0.0, "stage_decay": 1.0,
+        "clip": 0.0, "ema": 0.0, "warmup": 0.3,
+    },
+    "train": {"batch": 32, "micro_batch": 32},
+}  # fmt: skip
 _BASELINE: dict[str, Any] = {
     "data": {"crop_pct": 0.875},
-    "augment": {"tta": ()},
-    "optim": {"lr": 1e-3, "lr_batch": 64, "schedule": "one-cycle", "warmup": 0.0},
+    "augment": _SMALL["augment"] | {"tta": ()},
+    "optim": _SMALL["optim"] | {"lr": 1e-3, "lr_batch": 64, "schedule": "one-cycle", "warmup": 0.0},
     "train": {"batch": 64, "micro_batch": 64},
 }
 
 # name: what it is, and what it changes
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "best-small": ("for a small network and few steps: a high rate, batch 32, crop and flip only", _SMALL),
     "best-baseline": ("the plain baseline: one-cycle, rate 1e-3, batch 64, centre crop of 0.875", _BASELINE),
-    "best-rate": ("half the rate, 1e-3", {"optim": {"lr": 1e-3}}),
-    "best-cycle": (
-        "one-cycle: the rate rises for 30 % of the run",
-        {"optim": {"schedule": "one-cycle", "warmup": 0.0}},
+    "best-plain-pixels": (
+        "crop and flip without TrivialAugment",
+        {"augment": {"order": ("frame", "hflip"), "trivialaugment": False}},
     ),
-    "best-batch": (
-        "batch 64, at the same rate",
-        {"train": {"batch": 64, "micro_batch": 64}, "optim": {"lr_batch": 64}},
-    ),
-    "best-crop": ("the usual centre crop of 0.875 in validation and test", {"data": {"crop_pct": 0.875}}),
+    "best-no-mixup": ("no mixup", {"augment": {"mixup": 0.0}}),
+    "best-whole-start": ("the whole network trains from the first step", {"optim": {"head_epochs": 0.0}}),
+    "best-one-rate": ("one rate for all stages", {"optim": {"stage_decay": 1.0}}),
+    "best-no-average": ("the weights as they are, without a moving average", {"optim": {"ema": 0.0}}),
 }

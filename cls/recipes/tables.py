@@ -201,10 +201,11 @@ SWEEPS: dict[str, Sweep] = {
         "our own recipe without one of its parts",
         (
             Row("whole", "best"),
-            Row("half the rate", "best-rate"),
-            Row("one-cycle", "best-cycle"),
-            Row("batch 64", "best-batch"),
-            Row("centre crop .875", "best-crop"),
+            Row("no TrivialAugment", "best-plain-pixels"),
+            Row("no mixup", "best-no-mixup"),
+            Row("whole from the start", "best-whole-start"),
+            Row("one rate", "best-one-rate"),
+            Row("no average", "best-no-average"),
         ),
     ),
 }

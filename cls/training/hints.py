@@ -10,8 +10,8 @@ from cls.models.backbones import pretrained_size
 
 
 def hints(run: Run, world: World) -> list[str]:
-    """Cores that a run on a CPU leaves idle, and what a recipe's values were not chosen for."""
-    return [line for line in (_idle_cores(run, world), _other_backbone(run)) if line]
+    """Cores that a run on a CPU leaves idle, and what a recipe's values were not chosen for, and a run of the head alone."""
+    return [line for line in (_idle_cores(run, world), _other_backbone(run), _head_alone(run)) if line]
 
 
 def _idle_cores(run: Run, world: World) -> str:
@@ -37,4 +37,13 @@ def _other_backbone(run: Run) -> str:
     return (
         f"the rate of {run.recipe}, {run.optim.lr:g}, was chosen for {usual.model.backbone}, not for {own}{trained}; "
         f"to find one: {shlex.join(words)} …"
+    )
+
+
+def _head_alone(run: Run) -> str:
+    if not 0 < run.optim.head_epochs == run.train.epochs:
+        return ""
+    return (
+        f"only the head trains: optim.head_epochs {run.optim.head_epochs:g} is the whole run; for the network too, add "
+        "epochs or --optim.head-epochs 0"
     )

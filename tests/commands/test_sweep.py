@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from cls import recipes
 from cls.commands.main import parse_command
@@ -66,7 +67,7 @@ TABLES = {
     "resnet50-mlp/parts": "whole –/.92, no MLP –/.912, no mixup –/.91",
     "best/systems": "attention-gate –/–, cbam-mixup –/–, mlp-head –/–, se-resnext –/–, resnet50-mlp –/–, "
     "plain baseline –/–, best –/–",
-    "best/parts": "whole –/–, half the rate –/–, one-cycle –/–, batch 64 –/–, centre crop .875 –/–",
+    "best/parts": "whole –/–, no TrivialAugment –/–, no mixup –/–, whole from the start –/–, one rate –/–, no average –/–",
 }
 SYSTEMS = ("systems", "best/systems")  # their rows differ in everything
 
@@ -74,6 +75,7 @@ V0, V1 = "dropout:0.5", "500 relu dropout:0.5"
 V2, V3 = "500 relu 250 dropout:0.5", "500 bn relu 250 relu dropout:0.5"
 V4 = "1024 bn relu dropout:0.5 512 bn relu dropout:0.4 256 bn relu dropout:0.3"
 LAST2, LAST1 = ("stem", "layer1", "layer2"), ("stem", "layer1", "layer2", "layer3")
+PIXELS = ("frame", "hflip", "trivialaugment")
 DEEP = "bn 1024 relu dropout:0.5 512 relu dropout:0.5"
 
 # every field in which the rows of a table differ, with its values in the order of the rows
@@ -131,13 +133,12 @@ ABOUT: dict[str, dict[str, list[Any]]] = {
     "resnet50-mlp/parts": {"model.head": ["512 bn silu dropout:0.5", "", "512 bn silu dropout:0.5"],
                            "augment.mixup": [0.2, 0.2, 0.0]},
     "best/parts": {
-        "data.crop_pct": [1.0, 1.0, 1.0, 1.0, 0.875],
-        "optim.lr": [2e-3, 1e-3, 2e-3, 2e-3, 2e-3],
-        "optim.lr_batch": [32, 32, 32, 64, 32],
-        "optim.schedule": ["warmup-cosine", "warmup-cosine", "one-cycle", "warmup-cosine", "warmup-cosine"],
-        "optim.warmup": [0.3, 0.3, 0.0, 0.3, 0.3],
-        "train.batch": [32, 32, 32, 64, 32],
-        "train.micro_batch": [32, 32, 32, 64, 32],
+        "augment.order": [PIXELS, PIXELS[:2], PIXELS, PIXELS, PIXELS, PIXELS],
+        "augment.trivialaugment": [True, False, True, True, True, True],
+        "augment.mixup": [0.1, 0.1, 0.0, 0.1, 0.1, 0.1],
+        "optim.head_epochs": [1.0, 1.0, 1.0, 0.0, 1.0, 1.0],
+        "optim.stage_decay": [0.7, 0.7, 0.7, 0.7, 1.0, 0.7],
+        "optim.ema": [0.999, 0.999, 0.999, 0.999, 0.999, 0.0],
     },
 }  # fmt: skip
 
@@ -209,10 +210,10 @@ def test_a_recipes_line_ends_with_its_figures() -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos of three colours, the test images labelled; and the file with ResNet-50's V2 weights, of a narrow one."""
+    """Photos of three colours, the test images labelled; the file with ResNet-50's V2 weights, of a narrow one; and
+    weights of a small ResNeXt."""
     root = tmp_path_factory.mktemp("sweeps")
-    splits = ("photos/train", 4), ("photos/val", 2), ("photos/test", 3)
-    for split, count in (*splits, ("many/train", 22), ("many/val", 2), ("many/test", 3)):  # 64 and a bit to train on
+    for split, count in ("photos/train", 4), ("photos/val", 2), ("photos/test", 3):
         for label in range(3):
             folder = root / split / str(label)
             folder.mkdir(parents=True)
@@ -222,10 +223,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 picture.save(folder / f"{folder.parent.name}{label}{i}.png")
     with pytest.MonkeyPatch.context() as patch:
         narrow(patch.setattr)
-        weights = plain("resnet50").state_dict()
+        weights, small = plain("resnet50").state_dict(), plain("resnext14_8x8d").state_dict()
     file = root / "torch" / "hub" / "checkpoints" / "resnet50-11ad3fa6.pth"
     file.parent.mkdir(parents=True)
     torch.save(weights, file)
+    save_file(small, root / "pretrained.safetensors")
     return root
 
 
@@ -254,7 +256,7 @@ def server(runs: Runs, place: Path) -> Server:
     return Server(environment(PYTHONPATH=str(ROOT), HARNESS_SERVER=runs.address, **extra))
 
 
-# two steps of everything; a table about the backbone, its weights or the batch keeps its own
+# two steps of everything; a table about the backbone or its weights keeps its own
 SMALL_BATCH = "--train.batch 8 --train.micro-batch 4 --optim.lr-batch 8"
 TOY = """
 --data.size 32 --data.workers 0 --train.epochs 1
@@ -263,14 +265,17 @@ TOY = """
 BACKBONE, NO_WEIGHTS = "--model.backbone resnext14_8x8d", "--model.weights none"
 OWN_BACKBONE = ("mlp-head/depth", "cbam-mixup/backbone", "se-resnext/backbone")
 WEIGHTS = "mlp-head/weights"  # its rows are recipes of the depth table, which has no weights here
+HEAD_FIRST = ("best/systems", "best/parts")  # an epoch of the head on pretrained features, then one of the network
 
 
 def toy(place: Path, name: str) -> list[str]:
-    batch = [] if name == "best/parts" else shlex.split(SMALL_BATCH)
-    photos = place / ("photos" if batch else "many")
-    words = [*batch, *shlex.split(TOY), "--data.path", str(photos)]
+    words = [*shlex.split(SMALL_BATCH), *shlex.split(TOY), "--data.path", str(place / "photos")]
     if name == WEIGHTS:
         return words
+    if name in HEAD_FIRST:
+        weights = str(place / "pretrained.safetensors")
+        longer = shlex.split("--train.epochs 2 --optim.warmup 0.5")
+        return [*words, *shlex.split(BACKBONE), "--model.weights", weights, *longer]
     return [*words, *shlex.split(NO_WEIGHTS), *([] if name in OWN_BACKBONE else shlex.split(BACKBONE))]
 
 
@@ -295,13 +300,13 @@ NEW = {
     "cbam-mixup/combined": 0, "cbam-mixup/random-mixup": 1, "cbam-mixup/position": 3, "cbam-mixup/frozen": 1,
     "mlp-head/heads-r50": 5, "mlp-head/heads-r101": 4, "mlp-head/heads-x50": 0, "mlp-head/heads": 0,
     "mlp-head/schedule": 3, "mlp-head/dropout": 1, "se-resnext/techniques": 2, "resnet50-mlp/parts": 3, "systems": 1,
-    "mlp-head/depth": 6, "cbam-mixup/backbone": 3, "se-resnext/backbone": 3, "mlp-head/weights": 3, "best/systems": 2,
-    "best/parts": 5,
+    "mlp-head/depth": 6, "cbam-mixup/backbone": 3, "se-resnext/backbone": 3, "mlp-head/weights": 3, "best/systems": 7,
+    "best/parts": 6,
 }  # fmt: skip
 
 
-# one of each kind: with a run of the one before, with own weights, with own backbones
-SOME = {"cbam-mixup/mixup": 2, "cbam-mixup/cbam": 1, "mlp-head/weights": 3, "se-resnext/backbone": 3}
+# one of each kind: with a run of the one before, with own weights, with own backbones, with the head first
+SOME = {"cbam-mixup/mixup": 2, "cbam-mixup/cbam": 1, "mlp-head/weights": 3, "se-resnext/backbone": 3, "best/parts": 6}
 
 
 @pytest.mark.integration
@@ -310,7 +315,7 @@ def test_every_table_end_to_end(new: dict[str, int], server: Server, place: Path
     """In one folder, in which a run that stands in several tables is there once; a table is whole when all are done."""
     assert set(new) == set(TABLES) or new == SOME
     for name in new:
-        own = name in (*OWN_BACKBONE, WEIGHTS, "best/parts")
+        own = name in (*OWN_BACKBONE, WEIGHTS, *HEAD_FIRST)
         out = tmp_path / (name.replace("/", "-") if own else "runs")
         words = [name, "--seeds", "1", *toy(place, name), "--out", str(out)]
         assert carry(server, cls_sweep(*words)["members"]) == new[name], name

@@ -64,14 +64,21 @@ ABLATIONS = {
     "resnet50-mlp-plain": {"model.head"},
     "resnet50-mlp-mixup-off": {"augment.mixup"},
     "resnet50-mlp-code": {"train.micro_batch"},
-    "best-baseline": {
-        "data.crop_pct", "augment.tta", "optim.lr", "optim.lr_batch", "optim.schedule", "optim.warmup", "train.batch",
-        "train.micro_batch",
+    "best-small": {
+        "augment.mixup", "augment.order", "augment.trivialaugment", "augment.tta", "optim.clip", "optim.decay_norms",
+        "optim.ema", "optim.head_epochs", "optim.lr", "optim.lr_batch", "optim.stage_decay", "optim.warmup",
+        "optim.weight_decay", "train.batch", "train.micro_batch",
     },
-    "best-rate": {"optim.lr"},
-    "best-cycle": {"optim.schedule", "optim.warmup"},
-    "best-batch": {"train.batch", "train.micro_batch", "optim.lr_batch"},
-    "best-crop": {"data.crop_pct"},
+    "best-baseline": {
+        "augment.mixup", "augment.order", "augment.trivialaugment", "data.crop_pct", "optim.clip", "optim.decay_norms",
+        "optim.ema", "optim.head_epochs", "optim.lr", "optim.schedule", "optim.stage_decay", "optim.warmup",
+        "optim.weight_decay", "train.micro_batch",
+    },
+    "best-plain-pixels": {"augment.order", "augment.trivialaugment"},
+    "best-no-mixup": {"augment.mixup"},
+    "best-whole-start": {"optim.head_epochs"},
+    "best-one-rate": {"optim.stage_decay"},
+    "best-no-average": {"optim.ema"},
 }  # fmt: skip
 
 V = {
@@ -259,9 +266,11 @@ def test_every_recipe_is_sound(name):
     assert run.recipe == name
     assert from_yaml(to_yaml(run)) == run
     assert run.optim.lr_batch == run.train.batch
-    assert run.optim.decay_norms and run.optim.name == "adamw" and run.track == Run().track
+    plain = name in ("best-small", "best-baseline")
+    assert run.optim.decay_norms == (plain or not name.startswith("best"))
+    assert run.optim.name == "adamw" and run.track == Run().track
     micro_batch = {64: 16, 32: 8, 16: 8, 128: 16}[run.train.batch]
-    whole = name.endswith("-code") or name.startswith("best")
+    whole = name.endswith("-code") or plain
     assert run.train.micro_batch == (run.train.batch if whole else micro_batch)
     report, text = describe()[name]
     assert report.startswith("report ") or (name == "digits" or name.startswith("best"))

@@ -1,4 +1,4 @@
-"""What is said before a long run: idle cores, and a backbone that the recipe was not made for."""
+"""What is said before a long run: idle cores, a backbone that the recipe was not made for, a run of the head alone."""
 
 import dataclasses
 
@@ -43,3 +43,14 @@ def test_a_backbone_of_ones_own_needs_a_rate_of_its_own() -> None:
     assert "trained at" not in said(change(other, model={"weights": "none"}))
     assert said(change(other, optim={"lr": 3e-4})) == ""
     assert said(dataclasses.replace(other, recipe="of-an-earlier-version")) == ""
+
+
+def test_a_run_of_the_head_alone_is_named() -> None:
+    run = change(recipes.get("best"), train={"reduce": "fast"})
+    assert said(run) == ""
+    short = change(run, train={"epochs": 1.0})
+    assert said(short) == (
+        "only the head trains: optim.head_epochs 1 is the whole run; for the network too, add epochs or --optim.head-"
+        "epochs 0"
+    )
+    assert said(change(short, train={"epochs": 1.5})) == said(change(short, optim={"head_epochs": 0.0})) == ""
