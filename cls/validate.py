@@ -161,7 +161,8 @@ def _check_phases(run: Run) -> None:
         )
     if optim.head_epochs and run.model.weights == "none":
         raise ValueError(
-            "optim.head_epochs trains the head on pretrained features, but model.weights is none: add --optim.head-epochs 0"
+            "optim.head_epochs trains the head on pretrained features, but model.weights is none: "
+            "add --optim.head-epochs 0"
         )
     if optim.schedule == "warmup-cosine" and optim.warmup >= epochs - optim.head_epochs > 0:
         head = f" less optim.head_epochs {optim.head_epochs:g}" if optim.head_epochs else ""

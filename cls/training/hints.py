@@ -10,7 +10,7 @@ from cls.models.backbones import pretrained_size
 
 
 def hints(run: Run, world: World) -> list[str]:
-    """Cores that a run on a CPU leaves idle, and what a recipe's values were not chosen for, and a run of the head alone."""
+    """Cores that a run on a CPU leaves idle, values chosen for another network, and a run of the head alone."""
     return [line for line in (_idle_cores(run, world), _other_backbone(run), _head_alone(run)) if line]
 
 

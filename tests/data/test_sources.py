@@ -236,7 +236,13 @@ def test_limit_covers_classes_first_and_keeps_order_and_leaves_the_test_images_w
 # Digits
 
 
-def test_digits() -> None:
+@pytest.mark.parametrize("listed", [True, False])
+def test_digits(listed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the file of an installation that lists its files, else through scikit-learn."""
+    if listed:
+        monkeypatch.setattr("sklearn.datasets.load_digits", lambda: pytest.fail("its import takes 3 s"))
+    else:
+        monkeypatch.setattr("importlib.metadata.files", lambda _: None)
     splits = load(config.Data(path="digits"), seed=0)
     contract(splits)
     assert splits.classes == tuple("0123456789") and splits.test is None

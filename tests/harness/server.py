@@ -21,8 +21,8 @@ from tests.harness import ROOT
 from tests.harness.runs import free_port
 
 PATIENCE_SECONDS = 300
-LOADED = ("train", "timm", "torch._dynamo", "torch.utils.tensorboard", "pyarrow.parquet", "sklearn.datasets",
-          "cls.evaluation.plots", "tests.harness.faults", "tests.harness.sharding")  # fmt: skip
+LOADED = ("train", "timm", "torch._dynamo", "torch.utils.tensorboard", "pyarrow.parquet", "cls.evaluation.plots",
+          "tests.harness.faults", "tests.harness.sharding")  # fmt: skip
 
 
 def load() -> None:
