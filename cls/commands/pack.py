@@ -28,7 +28,6 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from cls.commands.options import PackOptions
-from cls.data.loader import cores
 from cls.data.readers import Encoded, column, files_of, fingerprint, images_of, sizes_of
 from cls.data.shards import Row, write_shard
 from cls.data.sources import labels_of, load
@@ -38,6 +37,7 @@ from cls.runtime.lock import Heartbeat, claim
 from cls.runtime.paths import writing
 from cls.runtime.progress import ProgressMeter
 from cls.runtime.rng import generator
+from cls.runtime.system import cores
 from cls.transforms.decode import CorruptImageError, decode
 
 log = logging.getLogger("cls")

@@ -7,13 +7,11 @@ page faults of fresh memory. Here the same pages are reused.
 import logging
 import math
 import mmap
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from itertools import cycle, islice
-from math import ceil
 from typing import NamedTuple, Self
 
 import torch
@@ -24,7 +22,7 @@ from cls.data.workers import WorkerDied, Workers
 from cls.models.backbones import Statistics
 from cls.runtime.exit import DataError
 from cls.runtime.rng import torch_seed
-from cls.runtime.system import cgroup_limits, memory_bytes
+from cls.runtime.system import cgroup_limits, cores, memory_bytes
 from cls.transforms.pipeline import Area
 
 log = logging.getLogger("cls")
@@ -59,12 +57,6 @@ def load_batch(dataset: BatchDataset, indices: Sequence[int]) -> Batch:
 def worker_count(wanted: int, local_size: int) -> int:
     """Loader processes per rank: ``wanted``, or for -1 its part of the usable cores less one, which feeds the GPU."""
     return wanted if wanted >= 0 else min(16, max(1, cores() // local_size - 1))
-
-
-def cores() -> int:
-    """Cores this process may use: its CPU affinity, limited by the control group's quota."""
-    bound, quota = len(os.sched_getaffinity(0)), cgroup_limits().cores
-    return bound if math.isinf(quota) else min(bound, ceil(quota))
 
 
 class Group(NamedTuple):

@@ -1,7 +1,5 @@
 """All kinds of data as three datasets of undecoded images, integer labels and stable ids."""
 
-import importlib.metadata
-import io
 import os
 import re
 import shlex
@@ -13,12 +11,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-import PIL.Image
-import pyarrow as pa
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Value
 
 from cls import config
-from cls.data import hold_out, streaming, tables
+from cls.data import digits, hold_out, streaming, tables
 from cls.data.fixes import links, some, without
 from cls.data.folders import ignored, image_folder
 from cls.data.folders.folder_cache import keep_index, read_index
@@ -27,8 +23,8 @@ from cls.data.folders.tree import Tree
 from cls.data.labels.hint import hinted
 from cls.data.labels.read import read_labelled
 from cls.data.readers import Stream, column
-from cls.data.split import COLUMNS, RawSplits, Split, normal
-from cls.data.subset import held_out, limited
+from cls.data.split import RawSplits, Split, normal
+from cls.data.subset import limited
 from cls.data.summary import say, summary
 from cls.data.table_splits import TABLES, given, grouped, kind_of, with_pictures
 from cls.runtime.console import printable
@@ -64,7 +60,7 @@ def load(data: config.Data, seed: int) -> Splits:
     images. ValueError naming the field for what cannot be used.
     """
     with hinted(data.copy or data.path, data):
-        found = RawSplits(_digits(), []) if data.path == "digits" else _read(data.copy or data.path, data)
+        found = RawSplits(digits.splits(), []) if data.path == "digits" else _read(data.copy or data.path, data)
         parts, aside = hold_out.used(found.parts, data)
         notes = [*found.notes, *aside]
         _reject_unusable(parts, data)
@@ -276,37 +272,6 @@ def _only(parts: dict[str, Split], path: str) -> Split:
     if len(parts) > 1:
         raise ValueError(f"{path} holds several splits ({', '.join(parts)}); point at the files of one")
     return parts.popitem()[1]
-
-
-def _digits() -> dict[str, Split]:
-    """scikit-learn's 1,797 scans of handwritten digits, 8 x 8 grey; a fixed fifth is validation."""
-    pictures, labels = _scans()
-    ids = [f"digit-{i:04d}" for i in range(len(labels))]
-    held = held_out(pa.chunked_array([ids]), labels, 0.2, 0, "digits")
-    parts = {}
-    for split, rows in (("train", np.setdiff1d(np.arange(len(ids)), held)), ("val", held)):
-        images = [{"bytes": _png(np.rint(pictures[i] * 255 / 16).astype(np.uint8)), "path": None} for i in rows]
-        table = Dataset.from_dict({"image": images, "id": [ids[i] for i in rows]}, features=Features(COLUMNS))
-        parts[split] = Split(table, labels[rows], tuple(map(str, range(10))))
-    return parts
-
-
-def _scans() -> tuple[np.ndarray, np.ndarray]:
-    """Grey values 0 to 16 [1797, 8, 8] and digits [1797]: the file itself, as importing scikit-learn takes 3 s."""
-    files = importlib.metadata.files("scikit-learn") or []  # None: installed without a list of its files
-    if file := next((file for file in files if file.name == "digits.csv.gz"), None):
-        values = np.loadtxt(str(file.locate()), delimiter=",")
-        return values[:, :-1].reshape(-1, 8, 8), values[:, -1].astype(np.int64)
-    from sklearn.datasets import load_digits
-
-    loaded = load_digits()
-    return loaded.images, loaded.target
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _number(part: Split, classes: tuple[str, ...], where: str) -> Dataset:

@@ -1,6 +1,7 @@
 """Cores and memory available to this process by its control group's limits."""
 
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,12 @@ def cgroup_limits(root: Path = Path("/")) -> Limits:
                 if limit not in ("", "max") and int(limit) < 1 << 60:  # version 1 writes no limit as 2**63 less a page
                     memory.append(int(limit))
     return Limits(min(cores), min(memory))
+
+
+def cores() -> int:
+    """Cores this process may use: its CPU affinity, limited by the control group's quota."""
+    bound, quota = len(os.sched_getaffinity(0)), cgroup_limits().cores
+    return bound if math.isinf(quota) else min(bound, math.ceil(quota))
 
 
 def _read(path: Path) -> str:

@@ -4,9 +4,9 @@ import shlex
 
 from cls import recipes
 from cls.config import Run
-from cls.data.loader import cores
 from cls.distributed.world import World
 from cls.models.backbones import pretrained_size
+from cls.runtime.system import cores
 
 
 def hints(run: Run, world: World) -> list[str]:

@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from safetensors.torch import save_file
 from cls import recipes
 from cls.commands.main import parse_command
 from cls.commands.parsing import parse_run
-from cls.commands.sweep.local import gpus_of_jobs, run_members
+from cls.commands.sweep.local import gpus_of_jobs, run_members, slots_of
 from cls.commands.sweep.members import Member, find_members
 from cls.commands.sweep.table import row_curves
 from cls.config import Run, change, flat, to_yaml
@@ -33,6 +34,7 @@ from cls.evaluation.predictions import Predictions, write_parquet
 from cls.models.backbones import plain
 from cls.recipes.tables import SWEEPS, chosen, figure
 from cls.runtime.signals import StopSignal
+from cls.runtime.system import cores
 from cls.tracking.events import read_events
 from cls.tracking.goodput import attempts
 from cls.training.checkpoint import checkpoints, verify
@@ -455,6 +457,7 @@ import json, os, sys, time
 from pathlib import Path
 out = Path(sys.argv[1]); out.mkdir()
 (out / "gpus").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+(out / "cores").write_text(json.dumps(sorted(os.sched_getaffinity(0))))
 until = time.monotonic() + 60
 while out.name in ("a", "b") and not (out.parent / "ab".replace(out.name, "")).exists():  # each waits for the other
     assert time.monotonic() < until
@@ -479,12 +482,45 @@ def test_several_members_run_at_once_on_a_gpu_each(
     assert [(out / "gpus").read_text() for out in outs[:2]] == ["4", "5"]
     assert all((out / "gpus").read_text() in ("4", "5") for out in outs)
     assert all(1 <= len((out / "running").read_text().split()) <= 2 for out in outs)
-    assert "[4/4] done: as planned" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "[4/4] done: as planned" in said
+    if (each := cores() // 2) and (own := os.sched_getaffinity(0)):
+        assert f"2 at once, each on {each} of {cores()} cores" in said
+        first, second, *others = [set(json.loads((out / "cores").read_text())) for out in outs]
+        assert len(first) == len(second) == each and not first & second and first | second <= own
+        assert all(one in (first, second) for one in others)
     assert gpus_of_jobs(1) == [""]  # one run has them all
     with pytest.raises(ValueError, match="jobs is 4, but there are 3 GPUs"):
         gpus_of_jobs(4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpus_of_jobs(2) == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("own", "usable", "jobs", "runs", "shares"),
+    [
+        (range(8), 8, 1, 9, [()]),
+        (range(8), 8, 2, 9, [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        (range(8), 8, 3, 9, [(0, 1), (2, 3), (4, 5)]),
+        (range(8), 8, 3, 2, [(0, 1, 2, 3), (4, 5, 6, 7), ()]),  # the third has no run
+        (range(8), 8, 3, 1, [(), (), ()]),
+        ((1, 3, 64, 70), 4, 2, 9, [(1, 3), (64, 70)]),
+        (range(64), 16, 8, 8, [(2 * i, 2 * i + 1) for i in range(8)]),  # a quota of 16 on a machine of 64
+        (range(2), 2, 4, 4, [(), (), (), ()]),
+    ],
+)
+def test_jobs_at_once_have_cores_of_their_own(
+    own: Sequence[int],
+    usable: int,
+    jobs: int,
+    runs: int,
+    shares: list[tuple[int, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(own))
+    monkeypatch.setattr("cls.commands.sweep.local.cores", lambda: usable)
+    assert [tuple(sorted(slot.cores)) for slot in slots_of(jobs, runs)] == shares
 
 
 @pytest.mark.soak

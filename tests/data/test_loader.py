@@ -17,9 +17,10 @@ from torch import Tensor
 
 from cls.data import loader
 from cls.data.dataset import BatchInfo
-from cls.data.loader import PREFETCH, Group, Loader, batches, cores, load_batch, worker_count
+from cls.data.loader import PREFETCH, Group, Loader, batches, load_batch, worker_count
+from cls.runtime import system
 from cls.runtime.exit import DataError
-from cls.runtime.system import memory_bytes
+from cls.runtime.system import cores, memory_bytes
 from cls.transforms.jpeg import Pixels
 
 
@@ -165,8 +166,8 @@ def test_workers_are_the_cores_that_there_really_are(monkeypatch: pytest.MonkeyP
         assert worker_count(-1, local_size) == expected
         monkeypatch.undo()
     for quota, expected in ((0.5, 1), (1.5, min(2, bound)), (float("inf"), bound)):
-        limits = loader.cgroup_limits()
-        monkeypatch.setattr(loader, "cgroup_limits", lambda q=quota, li=limits: type(li)(q, li.memory))
+        limits = system.cgroup_limits()
+        monkeypatch.setattr(system, "cgroup_limits", lambda q=quota, li=limits: type(li)(q, li.memory))
         assert cores() == expected
         monkeypatch.undo()
 

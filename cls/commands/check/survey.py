@@ -14,11 +14,11 @@ from scipy.sparse.csgraph import connected_components
 
 from cls.commands.check.describe import ImageInfo, describe
 from cls.commands.check.duplicates import DUPLICATE, F, candidates, miniature, similarity
-from cls.data.loader import cores
 from cls.data.readers import Encoded, Images
 from cls.data.workers import WorkerDied, in_order
 from cls.runtime.exit import DataError
 from cls.runtime.progress import ProgressMeter
+from cls.runtime.system import cores
 from cls.transforms.decode import CorruptImageError, decode
 from cls.transforms.jpeg import Pixels
 

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,11 +21,30 @@ from cls.commands.sweep.members import Member
 from cls.runtime.lock import in_use, owner_of
 from cls.runtime.paths import writing
 from cls.runtime.signals import Stopped, StopSignal
+from cls.runtime.system import cores
 from cls.tracking.run_status import how_it_ended, written
 
 POLL_SECONDS = 0.2
 EXIT_SECONDS = 2.0  # from releasing the lock to writing exit.json
 TAIL_LINES = 8  # of the output of a member that failed
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one of several jobs at once has to itself: CUDA_VISIBLE_DEVICES and cores; empty: all that there are."""
+
+    gpus: str
+    cores: frozenset[int]
+
+    @contextlib.contextmanager
+    def inherited(self) -> Iterator[None]:
+        """Within it, this thread is bound to the slot's cores, as the processes are that it starts."""
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, self.cores or before)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
 
 
 def run_members(
@@ -42,7 +62,9 @@ def run_members(
     if not todo:
         return failed
     program, count, since = executable(commands[0][:launch]), len(todo), time.monotonic()
-    slots, running, ended = deque(gpus_of_jobs(jobs)), dict[Job, str](), ""
+    slots, running, ended = deque(slots_of(jobs, len(todo))), dict[Job, Slot](), ""
+    if shared := slots[0].cores:
+        print(f"{min(jobs, count)} at once, each on {len(shared)} of {cores()} cores", file=sys.stderr)
     with stop.deferred("the checkpoint of each current run"), Console(stderr=True).status("starting") as shown:
         while running or (todo and not (stop.reason or ended)):
             while todo and slots and not (stop.reason or ended):
@@ -67,13 +89,23 @@ def run_members(
     return failed
 
 
-def _start(member: Member, command: Sequence[str], gpus: str, name: str) -> "Job | None":
+def _start(member: Member, command: Sequence[str], slot: Slot, name: str) -> "Job | None":
     """The running job; None where the member's directory is in use."""
     if in_use(member.path):
         print(f"{name} {member.path} is running elsewhere now", file=sys.stderr, flush=True)
         return None
     print(f"{name} {shlex.join(command)}", file=sys.stderr, flush=True)
-    return Job(member.path, command, gpus, name)
+    return Job(member.path, command, slot, name)
+
+
+def slots_of(jobs: int, runs: int) -> list[Slot]:
+    """A slot for each job: its GPU, and an equal part of the cores for as many as there are runs.
+
+    Without a part of its own, each run would start as many loader processes as one that has the machine to itself.
+    """
+    most = min(jobs, runs)
+    own, each = sorted(os.sched_getaffinity(0)), cores() // most if most > 1 else 0
+    return [Slot(gpus, frozenset(own[i * each : (i + 1) * each])) for i, gpus in enumerate(gpus_of_jobs(jobs))]
 
 
 def gpus_of_jobs(jobs: int) -> list[str]:
@@ -101,18 +133,18 @@ def gpu_numbers() -> list[str]:
 class Job:
     """The process of one run, in a process group of its own: Ctrl-C then reaches it once, from here."""
 
-    def __init__(self, path: Path, command: Sequence[str], gpus: str, name: str) -> None:
+    def __init__(self, path: Path, command: Sequence[str], slot: Slot, name: str) -> None:
         self.path, self.name, self.began, self.last_line = path, name, time.monotonic(), "starting"
         self._log, self._sent, self._orphaned = Path(f"{path}.log"), 0, False
         with writing("out", self._log.parent):
             self._log.parent.mkdir(parents=True, exist_ok=True)
             output = self._log.open("ab")
         self._before, self._owner = written(path / "exit.json"), owner_of(path / "lock")
-        with output:
+        with output, slot.inherited():
             self._first = self._log.stat().st_size
             self._child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
-                env=os.environ | ({"CUDA_VISIBLE_DEVICES": gpus} if gpus else {}),
+                env=os.environ | ({"CUDA_VISIBLE_DEVICES": slot.gpus} if slot.gpus else {}),
             )  # fmt: skip
         self._text = self._log.open(errors="replace")
         self._text.seek(self._first)
