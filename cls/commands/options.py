@@ -271,8 +271,7 @@ class SweepOptions:
     run: bool = False
     """Run what is not done on this machine: finished runs are skipped, interrupted ones resume."""
     jobs: int = 1
-    """Number of runs at once; if more than one, each has one GPU. Each has the loader workers of a run alone: on few
-    cores add --data.workers."""
+    """Number of runs at once; if more than one, each has one GPU and an equal part of the cores."""
     slurm: str = ""
     """Write what is not done to this file, one line per run for slurm/sweep.sh, and print the sbatch command."""
     wandb: str = ""
@@ -294,8 +293,7 @@ class TuneOptions:
     """Cost of the search as a share of the run's images; 0: a tenth, or for a short run 7,300 images, at
     most 0.9 of it."""
     jobs: int = 1
-    """Number of runs at once; if more than one, each has one GPU. Each has the loader workers of a run alone: on few
-    cores add --data.workers."""
+    """Number of runs at once; if more than one, each has one GPU and an equal part of the cores."""
     slurm: str = ""
     """Write the next runs to this file (FILE-1, FILE-2, …), one line per run for slurm/sweep.sh, and print the sbatch
     command; when they have ended, the same command continues."""
