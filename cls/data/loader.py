@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cls.data.dataset import BatchDataset, BatchInfo
-from cls.data.workers import WorkerDied, Workers
+from cls.data.workers import FEWER, WorkerDied, Workers
 from cls.models.backbones import Statistics
 from cls.runtime.exit import DataError
 from cls.runtime.rng import torch_seed
@@ -165,7 +165,7 @@ class Loader:
         except WorkerDied as error:
             raise DataError(_died(error, self._datasets[error.task[0]])) from None
         except MemoryError as error:
-            raise MemoryError(f"{error} at {dataset.describe(indices)}: use fewer --data.workers") from error
+            raise MemoryError(f"{error} at {dataset.describe(indices)}: use {FEWER}") from error
 
 
 def batches(
@@ -203,7 +203,7 @@ def _pinned(memory: Tensor, device: torch.device) -> Iterator[None]:
 
 def _died(error: WorkerDied, dataset: BatchDataset) -> str:
     what = dataset.describe(error.task[2])
-    return f"{error} at {what}: if memory ran out, use fewer with --data.workers (--workers of other commands)" + (
+    return f"{error} at {what}: if memory ran out, use {FEWER}" + (
         "; if the training always fails at the same ones, `cls show --step` shows them" if "sample ind" in what else ""
     )
 
@@ -215,7 +215,7 @@ def _check_memory(needed: int, workers: int) -> None:
         fewer = int(workers * free / needed / 2)
         raise ValueError(
             f"data.workers: {workers} loader processes share {needed / 1e9:.1f} GB of images but {free / 1e9:.1f} GB "
-            f"are free: use --data.workers {fewer}"
+            f"are free: use --data.workers {fewer} (--workers of other commands)"
             + ("" if fewer else " and smaller --train.eval-batch and --train.micro-batch")
         )
 

@@ -26,6 +26,7 @@ from cls.runtime.signals import SIGNALS
 tqdm.monitor_interval = 0  # the monitor of progress bars (datasets, downloads) is a thread that never ends
 Work = Callable[[Any], Any]
 JOIN_SECONDS = 5.0  # a killed process that waits for a dead disk may never end
+FEWER = "fewer --data.workers (--workers of other commands)"
 
 
 class WorkerDied(Exception):
@@ -62,7 +63,7 @@ class Workers:
             self.close()
             raise ValueError(
                 f"data.workers: process {len(self._processes) + 1} of {count} could not be started ({error.strerror}): "
-                "use fewer --data.workers (--workers of other commands)"
+                f"use {FEWER}"
             ) from error
 
     def _start(self, context: ForkContext, work: Work) -> None:

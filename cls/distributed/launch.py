@@ -32,6 +32,7 @@ def check_launcher(env: os._Environ[str] | dict[str, str]) -> None:
             )
 
 
+ON_CPU = "--train.device cpu (--device cpu of other commands)"
 TAKEN = (
     "see nvidia-smi; wait until that program ends, or choose another GPU with CUDA_VISIBLE_DEVICES=NUMBER before the "
     "command"
@@ -108,13 +109,13 @@ def choose_device(wanted: str) -> str:
         if is_taken(problem):
             chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
             name = f"GPU {index}{f' of CUDA_VISIBLE_DEVICES={chosen}' if chosen else ''}"
-            raise LocalError(f"{name} is {taken(problem)}: {TAKEN}, or use --train.device cpu")
+            raise LocalError(f"{name} is {taken(problem)}: {TAKEN}, or use {ON_CPU}")
     sign = visible_gpus(os.environ, Path("/dev/nvidia0").exists())
     if sign or problem:
         error = LocalError if problem else error  # of this process's own card
-        raise error(f"{unusable(sign, problem)}, or use --train.device cpu")
+        raise error(f"{unusable(sign, problem)}, or use {ON_CPU}")
     if wanted == "cuda":
-        raise error("train.device is cuda but this machine shows no GPU: use --train.device cpu or auto")
+        raise error(f"train.device is cuda but this machine shows no GPU: use {ON_CPU}")
     return "cpu"
 
 
