@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import math
 import os
-import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -387,7 +386,7 @@ def from_yaml(text: str) -> Run:
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:  # bad dates and the like
         raise ValueError(f"config: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):
-        found = "nothing" if loaded is None else type(loaded).__name__
+        found = "nothing" if loaded is None else "a list" if isinstance(loaded, list) else repr(loaded)
         raise ValueError(f"config: expected a mapping of sections, found {found}")
     return typing.cast(Run, _build(Run, loaded, ""))
 
@@ -408,7 +407,7 @@ def _build(kind: type, values: dict[Any, Any], prefix: str) -> Any:
         elif isinstance(value, dict):
             built[key] = _build(typing.cast(type, hints[key]), value, f"{prefix}{key}.")
         else:
-            raise ValueError(f"config: {prefix}{key} must be a mapping of fields, found {value!r}")
+            raise ValueError(f"config: {prefix}{key} must be a mapping of fields, found {_as_yaml(value)}")
     return kind(**built)
 
 
@@ -427,8 +426,23 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     elif hint is float and isinstance(value, int | str) and not isinstance(value, bool):
         with contextlib.suppress(ValueError, OverflowError):
             return float(value)  # YAML 1.1 reads 1e-4 (no dot) as a string
-    shown = hint if isinstance(hint, types.GenericAlias) or origin else hint.__name__
-    raise ValueError(f"config: {name} must be {shown}, found {value!r}")
+    raise ValueError(f"config: {name} must be {_in_words(hint)}, found {_as_yaml(value)}")
+
+
+def _in_words(hint: Any) -> str:
+    args = typing.get_args(hint)
+    match typing.get_origin(hint):
+        case None:
+            return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[hint]
+        case origin if origin is tuple:
+            count = "" if args[-1] is Ellipsis else f" of {len(args)}"
+            return f"a list{count}, each item {_in_words(args[0])}"
+        case _:
+            return "one of " + ", ".join(map(_as_yaml, args))
+
+
+def _as_yaml(value: Any) -> str:
+    return str(yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=math.inf))[1:-2]
 
 
 def diff(old: Run, new: Run) -> list[str]:
