@@ -69,8 +69,8 @@ class Data:
     exact_order: bool = False
     """Slow: every operation by torchvision on the full-size image, in the recipe's order, as published."""
     workers: int = -1
-    """Loader processes per rank; -1: one per core available to this rank, less one for the rank itself; 0: decode in
-    the main process."""
+    """Loader processes per rank; -1: one per core available to this rank, less one for the rank itself, at most 16;
+    0: decode in the main process."""
 
     @property
     def validates(self) -> bool:
@@ -242,7 +242,7 @@ class Optim:
     """Cosine: epochs from lr down to min_lr (the rate rises again after them); 0 is all epochs."""
     min_lr: float = 0.0
     """Lowest rate of the backbone, in every schedule that lowers it (a warm-up starts below); that of new layers is
-    head_lr times as high."""
+    head_lr times as high, that of lower stages is lower by stage_decay."""
     factor: float = 0.1
     """Plateau: factor on the rate."""
     patience: int = 10
@@ -273,7 +273,8 @@ class Train:
     eval_batch: int = 32
     """Images per forward pass of validation and test."""
     early_stop: int = 0
-    """Stop after this many epochs in a row without an improvement of early_stop_on; 0 never stops early."""
+    """Stop after this many epochs in a row without an improvement of early_stop_on, counted from the end of
+    optim.head_epochs; 0 never stops early."""
     early_stop_on: Literal["loss", "accuracy"] = "loss"
     """The validation figure that early_stop follows."""
     early_stop_change: float = 0.0
@@ -431,14 +432,10 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
 
 def _in_words(hint: Any) -> str:
     args = typing.get_args(hint)
-    match typing.get_origin(hint):
-        case None:
-            return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}[hint]
-        case origin if origin is tuple:
-            count = "" if args[-1] is Ellipsis else f" of {len(args)}"
-            return f"a list{count}, each item {_in_words(args[0])}"
-        case _:
-            return "one of " + ", ".join(map(_as_yaml, args))
+    if typing.get_origin(hint) is tuple:
+        return f"a list{'' if args[-1] is Ellipsis else f' of {len(args)}'}, each item {_in_words(args[0])}"
+    simple = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    return "one of " + ", ".join(map(_as_yaml, args)) if args else simple[hint]
 
 
 def _as_yaml(value: Any) -> str:

@@ -122,7 +122,13 @@ def _check_order(augment: Augment) -> None:
         raise ValueError(f"augment.order: each operation at most once, found {', '.join(repeated)} more often")
     for name in augment.active:
         if name not in order:
-            raise ValueError(f"augment.order: {name!r} is used, but not in the order {order}")
+            after = sorted(
+                [*order, name], key=lambda one: one == "erase"
+            )  # its place is the last, the others keep theirs
+            raise ValueError(
+                f"augment.order: {name!r} is used, but not in the order {' '.join(order)}: "
+                f"add --augment.order {' '.join(after)}"
+            )
     last = augment.ordered[-1]
     if augment.erase and last != "erase":  # its noise is added on the device, after all that a worker does
         raise ValueError(f"augment.order: 'erase' must come last, but {last!r} follows it in {order}")

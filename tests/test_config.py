@@ -298,7 +298,11 @@ def test_every_number_has_exactly_one_rule_and_a_bad_value_here() -> None:
     ("augment", "message"),
     [
         ({"order": ("frame",), "hflip": 0.5}, "augment.order: 'hflip' is used, but not in the order"),
-        ({"order": ("hflip",), "hflip": 0.5}, "augment.order: 'frame' is used, but not in"),
+        ({"order": ("hflip",), "hflip": 0.5}, "augment.order: 'frame' is used, .* add --augment.order hflip frame$"),
+        (
+            {"order": ("frame", "erase"), "erase": 0.5, "trivialaugment": True},
+            "is used, but not in the order frame erase: add --augment.order frame trivialaugment erase$",
+        ),
         ({"order": ("frame",), "zoom": (0.9, 1.0)}, "augment.order: 'affine' is used, but not in"),
         ({"order": ("frame",), "saturation": 0.1}, "augment.order: 'jitter' is used, but not in"),
         ({"order": ("frame", "hflip", "hflip"), "hflip": 0.5}, "augment.order: each operation at most once.*hflip"),

@@ -29,7 +29,7 @@ class DeviceOptions:
     device: str = "auto"
     """Device of the model: auto, cpu or cuda."""
     workers: int = -1
-    """Processes that decode images; -1: one per core but one; 0: decode in the main process."""
+    """Processes that decode images; -1: one per core but one, at most 16; 0: decode in the main process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +215,7 @@ class PlanOptions:
     nodes: int = 1
     """Nodes (machines)."""
     cpus: int = 0
-    """Cores per node that the job will request; 0: those of --script."""
+    """Cores per node that the job will request; 0: as many as feed its GPUs (those of --script are compared)."""
     time: str = ""
     """Time limit of a job as SLURM writes it (12:00:00, 1-00:00:00); empty: none."""
     script: str = ""

@@ -35,7 +35,7 @@ def _other_backbone(run: Run) -> str:
     trained = f"; its weights were trained at {size} px, data.size is {run.data.size}" * (0 < size != run.data.size)
     words = ["cls", "tune", run.recipe, "--data.path", run.data.path, "--model.backbone", own]
     return (
-        f"the rate of {run.recipe}, {run.optim.lr:g}, was chosen for {usual.model.backbone}, not for {own}{trained}; "
+        f"the rate of {run.recipe}, {run.optim.lr:g}, is meant for {usual.model.backbone}, not for {own}{trained}; "
         f"to find one: {shlex.join(words)} …"
     )
 

@@ -66,7 +66,7 @@ def test_the_file_on_the_page_of_commands_is_one(file: Path) -> None:
     page = (ROOT / "cls" / "commands" / "README.md").read_text()
     file.write_text(page.partition("```yaml\n")[2].partition("```")[0])
     run = parse_run(["--config", str(file)])
-    assert (run.recipe, run.data.size, run.optim.betas, run.augment.tta) == ("best", 288, (0.9, 0.99), ())
+    assert (run.recipe, run.data.size, run.optim.betas, run.augment.tta) == ("mlp-head", 288, (0.9, 0.99), ())
 
 
 @pytest.mark.parametrize("name", recipes.systems())

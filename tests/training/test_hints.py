@@ -36,7 +36,7 @@ def test_a_backbone_of_ones_own_needs_a_rate_of_its_own() -> None:
     run = change(recipes.get("mlp-head"), train={"reduce": "fast"}, data={"path": "my photos"})
     assert said(run) == ""
     other = change(run, model={"backbone": "timm/tf_efficientnet_lite2", "weights": "timm"})
-    assert said(other).startswith("the rate of mlp-head, 0.0001, was chosen for resnext101_32x8d, not for timm/tf_eff")
+    assert said(other).startswith("the rate of mlp-head, 0.0001, is meant for resnext101_32x8d, not for timm/tf_eff")
     assert "its weights were trained at 260 px, data.size is 224" in said(other)
     assert "cls tune mlp-head --data.path 'my photos' --model.backbone timm/tf_efficientnet_lite2" in said(other)
     assert "trained at" not in said(change(other, data={"size": 260}))
