@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from cls import recipes
 from cls.commands.fields import changed_fields
 from cls.commands.sweep.local import TAIL_LINES, executable, gpu_numbers
-from cls.config import Run, View, from_yaml
+from cls.config import Run, View, flat, from_yaml
 from cls.runtime.files import new_directory
 from cls.runtime.paths import expanded, writing
 from cls.tracking.run_status import how_it_ended, written
@@ -290,7 +290,10 @@ def _given(
     if own.get("path") and not recipe:
         raise ValueError("no recipe is named: cls.train('mlp-head', data=…); `cls recipes` lists them")
     if wrong := [name for name, value in sections.items() if not isinstance(value, Mapping)]:
-        raise ValueError(f"{wrong[0]} is {sections[wrong[0]]!r}: give its fields, such as {wrong[0]}={{'name': value}}")
+        name, value = wrong[0], sections[wrong[0]]
+        if owner := next((field.partition(".")[0] for field in flat(Run()) if field.endswith(f".{name}")), ""):
+            raise ValueError(f"{name} is a field of {owner}: give {owner}={{{name!r}: {value!r}}}")
+        raise ValueError(f"{name} is {value!r}: give its fields, such as {name}={{'name': value}}")
     given = {"data": own, **sections} | ({} if seed is None else {"seed": seed})
     if epochs is not None:
         if "epochs" in sections.get("train", {}):

@@ -120,15 +120,12 @@ def _check_order(augment: Augment) -> None:
     order = augment.order
     if repeated := sorted({name for name in order if order.count(name) > 1}):
         raise ValueError(f"augment.order: each operation at most once, found {', '.join(repeated)} more often")
-    for name in augment.active:
-        if name not in order:
-            after = sorted(
-                [*order, name], key=lambda one: one == "erase"
-            )  # its place is the last, the others keep theirs
-            raise ValueError(
-                f"augment.order: {name!r} is used, but not in the order {' '.join(order)}: "
-                f"add --augment.order {' '.join(after)}"
-            )
+    if missing := [name for name in augment.active if name not in order]:
+        after = sorted([*order, *missing], key=lambda one: one == "erase")  # which must be the last
+        raise ValueError(
+            f"augment.order: {missing[0]!r} is used, but not in the order {' '.join(order)}: "
+            f"use --augment.order {' '.join(after)}"
+        )
     last = augment.ordered[-1]
     if augment.erase and last != "erase":  # its noise is added on the device, after all that a worker does
         raise ValueError(f"augment.order: 'erase' must come last, but {last!r} follows it in {order}")
@@ -179,4 +176,5 @@ def _check_phases(run: Run) -> None:
 
 
 def _divisor(batch: int, near: int) -> int:
-    return max(d for d in range(1, min(batch, max(1, near)) + 1) if batch % d == 0)
+    """The largest one up to ``near``, but not 1: BatchNorm needs two images; else the batch."""
+    return max((d for d in range(2, min(batch, near) + 1) if batch % d == 0), default=batch)

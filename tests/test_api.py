@@ -435,6 +435,7 @@ FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "a range": ({"optim": {"lr": -1.0}}, "optim.lr"),
     "a recipe": ({"recipe": "mlp-had"}, "did you mean mlp-head"),
     "no fields": ({"train": 5, "epochs": 3}, "train is 5: give its fields"),
+    "no section": ({"lr": 0.001}, r"lr is a field of optim: give optim={'lr': 0\.001}"),
     "a launcher": ({"launch": "no-such-program"}, "no program 'no-such-program'"),
     "a script": ({"script": "missing.py"}, "missing.py"),
 }

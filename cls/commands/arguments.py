@@ -7,6 +7,7 @@ immediately.
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -75,7 +76,17 @@ class Show(RunCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict(PredictOptions, Command):
+class OnImages(Command):
+    """A command of runs and images, in this order."""
+
+    @classmethod
+    def parse(cls, argv: list[str], text: str) -> Self:
+        place = max(1, len(models_first(argv)[0]))
+        return parse_options(cls, None, plain_options(argv, place), f"cls {cls.__name__.lower()}", text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(PredictOptions, OnImages):
     """Predict the classes of images with a run's best weights; each row is written as soon as it is known.
 
     Several runs predict together: the mean of their probabilities. All their networks are in memory at once.
@@ -95,7 +106,7 @@ class Predict(PredictOptions, Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(EvaluateOptions, Command):
+class Evaluate(EvaluateOptions, OnImages):
     """Score a run's best weights on labelled images: accuracy, top-5, macro-F1, and the worst classes.
 
     Several runs are scored together: the mean of their probabilities. All their networks are in memory at once.
@@ -105,11 +116,6 @@ class Evaluate(EvaluateOptions, Command):
     """Run directory, or its best/model.safetensors. More of them may follow, before the images."""
     path: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[RUN …] [PATH]")] = ()
     """Labelled images; empty: the validation split of the runs' own data, which must be the same images."""
-
-    @classmethod
-    def parse(cls, argv: list[str], text: str) -> Self:
-        place = max(1, len(models_first(argv)[0]))
-        return parse_options(cls, None, plain_options(argv, place), "cls evaluate", text)
 
     def do(self, stop: StopSignal) -> Answer:
         runs, images = models_first((self.run, *self.path))
@@ -126,7 +132,7 @@ class Evaluate(EvaluateOptions, Command):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Explain(ExplainOptions, Command):
+class Explain(ExplainOptions, OnImages):
     """Draw what a run's network looks at: heat maps (Grad-CAM) of the predicted class and of another one, as a PNG.
 
     A row for each image in the plain view. With CBAM its spatial attention is shown, too.
@@ -340,6 +346,11 @@ class Export(Command):
     to: str
     """Folder for model.safetensors, model.onnx and config.json (classes, size, frame, mean and std)."""
     options: Annotated[ExportOptions, tyro.conf.arg(name="")]
+
+    @classmethod
+    def parse(cls, argv: list[str], text: str) -> Self:
+        words = [re.sub("^--data.path", "--images", word) for word in argv]  # as messages print it
+        return parse_options(cls, None, words, "cls export", text)
 
     def do(self, stop: StopSignal) -> Answer:
         from cls.commands.export.members import export_members

@@ -56,8 +56,8 @@ def find(name: str) -> Gpu:
     near = difflib.get_close_matches(wanted, known, 1, cutoff=0.5)
     hint = f"; did you mean {known[near[0]].name!r}?" if near else ""
     raise ValueError(
-        f"gpu: unknown GPU {name!r}{hint} Known are {', '.join(gpu.name for gpu in GPUS)}; for another one give its "
-        "memory instead: --memory GB"
+        f"gpu: unknown GPU {name!r}{hint or '.'} Known are {', '.join(gpu.name for gpu in GPUS)}; for another one "
+        "cls plan takes its memory: --memory GB"
     )
 
 

@@ -240,7 +240,8 @@ def _tried(path: str, work: Callable[[], T]) -> T | CorruptImageError:
         time.sleep(pause)
     raise DataError(
         f"{path} cannot be read ({why}, {len(PAUSES) + 1} times within {sum(PAUSES):.0f} s): a fault of the machine, "
-        "not of the image; run the same command again when it is fixed, or remove this file"
+        "not of the image; run the same command again when it is fixed. Without this file they are other images, which "
+        "need another --out"
     )
 
 

@@ -59,7 +59,8 @@ def read_hub(name: str, data: config.Data) -> RawSplits:
 def no_hub(name: str, error: Exception) -> ValueError:
     return ValueError(
         f"data.path: {name!r} is no file or folder here, and as a hub dataset it could not be loaded "
-        f"({reason(error)}); without internet, run 'cls fetch' where there is some, or give a local path"
+        f"({reason(error)}); for a hub dataset run `cls fetch RECIPE --data.path {name}` where there is internet; a "
+        "relative path is below the directory in which the run was started"
     )
 
 

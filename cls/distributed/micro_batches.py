@@ -184,8 +184,8 @@ def _sum_over_ranks(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Te
 
 
 def smaller(run: Run) -> int:
-    """The next smaller micro-batch that divides the batch; 0 if there is none."""
-    return max((d for d in range(1, run.train.micro_batch) if run.train.batch % d == 0), default=0)
+    """The next smaller micro-batch that divides the batch; 0 if there is none with the two images of BatchNorm."""
+    return max((d for d in range(2, run.train.micro_batch) if run.train.batch % d == 0), default=0)
 
 
 def advice(run: Run, size: int) -> str:
@@ -195,5 +195,5 @@ def advice(run: Run, size: int) -> str:
         return text + "use a smaller --data.size or --model.backbone"
     return text + (
         f"add --train.micro-batch {size} (a step is then {run.train.batch // size} micro-batches; it is part of the "
-        "method: BatchNorm and mixing see that many images at once)"
+        "method: BatchNorm and mixing see that many images at once, so a run with checkpoints needs another --out)"
     )

@@ -117,7 +117,8 @@ def read_parquet(path: Path) -> Predictions:
         return _parsed(pq.read_table(path))
     except Exception as error:  # whatever damage makes pyarrow, numpy and json raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ValueError(f"{path}: not a predictions file of cls ({reason}); write it with cls predict") from error
+        what = f"{path}: not a predictions file of cls ({reason})"
+        raise ValueError(f"{what}: name a run, or its predictions/val.parquet") from error
 
 
 def _parsed(table: pa.Table) -> Predictions:

@@ -33,10 +33,11 @@ def _other_backbone(run: Run) -> str:
         return ""
     size = pretrained_size(run.model)
     trained = f"; its weights were trained at {size} px, data.size is {run.data.size}" * (0 < size != run.data.size)
-    words = ["cls", "tune", run.recipe, "--data.path", run.data.path, "--model.backbone", own]
+    words = ["cls", "tune", run.recipe, "--data.path", run.data.path, "--model.backbone", own,
+             "--model.weights", run.model.weights]  # fmt: skip
     return (
         f"the rate of {run.recipe}, {run.optim.lr:g}, is meant for {usual.model.backbone}, not for {own}{trained}; "
-        f"to find one: {shlex.join(words)} …"
+        f"to find one: {shlex.join(words)} and the other options of this run"
     )
 
 

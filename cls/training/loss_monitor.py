@@ -58,8 +58,7 @@ class LossMonitor:
             first = (step - 1) * self.batch
             raise NonFiniteError(
                 f"the loss of step {step} is {value} (sample indices {first} to {first + self.batch - 1}); that step "
-                "may have been applied: the last checkpoint is the state to continue from. Try a lower --optim.lr or "
-                "--optim.clip 1"
+                "may have been applied: try a lower --optim.lr or --optim.clip 1, with another --out"
             )
         return [Finished(step, value, right / self.batch, lr, seconds)]
 

@@ -17,9 +17,10 @@ class Steps:
 
     def __post_init__(self) -> None:
         if self.train.batch > self.images:
+            micro = min(self.train.micro_batch, self.images)
             raise ValueError(
                 f"train.batch is {self.train.batch} but there are only {self.images} training images: "
-                f"use --train.batch {self.images} or less, with a --train.micro-batch that divides it"
+                f"use --train.batch {self.images // micro * micro} --train.micro-batch {micro}"
             )
 
     @cached_property

@@ -18,7 +18,7 @@ def record_validation(step: int, steps: Steps, state: State, figures: dict[str, 
     if figures and not math.isfinite(loss):
         raise NonFiniteError(
             f"the validation loss after step {step} is {loss}: the weights are not finite, or no image can "
-            "be read; the last checkpoint is the state to continue from. Try a lower --optim.lr or --optim.clip 1"
+            "be read: try a lower --optim.lr or --optim.clip 1, with another --out"
         )
     if steps.ends_epoch(step):
         if step > state.head_steps:

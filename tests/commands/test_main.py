@@ -107,12 +107,19 @@ def test_a_run_with_local_files_only_needs_nothing_fetched() -> None:
         (("evaluate", "--data.path", "t/photos", "RUN"), "t/photos"),
         (("evaluate", "RUN", "t", "--data.path=t/photos", "--device", "cpu"), "t/photos"),
         (("evaluate", "--device", "cpu", "RUN", "--data.path", "t/photos"), "t/photos"),
+        (("predict", "RUN", "t", "--data.path", "t/photos", "--top-k", "1"), "t/photos"),
+        (("explain", "RUN", "t", "--data.path", "t/photos"), "t/photos"),
         (("check", "t"), "t"),
     ],
 )
 def test_commands_take_the_path_as_messages_print_it(words: tuple[str, ...], path: str) -> None:
     command = parse_command(words[0], [*words[1:]])
     assert command.path in (path, (path,)) and getattr(command, "run", "RUN") in ("RUN", "")
+
+
+def test_an_export_takes_the_path_for_its_images() -> None:
+    command = parse_command("export", ["RUN", "--to", "x", "--images", "t", "--data.path", "t/photos"])
+    assert command.options.images == "t/photos"
 
 
 @pytest.mark.integration

@@ -21,12 +21,12 @@ from cls import recipes
 from cls.commands.main import parse_command
 from cls.commands.options import TuneOptions
 from cls.commands.parsing import parse_run
-from cls.commands.tune.members import candidate, command, head_run, starts, with_part_held_out
+from cls.commands.tune.members import candidate, command, head_run, member, starts, with_part_held_out
 from cls.commands.tune.picture import figure
 from cls.commands.tune.race import best_between, guessing, image_losses, proposal, race, trend
 from cls.commands.tune.rounds import STARTS, Plan, neighbors, parts_of
 from cls.commands.tune.run import _keep
-from cls.commands.tune.search import Search, two_digits
+from cls.commands.tune.search import Search, _reject_failed, two_digits
 from cls.config import Run, change
 from cls.evaluation.predictions import Predictions
 from cls.runtime.rng import generator
@@ -450,3 +450,12 @@ def test_a_launcher_in_the_home_directory_can_be_pasted(tmp_path: Path) -> None:
     run = change(Run(), train={"epochs": 4.0, "batch": 64, "micro_batch": 16})
     search = Simulated(run, plan_of(3068, 4), tmp_path, 3e-4, "accelerate launch ~/cls/train.py")
     assert shlex.split(search.result()["command"])[2] == os.path.expanduser("~/cls/train.py")
+
+
+def test_a_run_that_fails_before_it_has_a_directory_is_a_failure(tmp_path: Path) -> None:
+    """Not one that runs elsewhere: the same command would wait for ever."""
+    runs = [change(Run(), out=str(tmp_path / name)) for name in ("a", "b")]
+    reason = "user_error: model.weights: there is no such file"
+    with pytest.raises(ValueError, match=rf"1 runs failed; the same command tries them again:\n  .*/a: {reason}$"):
+        _reject_failed([member(run) for run in runs], {str(tmp_path / "a"): reason})
+    _reject_failed([member(run) for run in runs], {})

@@ -30,7 +30,8 @@ LARGE = [
 ]  # fmt: skip
 ADVICE = (
     "a micro-batch of 64 images of 192 pixels does not fit into memory: add --train.micro-batch 32 "
-    "(a step is then 4 micro-batches; it is part of the method: BatchNorm and mixing see that many images at once)"
+    "(a step is then 4 micro-batches; it is part of the method: BatchNorm and mixing see that many images at once, "
+    "so a run with checkpoints needs another --out)"
 )
 
 

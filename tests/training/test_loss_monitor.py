@@ -56,7 +56,7 @@ def test_a_loss_that_is_no_number_names_its_draws(value: float) -> None:
     with pytest.raises(NonFiniteError) as caught:
         losses.put(8, result(1.0), 0.1)
     assert "step 7" in str(caught.value) and "sample indices 192 to 223" in str(caught.value)
-    assert "last checkpoint" in str(caught.value)
+    assert "a lower --optim.lr or --optim.clip 1, with another --out" in str(caught.value)
 
 
 def test_each_step_has_its_own_time() -> None:

@@ -94,10 +94,21 @@ def test_batch_equal_to_the_images_is_one_step_an_epoch() -> None:
     assert found.whole == 3 and [found.ends_epoch(s) for s in (1, 2, 3)] == [True, True, True]
 
 
-@pytest.mark.parametrize(("images", "batch"), [(6, 7), (99, 128)])
-def test_a_batch_larger_than_the_data_is_rejected(images: int, batch: int) -> None:
-    with pytest.raises(ValueError, match=rf"train\.batch is {batch} but there are only {images} training images"):
-        steps(images, batch, 1)
+@pytest.mark.parametrize(
+    ("images", "batch", "micro", "advice"),
+    [
+        (6, 7, 7, "--train.batch 6 --train.micro-batch 6"),
+        (99, 128, 16, "--train.batch 96 --train.micro-batch 16"),
+        (37, 64, 16, "--train.batch 32 --train.micro-batch 16"),
+    ],
+)
+def test_a_batch_larger_than_the_data_is_rejected(images: int, batch: int, micro: int, advice: str) -> None:
+    what = rf"train\.batch is {batch} but there are only {images} training images: use {advice}$"
+    with pytest.raises(ValueError, match=what):
+        Steps(images, Train(batch=batch, micro_batch=micro))
+    words = advice.split()
+    Steps(images, Train(batch=int(words[1]), micro_batch=int(words[3])))
+    assert int(words[1]) % int(words[3]) == 0
 
 
 def test_max_steps_cuts_the_run_but_moves_no_epoch() -> None:

@@ -68,7 +68,7 @@ def _planned(run: Run, budget: float) -> tuple[Plan, Run]:
     if run.train.batch > plan.trained:
         raise ValueError(
             f"train.batch is {run.train.batch}, but the short runs of a search train on {plan.trained} images: use a "
-            "smaller batch, or choose the rate by whole runs (cls sweep)"
+            "smaller batch, or train with several --optim.lr and compare the runs (cls compare)"
         )
     return plan, held
 

@@ -3,7 +3,7 @@
 import math
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +89,14 @@ class Search:
 
     def _perform(self, runs: Sequence[Run]) -> None:
         """Run what is not done; Waiting where that is elsewhere, ValueError for a run that failed."""
-        members = [member(run) for run in runs]
+        members, rejected = [member(run) for run in runs], dict[str, str]()
         self.batches += 1
         if self.options.slurm:
             self._queue(members)
         elif members:
-            run_members(members, [[*self.launch, *command(run)] for run in runs], len(self.launch), self.stop,
-                        self.options.jobs)  # fmt: skip
-        _reject_failed(members := [member(run) for run in runs])
+            rejected = run_members(members, [[*self.launch, *command(run)] for run in runs], len(self.launch),
+                                   self.stop, self.options.jobs)  # fmt: skip
+        _reject_failed(members := [member(run) for run in runs], rejected)
         if open_ones := [str(each.path) for each in members if each.state != "done"]:
             names = ", ".join(open_ones)
             raise Waiting(f"{names}: running elsewhere; give the same command again when they have ended")
@@ -108,7 +108,7 @@ class Search:
         """Write the runs for slurm/sweep.sh, and raise Waiting, unless all have ended."""
         if all(each.state == "done" for each in members):
             return
-        _reject_failed(members)
+        _reject_failed(members, {})
         file = Path(self.options.slurm)
         file = file.with_name(f"{file.stem}-{self.batches}{file.suffix}")
         written = file.exists()
@@ -121,7 +121,8 @@ class Search:
     def _race(self, steps: int, rates: Sequence[float], pairs: int) -> Race:
         losses = np.stack([self.losses[steps, rate] for rate in rates])
         if not np.isfinite(losses).all(axis=1).any():
-            raise ValueError(f"all rates from {rates[0]:g} on diverged in {steps} steps: try --optim.clip 1")
+            remedy = "see the batches with cls show" if self.run.optim.clip else "try --optim.clip 1, and another --out"
+            raise ValueError(f"all rates from {rates[0]:g} on diverged in {steps} steps: {remedy}")
         found = race(losses, pairs)
         lowest = found.losses[found.leader]
         # with weighted classes a useful network may lose against guessing the frequent one
@@ -164,10 +165,15 @@ def two_digits(rate: float, least: float) -> float:
     return float(f"{math.ceil(least / unit) * unit:.2g}")
 
 
-def _reject_failed(members: Sequence[Member]) -> None:
-    failed = {each.path: each.state for each in members if each.state in (*FAILED, DIVERGED)}
+def _reject_failed(members: Sequence[Member], rejected: Mapping[str, str]) -> None:
+    """``rejected``: directory and reason of those that failed now, also before they had a directory."""
+    failed = {
+        each.path: f"{each.state}: {read_exit(each.path).reason}" if each.state else rejected[str(each.path)]
+        for each in members
+        if each.state in (*FAILED, DIVERGED) or (not each.state and str(each.path) in rejected)
+    }
     if failed:
-        text = "\n  ".join(f"{path}: {state}: {read_exit(path).reason}" for path, state in failed.items())
+        text = "\n  ".join(f"{path}: {reason}" for path, reason in failed.items())
         raise ValueError(f"{len(failed)} runs failed; the same command tries them again:\n  {text}")
 
 

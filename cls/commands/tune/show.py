@@ -61,5 +61,5 @@ def _trend(document: dict[str, Any]) -> str:
         taken = f"taken as {document['slope']:.2f}" if document["slope"] else "taken as 0: it need not fall"
         text = f"trend: the best rate follows the steps with exponent {low:.2f} to {high:.2f}, {taken}"
     if last["edge"]:
-        text += "\nthe best rate is at the edge of those tried: a better one may lie beyond it (--budget)"
+        text += "\nthe best rate is at the edge of those tried: try a larger --budget, with another --out"
     return text
