@@ -270,7 +270,7 @@ def _only(parts: dict[str, Split], path: str) -> Split:
     if not parts:
         raise ValueError(f"{path} has no split called train, validation or test")
     if len(parts) > 1:
-        raise ValueError(f"{path} holds several splits ({', '.join(parts)}); point at the files of one")
+        raise ValueError(f"{path} holds several splits ({', '.join(parts)}): name the files, or the label file, of one")
     return parts.popitem()[1]
 
 

@@ -78,8 +78,8 @@ def check_fsdp(env: os._Environ[str] | dict[str, str], train: Train) -> bool:
         )
     if train.reduce == "exact":
         raise ValueError(
-            "train.reduce is exact, but FSDP adds gradients in its own order: add --train.reduce fast, or use DDP "
-            "(--config_file accelerate_configs/ddp.yaml)"
+            "train.reduce is exact, but FSDP adds gradients in its own order: use DDP (--config_file "
+            "accelerate_configs/ddp.yaml), or train with --train.reduce fast"
         )
     if train.compile:
         raise ValueError("train.compile is not tested with FSDP: drop it, or use accelerate_configs/ddp.yaml")
