@@ -265,7 +265,9 @@ def _place(splits: Splits, data: Data, classes: Sequence[str]) -> str:
     root = Path(path).expanduser()
     if not root.exists():
         return "FOLDER"  # of a hub
-    return shlex.quote(f"{path.rstrip('/')}/{top}" if splits_in(top) == {"val"} and (root / top).is_dir() else path)
+    if splits_in(top) == {"val"} and (root / top).is_dir():
+        return shlex.quote(f"{path.rstrip('/')}/{top}")
+    return "FOLDER" if splits_in(top) or len(splits.files) > 1 else shlex.quote(path)  # one split of several
 
 
 def _other_names(then: Sequence[str], now: Sequence[str]) -> str:

@@ -225,6 +225,20 @@ def test_the_command_after_drift_has_the_run_s_label_options(tmp_path: Path, cas
     assert command.do(StopSignal())[0]["accuracy"] >= 0
 
 
+def test_the_command_after_drift_names_no_folder_with_several_splits(tmp_path: Path) -> None:
+    """`cls evaluate` rejects such a folder; its training part would score images that were trained on."""
+    root = tmp_path / "set"
+    names = [f"{split}/{name}/{n}.jpg" for split in ("train", "test") for name in ("ant", "bee") for n in TEN]
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(picture(number))
+    out = begun(tmp_path / "run", root, val_fraction=0.4)
+    for number, name in enumerate(names):
+        (root / name).write_bytes(picture(number + 80))
+    with pytest.raises(ValueError, match=rf"there now: cls evaluate {out} FOLDER$"):
+        evaluated(out)
+
+
 def test_what_does_not_touch_the_validation_images_is_no_drift_for_them(tmp_path: Path) -> None:
     """Labels go by name: a class more in train/ moves the numbers of the others."""
     root = photos(tmp_path / "photos")
