@@ -349,8 +349,8 @@ class Export(Command):
 
     @classmethod
     def parse(cls, argv: list[str], text: str) -> Self:
-        words = [re.sub("^--data.path", "--images", word) for word in argv]  # as messages print it
-        return parse_options(cls, None, words, "cls export", text)
+        words = [re.sub(r"^--data\.path", "--images", word) for word in argv]  # as messages print it
+        return parse_options(cls, None, plain_options(words, -1), "cls export", text)
 
     def do(self, stop: StopSignal) -> Answer:
         from cls.commands.export.members import export_members

@@ -68,7 +68,7 @@ def _labelled(models: Ensemble, images: str, options: EvaluateOptions) -> list[R
     known: dict[Any, Rows] = {}
     found: list[Rows] = []
     for member in models.members:
-        data = member.run.data.labelled_as(options.data(images))
+        data = options.in_column(member.run.data.labelled_as(options.data(images)))
         key = (member.classes, data.label_column, data.image_column)
         known[key] = known[key] if key in known else load_labelled(images, member.classes, data)
         found.append(known[key])

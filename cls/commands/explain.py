@@ -43,7 +43,7 @@ def explain_images(
     if (size := trained.world.size) > 1:
         raise ValueError(f"{size} processes were started, but cls explain needs one: start it without a launcher")
     target = _number(options.target, trained.classes)
-    images = images_of(load_given(paths, trained.run.data))
+    images = images_of(load_given(paths, options.in_column(trained.run.data)))
     rows = range(min(len(images), options.count))
     folder = Path(paths[0] if len(paths) == 1 and Path(paths[0]).is_dir() else "")
     labels = [_label(folder / images.name(row), trained.classes) if target < 0 else target for row in rows]

@@ -33,6 +33,18 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """Where the images are in a table that is not the run's own."""
+
+    image_column: str = ""
+    """Column with the images in parquet or arrow data; empty: that of the run's own data, else found by type and
+    name."""
+
+    def in_column(self, data: Data) -> Data:
+        return replace(data, image_column=self.image_column or data.image_column)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelOptions:
     """Where the labels of images are, if not in class folders; as the fields of the same name of train.py."""
 
@@ -72,7 +84,7 @@ class SplitOptions(LabelOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictOptions(DeviceOptions):
+class PredictOptions(ImageOptions, DeviceOptions):
     """What is predicted, and where it is written."""
 
     out: str = ""
@@ -88,7 +100,7 @@ class PredictOptions(DeviceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(LabelOptions, DeviceOptions):
+class EvaluateOptions(LabelOptions, ImageOptions, DeviceOptions):
     """The labels of images of another folder, and the views."""
 
     tta: tuple[View | Preset, ...] = ()
@@ -128,7 +140,7 @@ class ReportOptions(DeviceOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainOptions:
+class ExplainOptions(ImageOptions):
     """What is drawn, and where."""
 
     to: str = "explain.png"
@@ -167,7 +179,7 @@ class PackOptions(SplitOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportOptions:
+class ExportOptions(ImageOptions):
     """Which files are written, and which images they are verified on."""
 
     format: tuple[Format, ...] = ("safetensors",)

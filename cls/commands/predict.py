@@ -52,7 +52,7 @@ def predict_images(
         raise ValueError("- reads a list of files from standard input: give it alone, or name the files")
     models = load_ensemble(runs, options.device, options.workers, stop)
     world, views = models.world, views_of(options.tta)
-    main, data = world.main, models.members[0].run.data
+    main, data = world.main, options.in_column(models.members[0].run.data)
     names = world.on_rank_0(read_list) if piped else list(paths)
     rows = world.on_all_ranks(lambda: load_listed(names) if piped else load_given(names, data))
     if out == PIPE or (piped and not out):

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cls.commands.main import parse_command
 from cls.commands.options import PackOptions, PredictOptions, views_of
 from cls.commands.pack import pack
 from cls.commands.predict import predict_images, ranked, read_list
@@ -190,6 +191,32 @@ def test_every_kind_of_input_gives_the_same_rows(
             rows = rows_of(["-"])
         assert [(row["predicted"], row["top"]) for row in rows] == expected
         assert [row["id"] for row in rows] == [str(file) for file in files]
+
+
+def test_the_image_column_of_another_table_can_be_named(
+    folder: Path, tmp_path: Path, rows_of: Callable[..., Answers]
+) -> None:
+    """Also as messages print it, and also where the run has one of its own."""
+    files = sorted(folder.iterdir())[:4]
+    left, right = (
+        [{"bytes": file.read_bytes(), "path": file.name} for file in order] for order in (files, files[::-1])
+    )
+    pq.write_table(pa.table({"left": left, "right": right}), tmp_path / "test.parquet")
+    with pytest.raises(ValueError, match=r"image_column: the image column is not clear; name one of left, right"):
+        rows_of([tmp_path / "test.parquet"])
+    expected = [row["top"] for row in rows_of(files)]
+    assert [row["top"] for row in rows_of([tmp_path / "test.parquet"], image_column="left")] == expected
+    assert [row["top"] for row in rows_of([tmp_path / "test.parquet"], image_column="right")] == expected[::-1]
+    own = tmp_path / "own"
+    untrained(own, CLASSES, FRAME | {"image_column": "middle"}, NETWORK)
+    with pytest.raises(ValueError, match="there is no column 'middle'; the columns are left, right"):
+        predicted(own, [tmp_path / "test.parquet"], tmp_path / "out")
+    predicted(own, [tmp_path / "test.parquet"], tmp_path / "out", image_column="left")
+    assert len(read_parquet(tmp_path / "out" / "predictions.parquet").ids) == 4
+    words = ["RUN", "x.parquet", "--data.image-column", "left"]
+    assert [parse_command(name, words).image_column for name in ("predict", "evaluate", "explain")] == ["left"] * 3
+    command = parse_command("export", ["RUN", "--to", "x", "--data.image-column", "left"])
+    assert command.options.image_column == "left"
 
 
 def test_what_cannot_be_read_keeps_its_row_with_the_reason(

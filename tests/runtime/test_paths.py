@@ -29,6 +29,7 @@ WORDS = {  # texts that are no paths
     "Run.recipe", "Recipes.name", "Data.image_column", "Data.label_column", "Model.backbone", "Model.head",
     "Track.project", "Track.name", "SweepOptions.launch", "TuneOptions.launch", "PlanOptions.gpu", "PlanOptions.time",
     "PackOptions.image_column", "PackOptions.label_column", "Check.image_column", "Check.label_column",
+    "Predict.image_column", "Evaluate.image_column", "Explain.image_column", "ExportOptions.image_column",
     "BenchOptions.gpu", "Sweep.words", "Predict.device", "Evaluate.device", "Report.device", "Check.device",
     "SoupOptions.device", "Data.hold_out", "Explain.target", "Explain.device", "ExportOptions.push",
 }  # fmt: skip

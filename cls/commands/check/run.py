@@ -40,7 +40,8 @@ def check_images(
     trained = load_trained_model(run, device, workers, stop) if run else None
     if trained:
         own = dataclasses.replace(trained.run.data, path=data.path, copy="", streaming=False, limit=0)
-        data = own.labelled_as(data) if data.own_labels else own
+        own = dataclasses.replace(own, image_column=data.image_column or own.image_column)
+        data = own.labelled_as(data) if data.own_labels or (data.label_column and not own.own_labels) else own
         seed = trained.run.seed
     splits = load(data, seed)
     rows = {split: part for split in ("train", "val", "test") if (part := getattr(splits, split)) is not None}

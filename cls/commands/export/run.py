@@ -122,7 +122,7 @@ def _publish(aside: Path, to: Path) -> list[str]:
 
 def _rows(trained: TrainedModel, options: ExportOptions) -> Rows:
     if options.images:
-        return load_images(options.images, trained.run.data)
+        return load_images(options.images, options.in_column(trained.run.data))
     try:
         return trained.own_data().val
     except ValueError as error:
