@@ -57,10 +57,11 @@ def read_hub(name: str, data: config.Data) -> RawSplits:
 
 
 def no_hub(name: str, error: Exception) -> ValueError:
+    fetch = f"cls fetch RECIPE --data.path {shlex.quote(name)}"
     return ValueError(
         f"data.path: {name!r} is no file or folder here, and as a hub dataset it could not be loaded "
-        f"({reason(error)}); for a hub dataset run `cls fetch RECIPE --data.path {name}` where there is internet; a "
-        "relative path is below the directory in which the run was started"
+        f"({reason(error)}); for a hub dataset run `{fetch}` where there is internet; a relative path is below the "
+        "directory in which the run was started"
     )
 
 
