@@ -387,7 +387,7 @@ def from_yaml(text: str) -> Run:
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:  # bad dates and the like
         raise ValueError(f"config: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):
-        found = "nothing" if loaded is None else "a list" if isinstance(loaded, list) else repr(loaded)
+        found = "nothing" if loaded is None else "a list" if isinstance(loaded, list) else _as_yaml(loaded)
         raise ValueError(f"config: expected a mapping of sections, found {found}")
     return typing.cast(Run, _build(Run, loaded, ""))
 

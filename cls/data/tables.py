@@ -60,8 +60,8 @@ def no_hub(name: str, error: Exception) -> ValueError:
     fetch = f"cls fetch RECIPE --data.path {shlex.quote(name)}"
     return ValueError(
         f"data.path: {name!r} is no file or folder here, and as a hub dataset it could not be loaded "
-        f"({reason(error)}); for a hub dataset run `{fetch}` where there is internet; a relative path is below the "
-        "directory in which the run was started"
+        f"({reason(error)}); for a hub dataset run `{fetch}` where there is internet; a relative path is looked "
+        "for in the current directory"
     )
 
 
