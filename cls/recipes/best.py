@@ -27,7 +27,8 @@ def best() -> Run:
       judged on 767 other photos; whole .889): TrivialAugment -0.5 (-1.7 to +0.8), mixup -0.8 (-2.1 to +0.4), the head
       first -0.7 (-1.9 to +0.6), rates by stage -0.9 (-2.2 to +0.4), moving average -0.3 (-1.2 to +0.6): each helps in
       the mean, none distinguishably; that would take 3,300 to 11,000 images
-    - the mirror image as a second test-time view: -0.4, so there is none
+    - the mirror image as a second test-time view: -0.4 (`cls evaluate RUN --tta flip`, the two whole runs of that
+      sweep), so there is none
 
     ``best-small`` was called best until then. It was chosen at 64 pixels and 4 epochs (2026-11-22; 763 photos): rate
     2e-3, not 1e-3: +2.1 (-1.2 to +5.3); batch 32, not 64: +1.7 (0.0 to +3.5); warm-up of 0.3 epochs, not 1.2: +1.5
