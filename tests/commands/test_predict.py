@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cls.commands.evaluate import evaluate_images
 from cls.commands.main import parse_command
-from cls.commands.options import PackOptions, PredictOptions, views_of
+from cls.commands.options import EvaluateOptions, PackOptions, PredictOptions, views_of
 from cls.commands.pack import pack
 from cls.commands.predict import predict_images, ranked, read_list
 from cls.config import View
@@ -213,6 +214,11 @@ def test_the_image_column_of_another_table_can_be_named(
         predicted(own, [tmp_path / "test.parquet"], tmp_path / "out")
     predicted(own, [tmp_path / "test.parquet"], tmp_path / "out", image_column="left")
     assert len(read_parquet(tmp_path / "out" / "predictions.parquet").ids) == 4
+    names = [f"class {row['predicted'].removeprefix('class ')}" for row in rows_of(files)]
+    pq.write_table(pa.table({"left": left, "right": right, "label": names}), tmp_path / "labelled.parquet")
+    options = EvaluateOptions(device="cpu", workers=0, image_column="left", tta=("none",))
+    found = evaluate_images([str(own)], str(tmp_path / "labelled.parquet"), options, StopSignal())
+    assert found is not None and found["accuracy"] == 1 and found["images"] == 4
     words = ["RUN", "x.parquet", "--data.image-column", "left"]
     assert [parse_command(name, words).image_column for name in ("predict", "evaluate", "explain")] == ["left"] * 3
     command = parse_command("export", ["RUN", "--to", "x", "--data.image-column", "left"])
