@@ -32,6 +32,7 @@ DAMAGED = (OSError, pa.ArrowException)
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, UnicodeError, tarfile.TarError, pa.ArrowException)
 TARS = (".tar", ".tgz", ".tar.gz")
 _INTEGER = re.compile(r"u?int\d+")
+_FLOAT = re.compile(r"float\d+")
 LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label", "category")
 
 
@@ -233,7 +234,8 @@ def _named(features: Features, column: str, field: str) -> str:
 def numbered(values: pa.ChunkedArray, feature: Any, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Codes and class names of a label column: the names of a ClassLabel, strings themselves, integers as text.
 
-    -1, null and the empty string are unknown (code -1).
+    -1, null, NaN and the empty string are unknown (code -1). Whole numbers stored as floats are integers: pandas
+    stores a column so as soon as one label is missing.
     """
     kind = feature.dtype if isinstance(feature, Value) else str(feature)
     if isinstance(feature, ClassLabel):
@@ -249,11 +251,16 @@ def numbered(values: pa.ChunkedArray, feature: Any, column: str) -> tuple[np.nda
     if kind in ("string", "large_string"):
         texts = values.cast(pa.string())
         return coded(pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts))
-    if kind == "bool" or _INTEGER.fullmatch(kind):
+    if _FLOAT.fullmatch(kind):
+        values = values.cast(pa.float64())
+        values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)
+    if kind == "bool" or _INTEGER.fullmatch(kind) or _FLOAT.fullmatch(kind):
         try:
             numbers = values.cast(pa.int64())
-        except pa.ArrowInvalid as error:  # uint64 above what int64 holds
-            raise ValueError(f"data.label_column: column {column!r} holds {reason(error)}") from None
+        except pa.ArrowInvalid as error:  # a fraction, or more than int64 holds
+            raise ValueError(
+                f"data.label_column: column {column!r} has no class names or integers: {reason(error)}"
+            ) from None
         return coded(pc.if_else(pc.less(numbers, 0), pa.scalar(None, pa.string()), numbers.cast(pa.string())))
     raise ValueError(f"data.label_column: column {column!r} holds {kind}; expected class names or integers")
 

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 import os
 import resource
 import shutil
@@ -492,7 +493,28 @@ def test_labels_that_no_class_has(tmp_path: Path, streaming: bool) -> None:
     pq.write_table(
         pa.table({"image": [body] * 2, "label": pa.array([2**63, 1], pa.uint64())}), tmp_path / "train.parquet"
     )
-    rejects(tmp_path, r"data\.label_column: column 'label' holds .*9223372036854775808", streaming=streaming)
+    rejects(tmp_path, r"data\.label_column: column 'label' has no .*9223372036854775808", streaming=streaming)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_whole_numbers_stored_as_floats_are_labels(tmp_path: Path, kind: str, streaming: bool) -> None:
+    """As pandas stores integers of which one is missing."""
+    body = jpeg(tmp_path / "x.jpg", 7).read_bytes()
+    values = {"train": [2.0, 10.0, 0.0, 10.0], "val": [10.0, 0.0], "test": [math.nan, 2.0, -1.0, None]}
+
+    def write(split: str, labels: list[float | None]) -> None:
+        column = pa.array(labels).cast(getattr(pa, kind)())
+        pq.write_table(pa.table({"image": [body] * len(labels), "label": column}), tmp_path / f"{split}.parquet")
+
+    for split, labels in values.items():
+        write(split, labels)
+    splits = load(data(tmp_path, streaming=streaming), seed=0)
+    assert splits.classes == ("0", "2", "10")
+    assert splits.val is not None and splits.val["label"][:] == [2, 0]
+    assert splits.test is not None and splits.test["label"][:] == [-1, 1, -1, -1]
+    write("train", [0.0, 0.5, 0.0, 1.0])
+    rejects(tmp_path, r"data\.label_column: column 'label' has no class names or integers: .*0\.5", streaming=streaming)
 
 
 def test_a_fault_of_the_machine_is_no_corrupt_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
