@@ -82,7 +82,7 @@ class CorruptImages:
         if len(self.reasons) > known and self.world.main:
             self._write(self.reasons)
             path = corrupt_file(self._run_dir)
-            log.warning("%d corrupt training images so far, replaced; see %s", len(self.reasons), path)
+            log.warning("corrupt training images so far: %d, replaced; see %s", len(self.reasons), path)
         if len(self.reasons) > self.quota:
             raise DataError(
                 f"{len(self.reasons)} of {len(self.images)} training images are corrupt, more than data.max_corrupt "

@@ -190,7 +190,7 @@ def test_images_that_vanish_end_the_run_on_all_ranks(
 def test_one_image_that_vanishes_is_replaced(runs: Runs, tmp_path: Path, images: tuple[Path, list[str]]) -> None:
     folder, args = images
     ended = runs.run(tmp_path / "run", args, 1, "$GONE@0:probe:1", GONE=f"rm {folder}/train/7/7-2.jpg")
-    assert ended.codes == [0] and "1 corrupt training images so far" in ended.output, ended.output
+    assert ended.codes == [0] and "corrupt training images so far: 1, replaced" in ended.output, ended.output
     lines = (ended.out / "corrupt_images.csv").read_text().splitlines()
     assert len(lines) == 2 and "7-2.jpg" in lines[1]
 
