@@ -1,5 +1,6 @@
 """Options that commands share, and those of single commands; no heavy imports, so that --help returns immediately."""
 
+import math
 import re
 import typing
 from collections.abc import Sequence
@@ -313,7 +314,7 @@ class TuneOptions:
     """Command before the recipe: a launcher with its options, and the training script."""
 
     def __post_init__(self) -> None:
-        if self.budget < 0:
+        if not 0 <= self.budget < math.inf:
             raise ValueError(f"--budget is {self.budget}: it must be 0 (chosen by the run's length) or a share, as 0.2")
         if self.jobs < 1:
             raise ValueError(f"--jobs is {self.jobs}: it must be 1 or more")

@@ -258,9 +258,8 @@ def numbered(values: pa.ChunkedArray, feature: Any, column: str) -> tuple[np.nda
         try:
             numbers = values.cast(pa.int64())
         except pa.ArrowInvalid as error:  # a fraction, or more than int64 holds
-            raise ValueError(
-                f"data.label_column: column {column!r} has no class names or integers: {reason(error)}"
-            ) from None
+            message = f"column {column!r} holds {kind}; expected class names or integers: {reason(error)}"
+            raise ValueError(f"data.label_column: {message}") from None
         return coded(pc.if_else(pc.less(numbers, 0), pa.scalar(None, pa.string()), numbers.cast(pa.string())))
     raise ValueError(f"data.label_column: column {column!r} holds {kind}; expected class names or integers")
 

@@ -11,7 +11,7 @@ import json
 import logging
 import shlex
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from cls.data.readers import Stream, column, fingerprint, image_sizes, images_of
 from cls.data.sources import Rows, Splits, labels_of, load
 from cls.data.split_words import splits_in
 from cls.runtime.files import write_whole
-from cls.tracking.ledger import id_sum
+from cls.tracking.ledger import id_sum, id_total
 from cls.tracking.run_files import encode_classes, read_data
 
 log = logging.getLogger("cls")
@@ -35,7 +35,8 @@ WORDS = {"train": "training", "val": "validation"}
 SHOWN = 5  # class names in a message
 Facts = dict[str, dict[str, Any]]
 """By split: images, sha256 (of ids and labels) and, if they were inspected, contents (sha256 of the images' sizes) and
-tables (:func:`cls.data.footers.footers`). In data.json those of train also hold ids, a sum for `cls audit`, and
+tables (:func:`cls.data.footers.footers`). In data.json both also hold pairs, a sum over ids and class names in any
+order, by which runs that divide the same images differently agree; those of train also ids, a sum for `cls audit`, and
 per_class, the number of images of each class."""
 
 
@@ -78,12 +79,28 @@ def _keep_contents(out: Path, seen: Seen) -> None:
         counts = np.bincount(labels[labels >= 0], minlength=len(seen.splits.classes))
         seen.facts["train"]["per_class"] = counts.tolist()
     if not isinstance(train, Stream) and "train" in seen.facts:  # a stream's names would cost too much
-        ids = column(train, "id")
-        slices = (ids.slice(start, 10_000).to_pylist() for start in range(0, len(ids), 10_000))
-        seen.facts["train"]["ids"] = id_sum(name for names in slices for name in names)
+        seen.facts["train"]["ids"] = id_sum(_names(train))
+    for split, facts in seen.facts.items():
+        rows: Rows | Stream = getattr(seen.splits, split)
+        if not isinstance(rows, Stream):
+            named = zip(_names(rows), labels_of(rows).tolist(), strict=True)
+            facts["pairs"] = id_sum(f"{name}\0{seen.splits.classes[label]}" for name, label in named)
     np.savez_compressed(data, **seen.sizes)  # type: ignore[arg-type]  # the stub takes them for its own options
     write_whole(out / "sizes.npz", data.getvalue())
     write_whole(out / "data.json", json.dumps(seen.facts, indent=1).encode())
+
+
+def _names(rows: Rows) -> Iterator[str]:
+    """The ids, a part at a time: those of a million images are 100 MB."""
+    ids = column(rows, "id")
+    for start in range(0, len(ids), 10_000):
+        yield from ids.slice(start, 10_000).to_pylist()
+
+
+def all_pairs(out: Path) -> str:
+    """The sum of "pairs" over the splits of a run directory; '' where it is not known."""
+    found = [str(facts.get("pairs", "")) for facts in read_data(out).values()]
+    return id_total(found) if found and all(found) else ""
 
 
 def complete(out: Path, seen: Seen) -> None:

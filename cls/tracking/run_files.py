@@ -116,7 +116,7 @@ def _is_split(facts: Any) -> bool:
         return False
     tables = facts.get("tables", [])
     named = isinstance(tables, list) and all(isinstance(t, dict) and isinstance(t.get("name"), str) for t in tables)
-    return named and all(isinstance(facts.get(key, ""), str) for key in ("sha256", "contents", "ids"))
+    return named and all(isinstance(facts.get(key, ""), str) for key in ("sha256", "contents", "ids", "pairs"))
 
 
 def encode_classes(classes: Sequence[str]) -> bytes:

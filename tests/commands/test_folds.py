@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from cls.commands.main import parse_command
 from cls.commands.options import PredictOptions
 from cls.commands.parsing import parse_run
 from cls.commands.predict import predict_images
+from cls.config import change, to_yaml
+from cls.data.sources import load
 from cls.evaluation.compare import compare
 from cls.evaluation.predictions import read_parquet
 from cls.evaluation.stats import wilson
 from cls.runtime.signals import StopSignal
+from cls.tracking.run_data import keep, look
 from tests.harness.runs import Runs
 from tests.harness.untrained import CLASSES, photos
 
@@ -99,6 +103,45 @@ def test_an_array_and_a_sweep_of_wandb_have_the_folds(images: Path, tmp_path: Pa
     said = subprocess.run([*bash, *given], capture_output=True, text=True, check=True).stdout.splitlines()
     (member,) = (m for m in members if (m["recipe"], m["fold"]) == ("mlp-head-x50-dropout25", "2/2"))
     assert said[0] == "train.py" and parse_run(said[1:]) == parse_run(shlex.split(member["command"])[3:])
+
+
+def begin(member: dict[str, Any]) -> None:
+    """The files that a run writes when it has read its images."""
+    run, out = parse_run(shlex.split(member["command"])[3:]), Path(member["run"])
+    out.mkdir(parents=True)
+    (out / "config.yaml").write_text(to_yaml(change(run, train={"precision": "fp32"})))
+    keep(out, look(load(run.data, run.seed)))
+
+
+@pytest.mark.parametrize("how", ["folds", "seeds", "drawn", "none"])
+@pytest.mark.parametrize("change_one", ["remove", "relabel"])
+def test_members_on_other_images_are_not_mixed(tmp_path: Path, how: str, change_one: str) -> None:
+    """Folds, and seeds whose validation images are drawn, divide the same images differently."""
+    root = photos(tmp_path / "photos")
+    if how == "drawn":
+        shutil.rmtree(root / "val")
+    number = {"folds": ("--folds", "3"), "none": ("--seeds", "2", "--data.hold-out", "none", "--train.early-stop", "0")}
+    given = words(root, tmp_path / "out", *number.get(how, ("--seeds", "2")))
+    if how == "none":
+        given += ["--optim.schedule", "fixed"]
+    first, second, *_ = sweep(*given)["members"]
+    begin(first)
+    begin(second)
+    sweep(*given)
+    shutil.rmtree(second["run"])
+    image = min((root / "train").rglob("*.png"))
+    others = [folder for folder in (root / "train").iterdir() if folder != image.parent]
+    image.rename(others[0] / "moved.png") if change_one == "relabel" else image.unlink()
+    begin(second)
+    with pytest.raises(ValueError, match="trained or validated on other images: delete the one"):
+        sweep(*given)
+
+
+def test_seeds_of_a_drawn_subset_have_their_own_images(tmp_path: Path) -> None:
+    given = words(photos(tmp_path / "photos"), tmp_path / "out", "--seeds", "2", "--data.limit", "8")
+    for member in sweep(*given)["members"]:
+        begin(member)
+    sweep(*given)
 
 
 @pytest.mark.integration

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 from cls import recipes
@@ -25,12 +26,13 @@ from cls.commands.tune.members import candidate, command, head_run, member, star
 from cls.commands.tune.picture import figure
 from cls.commands.tune.race import best_between, guessing, image_losses, proposal, race, trend
 from cls.commands.tune.rounds import STARTS, Plan, neighbors, parts_of
-from cls.commands.tune.run import _keep
-from cls.commands.tune.search import Search, _reject_failed, two_digits
-from cls.config import Run, change
+from cls.commands.tune.run import _keep, _planned, _reject_drift
+from cls.commands.tune.search import Search, _reject_failed, _reject_other_images, two_digits
+from cls.config import Run, change, to_yaml
 from cls.evaluation.predictions import Predictions
 from cls.runtime.rng import generator
 from cls.runtime.signals import StopSignal
+from cls.tracking.run_data import keep, look
 from cls.tracking.run_status import state_of
 from cls.training.steps import Steps
 from cls.validate import check
@@ -93,7 +95,10 @@ def predictions(probs: list[list[float]], labels: list[int], errors: list[str] |
 
 def test_the_loss_of_an_image_is_minus_the_log_of_its_class() -> None:
     p = predictions([[0.25, 0.75], [1.0, 0.0], [0.0, 0.0], [0.5, 0.5]], [0, 1, 0, -1], ["", "", "broken", ""])
-    assert image_losses(p, "ce") == pytest.approx([np.log(4), -np.log(1e-7), -np.log(1e-7)])
+    assert image_losses(p, "ce") == pytest.approx([np.log(4), -np.log(1e-7)])  # a file that nobody can read is left out
+    overflow = predictions([[np.nan, np.nan], [0.5, 0.5]], [0, 1])
+    assert image_losses(overflow, "ce") == pytest.approx([-np.log(1e-7), np.log(2)])  # the network's own fault
+    assert guessing(p, "ce") == pytest.approx(np.log(2))
     one = predictions([[0.5, 0.5]] * 4, [0, 0, 0, 1])
     assert guessing(one, "ce") == pytest.approx(0.75 * np.log(4 / 3) + 0.25 * np.log(4))
 
@@ -144,6 +149,22 @@ def test_the_best_rate_is_the_lowest_point_of_a_parabola() -> None:
     diverged = np.array([1.0, 0.9, 0.8, np.inf, np.inf])
     assert 3e-4 < best_between(rates, diverged, 1.0) < 1e-3
     assert best_between(rates[:3], np.array([0.5, 0.5, 0.5]), 2.3) == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("rates", "means", "best"),
+    [
+        ([1e-4, 3e-4, 1e-3], [5.0, 4.0, 5.0], 3e-4),
+        ([3e-4, 1e-3, 3e-3], [5.0, 4.0, 5.0], 1e-3),
+        ([1e-4, 3e-4, 1e-3, 3e-3, 1e-2], [2.9, 2.7, 2.5, 2.6, 2.9], 1e-3),
+        ([3e-4, 1e-3, 3e-3], [0.1 + 0.2, 0.3, 0.3], 1e-3),
+    ],
+)
+def test_where_no_parabola_shows_a_lowest_point_the_best_rate_is_that_of_the_lowest_loss(
+    rates: list[float], means: list[float], best: float
+) -> None:
+    """Above the loss of guessing, as with weighted classes, three clipped losses are equal up to rounding."""
+    assert best_between(np.array(rates), np.array(means), 2.302585) == best
 
 
 def test_neighbors_are_half_a_decade_apart() -> None:
@@ -347,6 +368,9 @@ def test_a_search_is_the_same_after_a_kill_on_two_processes_and_through_slurm(
     ("words", "message"),
     [
         ("--budget -1", "--budget is -1"),
+        ("--budget nan", "--budget is nan"),
+        ("--budget inf", "--budget is inf"),
+        ("--data.limit 4 --train.batch 2 --train.micro-batch 2", "holds out one of 5 parts .* found 4: train with sev"),
         ("--jobs 0", "--jobs is 0"),
         ("--jobs 2 --slurm lines.txt", "--jobs is for runs on this machine"),
         ("--data.path photos --data.streaming True", "data.streaming: a search holds out"),
@@ -412,7 +436,7 @@ class Simulated(Search):
     def __init__(self, run: Run, plan: Plan, folder: Path, lowest: float, launch: str = "python train.py") -> None:
         super().__init__(run, run, plan, folder, TuneOptions(launch=launch), StopSignal())
         self.lowest, self.guessing = lowest, 2.3
-        self.images = np.random.default_rng(0).normal(0, 0.3, plan.held)
+        self.images, self.draws = np.random.default_rng(0).normal(0, 0.3, plan.held), np.random.default_rng(0)
 
     def _perform(self, runs: Sequence[Run]) -> None:
         """Nothing: the head."""
@@ -459,3 +483,121 @@ def test_a_run_that_fails_before_it_has_a_directory_is_a_failure(tmp_path: Path)
     with pytest.raises(ValueError, match=rf"1 runs failed; the same command tries them again:\n  .*/a: {reason}$"):
         _reject_failed([member(run) for run in runs], {str(tmp_path / "a"): reason})
     _reject_failed([member(run) for run in runs], {})
+
+
+def stored(run: Run, outcome: str = "") -> Run:
+    """A run directory with a configuration and an end, for ``member``."""
+    out = Path(run.out)
+    out.mkdir(parents=True)
+    (out / "config.yaml").write_text(to_yaml(run))
+    if outcome:
+        (out / "exit.json").write_text(json.dumps({"outcome": outcome, "reason": "it was so"}))
+    return run
+
+
+def test_a_killed_run_is_a_failure_and_not_one_that_runs_elsewhere(tmp_path: Path) -> None:
+    run = stored(change(Run(), out=str(tmp_path / "a")))
+    assert member(run).state == "killed"
+    with pytest.raises(ValueError, match=r"1 runs failed; .*\n  .*/a: killed: SIGKILL$"):
+        _reject_failed([member(run)], {str(tmp_path / "a"): "killed: SIGKILL"})
+    _reject_failed([member(run)], {})  # of an earlier call: it is begun again
+
+
+@pytest.mark.parametrize("outcome", ["done", "non_finite", "stopped", ""])
+def test_a_run_of_other_settings_is_no_member_of_the_search(tmp_path: Path, outcome: str) -> None:
+    run = stored(change(Run(), out=str(tmp_path / "a")), outcome)
+    assert member(run).state == {"": "killed", "non_finite": "done"}.get(outcome, outcome)
+    with pytest.raises(ValueError, match=r"/a is a run with other settings .* another --out:\n  optim.clip: 0.0 -> 1.0$"):
+        member(change(run, optim={"clip": 1.0}))
+
+
+def test_a_run_that_failed_may_be_corrected(tmp_path: Path) -> None:
+    run = stored(change(Run(), out=str(tmp_path / "a")), "user_error")
+    assert member(change(run, optim={"clip": 1.0})).state == "user_error"
+
+
+def test_a_failed_run_is_submitted_again_to_slurm(tmp_path: Path) -> None:
+    run, plan = change(Run(), train={"epochs": 4.0, "batch": 64, "micro_batch": 16}), plan_of(3068, 4)
+    options = TuneOptions(slurm=str(tmp_path / "lines.txt"))
+    search = Search(run, run, plan, tmp_path / "search", options, StopSignal())
+    first, second = (candidate(run, plan, tmp_path / "search", rate, 13) for rate in (3e-5, 3e-4))
+    stored(first, "out_of_memory")
+    stored(second, "done")
+    with pytest.raises(ValueError, match=r"1 runs failed; unless .* `.*sbatch .*lines-1.txt.*`:\n  .*3e-05: out_of_memory"):
+        search._perform([first, second])
+    assert len((tmp_path / "lines-1.txt").read_text().splitlines()) == 2
+
+
+def test_runs_on_other_images_are_not_compared(tmp_path: Path) -> None:
+    facts = {split: {"images": 9, "sha256": split, "contents": "sizes"} for split in ("train", "val")}
+    for name, other in (("a", {}), ("b", {}), ("c", {"sha256": "others"}), ("d", {"contents": "others"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "data.json").write_text(json.dumps(facts | {"val": facts["val"] | other}))
+    _reject_other_images([tmp_path / "a", tmp_path / "b"])
+    for name in ("c", "d"):
+        with pytest.raises(ValueError, match=rf"/a and .*/{name} were trained or judged on other images"):
+            _reject_other_images([tmp_path / "a", tmp_path / "b", tmp_path / name])
+
+
+def photos(folder: Path, counts: dict[str, int]) -> Path:
+    for name, count in counts.items():
+        for number in range(count):
+            path = folder / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 9, 9)).save(path)
+    return folder
+
+
+def test_a_search_does_not_continue_on_other_images(tmp_path: Path) -> None:
+    run = change(recipes.get("best-baseline"), data={"path": str(photos(tmp_path / "photos", {"a": 30, "b": 30}))})
+    run = change(run, train={"batch": 16, "micro_batch": 16})
+    _, _, splits = _planned(run, 0.0)
+    out = tmp_path / "search" / "head"
+    out.mkdir(parents=True)
+    keep(out, look(splits))
+    _reject_drift(tmp_path / "search", splits)
+    for number in range(30):  # as many images, with other labels
+        one, other = (tmp_path / "photos" / name / f"{number}.png" for name in ("a", "b"))
+        one.rename(one.with_name(f"{number}-a.png"))
+        other.rename(tmp_path / "photos" / "a" / other.name)
+        one.with_name(f"{number}-a.png").rename(other)
+    _, _, changed = _planned(run, 0.0)
+    assert len(changed.train) == len(splits.train)
+    (tmp_path / "photos" / "b" / "29.png").rename(tmp_path / "photos" / "a" / "30.png")
+    with pytest.raises(ValueError, match=r"holds a search on other images \(.*\): use another --out"):
+        _reject_drift(tmp_path / "search", _planned(run, 0.0)[2])
+
+
+def test_a_held_out_part_of_one_class_is_rejected(tmp_path: Path) -> None:
+    photos(tmp_path / "photos" / "val", {"a": 3, "b": 3})
+    path = str(photos(tmp_path / "photos" / "train", {"a": 61, "b": 3}).parent)
+    run = change(recipes.get("best-baseline"), data={"path": path}, train={"batch": 16, "micro_batch": 16})
+    with pytest.raises(ValueError, match=r"images that a search would hold out are all of class 'a'.*train with several"):
+        _planned(run, 0.0)
+
+
+class Equal(Simulated):
+    """Rates that are equally good in the mean, on images of which a few are hard."""
+
+    def _try(self, steps: int, rates: Sequence[float]) -> None:
+        for rate in set(rates) - {rate for done, rate in self.losses if done == steps}:
+            losses = np.abs(self.images) * self.draws.gamma(2.0, 0.5, size=self.plan.held)
+            self.losses[steps, rate] = losses
+            self.spent += self.plan.cost(steps)
+
+
+@pytest.mark.parametrize(("images", "epochs", "count"), [(3068, 4, 1000), (20724, 100, 300)])
+def test_whole_searches_seldom_call_one_of_equal_rates_worse(
+    images: int, epochs: float, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the rates of each round chosen by the one before, on the same images."""
+    monkeypatch.setattr("cls.commands.tune.search.trend", lambda *_: (0.0, 0.0, 0.0))  # 1,000 resamples each
+    run, plan, wrong = change(Run(), train={"epochs": epochs, "batch": 64, "micro_batch": 16}), plan_of(images, epochs), 0
+    for number in range(count):
+        search = Equal(run, plan, tmp_path, 1.0)
+        search.draws = generator(number, "equal")
+        search.images = search.draws.gamma(0.3, 2.0, size=plan.held)
+        rounds = search.result()["rounds"]
+        assert len(rounds) == len(plan.rounds)
+        wrong += any(row["verdict"] == "worse" for each in rounds for row in each["candidates"])
+    assert wrong <= 0.05 * count

@@ -28,6 +28,9 @@ def write_folds(stem: Path, members: Sequence[Member]) -> dict[str, Any]:
         print(f"{stem.name}: the folds were not joined, since {why}", file=sys.stderr)
         return {}
     together, file = joined(whole), Path(f"{stem}.parquet")
+    if twice := len(together.ids) - len(set(together.ids)):
+        print(f"{stem.name}: the folds were not joined, since {twice} images are in several of them", file=sys.stderr)
+        return {}
     try:
         write_parquet(file, together)
     except OSError as error:

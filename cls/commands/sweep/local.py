@@ -48,13 +48,14 @@ class Slot:
 
 
 def run_members(
-    members: Sequence[Member], commands: Sequence[Sequence[str]], launch: int, stop: StopSignal, jobs: int = 1
+    members: Sequence[Member], commands: Sequence[Sequence[str]], launch: int, stop: StopSignal, jobs: int = 1,
+    to_come: int = 0,
 ) -> dict[str, str]:
     """Run each member that is not done, ``jobs`` at once; returns the reason of each that failed, by directory.
 
     The first ``launch`` words of each command are a launcher and, last, the training script. A failure is reported with
     the end of its output (all of it is in DIRECTORY.log), and the next member is run. A stop request is passed to the
-    running members, which save and exit; then Stopped is raised.
+    running members, which save and exit; then Stopped is raised. ``to_come``: runs after these, for the time left.
     """
     failed: dict[str, str] = {}
     todo = deque((member, command) for member, command in zip(members, commands, strict=True) if member.open)
@@ -75,8 +76,9 @@ def run_members(
                 slots.append(running.pop(job))
                 outcome, reason = job.result()
                 done = count - len(todo) - len(running)
-                took, left = time.monotonic() - job.began, (time.monotonic() - since) / done * (count - done)
-                after = f"({_clock(took)}; {count - done} left, ETA {_clock(left)})"
+                took, left = time.monotonic() - job.began, count - done + to_come
+                eta = (time.monotonic() - since) / done * left
+                after = f"({_clock(took)}; {left} left, ETA {_clock(eta)})"
                 print(f"{job.name} {outcome}: {reason} {after}", file=sys.stderr, flush=True)
                 if outcome == "stopped":  # by the end of its job or a stop file: the next ones would be, too
                     ended = reason

@@ -9,6 +9,7 @@ from typing import Any
 from cls import recipes
 from cls.config import Run, change, diff, flat
 from cls.recipes.tables import Sweep
+from cls.tracking.run_data import all_pairs
 from cls.tracking.run_files import read_run, read_text
 from cls.tracking.run_status import state_of
 from cls.validate import check
@@ -145,7 +146,10 @@ def _find(wanted: Run, stored: Mapping[Path, Run]) -> Member:
 
 
 def _reject_mixture(rows: Rows) -> None:
-    """ValueError if members were trained with different precisions, or those of one seed and fold on other images."""
+    """ValueError if members were trained with different precisions, or on other images.
+
+    Those of one seed and fold have the same splits; all have the same images in training and validation together.
+    """
     started = [member for member in unique(rows) if member.precision]
     for member in started:
         if member.precision != started[0].precision:
@@ -153,12 +157,14 @@ def _reject_mixture(rows: Rows) -> None:
                 f"{started[0].path} was trained with train.precision {started[0].precision}, {member.path} with "
                 f"{member.precision}: train all with one, in a folder of their own (--train.precision … --out …)"
             )
-    images: dict[int | str, tuple[Path, str]] = {}
-    for member in started:
-        file = member.path / "data.json"
-        if file.is_file():
-            own = read_text(file)
-            first, content = images.setdefault(member.label, (member.path, own))
+    images: dict[Any, tuple[Path, str]] = {}
+    for member in [member for member in started if (member.path / "data.json").is_file()]:
+        data = member.run.data
+        known = {member.label: read_text(member.path / "data.json")}
+        if not data.limit and (together := all_pairs(member.path)):
+            known["all", data.hold_out in ("", "none")] = together  # I/N leaves a val split aside
+        for key, own in known.items():
+            first, content = images.setdefault(key, (member.path, own))
             if content != own:
                 raise ValueError(
                     f"{first} and {member.path} were trained or validated on other images: delete the one "

@@ -5,14 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from cls.commands.fields import changed_fields
-from cls.commands.sweep.members import Member
+from cls.commands.sweep.members import Member, differences
 from cls.commands.tune.rounds import STARTS, Plan
 from cls.config import Run, change
+from cls.tracking.run_files import read_run
 from cls.tracking.run_status import state_of
 
 HEAD_RATE = 3e-3
 """Of AdamW for a fresh head on fixed features; its moving average is what is kept."""
 DIVERGED = "non_finite"
+FAILED = ("user_error", "data", "out_of_memory", "error")
 
 
 def head_run(run: Run, plan: Plan, folder: Path) -> Run:
@@ -70,9 +72,18 @@ def starts(run: Run) -> list[float]:
 
 
 def member(run: Run) -> Member:
-    """As it is on disk; a candidate that diverged has its result, as one that is done."""
+    """As it is on disk; a candidate that diverged has its result, as one that is done.
+
+    ValueError for a run of other settings: its result would be mixed with the others. One that failed may have them:
+    train.py decides whether it can still be corrected.
+    """
     path = Path(run.out)
     state = state_of(path) if (path / "config.yaml").exists() else ""
+    if state and state not in FAILED and (lines := differences(read_run(path / "config.yaml"), run)):
+        changes = "\n  ".join(lines)
+        raise ValueError(
+            f"{path} is a run with other settings than this search: delete it, or give another --out:\n  {changes}"
+        )
     return Member(run=run, precision="", state="done" if state == DIVERGED and path.name != "head" else state)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cls.evaluation.predictions import Floats, Predictions, readable
+from cls.evaluation.predictions import Floats, Ints, Predictions, readable
 from cls.evaluation.stats import mean_interval
 from cls.runtime.rng import generator
 
@@ -21,6 +21,8 @@ RESAMPLES = 1000
 SLOPES = (-0.5, 0.0)
 """Bounds of the exponent of the best rate over the steps: from no change to its root. A choice, as FARTHEST is: how
 rates of candidates carry over to runs many times as long was not measured."""
+FLAT = 1e-9
+"""Curvature of three equal losses, which rounding makes positive or negative."""
 FARTHEST = 3.0
 """By how much a trend may lower the best rate of the longest candidates."""
 
@@ -49,14 +51,19 @@ class Race:
         return [bool(interval.low > 0) for interval in self.against]
 
 
-def image_losses(p: Predictions, kind: str) -> Floats:
-    """n: the loss of each labelled image, for ``optim.loss``.
+def compared(p: Predictions) -> Ints:
+    """The rows that count: labelled, of a file that can be read. An unreadable one is so for all candidates."""
+    return np.array([row for row, error in enumerate(p.errors) if p.labels[row] >= 0 and not error], dtype=np.int64)
 
-    ce: minus the log of the true class's probability, at most that of FLOOR, which a corrupt image has. mse: the
-    squared error to the one-hot target, mean over classes, of the logits that have these probabilities and the mean
-    1 / c, as the targets have.
+
+def image_losses(p: Predictions, kind: str) -> Floats:
+    """n: the loss of each image of :func:`compared`, for ``optim.loss``.
+
+    ce: minus the log of the true class's probability, at most that of FLOOR, which probabilities that are not finite
+    have. mse: the squared error to the one-hot target, mean over classes, of the logits that have these probabilities
+    and the mean 1 / c, as the targets have.
     """
-    rows = np.flatnonzero(p.labels >= 0)
+    rows = compared(p)
     probs = np.where(readable(p)[rows, None], p.probs[rows], 1 / p.probs.shape[1])
     if kind == "mse":
         logs = np.log(np.maximum(probs, FLOOR))
@@ -70,7 +77,7 @@ def image_losses(p: Predictions, kind: str) -> Floats:
 
 def guessing(p: Predictions, kind: str) -> float:
     """The mean loss of a prediction that is the same for all images: how often each class occurs."""
-    counts = np.bincount(p.labels[p.labels >= 0], minlength=p.probs.shape[1])
+    counts = np.bincount(p.labels[compared(p)], minlength=p.probs.shape[1])
     shares = counts / counts.sum()
     if kind == "mse":
         return float((1 - (shares**2).sum()) / len(shares))
@@ -101,14 +108,14 @@ def best_between(rates: Floats, means: Floats, ceiling: float) -> float:
     """The rate at the lowest point of the parabola in log(rate) through the best rate and its two neighbors.
 
     Losses above ``ceiling``, that of guessing, count as it: how bad a useless network is says nothing about the best.
-    Without two neighbors it is the best rate itself. ``rates`` ascend.
+    Without two neighbors, or where the lowest loss is above it, it is the best rate itself. ``rates`` ascend.
     """
     at = int(np.argmin(means))
-    if not 0 < at < len(rates) - 1:
+    if not 0 < at < len(rates) - 1 or means[at] >= ceiling:
         return float(rates[at])
     x, y = np.log(rates[at - 1 : at + 2]), np.minimum(means[at - 1 : at + 2], ceiling)
     a, b, _ = np.polyfit(x, y, 2)
-    return float(np.exp(np.clip(-b / (2 * a), x[0], x[2]))) if a > 0 else float(rates[at])
+    return float(np.exp(np.clip(-b / (2 * a), x[0], x[2]))) if a > FLAT else float(rates[at])
 
 
 class Trend(NamedTuple):

@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def head_epochs(self) -> float:
-        return round(min(1.0, HEAD_IMAGES / self.trained), 3) if self.fits_head else 0.0
+        return round(min(1.0, HEAD_IMAGES / self.trained), 6) if self.fits_head else 0.0
 
     @property
     def head_cost(self) -> float:

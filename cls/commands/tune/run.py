@@ -5,24 +5,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cls.commands.options import TuneOptions
 from cls.commands.tune.members import candidate, head_run, starts, with_part_held_out
 from cls.commands.tune.rounds import Plan, parts_of
 from cls.commands.tune.search import Search, Waiting
 from cls.commands.tune.show import show, show_plan
 from cls.config import Run, diff, to_yaml
-from cls.data.sources import load
+from cls.data.sources import Splits, labels_of, load
 from cls.runtime.files import write_whole
 from cls.runtime.paths import writing
 from cls.runtime.signals import StopSignal
-from cls.tracking.run_files import read_run
+from cls.tracking.run_data import drift, look
+from cls.tracking.run_files import read_run, stored_classes
 from cls.validate import check
+
+
+SEVERAL = "train with several --optim.lr and compare the runs (cls compare)"
 
 
 def tune(run: Run, options: TuneOptions, stop: StopSignal) -> dict[str, Any]:
     """The document of tune.json; without "rate" where SLURM has to run the next candidates first."""
     _reject(run)
-    plan, held = _planned(run, options.budget)
+    plan, held, splits = _planned(run, options.budget)
     folder = Path(run.out or f"runs/tune-{run.recipe}")
     if plan.fits_head:
         check(head_run(held, plan, folder))
@@ -30,6 +36,7 @@ def tune(run: Run, options: TuneOptions, stop: StopSignal) -> dict[str, Any]:
         check(candidate(held, plan, folder, rate, plan.rounds[0].steps))
     with writing("out", folder):
         _keep(folder, run, plan)
+    _reject_drift(folder, splits)
     show_plan(run, plan)
     try:
         document = Search(run, held, plan, folder, options, stop).result()
@@ -57,20 +64,35 @@ def _reject(run: Run) -> None:
         raise ValueError("optim.head_epochs is all of train.epochs: a search is for the rate of the whole network")
 
 
-def _planned(run: Run, budget: float) -> tuple[Plan, Run]:
-    """The plan, and the run with a part of its training images held out."""
+def _planned(run: Run, budget: float) -> tuple[Plan, Run, Splits]:
+    """The plan, the run with a part of its training images held out, and its images."""
     images = len(load(run.data, run.seed).train)
-    held = with_part_held_out(run, parts_of(images))
+    if images < (parts := parts_of(images)):
+        raise ValueError(f"a search holds out one of {parts} parts of the training images, found {images}: {SEVERAL}")
+    held = with_part_held_out(run, parts)
     splits = load(held.data, run.seed)
     assert splits.val is not None
+    if len(known := np.unique(labels_of(splits.val))) < 2:
+        raise ValueError(
+            f"the {len(splits.val)} images that a search would hold out are all of class {splits.classes[known[0]]!r}, "
+            f"which every network could learn to guess: {SEVERAL}"
+        )
     plan = Plan(images, len(splits.train), len(splits.val), run.train.batch, run.train.epochs,
                 run.model.weights != "none", budget)  # fmt: skip
     if run.train.batch > plan.trained:
         raise ValueError(
             f"train.batch is {run.train.batch}, but the short runs of a search train on {plan.trained} images: use a "
-            "smaller batch, or train with several --optim.lr and compare the runs (cls compare)"
+            f"smaller batch, or {SEVERAL}"
         )
-    return plan, held
+    return plan, held, splits
+
+
+def _reject_drift(folder: Path, splits: Splits) -> None:
+    """ValueError where the images are not those of the runs that the search has already made."""
+    made = sorted(path.parent for path in folder.glob("*/data.json"))
+    for path in made[:1]:  # the others are compared with each other
+        if text := drift(path, look(splits), stored_classes(path / "classes.txt", splits.classes)):
+            raise ValueError(f"out: {folder} holds a search on other images ({text}): use another --out")
 
 
 def _keep(folder: Path, run: Run, plan: Plan) -> None:

@@ -14,19 +14,23 @@ from cls.commands.options import TuneOptions
 from cls.commands.sweep.local import run_members
 from cls.commands.sweep.members import Member
 from cls.commands.sweep.scripts import write_lines
-from cls.commands.tune.members import DIVERGED, candidate, command, head_run, member, starts, usable
+from cls.commands.tune.members import DIVERGED, FAILED, candidate, command, head_run, member, starts, usable
 from cls.commands.tune.race import Race, best_between, guessing, image_losses, proposal, race, trend
 from cls.commands.tune.rounds import Plan, neighbors
 from cls.config import Run, change, flat
 from cls.evaluation.run_record import RunRecord
 from cls.runtime.paths import writing
 from cls.runtime.signals import StopSignal
+from cls.tracking.run_data import same_everywhere
+from cls.tracking.run_files import read_data
 from cls.tracking.run_status import read_exit, state_of
 from cls.validate import check
 
 USELESS = 0.95
 """Of the loss of guessing: a candidate must be below it."""
-FAILED = ("user_error", "data", "out_of_memory", "error")
+
+
+AGAIN = "the same command tries them again"
 
 
 class Waiting(Exception):
@@ -40,8 +44,10 @@ class Search:
         self.run, self.held, self.plan, self.folder, self.options, self.stop = run, held, plan, folder, options, stop
         self.launch = [os.path.expanduser(word) for word in shlex.split(options.launch)]
         self.spent, self.batches = 0.0, 0
+        self.to_come = plan.fits_head + sum(k for k, _ in plan.rounds)
         self.losses: dict[tuple[int, float], np.ndarray] = {}
         self.guessing, self.precisions = math.inf, set[str]()
+        self.first: Path | None = None
 
     def result(self) -> dict[str, Any]:
         if self.plan.fits_head:
@@ -78,7 +84,7 @@ class Search:
         self._perform(runs)
         for rate, run in zip(new, runs, strict=True):
             if state_of(Path(run.out)) == DIVERGED:
-                self.losses[steps, rate] = np.full(self.plan.held, math.inf)
+                self.losses[steps, rate] = np.array([math.inf])
                 continue
             found = RunRecord(Path(run.out)).val
             if found is None:
@@ -91,15 +97,18 @@ class Search:
         """Run what is not done; Waiting where that is elsewhere, ValueError for a run that failed."""
         members, rejected = [member(run) for run in runs], dict[str, str]()
         self.batches += 1
+        self.to_come = max(0, self.to_come - len(runs))
         if self.options.slurm:
             self._queue(members)
         elif members:
             rejected = run_members(members, [[*self.launch, *command(run)] for run in runs], len(self.launch),
-                                   self.stop, self.options.jobs)  # fmt: skip
+                                   self.stop, self.options.jobs, self.to_come)  # fmt: skip
         _reject_failed(members := [member(run) for run in runs], rejected)
         if open_ones := [str(each.path) for each in members if each.state != "done"]:
             names = ", ".join(open_ones)
             raise Waiting(f"{names}: running elsewhere; give the same command again when they have ended")
+        _reject_other_images([self.first or members[0].path, *(each.path for each in members)])
+        self.first = self.first or members[0].path
         self.precisions |= {RunRecord(each.path).run.train.precision for each in members}
         if len(self.precisions) > 1:
             raise ValueError(f"{self.folder}: its runs have different train.precision: name one, and another --out")
@@ -108,18 +117,18 @@ class Search:
         """Write the runs for slurm/sweep.sh, and raise Waiting, unless all have ended."""
         if all(each.state == "done" for each in members):
             return
-        _reject_failed(members, {})
         file = Path(self.options.slurm)
         file = file.with_name(f"{file.stem}-{self.batches}{file.suffix}")
         written = file.exists()
         with writing("slurm", file):  # all of the batch: a queued task reads its line by number
             line = write_lines(file, [command(each.run) for each in members], self.folder)
         states = ", ".join(f"{each.path.name} {each.state or 'not started'}" for each in members)
+        _reject_failed(members, {}, f"unless they are in the queue, submit them again with `{line}`")
         first = f"submit the next runs, unless they are in the queue ({states})," if written else "submit the next runs"
         raise Waiting(f"{first} with\n{line}\nand give the same command again when they have ended")
 
     def _race(self, steps: int, rates: Sequence[float], pairs: int) -> Race:
-        losses = np.stack([self.losses[steps, rate] for rate in rates])
+        losses = self._stacked(steps, rates)
         if not np.isfinite(losses).all(axis=1).any():
             remedy = "see the batches with cls show" if self.run.optim.clip else "try --optim.clip 1, and another --out"
             raise ValueError(f"all rates from {rates[0]:g} on diverged in {steps} steps: {remedy}")
@@ -135,14 +144,19 @@ class Search:
             )
         return found
 
+    def _stacked(self, steps: int, rates: Sequence[float]) -> np.ndarray:
+        """k n losses; a row of inf where training diverged."""
+        rows = [self.losses[steps, rate] for rate in rates]
+        return np.stack([np.broadcast_to(row, max(map(len, rows))) for row in rows])
+
     def _document(self, rounds: Sequence[tuple[int, list[float], Race]]) -> dict[str, Any]:
         described = [_described(found, steps, rates, self.guessing) for steps, rates, found in rounds]
         last, slope, bounds = described[-1], 0.0, None
         if len(rounds) > 1:
-            stacked = [(steps, np.array(rates), np.stack([self.losses[steps, rate] for rate in rates]))
-                       for steps, rates, _ in rounds]  # fmt: skip
+            stacked = [(steps, np.array(rates), self._stacked(steps, rates)) for steps, rates, _ in rounds]
             slope, *bounds = trend(stacked, self.guessing, self.run.seed)
-        exact = proposal(last["best_rate"], last["steps"], self.plan.steps, slope)
+        scheduled = self.plan.steps - round(self.plan.images * self.run.optim.head_epochs / self.plan.batch)
+        exact = proposal(last["best_rate"], last["steps"], scheduled, slope)
         least = self.run.optim.min_lr * self.run.optim.lr / self.run.optim.learning_rate(self.run.train.batch)
         rate = two_digits(exact, least)
         check(change(self.run, optim={"lr": rate}))
@@ -165,16 +179,30 @@ def two_digits(rate: float, least: float) -> float:
     return float(f"{math.ceil(least / unit) * unit:.2g}")
 
 
-def _reject_failed(members: Sequence[Member], rejected: Mapping[str, str]) -> None:
-    """``rejected``: directory and reason of those that failed now, also before they had a directory."""
+def _reject_failed(members: Sequence[Member], rejected: Mapping[str, str], remedy: str = AGAIN) -> None:
+    """``rejected``: directory and reason of those that failed now, also killed ones, which have no exit.json."""
     failed = {
-        each.path: f"{each.state}: {read_exit(each.path).reason}" if each.state else rejected[str(each.path)]
-        for each in members
-        if each.state in (*FAILED, DIVERGED) or (not each.state and str(each.path) in rejected)
-    }
+        each.path: f"{each.state}: {read_exit(each.path).reason}"
+        for each in members if each.state in (*FAILED, DIVERGED)
+    } | {
+        each.path: rejected[str(each.path)]
+        for each in members if each.state not in ("done", "running") and str(each.path) in rejected
+    }  # fmt: skip
     if failed:
         text = "\n  ".join(f"{path}: {reason}" for path, reason in failed.items())
-        raise ValueError(f"{len(failed)} runs failed; the same command tries them again:\n  {text}")
+        raise ValueError(f"{len(failed)} runs failed; {remedy}:\n  {text}")
+
+
+def _reject_other_images(paths: Sequence[Path]) -> None:
+    """ValueError unless these runs were trained and judged on the same images: their losses are compared in pairs."""
+    first = read_data(paths[0])
+    for path in paths[1:]:
+        other = read_data(path)
+        if first.keys() != other.keys() or not same_everywhere(first, other):
+            raise ValueError(
+                f"{paths[0]} and {path} were trained or judged on other images: delete the one that is out of date, or "
+                "give another --out"
+            )
 
 
 def _described(found: Race, steps: int, rates: Sequence[float], ceiling: float) -> dict[str, Any]:

@@ -59,7 +59,10 @@ def _trend(document: dict[str, Any]) -> str:
     if document["slope_interval"]:
         low, high = document["slope_interval"]
         taken = f"taken as {document['slope']:.2f}" if document["slope"] else "taken as 0: it need not fall"
-        text = f"trend: the best rate follows the steps with exponent {low:.2f} to {high:.2f}, {taken}"
+        text = (
+            f"trend: the best rate follows the steps with exponent {low:.2f} to {high:.2f} (95 % over images; the "
+            f"chance of a training run is not in it), {taken}"
+        )
     if last["edge"]:
         text += "\nthe best rate is at the edge of those tried: try a larger --budget, with another --out"
     return text
