@@ -37,7 +37,7 @@ from cls.config import Data, Run
 from cls.runtime.files import write_whole
 from cls.runtime.paths import check_output, check_picture, writing
 from cls.runtime.signals import StopSignal
-from cls.tracking.run_files import models_first
+from cls.tracking.run_files import leading, models_first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +81,7 @@ class OnImages(Command):
 
     @classmethod
     def parse(cls, argv: list[str], text: str) -> Self:
-        place = max(1, len(models_first(argv)[0]))
-        return parse_options(cls, None, plain_options(argv, place), f"cls {cls.__name__.lower()}", text)
+        return parse_options(cls, None, plain_options(argv, max(1, leading(argv))), f"cls {cls.__name__.lower()}", text)
 
 
 @dataclass(frozen=True, kw_only=True)

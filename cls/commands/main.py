@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import sys
 from typing import Any
 
@@ -24,10 +25,19 @@ def main() -> None:
     with ExitHandler("", COMMANDS[name].resumes) as handler, handler.stop.interruptible():
         document, problems = parse_command(name, [word for word in words if word != "--json"]).do(handler.stop)
         if "--json" in words and document is not None:  # rank 0's
-            print_document(json.dumps(document, indent=1))
+            print_document(json.dumps(_plain(document), indent=1, allow_nan=False))
         if problems:
             raise problems
         handler.message = "done"
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: a figure that does not exist is null."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def parse_command(name: str, argv: list[str]) -> Any:

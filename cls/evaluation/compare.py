@@ -119,7 +119,8 @@ def read_member(path: str, split: SplitName) -> Member:
     given = Path(path)
     file = given if given.suffix == ".parquet" else RunRecord(given).predictions_file(split)
     record = RunRecord(file.parent.parent)
-    made = made_of(given)
+    folder = record.path if file.parent.name == "predictions" else given
+    made = made_of(folder)
     if file is not given and not (given / "config.yaml").is_file() and not made:
         raise ValueError(f"{path} is neither a run directory (it has no config.yaml) nor a predictions file (.parquet)")
     if not file.is_file():
@@ -134,7 +135,7 @@ def read_member(path: str, split: SplitName) -> Member:
     if times > 1:
         raise ValueError(f"{file} holds image {twice!r} more than once: every image counts once")
     if file.parent.name != "predictions" or not (record.path / "config.yaml").is_file():
-        averaged = len(EnsembleRecord(given).members) if is_ensemble(given) else 1
+        averaged = len(EnsembleRecord(folder).members) if is_ensemble(folder) else 1
         return Member(path, file.stem, {}, found, made, averaged)
     try:
         return Member(path, file.stem, flat(record.run), found)

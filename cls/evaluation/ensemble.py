@@ -22,6 +22,7 @@ from cls.evaluation.ensemble_record import models_of
 from cls.evaluation.metrics import log_loss
 from cls.evaluation.predictions import Predictions, renumbered, sliced
 from cls.evaluation.trained_model import Join, TrainedModel, load_trained_model, weights_file
+from cls.runtime.files import sha256
 from cls.runtime.signals import StopSignal
 from cls.tracking.run_files import read_data
 
@@ -87,15 +88,25 @@ def load_ensemble(paths: Sequence[str], device: str, workers: int, stop: StopSig
     sets.
     """
     paths = [model for path in paths for model in models_of(path)]
-    files = [weights_file(path).resolve() for path in paths]
-    if twice := [path for place, path in enumerate(paths) if files[place] in files[:place]]:
-        raise ValueError(f"{twice[0]} is named twice: each run counts once in the mean")
+    reject_twice(paths)
     first = load_trained_model(paths[0], device, workers, stop, join)
     others = [load_trained_model(path, device, workers, stop, lambda *_: first.world) for path in paths[1:]]
     for member in others:
         if text := other_classes(first.classes, member.classes):
             raise ValueError(f"{first.name} and {member.name} have other classes ({text}): a mean needs the same names")
     return Ensemble((first, *others))
+
+
+def reject_twice(paths: Sequence[str]) -> None:
+    """ValueError for a run that is named twice, or that is a copy of another one: it would count double in the mean."""
+    known: dict[str, str] = {}
+    for path in paths:
+        file = weights_file(path)
+        if other := known.get(digest := sha256(file)):
+            same = file.resolve() == weights_file(other).resolve()
+            what = f"{path} is named twice" if same else f"{path} has the weights of {other}"
+            raise ValueError(f"{what}: each run counts once in the mean")
+        known[digest] = path
 
 
 def other_classes(first: Sequence[str], second: Sequence[str]) -> str:

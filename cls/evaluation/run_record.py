@@ -57,8 +57,11 @@ class RunRecord:
 
     @property
     def weights_sha256(self) -> str:
-        """Of the pretrained weights that training started from; '' where there are none, and in early versions."""
-        return next((str(start["weights_sha256"]) for start in self.starts if start.get("weights_sha256")), "")
+        """Of the pretrained weights that training started from; '' where there are none, and in early versions.
+
+        The last start that had no checkpoint to resume from: those before it were for nothing.
+        """
+        return next((str(each["weights_sha256"]) for each in reversed(self.starts) if each.get("weights_sha256")), "")
 
     @cached_property
     def attempts(self) -> list[dict[str, Any]]:

@@ -73,14 +73,17 @@ def names_model(path: str) -> bool:
     return path.endswith(".safetensors") or any((Path(path) / name).is_file() for name in known)
 
 
+def leading(paths: Sequence[str]) -> int:
+    """How many of the first paths mean trained models; the first one counts in any case."""
+    return min(len(paths), 1 + sum(1 for _ in takewhile(names_model, paths[1:])))
+
+
 def models_first(paths: Sequence[str]) -> tuple[list[str], list[str]]:
     """The leading paths that mean trained models, the first one in any case, and the images that follow.
 
     ValueError for a run directory after images.
     """
-    models = list(paths[:1])
-    models += takewhile(names_model, paths[1:])
-    images = list(paths[len(models) :])
+    models, images = list(paths[: leading(paths)]), list(paths[leading(paths) :])
     if late := [path for path in images if names_model(path)]:
         raise ValueError(f"{late[0]} is a trained model, but follows the images {images[0]}: name all runs first")
     return models, images

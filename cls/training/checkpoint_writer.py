@@ -25,6 +25,10 @@ RETRY_SECONDS = 60.0  # after a save that failed
 log = logging.getLogger("cls")
 
 
+PREDICTED = ("predictions/*.parquet", "prediction.csv", "prediction.zip", "report.html")
+"""Files in a run directory that the best weights have made: a run that is made longer has those of its shorter form."""
+
+
 class CheckpointWriter:
     """Checkpoints and best/model.safetensors of one attempt.
 
@@ -166,8 +170,10 @@ class CheckpointWriter:
         )
 
     def _write_best(self, step: int, tensors: Tensors) -> None:
-        path = self.run_dir.path / "best" / "model.safetensors"
-        checkpoint.save_weights(path, tensors, self.header | {"step": str(step)})
+        out = self.run_dir.path
+        for file in [file for pattern in PREDICTED for file in out.glob(pattern)]:
+            file.unlink(missing_ok=True)
+        checkpoint.save_weights(out / "best" / "model.safetensors", tensors, self.header | {"step": str(step)})
         self._waiting_best = None
 
     def _failed(self, step: int, best: tuple[int, Tensors] | None, error: Exception) -> None:

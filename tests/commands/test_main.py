@@ -1,18 +1,21 @@
 """The ``cls`` command as a person types it."""
 
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from cls.commands.arguments import COMMANDS
-from cls.commands.main import parse_command
+from cls.commands.main import main, parse_command
 from cls.config import Run, to_yaml
+from cls.runtime.signals import StopSignal
 from tests.harness import ROOT, environment
 
 CLS = [sys.executable, "-c", "from cls.commands.main import main; main()"]
@@ -43,6 +46,34 @@ def test_a_plan_is_a_document_and_a_line_to_submit(tmp_path: Path) -> None:
     line = f"sbatch --nodes=1 --gpus-per-node=2 --cpus-per-task={cores} slurm/train.sh digits --seed 3"
     assert document["sbatch"] == line and cores >= 2
     assert document["sbatch"] in done.stderr.splitlines()  # whole, to be copied
+
+
+def test_a_figure_that_does_not_exist_is_null_in_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the recall of a class without images, or a loss that is not finite."""
+
+    class Given:
+        resumes = False
+
+        @classmethod
+        def parse(cls, argv: list[str], text: str) -> "Given":
+            return cls()
+
+        def do(self, stop: StopSignal) -> tuple[dict[str, Any], None]:
+            return {"classes": {"ant": {"recall": math.nan}}, "losses": [1.5, math.inf], "bounds": (-math.inf, 2)}, None
+
+    monkeypatch.setitem(COMMANDS, "given", Given)
+    monkeypatch.setattr(sys, "argv", ["cls", "given", "--json"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+
+    def reject(name: str) -> None:
+        raise AssertionError(name)
+
+    assert json.loads(capsys.readouterr().out, parse_constant=reject) == {
+        "classes": {"ant": {"recall": None}}, "losses": [1.5, None], "bounds": [None, 2],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,13 @@ import torch
 from cls.commands.arguments import Evaluate, Predict
 from cls.commands.compare import notes, sheets
 from cls.commands.evaluate import evaluate_images
-from cls.commands.options import EvaluateOptions, PredictOptions
+from cls.commands.export.members import export_members
+from cls.commands.main import parse_command
+from cls.commands.options import EvaluateOptions, ExportOptions, PredictOptions
 from cls.commands.predict import predict_images
 from cls.data.dataset import EvalDataset
 from cls.data.sources import load_given
-from cls.evaluation.compare import compare
+from cls.evaluation.compare import compare, read_member
 from cls.evaluation.ensemble import mean_of, other_classes
 from cls.evaluation.predictions import Predictions, read_parquet, readable, renumbered, write_parquet
 from cls.evaluation.trained_model import load_trained_model
@@ -268,6 +270,36 @@ def test_a_run_named_twice_is_rejected(images: Path, runs: list[str]) -> None:
     for again in (runs[0], f"{runs[0]}/best/model.safetensors"):
         with pytest.raises(ValueError, match=f"{re.escape(again)} is named twice"):
             predicted([*runs, again], images / "test", "-")
+
+
+def test_a_copy_of_a_member_is_rejected(images: Path, runs: list[str], tmp_path: Path) -> None:
+    copy = str(shutil.copytree(runs[1], tmp_path / "copy"))
+    options = ExportOptions(images=str(images / "test"))
+    for again, what in ((copy, f"{copy} has the weights of {runs[1]}"), (runs[1], f"{runs[1]} is named twice")):
+        with pytest.raises(ValueError, match=re.escape(f"{what}: each run counts once")):
+            predicted([*runs, again], images / "test", "-")
+        with pytest.raises(ValueError, match=re.escape(f"{what}: each run counts once")):
+            export_members([*runs, again], tmp_path / "exported", options, StopSignal())
+    assert not (tmp_path / "exported").exists()
+
+
+def test_an_ensemble_named_by_its_predictions_has_its_members(stored: Path) -> None:
+    by_file = read_member(str(stored / "predictions" / "val.parquet"), "val")
+    by_folder = read_member(str(stored), "val")
+    assert by_file.averaged == by_folder.averaged == 3 and by_file.made == by_folder.made == "mean of 3 runs"
+
+
+@pytest.mark.parametrize("name", ["predict", "evaluate"])
+def test_options_may_come_before_and_after_what_they_are_about(runs: list[str], stored: Path, name: str) -> None:
+    a, b, c = runs
+    for words in (
+        ["--device", "cpu", a, b, c, "photos"], [a, "--device", "cpu", b, c, "photos"],
+        [a, b, c, "photos", "--device", "cpu"], ["--device=cpu", a, b, c, "photos"],
+    ):  # fmt: skip
+        found = parse_command(name, words)
+        assert (found.run, found.path, found.device) == (a, (b, c, "photos"), "cpu"), words
+    again = parse_command("evaluate", [a, b, "--to", str(stored)])
+    assert (again.run, again.path, again.to) == (a, (b,), str(stored))
 
 
 def test_other_validation_images_are_rejected_with_both_names(images: Path, runs: list[str], tmp_path: Path) -> None:

@@ -62,6 +62,23 @@ def test_the_saver_keeps_the_last_and_both_best_and_the_best_weights(tmp_path: P
     assert events == [("save", step) for step in range(1, 10)]
 
 
+def test_predictions_of_earlier_best_weights_are_deleted_with_them(tmp_path: Path) -> None:
+    """Of a run that was made longer: until its own are written, nothing shows figures of weights that are replaced."""
+    files = [tmp_path / name for name in ("predictions/val.parquet", "predictions/test.parquet", "report.html",
+                                          "prediction.csv", "prediction.zip")]  # fmt: skip
+    state = build()
+    run_epochs(tmp_path, state, 0, 1)
+    for file in (*files, tmp_path / "predictions" / "mine.txt"):
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    run_epochs(tmp_path, state, 1, 2)  # not better: the best weights and what they predict stay
+    assert best_step(tmp_path) == 1 and all(file.exists() for file in files)
+    shutil.rmtree(tmp_path / "best")
+    run_epochs(tmp_path, build(), 0, 1)
+    assert best_step(tmp_path) == 1 and not any(file.exists() for file in files)
+    assert (tmp_path / "predictions" / "mine.txt").exists()
+
+
 def test_at_no_stage_of_a_save_is_there_less_than_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Good checkpoints are counted from outside before and after each thing that a save does to the disk."""
     seen: list[tuple[str, set[int], int]] = []

@@ -8,7 +8,7 @@ from typing import Any
 
 from cls.commands.export.run import export
 from cls.commands.options import ExportOptions
-from cls.evaluation.ensemble import other_classes
+from cls.evaluation.ensemble import other_classes, reject_twice
 from cls.evaluation.ensemble_record import EXPORTS, FILE, RULE, check_place
 from cls.evaluation.model_file import read_header
 from cls.evaluation.trained_model import weights_file
@@ -24,6 +24,7 @@ def export_members(paths: Sequence[str], to: Path, options: ExportOptions, stop:
     check_place(to, EXPORTS)
     if (to / "model.safetensors").exists():
         raise ValueError(f"--to {to} holds an export of one run, with which it would be mixed: name another folder")
+    reject_twice(paths)
     headers = [read_header(weights_file(path)) for path in paths]
     for path, (_, classes, _, _) in zip(paths, headers, strict=True):
         if text := other_classes(headers[0][1], classes):
