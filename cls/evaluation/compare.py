@@ -138,7 +138,10 @@ def read_member(path: str, split: SplitName) -> Member:
         averaged = len(EnsembleRecord(folder).members) if is_ensemble(folder) else 1
         return Member(path, file.stem, {}, found, made, averaged)
     try:
-        return Member(path, file.stem, flat(record.run), found)
+        config = flat(record.run)
+        if record.run.model.own_weights and record.weights_sha256:  # another file may have been there for another seed
+            config["model.weights"] += f" ({record.weights_sha256[:8]})"
+        return Member(path, file.stem, config, found)
     except ValueError as error:
         raise ValueError(f"{error}; or copy predictions/{file.name} and name the copy") from error
 

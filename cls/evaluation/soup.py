@@ -21,12 +21,13 @@ from cls.data.readers import images_of
 from cls.data.sources import Splits
 from cls.evaluation.metrics import accuracy, log_loss
 from cls.evaluation.predictions import Predictions
+from cls.evaluation.run_record import RunRecord
 from cls.evaluation.trained_model import TrainedModel
 from cls.models.freeze import frozen_parts
 
 State = Mapping[str, Tensor]
 WITHOUT_WEIGHTS = ("freeze", "freeze_norms", "dropout3", "weights")
-"""Fields of the model that no weight depends on; equal start weights are checked separately."""
+"""Fields of the model that no weight depends on; equal start weights are checked separately, by sha256 if known."""
 
 
 class Score(NamedTuple):
@@ -62,6 +63,8 @@ def difference(first: TrainedModel, other: TrainedModel) -> str:
         return f"model.weights is {mine['weights']} and {theirs['weights']}: they did not start from the same weights"
     if mine["weights"] == "none" and first.run.seed != other.run.seed:
         return f"model.weights is none, and seeds {first.run.seed} and {other.run.seed} drew different start weights"
+    if all(digests := [RunRecord(one.folder).weights_sha256 for one in (first, other)]) and len(set(digests)) > 1:
+        return f"model.weights {mine['weights']} was another file for each: they did not start from the same weights"
     if first.statistics != other.statistics:
         return "their images are normalised differently"
     if first.classes != other.classes:

@@ -8,6 +8,7 @@ from cls.distributed.world import World
 from cls.tracking import run_data
 from cls.tracking.run_dir import RunDir
 from cls.tracking.run_files import stored_classes
+from cls.tracking.start_weights import reject_seen
 
 
 def load_data(run_dir: RunDir, world: World) -> Splits:
@@ -38,6 +39,7 @@ def keep_data(run_dir: RunDir, splits: Splits, world: World) -> None:
 def _keep(run_dir: RunDir, seen: run_data.Seen) -> None:
     out = run_dir.path
     if not (out / "data.json").exists():
+        reject_seen(run_dir.run, seen.splits, seen.facts)
         run_data.keep(out, seen)
         return
     classes = stored_classes(out / "classes.txt", seen.splits.classes)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -24,7 +25,7 @@ from cls.data.readers import images_of
 from cls.evaluation.compare import compare
 from cls.evaluation.ensemble_record import EXPORTS, MEAN, check_place
 from cls.evaluation.predictions import write_parquet
-from cls.evaluation.soup import Score, average, greedy, renew_norms, renewable
+from cls.evaluation.soup import Score, average, difference, greedy, renew_norms, renewable
 from cls.evaluation.trained_model import TrainedModel, load_trained_model
 from cls.models.build import output_layer
 from cls.runtime.signals import StopSignal
@@ -189,6 +190,26 @@ def test_the_greedy_rule_takes_what_does_not_lower_accuracy_then_loss() -> None:
     assert kept == [0, 1] and trials == [Score(0.8, -0.5), Score(0.8, -0.5), Score(0.7, -0.1), Score(0.8, -0.6)]
     mean = average(states[:3])
     assert mean["w"].item() == 2.0 and mean["n"].item() == 1  # a count is no mean
+
+
+def started_from(run: str | Path, digest: str) -> None:
+    """As a run records the file that its weights come from."""
+    start = {"attempt": 0, "event": "start", "time": 1.0, "step": 0, "processes": 1, "device": "CPU", "host": "h"}
+    Path(run, "events.jsonl").write_text(json.dumps(start | {"weights_sha256": digest}) + "\n")
+
+
+def test_another_file_at_the_same_place_is_another_start(images: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "start.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet").state_dict(), weights)
+    first, other = (member(tmp_path / name, images, model={"weights": str(weights)}) for name in ("a", "b"))
+    assert difference(loaded(first), loaded(other)) == ""
+    started_from(first, "1" * 64)
+    assert difference(loaded(first), loaded(other)) == ""  # of an early version: not known
+    started_from(other, "1" * 64)
+    assert difference(loaded(first), loaded(other)) == ""
+    started_from(other, "2" * 64)
+    assert "was another file for each: they did not start from the same" in difference(loaded(first), loaded(other))
 
 
 @pytest.mark.parametrize(

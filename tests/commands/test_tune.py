@@ -507,7 +507,9 @@ def test_a_killed_run_is_a_failure_and_not_one_that_runs_elsewhere(tmp_path: Pat
 def test_a_run_of_other_settings_is_no_member_of_the_search(tmp_path: Path, outcome: str) -> None:
     run = stored(change(Run(), out=str(tmp_path / "a")), outcome)
     assert member(run).state == {"": "killed", "non_finite": "done"}.get(outcome, outcome)
-    with pytest.raises(ValueError, match=r"/a is a run with other settings .* another --out:\n  optim.clip: 0.0 -> 1.0$"):
+    with pytest.raises(
+        ValueError, match=r"/a is a run with other settings .* another --out:\n  optim.clip: 0.0 -> 1.0$"
+    ):
         member(change(run, optim={"clip": 1.0}))
 
 
@@ -523,7 +525,9 @@ def test_a_failed_run_is_submitted_again_to_slurm(tmp_path: Path) -> None:
     first, second = (candidate(run, plan, tmp_path / "search", rate, 13) for rate in (3e-5, 3e-4))
     stored(first, "out_of_memory")
     stored(second, "done")
-    with pytest.raises(ValueError, match=r"1 runs failed; unless .* `.*sbatch .*lines-1.txt.*`:\n  .*3e-05: out_of_memory"):
+    with pytest.raises(
+        ValueError, match=r"1 runs failed; unless .* `.*sbatch .*lines-1.txt.*`:\n  .*3e-05: out_of_memory"
+    ):
         search._perform([first, second])
     assert len((tmp_path / "lines-1.txt").read_text().splitlines()) == 2
 
@@ -572,7 +576,9 @@ def test_a_held_out_part_of_one_class_is_rejected(tmp_path: Path) -> None:
     photos(tmp_path / "photos" / "val", {"a": 3, "b": 3})
     path = str(photos(tmp_path / "photos" / "train", {"a": 61, "b": 3}).parent)
     run = change(recipes.get("best-baseline"), data={"path": path}, train={"batch": 16, "micro_batch": 16})
-    with pytest.raises(ValueError, match=r"images that a search would hold out are all of class 'a'.*train with several"):
+    with pytest.raises(
+        ValueError, match=r"images that a search would hold out are all of class 'a'.*train with several"
+    ):
         _planned(run, 0.0)
 
 
@@ -592,7 +598,11 @@ def test_whole_searches_seldom_call_one_of_equal_rates_worse(
 ) -> None:
     """With the rates of each round chosen by the one before, on the same images."""
     monkeypatch.setattr("cls.commands.tune.search.trend", lambda *_: (0.0, 0.0, 0.0))  # 1,000 resamples each
-    run, plan, wrong = change(Run(), train={"epochs": epochs, "batch": 64, "micro_batch": 16}), plan_of(images, epochs), 0
+    run, plan, wrong = (
+        change(Run(), train={"epochs": epochs, "batch": 64, "micro_batch": 16}),
+        plan_of(images, epochs),
+        0,
+    )
     for number in range(count):
         search = Equal(run, plan, tmp_path, 1.0)
         search.draws = generator(number, "equal")

@@ -86,6 +86,19 @@ def test_runs_that_differ_only_in_the_seed_are_one_group(runs: dict[str, str]) -
     assert all(row["p_holm"] >= row["p"] for row in document["comparisons"])
 
 
+def test_seeds_that_started_from_other_files_at_one_place_are_not_one_group(tmp_path: Path) -> None:
+    run = change(Run(), model={"weights": "./start.safetensors"})
+    paths = []
+    for seed, digest in enumerate(("1" * 64, "1" * 64, "2" * 64)):
+        found = predictions(guesses(seed, 0.8))
+        paths.append(make_run(tmp_path / f"run-s{seed}", found, replace(run, seed=seed)))
+        start = {"attempt": 0, "event": "start", "time": 1.0, "step": 0, "processes": 1, "device": "CPU", "host": "h"}
+        Path(paths[-1], "events.jsonl").write_text(json.dumps(start | {"weights_sha256": digest}) + "\n")
+    document = compare(paths)
+    assert [len(group["runs"]) for group in document["groups"]] == [2, 1]
+    assert document["fields"] == {"model.weights": ["./start.safetensors (11111111)", "./start.safetensors (22222222)"]}
+
+
 def test_fields_that_differ_are_shown_without_seed_and_machine(runs: dict[str, str]) -> None:
     document = compare([runs["plain-s0"], runs["fine-s0"], runs["single"]])
     assert document["fields"] == {

@@ -48,7 +48,11 @@ class Slot:
 
 
 def run_members(
-    members: Sequence[Member], commands: Sequence[Sequence[str]], launch: int, stop: StopSignal, jobs: int = 1,
+    members: Sequence[Member],
+    commands: Sequence[Sequence[str]],
+    launch: int,
+    stop: StopSignal,
+    jobs: int = 1,
     to_come: int = 0,
 ) -> dict[str, str]:
     """Run each member that is not done, ``jobs`` at once; returns the reason of each that failed, by directory.

@@ -160,7 +160,7 @@ def _reject_mixture(rows: Rows) -> None:
     images: dict[Any, tuple[Path, str]] = {}
     for member in [member for member in started if (member.path / "data.json").is_file()]:
         data = member.run.data
-        known = {member.label: read_text(member.path / "data.json")}
+        known: dict[Any, str] = {member.label: read_text(member.path / "data.json")}
         if not data.limit and (together := all_pairs(member.path)):
             known["all", data.hold_out in ("", "none")] = together  # I/N leaves a val split aside
         for key, own in known.items():

@@ -21,7 +21,6 @@ from cls.tracking.run_data import drift, look
 from cls.tracking.run_files import read_run, stored_classes
 from cls.validate import check
 
-
 SEVERAL = "train with several --optim.lr and compare the runs (cls compare)"
 
 
