@@ -102,6 +102,8 @@ def reject_twice(paths: Sequence[str]) -> None:
     known: dict[str, str] = {}
     for path in paths:
         file = weights_file(path)
+        if not file.is_file():  # an error of its own
+            continue
         if other := known.get(digest := sha256(file)):
             same = file.resolve() == weights_file(other).resolve()
             what = f"{path} is named twice" if same else f"{path} has the weights of {other}"

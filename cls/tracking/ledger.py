@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cls.runtime.files import Lines
+from cls.tracking.run_files import read_data
 
 if TYPE_CHECKING:  # `cls audit` needs neither torch nor datasets
     from cls.data.loader import Batch
@@ -40,3 +41,9 @@ def id_sum(names: Iterable[str]) -> str:
 def id_total(sums: Iterable[str]) -> str:
     """What :func:`id_sum` gives for all the ids of several sets together."""
     return f"{sum(int(each, 16) for each in sums) % 2**128:032x}"
+
+
+def all_pairs(out: Path) -> str:
+    """The sum of "pairs" in data.json over the splits of a run directory; '' where it is not known."""
+    found = [str(facts.get("pairs", "")) for facts in read_data(out).values()]
+    return id_total(found) if found and all(found) else ""

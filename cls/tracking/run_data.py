@@ -26,7 +26,7 @@ from cls.data.readers import Stream, column, fingerprint, image_sizes, images_of
 from cls.data.sources import Rows, Splits, labels_of, load
 from cls.data.split_words import splits_in
 from cls.runtime.files import write_whole
-from cls.tracking.ledger import id_sum, id_total
+from cls.tracking.ledger import id_sum
 from cls.tracking.run_files import encode_classes, read_data
 
 log = logging.getLogger("cls")
@@ -95,12 +95,6 @@ def _names(rows: Rows) -> Iterator[str]:
     ids = column(rows, "id")
     for start in range(0, len(ids), 10_000):
         yield from ids.slice(start, 10_000).to_pylist()
-
-
-def all_pairs(out: Path) -> str:
-    """The sum of "pairs" over the splits of a run directory; '' where it is not known."""
-    found = [str(facts.get("pairs", "")) for facts in read_data(out).values()]
-    return id_total(found) if found and all(found) else ""
 
 
 def complete(out: Path, seen: Seen) -> None:

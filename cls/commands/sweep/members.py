@@ -9,7 +9,7 @@ from typing import Any
 from cls import recipes
 from cls.config import Run, change, diff, flat
 from cls.recipes.tables import Sweep
-from cls.tracking.run_data import all_pairs
+from cls.tracking.ledger import all_pairs
 from cls.tracking.run_files import read_run, read_text
 from cls.tracking.run_status import state_of
 from cls.validate import check
