@@ -23,7 +23,7 @@ def best() -> Run:
 
     - against `best-baseline` at 128 pixels, 12 epochs, 3 seeds: .914 and .912, +0.2 (-1.7 to +2.0), not distinguishable
       on 341 photos; the mean of the three runs' probabilities: .918 and .906, +1.2 (-1.5 to +3.8)
-    - at 96 pixels and 4 epochs, of which the head alone has one: .864 and .870, -0.6 (-3.2 to +2.0); on lite2 at the same
+    - at 96 pixels and 4 epochs, of which the head alone has one: .864 and .870, -0.6 (-3.2 to +2.0); on lite2 at these
       rates, 2 seeds, .858 and .880, -2.2 (-7.2 to +2.7): not for short runs (table in cls/recipes/README.md)
     - without one part (`cls sweep best/parts`: 96 pixels, 12 epochs, 2 seeds, trained on three quarters of train and
       judged on 767 other photos; whole .889): TrivialAugment -0.5 (-1.7 to +0.8), mixup -0.8 (-2.1 to +0.4), the head
