@@ -168,9 +168,10 @@ def _check_phases(run: Run) -> None:
             "add --optim.head-epochs 0"
         )
     if optim.schedule in ("cosine", "plateau") and optim.head_epochs % 1 > 0 and optim.head_epochs < epochs:
+        whole = max(1, round(optim.head_epochs))
         raise ValueError(
             f"optim.head_epochs is {optim.head_epochs:g}, but optim.schedule {optim.schedule} moves by whole epochs: "
-            f"add --optim.head-epochs {max(1, round(optim.head_epochs))}"
+            f"add --optim.head-epochs {whole if whole <= epochs else 0}"
         )
     if optim.schedule == "warmup-cosine" and optim.warmup >= epochs - optim.head_epochs > 0:
         head = f" less optim.head_epochs {optim.head_epochs:g}" if optim.head_epochs else ""

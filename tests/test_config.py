@@ -249,6 +249,8 @@ def test_values_at_the_borders_are_accepted(name: str, value: Any) -> None:
          ["optim.head_epochs is 5.1, more", "train.epochs 5: add --optim.head-epochs 0"]),
         ({"optim": {"head_epochs": 0.5, "schedule": "cosine"}, "train": {"epochs": 2.5}},
          ["optim.head_epochs is 0.5", "cosine moves by whole epochs: add --optim.head-epochs 1"]),
+        ({"optim": {"head_epochs": 0.5, "schedule": "cosine"}, "train": {"epochs": 0.8}},
+         ["optim.head_epochs is 0.5", "add --optim.head-epochs 0"]),
         ({"optim": {"head_epochs": 2.6, "schedule": "plateau"}, "train": {"epochs": 5}},
          ["optim.head_epochs is 2.6", "plateau moves by whole epochs: add --optim.head-epochs 3"]),
         ({"optim": {"head_epochs": 1.0}, "model": {"weights": "none"}},

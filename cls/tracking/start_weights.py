@@ -55,7 +55,7 @@ def _reject(run: Run, source: Path, earlier: Run, splits: Splits) -> None:
         return
     seen = int(np.isin(_images(splits.val), _images(train)).sum())
     if seen:
-        same = ["--seed", str(earlier.seed), "--data.hold-out", earlier.data.hold_out or "''"]
+        same = ["--seed", str(earlier.seed), "--data.hold-out", earlier.data.hold_out]
         words = shlex.join(same[:2] if earlier.data.hold_out == run.data.hold_out else same)
         raise ValueError(
             f"model.weights: {source} was trained on {seen} of the {len(splits.val)} images that would validate here, "

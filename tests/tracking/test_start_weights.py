@@ -51,7 +51,9 @@ def test_another_seed_would_validate_on_images_that_were_trained_on(tmp_path: Pa
     begun(tmp_path / "run", start(root))
     check(start(root, tmp_path / "run" / place))
     trained = set(load(start(root).data, 0).train["id"])
-    seen = sum(name in trained for name in load(start(root).data, 1).val["id"])  # type: ignore[index]
+    val = load(start(root).data, 1).val
+    assert val is not None
+    seen = sum(name in trained for name in val["id"])
     assert 0 < seen <= 4
     with pytest.raises(
         ValueError, match=rf"{tmp_path}/run was trained on {seen} of the 4 images .* \(--seed 0\), or give"
@@ -66,6 +68,8 @@ def test_another_part_held_out(tmp_path: Path) -> None:
     for part, advice in (("2/5", "--seed 0 --data.hold-out 1/5"), ("1/4", "--seed 0 --data.hold-out 1/5")):
         with pytest.raises(ValueError, match=rf"was trained on \d+ of the \d+ images .* \({advice}\)"):
             check(start(root, tmp_path / "run", hold_out=part))
+    with pytest.raises(ValueError, match=r"\(--seed 0 --data.hold-out ''\), or"):
+        check(start(root, begun(tmp_path / "drawn", start(root)).out, hold_out="2/5"))
     begun(tmp_path / "all", start(root, hold_out="none"))
     with pytest.raises(ValueError, match="was trained on 4 of the 4 images"):
         check(start(root, tmp_path / "all"))

@@ -28,8 +28,6 @@ from cls.validate import check
 
 USELESS = 0.95
 """Of the loss of guessing: a candidate must be below it."""
-
-
 AGAIN = "the same command tries them again"
 
 
