@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from cls.runtime.exit import HANGING
+from cls.runtime.signals import SIGNALS
 from tests.harness import SHARED, TINY, Mount
 from tests.harness.hub import TOKEN, Hub, serving
 from tests.harness.records import Result
@@ -24,6 +26,8 @@ INTEGRATION = "integration and not promise and not soak"
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr == "integration":
         config.option.markexpr = INTEGRATION
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background, which all runs would inherit
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     tests, leave, capture = os.getpid(), os._exit, config.pluginmanager.getplugin("capturemanager")
 
     def leave_loudly(code: int) -> NoReturn:
@@ -42,6 +46,15 @@ def nothing_hangs() -> Iterator[None]:
     """A tracker that a test left hanging would make the next run in this process end by os._exit."""
     yield
     HANGING.clear()
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """A command that ends in this process leaves its signals ignored, which later tests' processes would inherit."""
+    before = [(number, signal.getsignal(number)) for number in SIGNALS]
+    yield
+    for number, handler in before:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -55,13 +55,18 @@ def _reject(run: Run, source: Path, earlier: Run, splits: Splits) -> None:
         return
     seen = int(np.isin(_images(splits.val), _images(train)).sum())
     if seen:
-        same = ["--seed", str(earlier.seed), "--data.hold-out", earlier.data.hold_out]
-        words = shlex.join(same[:2] if earlier.data.hold_out == run.data.hold_out else same)
         raise ValueError(
             f"model.weights: {source} was trained on {seen} of the {len(splits.val)} images that would validate here, "
-            f"so figures would be of seen images: divide the images as that run did ({words}), or give the data a val "
-            "folder"
+            f"so figures would be of seen images: {_remedy(run, earlier)}"
         )
+
+
+def _remedy(run: Run, earlier: Run) -> str:
+    if "+" in run.data.hold_out:  # a search's: a part of what would train, which no other division leaves unseen
+        return f"search with --model.weights {shlex.quote(earlier.model.weights)}, or on images that it has not seen"
+    same = ["--seed", str(earlier.seed), "--data.hold-out", earlier.data.hold_out]
+    words = shlex.join(same[:2] if earlier.data.hold_out == run.data.hold_out else same)
+    return f"divide the images as that run did ({words}), or give the data a val folder"
 
 
 def _images(rows: Rows) -> np.ndarray:

@@ -26,9 +26,10 @@ from cls.commands.tune.members import candidate, command, head_run, member, star
 from cls.commands.tune.picture import figure
 from cls.commands.tune.race import best_between, guessing, image_losses, proposal, race, trend
 from cls.commands.tune.rounds import STARTS, Plan, neighbors, parts_of
-from cls.commands.tune.run import _keep, _planned, _reject_drift
+from cls.commands.tune.run import _keep, _planned, _reject_drift, tune
 from cls.commands.tune.search import Search, _reject_failed, _reject_other_images, two_digits
 from cls.config import Run, change, to_yaml
+from cls.data.sources import load
 from cls.evaluation.predictions import Predictions
 from cls.runtime.rng import generator
 from cls.runtime.signals import StopSignal
@@ -278,7 +279,8 @@ def searches(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Searches:
     words = ["digits", *SEARCH[2:-2], "--model.weights", "none", "--train.epochs", "4", "--track.wandb", "disabled"]
     ended = runs.run(out, words)
     assert ended.codes == [0], ended.output
-    return Searches(runs, out / "best" / "model.safetensors")
+    weights = out.with_name("pretrained.safetensors")  # as from elsewhere: a run's own have seen what is held out here
+    return Searches(runs, (out / "best" / "model.safetensors").rename(weights))
 
 
 def killed(searches: Searches, out: Path, **env: str) -> None:
@@ -559,10 +561,27 @@ def test_a_search_does_not_continue_on_other_images(tmp_path: Path) -> None:
     out = tmp_path / "search" / "head"
     out.mkdir(parents=True)
     keep(out, look(splits))
-    _reject_drift(tmp_path / "search", splits)
+    _reject_drift(tmp_path / "search", look(splits))
     (tmp_path / "photos" / "b" / "29.png").rename(tmp_path / "photos" / "a" / "30.png")
     with pytest.raises(ValueError, match=r"holds a search on other images \(.*\): use another --out"):
-        _reject_drift(tmp_path / "search", _planned(run, 0.0)[2])
+        _reject_drift(tmp_path / "search", look(_planned(run, 0.0)[2]))
+
+
+def test_what_the_start_weights_were_trained_on_is_no_measure(tmp_path: Path) -> None:
+    """A search holds out a part of what any run on these images trains on."""
+    run = change(recipes.get("best-baseline"), data={"path": str(photos(tmp_path / "photos", {"a": 30, "b": 30}))})
+    run = change(run, train={"batch": 16, "micro_batch": 16}, model={"weights": "none"})
+    earlier = tmp_path / "earlier"
+    (earlier / "best").mkdir(parents=True)
+    (earlier / "config.yaml").write_text(to_yaml(change(run, out=str(earlier))))
+    (earlier / "best" / "model.safetensors").touch()
+    keep(earlier, look(load(run.data, run.seed)))
+    run = change(run, model={"weights": str(earlier)}, out=str(tmp_path / "search"))
+    held = len(_planned(run, 0.0)[2].val or ())
+    message = rf"was trained on {held} of the {held} images .*: search with --model.weights none, or on images that"
+    with pytest.raises(ValueError, match=message):
+        tune(run, TuneOptions(), StopSignal())
+    assert not (tmp_path / "search").exists()
 
 
 def test_a_held_out_part_of_one_class_is_rejected(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ from cls.data.loader import load_batch
 from cls.data.readers import images_of
 from cls.data.sources import load
 from cls.models.build import build_model
-from cls.runtime.signals import SIGNALS
 from cls.transforms.ops import view_ops
 from cls.transforms.params import make_params
 from cls.transforms.reference import apply
@@ -263,16 +262,6 @@ def test_a_signal_is_a_stop_and_the_same_command_continues(tmp_path: Path) -> No
     assert done.returncode == 0 and f"step {record['step']} of 10" in done.stdout  # nothing is lost
 
 
-@pytest.fixture
-def quiet() -> Iterator[None]:
-    """Give back what main() changes for the whole process."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}  # children inherit ignored ones
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    torch.use_deterministic_algorithms(False)
-
-
 def class_folders(root: Path, **counts: int) -> Path:
     for split_class, count in counts.items():
         folder = root.joinpath(*split_class.split("_"))
@@ -315,7 +304,7 @@ BAD: dict[str, tuple[Callable[[Path], Path | str] | None, list[str], str]] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_one_clear_message(
-    name: str, tmp_path: Path, quiet: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for key, value in (("CUDA_VISIBLE_DEVICES", ""), ("HF_HUB_OFFLINE", "1"), ("TORCH_HOME", str(tmp_path / "cache"))):
         monkeypatch.setenv(key, value)
@@ -334,7 +323,7 @@ def test_bad_input_is_one_clear_message(
 
 
 def test_a_mistyped_folder_is_reported_before_weights_are_fetched_for_it(
-    tmp_path: Path, quiet: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in (str(tmp_path / "missing"), "./missing", "~/missing/photos"):
         with pytest.raises(SystemExit) as left:
@@ -362,7 +351,7 @@ def test_a_mistyped_folder_is_reported_before_weights_are_fetched_for_it(
     ],
 )
 def test_misspelt_words_name_the_nearest(
-    args: list[str], message: str, tmp_path: Path, quiet: None, capsys: pytest.CaptureFixture[str]
+    args: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
         train.main([*args, "--out", str(tmp_path / "out")])

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,12 @@ from tests.harness import ROOT, environment
 
 
 @pytest.fixture
-def stop(monkeypatch: pytest.MonkeyPatch) -> Iterator[StopSignal]:
-    """One that listens, looks at every call, and gives the signals back."""
+def stop(monkeypatch: pytest.MonkeyPatch) -> StopSignal:
+    """One that listens, and looks at every call."""
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
-    before = {number: signal.getsignal(number) for number in SIGNALS}
     found = StopSignal()
     found.listen()
-    yield found
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return found
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -53,14 +49,9 @@ def test_an_echo_of_ctrl_c_is_the_same_request_and_a_later_one_is_not(
 
 
 def test_what_nohup_ignores_stays_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        StopSignal().listen()
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGHUP, before)
-        for number in set(SIGNALS) - {signal.SIGHUP}:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    StopSignal().listen()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_interruptible_work_is_cut_off_and_other_work_is_not(stop: StopSignal) -> None:

@@ -17,8 +17,9 @@ from cls.data.sources import Splits, labels_of, load
 from cls.runtime.files import write_whole
 from cls.runtime.paths import writing
 from cls.runtime.signals import StopSignal
-from cls.tracking.run_data import drift, look
+from cls.tracking.run_data import Seen, drift, look
 from cls.tracking.run_files import read_run, stored_classes
+from cls.tracking.start_weights import reject_seen
 from cls.validate import check
 
 SEVERAL = "train with several --optim.lr and compare the runs (cls compare)"
@@ -33,9 +34,11 @@ def tune(run: Run, options: TuneOptions, stop: StopSignal) -> dict[str, Any]:
         check(head_run(held, plan, folder))
     for rate in starts(run):
         check(candidate(held, plan, folder, rate, plan.rounds[0].steps))
+    seen = look(splits)
+    reject_seen(held, splits, seen.facts)  # before SLURM is given a run that would find it
     with writing("out", folder):
         _keep(folder, run, plan)
-    _reject_drift(folder, splits)
+    _reject_drift(folder, seen)
     show_plan(run, plan)
     try:
         document = Search(run, held, plan, folder, options, stop).result()
@@ -86,11 +89,11 @@ def _planned(run: Run, budget: float) -> tuple[Plan, Run, Splits]:
     return plan, held, splits
 
 
-def _reject_drift(folder: Path, splits: Splits) -> None:
+def _reject_drift(folder: Path, seen: Seen) -> None:
     """ValueError where the images are not those of the runs that the search has already made."""
     made = sorted(path.parent for path in folder.glob("*/data.json"))
     for path in made[:1]:  # the others are compared with each other
-        if text := drift(path, look(splits), stored_classes(path / "classes.txt", splits.classes)):
+        if text := drift(path, seen, stored_classes(path / "classes.txt", seen.splits.classes)):
             raise ValueError(f"out: {folder} holds a search on other images ({text}): use another --out")
 
 
