@@ -124,6 +124,11 @@ def notes(document: dict[str, Any]) -> list[str]:
     if document["skipped"]:
         count = sum(len(group["runs"]) for group in document["groups"]) + len(document["skipped"])
         skipped = [f"Skipped: {listed(document['skipped'], count)}."]
+    if others := document["other_files"]:
+        skipped.append(
+            f"Other files: those that validated {', '.join(others)} have the same names, but other sizes in bytes. "
+            "Compare only where the pictures are the same, as after packing them at another size."
+        )
     if not document["comparisons"]:
         return skipped
     of_one = [row["group"] for row in document["comparisons"] if row["test"] == "exact McNemar"]
@@ -202,7 +207,8 @@ def markdown(document: dict[str, Any]) -> str:
         rule = "".join("---:|" if numeric(sheet, i) else "---|" for i in range(len(sheet.columns)))
         lines += [f"### {_plain(sheet.title)}", "", _row(sheet.columns), f"|{rule}"]
         lines += [*map(_row, sheet.rows), ""]
-    said = [_plain(note) if note.startswith("Skipped") else note for note in notes(document)]  # names have marks
+    named = ("Skipped", "Other files")  # names have marks
+    said = [_plain(note) if note.startswith(named) else note for note in notes(document)]
     return "\n".join([*lines, *(f"- {note}" for note in said)]).rstrip() + "\n"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,12 +22,15 @@ from cls.runtime.console import console, printable
 from cls.runtime.files import sha256
 from cls.runtime.paths import check_output, writing
 from cls.runtime.signals import StopSignal
+from cls.tracking.seen_images import seen_by
 
 
 def evaluate_images(
     runs: Sequence[str], images: str, options: EvaluateOptions, stop: StopSignal
 ) -> dict[str, Any] | None:
     """Figures on labelled images: another folder's, or the validation split of the runs' own data ('').
+
+    Of the former, "trained_on" is how many a run was trained on; None where its images are not here any more.
 
     The latter must still be what each run was trained on (:func:`cls.tracking.run_data.run_data`).
     """
@@ -40,6 +44,8 @@ def evaluate_images(
     if not models.world.main:
         return None
     document = _figures(val) | (_of_members(models, val, each) if len(each) > 1 else {})
+    if images:
+        document["trained_on"] = _trained_on(models, rows)
     if options.to:
         facts = {key: document[key] for key in ("rule", "members", "accuracy", "loss", "loss_is")}
         with writing("to", options.to):
@@ -75,6 +81,21 @@ def _labelled(models: Ensemble, images: str, options: EvaluateOptions) -> list[R
         if text := other_images(found[0], found[-1], models.classes, member.classes):
             raise ValueError(f"{images} is other images for {member.name} than for {models.members[0].name} ({text})")
     return found
+
+
+def _trained_on(models: Ensemble, rows: Sequence[Rows]) -> int | None:
+    """Of how many of the images a member was trained on, with a line about it; None where that is not known."""
+    seen, known = np.zeros(len(rows[0]), dtype=bool), True
+    for member, own in zip(models.members, rows, strict=True):
+        found = seen_by(member.run, own)
+        known = known and found is not None
+        if found is None or not found.any():
+            continue
+        seen |= found
+        text = f"{member.name} was trained on {found.sum():,} of these {len(own):,} images: figures of seen images are"
+        own_images = f" (on those that validated it: {shlex.join(['cls', 'evaluate', member.name])})"
+        print(f"{text} too good{own_images if member.run.data.validates else ''}", file=sys.stderr)
+    return int(seen.sum()) if known else None
 
 
 def _predict_test(models: Ensemble, splits: Sequence[Splits]) -> dict[str, Predictions]:

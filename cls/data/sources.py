@@ -53,8 +53,8 @@ class Splits:
     encoded_here: bool = False  # the embedded digits: another version of Pillow may encode the same pixels differently
 
 
-def load(data: config.Data, seed: int) -> Splits:
-    """Index the images of ``data.path`` without reading them; rank 0 prints a summary.
+def load(data: config.Data, seed: int, *, quiet: bool = False) -> Splits:
+    """Index the images of ``data.path`` without reading them; rank 0 prints a summary, unless ``quiet``.
 
     What validates is :mod:`cls.data.hold_out`'s. Labels of all splits are mapped by name to the classes of the training
     images. ValueError naming the field for what cannot be used.
@@ -81,7 +81,8 @@ def load(data: config.Data, seed: int) -> Splits:
     kept = {"train": train} | labelled
     origins = {split: part.origin for split, part in parts.items() if split != "val" or not data.hold_out}
     line = summary(data.path, {split: labels_of(rows) for split, rows in kept.items()}, origins, found.ignored)
-    say([line], notes)
+    if not quiet:
+        say([line], notes)
     return Splits(
         train=train, val=labelled.get("val"), test=labelled.get("test"), classes=classes, notes=(line, *notes),
         files=hold_out.files(parts, data), encoded_here=data.path == "digits",

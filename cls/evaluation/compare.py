@@ -30,6 +30,8 @@ class Member(Named):
     """What it was made of, if it is no run: mean of 3 runs, soup of 2 runs."""
     averaged: int = 1
     """The mean of how many runs' predictions it is."""
+    contents: str = ""
+    """The digest of its validation images' sizes in bytes, where that was stored and these are what was predicted."""
 
 
 def compare(paths: Sequence[str], baseline: str = "", split: SplitName = "val") -> dict[str, Any]:
@@ -68,6 +70,7 @@ def compare(paths: Sequence[str], baseline: str = "", split: SplitName = "val") 
         "groups": [_described(group, right[group.name]) for group in groups],
         "comparisons": comparisons,
         "fields": differing(groups),
+        "other_files": _other_files(members),
         "skipped": skipped,
     }
 
@@ -141,7 +144,8 @@ def read_member(path: str, split: SplitName) -> Member:
         config = flat(record.run)
         if record.run.model.own_weights and record.weights_sha256:  # another file may have been there for another seed
             config["model.weights"] += f" ({record.weights_sha256[:8]})"
-        return Member(path, file.stem, config, found)
+        contents = record.data.get("val", {}).get("contents", "") if file.stem.startswith("val") else ""
+        return Member(path, file.stem, config, found, contents=contents)
     except ValueError as error:
         raise ValueError(f"{error}; or copy predictions/{file.name} and name the copy") from error
 
@@ -171,6 +175,12 @@ def common_labels(members: Sequence[Member]) -> dict[str, str]:
                 "--data.hold-out 1/10 (the same for all seeds), or use --split test"
             )
     return labels
+
+
+def _other_files(members: Sequence[Member]) -> list[str]:
+    """Members whose validation images have other sizes in bytes than those of the first, under the same names."""
+    known = [(member.name, member.contents) for member in members if member.contents]
+    return [name for name, contents in known[1:] if contents != known[0][1]]
 
 
 def _some(names: Sequence[str]) -> str:

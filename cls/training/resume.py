@@ -8,7 +8,7 @@ from cls.distributed.world import World
 from cls.tracking import run_data
 from cls.tracking.run_dir import RunDir
 from cls.tracking.run_files import stored_classes
-from cls.tracking.start_weights import reject_seen
+from cls.tracking.seen_images import reject_seen
 
 
 def load_data(run_dir: RunDir, world: World) -> Splits:

@@ -99,6 +99,22 @@ def test_seeds_that_started_from_other_files_at_one_place_are_not_one_group(tmp_
     assert document["fields"] == {"model.weights": ["./start.safetensors (11111111)", "./start.safetensors (22222222)"]}
 
 
+def test_other_files_under_the_same_names_are_noted(tmp_path: Path) -> None:
+    """As after packing them at another size, or after replacing them."""
+    paths = [make_run(tmp_path / name, predictions(guesses(0, 0.8)), change(Run(), optim={"lr": rate}))
+             for name, rate in (("a", 0.1), ("b", 0.2), ("c_d", 0.3))]  # fmt: skip
+    facts = {"images": N, "sha256": ""}
+    for path, contents in zip(paths, ("one", "one", "two"), strict=True):
+        split = facts | {"contents": contents}
+        (Path(path) / "data.json").write_text(json.dumps({"train": split, "val": split}))
+    assert compare(paths[:2])["other_files"] == []
+    document = compare(paths)
+    assert document["other_files"] == [paths[2]]
+    (note,) = [line for line in markdown(document).splitlines() if "Other files" in line]
+    assert "/c\\_d have the same names, but other sizes" in note
+    assert not any("Other files" in line for line in markdown(compare(paths[:2])).splitlines())
+
+
 def test_fields_that_differ_are_shown_without_seed_and_machine(runs: dict[str, str]) -> None:
     document = compare([runs["plain-s0"], runs["fine-s0"], runs["single"]])
     assert document["fields"] == {

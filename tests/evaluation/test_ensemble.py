@@ -153,7 +153,8 @@ def test_figures_on_the_runs_own_images(runs: list[str], images: Path) -> None:
         assert row["gain"] == pytest.approx(document["accuracy"] - row["accuracy"]) and row["low"] <= row["high"]
         assert evaluated([run])["accuracy"] == row["accuracy"]  # with labels in the run's own order
     elsewhere = evaluated(runs, str(images / "val"))
-    assert {**elsewhere} == document
+    assert elsewhere.pop("trained_on") == 20  # the splits of these folders are copies
+    assert elsewhere == document
 
 
 def test_a_member_of_another_loss_leaves_none(images: Path, runs: list[str], tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from cls.runtime.paths import writing
 from cls.runtime.signals import StopSignal
 from cls.tracking.run_data import Seen, drift, look
 from cls.tracking.run_files import read_run, stored_classes
-from cls.tracking.start_weights import reject_seen
+from cls.tracking.seen_images import reject_seen
 from cls.validate import check
 
 SEVERAL = "train with several --optim.lr and compare the runs (cls compare)"

@@ -1,6 +1,7 @@
-"""A run that starts from another one's weights is not validated on what that one was trained on."""
+"""Images that a run was trained on: they do not validate one that starts from its weights, and are noted elsewhere."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,16 @@ import pytest
 from PIL import Image
 
 from cls import recipes
+from cls.commands.evaluate import evaluate_images
+from cls.commands.options import EvaluateOptions
 from cls.config import Run, change, to_yaml
-from cls.data.sources import load
+from cls.data.same_files import also_in
+from cls.data.sources import load, load_given
+from cls.runtime.signals import StopSignal
 from cls.tracking.run_data import keep, look
-from cls.tracking.start_weights import reject_seen, source_of
+from cls.tracking.run_files import read_run_directory
+from cls.tracking.seen_images import reject_seen, seen_by, source_of
+from tests.harness.untrained import member
 
 
 def photos(root: Path, shift: int = 0) -> Path:
@@ -88,6 +95,56 @@ def test_the_runs_before_it_count_too(tmp_path: Path) -> None:
 def test_other_images_of_the_same_names_are_others(tmp_path: Path) -> None:
     begun(tmp_path / "run", start(photos(tmp_path / "photos")))
     check(start(photos(tmp_path / "others", shift=50), tmp_path / "run", seed=1))
+
+
+def test_the_same_files_in_other_folders_are_the_same_images(tmp_path: Path) -> None:
+    """As photos that were moved into a train folder after the first run."""
+    root = photos(tmp_path / "photos")
+    begun(tmp_path / "run", start(root))
+    shutil.copytree(root, tmp_path / "sorted" / "train")
+    with pytest.raises(ValueError, match=rf"{tmp_path}/run was trained on \d of the 4 images"):
+        check(start(tmp_path / "sorted", tmp_path / "run", seed=1))
+
+
+def test_images_are_the_same_by_name_and_bytes(tmp_path: Path) -> None:
+    files = {
+        "one/a/1.jpg": b"first", "one/a/2.jpg": b"other", "one/b/3.jpg": b"again", "one/b/4.jpg": b"",
+        "two/1.jpg": b"first", "two/2.jpg": b"OTHER", "two/9.jpg": b"again", "two/4.jpg": b"", "two/missing.jpg": b"x",
+    }  # fmt: skip
+    for name, data in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    one, two = (load_given([str(tmp_path / name)], Run().data) for name in ("one", "two"))
+    (tmp_path / "two/missing.jpg").unlink()
+    same = dict(zip(two["id"], also_in(two, one).tolist(), strict=True))
+    assert {name.rpartition("/")[2]: found for name, found in same.items()} == {
+        "1.jpg": True, "2.jpg": False, "9.jpg": False, "4.jpg": False, "missing.jpg": False,
+    }  # fmt: skip
+    assert also_in(one, two).tolist() == [name.endswith("1.jpg") for name in one["id"]]
+    assert also_in(two.select([]), one).tolist() == [] and not also_in(one, two.select([])).any()
+
+
+def test_figures_of_images_that_a_run_was_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = photos(tmp_path / "photos")
+    first, second = (member(tmp_path / name, root, ("ant", "bee"), seed=seed) for seed, name in enumerate("ab"))
+    earlier = [read_run_directory(Path(name)) for name in (first, second)]
+    trained = [set(load(run.data, run.seed).train["id"]) for run in earlier]
+    copied = tmp_path / "copied"
+    for name in sorted(trained[0] - trained[1])[:2] + sorted(trained[0] & trained[1])[:1]:
+        (copied / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / name, copied / name)
+    options = EvaluateOptions(device="cpu", workers=0)
+    found = evaluate_images([first, second], str(copied), options, StopSignal())
+    said = capsys.readouterr().err
+    assert found is not None and found["trained_on"] == 3
+    assert f"{first} was trained on 3 of these 3 images: figures of seen images are too good" in said
+    assert f"{second} was trained on 1 of these 3 images" in said and f"cls evaluate {second})" in said
+    val = load(earlier[0].data, 0).val
+    seen = None if val is None else seen_by(earlier[0], val)
+    assert seen is not None and not seen.any()
+    root.rename(tmp_path / "moved")
+    found = evaluate_images([first], str(copied), options, StopSignal())
+    assert found is not None and found["trained_on"] is None and "was trained on" not in capsys.readouterr().err
 
 
 def test_what_cannot_be_read_any_more_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""What the runs have seen from whose weights training starts: images that must not validate."""
+"""What a run was trained on: images that validate neither it nor a run that starts from its weights."""
 
 import logging
 import shlex
@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from cls.config import Run
-from cls.data.readers import Stream, column, image_sizes
+from cls.data.readers import Stream
+from cls.data.same_files import also_in
 from cls.data.sources import Rows, Splits, load
 from cls.tracking.run_files import read_data, read_run_directory
 
@@ -18,8 +19,8 @@ log = logging.getLogger("cls")
 def reject_seen(run: Run, splits: Splits, facts: dict[str, dict[str, object]]) -> None:
     """ValueError if an earlier run, whose weights this one starts from, was trained on its validation images.
 
-    ``facts``: of :func:`cls.tracking.run_data.look`. Images are the same if ids and sizes in bytes are. Where the
-    earlier run's images cannot be read any more, that is a warning.
+    ``facts``: of :func:`cls.tracking.run_data.look`. Where the earlier run's images cannot be read any more, that is a
+    warning.
     """
     if splits.val is None:
         return
@@ -46,15 +47,14 @@ def _reject(run: Run, source: Path, earlier: Run, splits: Splits) -> None:
     assert splits.val is not None
     print(f"looking for images that {source} was trained on among those that validate", flush=True)
     try:
-        train = load(replace(earlier.data, copy=""), earlier.seed).train
+        train = load(replace(earlier.data, copy=""), earlier.seed, quiet=True).train
     except ValueError as error:
         log.warning("%s may have been trained on images that validate here: its own cannot be read (%s)", source, error)
         return
     if isinstance(train, Stream):
         log.warning("%s was trained on a stream: whether it has seen images that validate here is not known", source)
         return
-    seen = int(np.isin(_images(splits.val), _images(train)).sum())
-    if seen:
+    if seen := int(also_in(splits.val, train).sum()):
         raise ValueError(
             f"model.weights: {source} was trained on {seen} of the {len(splits.val)} images that would validate here, "
             f"so figures would be of seen images: {_remedy(run, earlier)}"
@@ -69,8 +69,14 @@ def _remedy(run: Run, earlier: Run) -> str:
     return f"divide the images as that run did ({words}), or give the data a val folder"
 
 
-def _images(rows: Rows) -> np.ndarray:
-    """Ids with sizes in bytes."""
-    return np.array(
-        [f"{size} {name}" for name, size in zip(column(rows, "id").to_pylist(), image_sizes(rows), strict=True)]
-    )
+def seen_by(run: Run, rows: Rows) -> np.ndarray | None:
+    """n: whether the run was trained on each of these images; None where its own are not on this machine any more, or
+    are a stream.
+    """
+    if run.data.path != "digits" and not Path(run.data.path).expanduser().exists():  # nothing is fetched for this
+        return None
+    try:
+        train = load(replace(run.data, copy=""), run.seed, quiet=True).train
+    except ValueError:
+        return None
+    return None if isinstance(train, Stream) else also_in(rows, train)
