@@ -32,7 +32,7 @@ from cls.commands.options import (
     SweepOptions,
     TuneOptions,
 )
-from cls.commands.parsing import parse_options, plain_options
+from cls.commands.parsing import parse_options, paths_and_options, plain_options
 from cls.config import Data, Run
 from cls.runtime.files import write_whole
 from cls.runtime.paths import check_output, check_picture, writing
@@ -77,11 +77,14 @@ class Show(RunCommand):
 
 @dataclass(frozen=True, kw_only=True)
 class OnImages(Command):
-    """A command of runs and images, in this order."""
+    """A command of runs and images, in this order; options may be anywhere."""
 
     @classmethod
     def parse(cls, argv: list[str], text: str) -> Self:
-        return parse_options(cls, None, plain_options(argv, max(1, leading(argv))), f"cls {cls.__name__.lower()}", text)
+        several = [field.name for field in dataclasses.fields(cls) if isinstance(field.default, tuple)]
+        paths, options = paths_and_options(argv, several)
+        words = plain_options([*paths, *options], max(1, leading(paths)))
+        return parse_options(cls, None, words, f"cls {cls.__name__.lower()}", text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +122,9 @@ class Evaluate(EvaluateOptions, OnImages):
     def do(self, stop: StopSignal) -> Answer:
         runs, images = models_first((self.run, *self.path))
         if len(images) > 1:
-            raise ValueError(
-                f"{images[0]} and {images[1]}: name one folder or table of labelled images, after the runs"
-            )
+            first, second = images[:2]
+            found = f"{first} and {second}" if os.path.exists(first) else f"there is no file or folder {first}"
+            raise ValueError(f"{found}: name one folder or table of labelled images, after the runs")
         path = "".join(images)
         if self.data(path) != Data(path=path) and not path:
             raise ValueError("the options for labels need a path: cls evaluate RUN PATH --labels FILE")

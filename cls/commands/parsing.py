@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -188,10 +188,27 @@ def plain_options(argv: list[str], place: int) -> list[str]:
             words.append(re.sub(r"^--data\.", "--", word))
     if not paths:
         return words
-    if any(word.startswith("-") for word in words[:place]):  # options come first: the words may be anywhere
-        return [*words, paths[-1]]
     replaced = len(words) > place and not words[place].startswith("-")
     return [*words[:place], paths[-1], *words[place + replaced :]]
+
+
+def paths_and_options(argv: list[str], several: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The positional arguments of a command line, and its options with their values, wherever they stand.
+
+    Each option takes one value, those named ``several`` all words up to the next option.
+    """
+    paths, options, values = list[str](), list[str](), 0
+    for word in argv:
+        if word.startswith("--") or word == "-h":
+            name = word.lstrip("-").removeprefix("data.").replace("-", "_")
+            values = 0 if "=" in word else len(argv) if name in several else 1
+            options.append(word)
+        elif values:
+            values -= 1
+            options.append(word)
+        else:
+            paths.append(word)
+    return paths, options
 
 
 def print_document(text: str) -> None:

@@ -126,6 +126,9 @@ def load_given(paths: Sequence[str], data: config.Data) -> Dataset:
         return load_images(paths[0], data)
     if all(map(is_one_image, paths)):
         return load_listed(paths)
+    for path in paths:
+        if not (is_one_image(path) or path.lower().endswith(TABLES) or os.path.exists(os.path.expanduser(path))):
+            raise ValueError(f"there is no file or folder {path}")
     if not all(path.lower().endswith(TABLES) for path in paths):
         raise ValueError(
             f"{paths[0]} to {paths[-1]} cannot be read together: name one folder, or image files, or tables of one "

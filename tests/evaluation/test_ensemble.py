@@ -296,9 +296,13 @@ def test_options_may_come_before_and_after_what_they_are_about(runs: list[str], 
     for words in (
         ["--device", "cpu", a, b, c, "photos"], [a, "--device", "cpu", b, c, "photos"],
         [a, b, c, "photos", "--device", "cpu"], ["--device=cpu", a, b, c, "photos"],
+        [a, b, c, "--device", "cpu", "photos"], [a, "--device=cpu", b, c, "photos"],
+        ["--device", "cpu", a, b, c, "--data.path", "photos"], [a, b, c, "--data.path=photos", "--device", "cpu"],
     ):  # fmt: skip
         found = parse_command(name, words)
         assert (found.run, found.path, found.device) == (a, (b, c, "photos"), "cpu"), words
+    found = parse_command(name, [a, "--tta", "identity", "hflip", "--device", "cpu", b, "-"])
+    assert (found.path, found.tta) == ((b, "-"), ("identity", "hflip"))
     again = parse_command("evaluate", [a, b, "--to", str(stored)])
     assert (again.run, again.path, again.to) == (a, (b,), str(stored))
 
