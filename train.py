@@ -49,7 +49,7 @@ def setup(run_dir: RunDir, world: World) -> tuple[Splits, Steps, State, MicroBat
     """The data, the number of steps, the state (from the last checkpoint or the seed), and the first step to do."""
     splits = load_data(run_dir, world)
     steps = Steps(len(splits.train), run_dir.run.train)
-    state = world.on_all_ranks(lambda: build_state(run_dir.run, splits.classes, steps, world))
+    state = world.on_all_ranks(lambda: build_state(run_dir.built, splits.classes, steps, world))
     first = checkpoint.restore(run_dir.path / "checkpoints", state, world)
     loader = TrainLoader(splits, run_dir, world, range(first, steps.total))  # forks: before anything starts threads
     choose_memory_format(run_dir, state, loader, world)

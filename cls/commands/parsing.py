@@ -79,20 +79,28 @@ def _start_from(argv: list[str]) -> tuple[list[str], Run | None]:
     if path is None:
         return argv, None
     directory = Path(expand_home("start-from", path))
+    best = directory / "best" / "model.safetensors"
+    weights = str(directory) if "/" in str(directory) else f"./{directory}"
     try:
         if not path:
             raise ValueError("the option has no value")
-        stored = read_run_directory(directory)
+        stored = _begun(Path(out_of(argv)), weights) if not best.is_file() else None
+        run = change(stored or read_run_directory(directory), data={"copy": ""}, model={"weights": weights})
     except ValueError as error:
         raise ValueError(f"start-from: {error}; name the directory of a run") from None
-    best = directory / "best" / "model.safetensors"
-    if not best.is_file():
+    if not (stored or best.is_file()):
         raise ValueError(f"start-from: {best} does not exist: name a run in which at least one epoch is done")
-    if words and not words[0].startswith("-") and words[0] != stored.recipe:
-        raise ValueError(f"start-from: {path} is {stored.recipe}, not {words[0]}: leave out the recipe's name")
-    weights = str(directory) if "/" in str(directory) else f"./{directory}"
-    run = replace(change(stored, data={"copy": ""}, model={"weights": weights}), out="")
-    return [stored.recipe, *words[(words[:1] == [stored.recipe]) :]], run
+    if words and not words[0].startswith("-") and words[0] != run.recipe:
+        raise ValueError(f"start-from: {path} is {run.recipe}, not {words[0]}: leave out the recipe's name")
+    return [run.recipe, *words[(words[:1] == [run.recipe]) :]], replace(run, out="")
+
+
+def _begun(out: Path, weights: str) -> Run | None:
+    """The run in ``out`` if it started from these weights and has a checkpoint: it resumes without them."""
+    if not (out / "config.yaml").is_file() or not any((out / "checkpoints").glob("step-*")):
+        return None
+    run = read_run_directory(out)
+    return run if run.model.weights == weights else None
 
 
 def fail_early(argv: list[str]) -> None:

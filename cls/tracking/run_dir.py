@@ -43,6 +43,8 @@ class RunDir:
     """How many attempts came before this one."""
     unnamed: bool = False
     """Made by this start, without --out."""
+    resumes: bool = False
+    """There are checkpoints, one of which replaces the start weights."""
     _heartbeat: Heartbeat | None = None
 
     def __enter__(self) -> Self:
@@ -62,6 +64,11 @@ class RunDir:
 
     def __post_init__(self) -> None:
         self._mark = self.path / "config.yaml" if (self.path / "config.yaml").exists() else self.path
+
+    @property
+    def built(self) -> Run:
+        """The run whose state is built: start weights that a checkpoint replaces may be missing by now."""
+        return change(self.run, model={"weights": "none"}) if self.resumes else self.run
 
     @property
     def lost(self) -> bool:
@@ -90,7 +97,8 @@ def open_run_dir(run: Run, world: World) -> RunDir:
     run with another configuration.
     """
     check_tracking(run.track)
-    check_model(run.model, run.data)
+    resumes = bool(run.out) and _has_checkpoint(Path(run.out))
+    check_model(dataclasses.replace(run.model, weights="none") if resumes else run.model, run.data)
     name = f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     with writing("out", run.out or f"runs/{name}"):
         path = Path(run.out) if run.out else new_directory(Path("runs") / name)
@@ -153,12 +161,16 @@ def _agree(path: Path, run: Run, world: World) -> RunDir:
         write_whole(path / "config.yaml", to_yaml(run).encode())
     world.stop.watch(path)
     starts = [event["attempt"] for event in read_events(path) if event["event"] == "start"]
-    return RunDir(path, run, finished, max(starts, default=-1) + 1, unnamed)
+    return RunDir(path, run, finished, max(starts, default=-1) + 1, unnamed, _has_checkpoint(path))
+
+
+def _has_checkpoint(path: Path) -> bool:
+    return any((path / "checkpoints").glob("step-*"))
 
 
 def _failed_at_start(path: Path) -> bool:
     """Whether the last attempt failed before its first step: the corrected command may then change any field."""
-    if any((path / "checkpoints").glob("step-*")):
+    if _has_checkpoint(path):
         return False
     record, outcome = path / "metrics.jsonl", read_exit(path).outcome
     if outcome == "out_of_memory":  # its message suggests another micro-batch
