@@ -3,15 +3,20 @@
 import shlex
 
 from cls import recipes
-from cls.config import Run
+from cls.config import Run, flat
 from cls.distributed.world import World
-from cls.models.backbones import pretrained_size
+from cls.models.backbones import input_statistics, pretrained_size
 from cls.runtime.system import cores
+from cls.tracking.run_files import read_run_directory
+from cls.tracking.seen_images import source_of
 
 
 def hints(run: Run, world: World) -> list[str]:
-    """Cores that a run on a CPU leaves idle, values chosen for another network, and a run of the head alone."""
-    return [line for line in (_idle_cores(run, world), _other_backbone(run), _head_alone(run)) if line]
+    """Cores that a run on a CPU leaves idle, values chosen for another network, weights of a run of another network,
+    and a run of the head alone.
+    """
+    found = (_idle_cores(run, world), _other_backbone(run), _other_start(run), _head_alone(run))
+    return [line for line in found if line]
 
 
 def _idle_cores(run: Run, world: World) -> str:
@@ -39,6 +44,19 @@ def _other_backbone(run: Run) -> str:
         f"the rate of {run.recipe}, {run.optim.lr:g}, is meant for {usual.model.backbone}, not for {own}{trained}; "
         f"to find one: {shlex.join(words)} and the other options of this run"
     )
+
+
+def _other_start(run: Run) -> str:
+    """Another network may have the same names and shapes, and other input the same network."""
+    source = source_of(run)
+    if source is None:
+        return ""
+    earlier = read_run_directory(source)
+    pairs = {field: (flat(earlier)[field], flat(run)[field]) for field in ("model.backbone", "model.cbam_chained")} | {
+        "the mean and deviation of the input": (input_statistics(earlier), input_statistics(run))
+    }
+    text = "; ".join(f"{field} was {then}, is {now}" for field, (then, now) in pairs.items() if then != now)
+    return f"model.weights: {source} was trained otherwise: {text}" if text else ""
 
 
 def _head_alone(run: Run) -> str:

@@ -1,12 +1,14 @@
-"""What is said before a long run: idle cores, a backbone that the recipe was not made for, a run of the head alone."""
+"""What is said before a long run: idle cores, a backbone that the recipe was not made for, weights of a run of
+another network, a run of the head alone."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 from cls import recipes
-from cls.config import Run, change
+from cls.config import Run, change, to_yaml
 from cls.distributed.world import World
 from cls.training.hints import hints
 
@@ -54,3 +56,20 @@ def test_a_run_of_the_head_alone_is_named() -> None:
         "epochs 0"
     )
     assert said(change(short, train={"epochs": 1.5})) == said(change(short, optim={"head_epochs": 0.0})) == ""
+
+
+def test_weights_of_a_run_of_another_network_are_named(tmp_path: Path) -> None:
+    """Keys and shapes are the same for all of these."""
+    earlier = change(recipes.get("mlp-head"), train={"reduce": "fast"}, out=str(tmp_path / "earlier"))
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier" / "config.yaml").write_text(to_yaml(earlier))
+    run = change(earlier, model={"weights": earlier.out})
+    assert said(run) == ""
+    start = f"model.weights: {earlier.out} was trained otherwise: "
+    assert said(change(run, optim={"lr": 3e-4}, model={"backbone": "resnext101_64x4d"})) == (
+        f"{start}model.backbone was resnext101_32x8d, is resnext101_64x4d"
+    )
+    other = said(change(run, data={"normalize": "half"}, model={"cbam_chained": True}))
+    assert other.startswith(f"{start}model.cbam_chained was False, is True; the mean and deviation of the input was")
+    assert "is ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))" in other
+    assert said(change(run, model={"weights": "DEFAULT"}, data={"normalize": "half"})) == ""
