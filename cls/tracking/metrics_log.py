@@ -41,11 +41,21 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def best_row(rows: Sequence[dict[str, Any]], by: Literal["accuracy", "loss"]) -> dict[str, Any] | None:
-    """The validation with the best figure, the first of equals; None where there is none."""
-    validated = [row for row in rows if "val/accuracy" in row]
+    """The validation whose weights are kept: of the ends of epochs the best, the first of equals.
+
+    The validation of a smoke run that ended inside an epoch counts while no epoch has ended, and then the last one:
+    its "epoch", of those that are over, is no new one. None where there is no validation.
+    """
+    validated, ends, over = [row for row in rows if "val/accuracy" in row], list[dict[str, Any]](), 0.0
+    for row in validated:
+        if (epoch := row.get("epoch", over + 1)) > over:
+            ends.append(row)
+            over = epoch
+    if not ends:
+        return validated[-1] if validated else None
     if by == "loss":
-        return min(validated, key=lambda row: float(row["val/loss"]), default=None)
-    return max(validated, key=lambda row: float(row["val/accuracy"]), default=None)
+        return min(ends, key=lambda row: float(row["val/loss"]))
+    return max(ends, key=lambda row: float(row["val/accuracy"]))
 
 
 def _number(key: str, value: Any) -> float:

@@ -75,7 +75,7 @@ class WandbRun:
     def __init__(self, run: Run, out: Path, mode: Mode, rows: Sequence[Row], info: dict[str, Any]) -> None:
         import wandb
 
-        self._artifact, self._best_on, self._best = run.track.artifact, run.train.best_on, list[dict[str, Any]]()
+        self._artifact, self._best_on, self._validated = run.track.artifact, run.train.best_on, list[dict[str, Any]]()
         self._framing = {name: getattr(run.data.evaluated, name) for name in ("size", "eval_frame", "crop_pct")}
         try:
             self._run = _init_wandb(run, out, mode, info)
@@ -118,9 +118,8 @@ class WandbRun:
         """Show the best validation so far, so that a stopped or killed run has it, too."""
         if "val/accuracy" not in row:
             return
-        best = best_row([*self._best, dict(row)], self._best_on)  # the first of equals
-        if best and [best] != self._best:
-            self._best = [best]
+        self._validated.append(dict(row))
+        if best := best_row(self._validated, self._best_on):
             shown = {"epoch": "epoch", "step": "step", "val/accuracy": "accuracy", "val/loss": "loss"}
             self._run.summary.update({f"best/{name}": best[key] for key, name in shown.items() if key in best})
 

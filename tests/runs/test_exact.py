@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from cls.evaluation.metrics import summary
 from cls.evaluation.predictions import read_parquet
+from cls.evaluation.run_record import RunRecord
+from cls.training.checkpoint_writer import best_step
 from tests.harness import ROOT, SMALL, TINY, environment
 from tests.harness.records import Result, bits
 from tests.harness.runs import Runs
@@ -129,6 +131,8 @@ def test_a_run_moved_from_four_processes_to_two_has_the_bits_of_the_uninterrupte
 ) -> None:
     run(runs, folder, "moved", 4, "--train.max-steps", "9")  # inside epoch 3
     first = traces(Result([0], "", folder / "moved"), 4)
+    stopped = RunRecord(folder / "moved")
+    assert stopped.best_row and stopped.best_row["step"] == best_step(stopped.path) != 9
     for rank in range(4):
         (folder / "moved" / f"trace-{rank}.json").unlink()
     result = run(runs, folder, "moved", 2)

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from cls import recipes
 from cls.config import NO_VALIDATION, Run, Track, change
-from cls.tracking.metrics_log import Mistake, read_rows, rewind
+from cls.tracking.metrics_log import Mistake, best_row, read_rows, rewind
 from cls.tracking.progress_bar import ProgressBar
 from cls.tracking.tracker import Tracker, check_tracking
 from cls.tracking.wandb_run import group_of, tags_of, wandb_mode
@@ -273,6 +273,23 @@ def test_resume_moves_rows_beyond_the_step(tmp_path):
     lost = [json.loads(line) for line in (tmp_path / "metrics.lost.jsonl").read_text().splitlines()]
     beyond = [(7, 0), (8, 0), (9, 0), (10, 0), (9, 6), (10, 6), (11, 6), (12, 6)]
     assert [(r["step"], r["train/loss"]) for r in lost] == beyond
+
+
+def test_the_best_validation_is_the_one_whose_weights_are_kept():
+    def validated(step, epoch, accuracy):
+        return {"step": step, "epoch": epoch, "val/accuracy": accuracy, "val/loss": 1 - accuracy}
+
+    def best(rows):
+        found = {best_row(rows, by)["step"] for by in ("accuracy", "loss")}
+        assert len(found) == 1
+        return found.pop()
+
+    inside = [validated(2, 0, 0.9), validated(3, 0, 0.8)]  # smoke runs: the last weights are kept
+    assert best(inside) == 3 and best(inside[:1]) == 2
+    ends = [*inside, validated(10, 1, 0.5), validated(20, 2, 0.6), validated(25, 2, 0.7), validated(30, 3, 0.6)]
+    assert best(ends[:3]) == 10 and best(ends) == 20
+    assert best([*ends, validated(35, 3.5, 0.65)]) == 35  # the end of the run
+    assert best_row([{"step": 1, "epoch": 1, "train/loss": 1.0}], "loss") is None
 
 
 def test_not_a_number_is_valid_json(tmp_path):
