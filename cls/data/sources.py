@@ -253,7 +253,7 @@ def _read_one(path: str, data: config.Data, *, labelled: bool) -> Split:
 def _unstreamed(data: config.Data, *, labelled: bool) -> config.Data:
     """Without the run's training options: streaming and, if unlabelled, those of labels."""
     if not labelled:
-        data = replace(data, labels=(), id_column="", label_column="", label_pattern="")
+        data = replace(data, labels=(), id_column="", label_column=tables.NO_LABELS, label_pattern="")
     return replace(data, streaming=False)
 
 

@@ -33,6 +33,8 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, UnicodeError, tarfile.Ta
 TARS = (".tar", ".tgz", ".tar.gz")
 _INTEGER = re.compile(r"u?int\d+")
 _FLOAT = re.compile(r"float\d+")
+NO_LABELS = "\0"
+"""In place of a label column's name: no column is read, whatever the table has."""
 LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label", "category")
 
 
@@ -72,9 +74,9 @@ def read_files(files: Grouped, data: config.Data) -> dict[str, Split]:
 
 
 def read_split(kind: str, paths: list[str], split: str, data: config.Data) -> Split:
-    tarred = kind in TARS
+    tarred, where_label = kind in TARS, data.label_column.strip(NO_LABELS)
     try:
-        table = _load(kind, paths, data.label_column)
+        table = _load(kind, paths, where_label)
     except Exception as error:  # pyarrow, tarfile and datasets each have their own errors
         for path in filter(os.path.exists, paths):  # not the hub's
             with readable(path, Exception):
@@ -85,7 +87,7 @@ def read_split(kind: str, paths: list[str], split: str, data: config.Data) -> Sp
     part = _part(table, split, replace(data, label_column="") if tarred else data)
     part = replace(part, origin=origins, files=files)
     missing = tarred and part.unlabelled and split != "test"
-    return replace(part, unlabelled_hint=webdataset.hint(paths[0], data.label_column)) if missing else part
+    return replace(part, unlabelled_hint=webdataset.hint(paths[0], where_label)) if missing else part
 
 
 def _read_through(kind: str, path: str) -> None:
@@ -198,6 +200,8 @@ def _image_kind(feature: Any) -> int:
 
 def label_column(features: Features, data: config.Data, split: str) -> str:
     """The name of the label column, empty if there is none; only a test split may lack the configured one."""
+    if data.label_column == NO_LABELS:
+        return ""
     if data.label_column and (split != "test" or data.label_column in features):
         return _named(features, data.label_column, "data.label_column")
     named: list[str] = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]

@@ -1,5 +1,6 @@
 """The same tiny photographs from every kind of source: same pixels, labels and ids; and one clear error each."""
 
+import datetime
 import io
 import json
 import logging
@@ -14,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -515,6 +517,19 @@ def test_whole_numbers_stored_as_floats_are_labels(tmp_path: Path, kind: str, st
     assert splits.test is not None and splits.test["label"][:] == [-1, 1, -1, -1]
     write("train", [0.0, 0.5, 0.0, 1.0])
     rejects(tmp_path, r"data\.label_column: column 'label' holds .*float.* integers: .*0\.5", streaming=streaming)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[["a"], []], [datetime.date(2026, 1, 1), None], [0.5, 1.5], [{"x": 1}, {"x": 2}], [b"a", b"b"], ["", "new"]],
+)
+def test_labels_of_a_table_do_not_matter_for_prediction(tmp_path: Path, labels: list[Any]) -> None:
+    body = jpeg(tmp_path / "x.jpg", 7).read_bytes()
+    pq.write_table(pa.table({"image": [{"bytes": body}] * 2, "label": labels}), tmp_path / "new.parquet")
+    rows = load_images(str(tmp_path / "new.parquet"), data("", label_column="elsewhere"))
+    assert rows["label"][:] == [-1, -1] and images_of(rows).read([0]) == [body]
+    with pytest.raises(ValueError, match=r"data\.label_column: column 'label' holds|1 of 2 images have no label"):
+        load_labelled(str(tmp_path / "new.parquet"), ("new", "b"), data(""))
 
 
 def test_a_fault_of_the_machine_is_no_corrupt_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
