@@ -39,6 +39,8 @@ class CurveGroup:
 
     name: str
     runs: list[Lines]
+    loss: str = "ce"
+    """optim.loss: the squared errors of some runs and the log losses of others have no common axis."""
 
     def curve(self, panel: str) -> Curve:
         """Over the epochs that all runs have: a mean of fewer seeds would jump where one ends."""
@@ -89,7 +91,10 @@ def read_groups(paths: Sequence[str]) -> tuple[list[CurveGroup], dict[str, str]]
         members.append(Named(path, "", flat(record.run)))
     if not members:
         raise ValueError("curves: there is nothing to draw: " + said(skipped))
-    groups = [CurveGroup(group.name, [found[member.name] for member in group.members]) for group in group_up(members)]
+    groups = [
+        CurveGroup(group.name, [found[member.name] for member in group.members], group.members[0].config["optim.loss"])
+        for group in group_up(members)
+    ]
     return groups, skipped
 
 

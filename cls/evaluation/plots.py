@@ -178,9 +178,12 @@ def group_curves_figure(groups: Sequence[CurveGroup]) -> Figure:
     rows = -(-len(groups) // 2)
     figure = Figure(figsize=(11, 8 + 0.25 * rows), layout="constrained")
     seeds = max(len(group.runs) for group in groups) > 1
+    squared = [group for group in groups if group.loss == "mse"]
+    apart = squared if len(squared) < len(groups) else []
     for axes, (panel, title) in zip(figure.subplots(2, 2, sharex=True).flat, PANELS.items(), strict=True):
         for number, group in enumerate(groups):
-            _group_line(axes, group, panel, number)
+            if not (panel.endswith("loss") and group in apart):
+                _group_line(axes, group, panel, number)
         plain_axes(axes, title)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -194,9 +197,13 @@ def group_curves_figure(groups: Sequence[CurveGroup]) -> Figure:
     figure.legend(
         *axes.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=min(2, len(groups))
     )
-    if seeds:
-        text = "line: mean over the seeds, band: lowest to highest; epochs that all seeds of a line have"
-        figure.suptitle(text, x=0.01, ha="left", fontsize=9, color=GRAY)
+    said = ["line: mean over the seeds, band: lowest to highest; epochs that all seeds of a line have"] if seeds else []
+    if apart:
+        few = len(apart) <= 2
+        names = ", ".join(short(group.name, NAME_LENGTH) for group in apart) if few else f"{len(apart)} lines"
+        said.append(f"the losses are log losses: the squared errors of {names} have another axis, and are not drawn")
+    if said:
+        figure.suptitle("\n".join(said), x=0.01, ha="left", fontsize=9, color=GRAY)
     return figure
 
 

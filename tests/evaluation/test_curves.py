@@ -87,6 +87,17 @@ def test_the_figure_shows_them(tmp_path: Path) -> None:
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["high (3 seeds)", "low"]
 
 
+def test_squared_errors_are_not_drawn_on_the_axis_of_log_losses() -> None:
+    lines = {key: {1.0: 0.5, 2.0: 0.25} for key in KEYS}
+    groups = [CurveGroup("log", [lines]), CurveGroup("squared", [lines], "mse")]
+    assert [len(axes.lines) for axes in group_curves_figure(groups).axes] == [1, 1, 2, 2]
+    figure = group_curves_figure(groups)
+    assert "the squared errors of squared have another axis" in figure.get_suptitle()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["log", "squared"]
+    alone = group_curves_figure(groups[1:])
+    assert [len(axes.lines) for axes in alone.axes] == [1, 1, 1, 1] and alone.get_suptitle() == ""
+
+
 def test_many_long_names_stay_apart_and_inside() -> None:
     lines = {key: {1.0: 0.5, 2.0: 0.25} for key in KEYS}
     figure = group_curves_figure([CurveGroup(f"{number} " + 30 * "name", [lines, lines]) for number in range(15)])
