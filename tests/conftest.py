@@ -26,8 +26,9 @@ INTEGRATION = "integration and not promise and not soak"
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.markexpr == "integration":
         config.option.markexpr = INTEGRATION
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background, which all runs would inherit
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in SIGNALS:  # in a shell's background or under nohup some are ignored, as all runs would inherit
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     tests, leave, capture = os.getpid(), os._exit, config.pluginmanager.getplugin("capturemanager")
 
     def leave_loudly(code: int) -> NoReturn:
