@@ -87,7 +87,7 @@ def _trained_on(models: Ensemble, rows: Sequence[Rows]) -> int | None:
     """Of how many of the images a member was trained on, with a line about it; None where that is not known."""
     seen, known = np.zeros(len(rows[0]), dtype=bool), True
     for member, own in zip(models.members, rows, strict=True):
-        found = seen_by(member.run, own)
+        found = seen_by(member.run, member.folder, own)
         known = known and found is not None
         if found is None or not found.any():
             continue

@@ -85,7 +85,7 @@ def _start_from(argv: list[str]) -> tuple[list[str], Run | None]:
         if not path:
             raise ValueError("the option has no value")
         stored = _begun(Path(out_of(argv)), weights) if not best.is_file() else None
-        run = change(stored or read_run_directory(directory), data={"copy": ""}, model={"weights": weights})
+        run = stored or _method(read_run_directory(directory), weights)
     except ValueError as error:
         raise ValueError(f"start-from: {error}; name the directory of a run") from None
     if not (stored or best.is_file()):
@@ -95,12 +95,21 @@ def _start_from(argv: list[str]) -> tuple[list[str], Run | None]:
     return [run.recipe, *words[(words[:1] == [run.recipe]) :]], replace(run, out="")
 
 
+def _method(run: Run, weights: str) -> Run:
+    """A run's configuration without what belonged to that start: its end, its name, and what its device chose."""
+    usual = (recipes.get(run.recipe) if run.recipe in recipes.RECIPES else Run()).train
+    chosen = {"precision": usual.precision, "channels_last": usual.channels_last}
+    return change(
+        run, data={"copy": ""}, model={"weights": weights}, train={"max_steps": 0, **chosen}, track={"name": ""}
+    )
+
+
 def _begun(out: Path, weights: str) -> Run | None:
     """The run in ``out`` if it started from these weights and has a checkpoint: it resumes without them."""
     if not (out / "config.yaml").is_file() or not any((out / "checkpoints").glob("step-*")):
         return None
     run = read_run_directory(out)
-    return run if run.model.weights == weights else None
+    return change(run, data={"copy": ""}) if run.model.weights == weights else None
 
 
 def fail_early(argv: list[str]) -> None:

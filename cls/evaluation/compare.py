@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cls.config import NO_VALIDATION, flat
+from cls.config import NO_VALIDATION
 from cls.evaluation.ensemble_record import EnsembleRecord, is_ensemble, made_of
 from cls.evaluation.groups import Group, Named, differing, group_up
 from cls.evaluation.predictions import Predictions, read_parquet, readable
@@ -141,11 +141,8 @@ def read_member(path: str, split: SplitName) -> Member:
         averaged = len(EnsembleRecord(folder).members) if is_ensemble(folder) else 1
         return Member(path, file.stem, {}, found, made, averaged)
     try:
-        config = flat(record.run)
-        if record.run.model.own_weights and record.weights_sha256:  # another file may have been there for another seed
-            config["model.weights"] += f" ({record.weights_sha256[:8]})"
         contents = record.data.get("val", {}).get("contents", "") if file.stem.startswith("val") else ""
-        return Member(path, file.stem, config, found, contents=contents)
+        return Member(path, file.stem, record.fields, found, contents=contents)
     except ValueError as error:
         raise ValueError(f"{error}; or copy predictions/{file.name} and name the copy") from error
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from cls.config import flat
 from cls.evaluation.ensemble_record import made_of
 from cls.evaluation.groups import Named, group_up
 from cls.evaluation.run_record import RunRecord
@@ -88,7 +87,7 @@ def read_groups(paths: Sequence[str]) -> tuple[list[CurveGroup], dict[str, str]]
         if not any(found[path].values()):
             skipped[path] = "no epoch has ended"
             continue
-        members.append(Named(path, "", flat(record.run)))
+        members.append(Named(path, "", record.fields))
     if not members:
         raise ValueError("curves: there is nothing to draw: " + said(skipped))
     groups = [

@@ -4,7 +4,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import colormaps, rcParams
@@ -19,8 +19,10 @@ from cls.evaluation.metrics import accuracy, confusion, macro_f1, per_class
 from cls.evaluation.predictions import Predictions
 from cls.runtime.console import printable
 from cls.runtime.files import write_whole
+from cls.tracking.metrics_log import best_row
 
 Row = dict[str, Any]
+BestOn = Literal["accuracy", "loss"]
 rcParams["text.parse_math"] = False  # names may have dollars in them
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#666666"  # Okabe & Ito 2008, distinguishable by everyone
 GROUP_COLORS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # theirs but yellow
@@ -29,10 +31,10 @@ DOTS = 30  # a line of more epochs has none
 NAME_LENGTH = 40
 
 
-def write_plots(folder: Path, val: Predictions | None, rows: Sequence[Row]) -> dict[str, Path]:
+def write_plots(folder: Path, val: Predictions | None, rows: Sequence[Row], best_on: BestOn) -> dict[str, Path]:
     """Draw curves.png and, of validation images, confusion.png and worst_classes.png; returns name -> path."""
     paths = {name: folder / f"{name}.png" for name in ("curves", "confusion", "worst_classes")}
-    curves(rows, paths["curves"])
+    save_figure(curves_figure(rows, best_on), paths["curves"])
     if val is None:
         return {"curves": paths["curves"]}
     confusion_picture(val, paths["confusion"])
@@ -89,14 +91,11 @@ def smooth(values: Sequence[float], decay: float) -> list[float]:
     return out
 
 
-def curves(rows: Sequence[Row], path: Path) -> None:
-    save_figure(curves_figure(rows), path)
-
-
-def curves_figure(rows: Sequence[Row]) -> Figure:
+def curves_figure(rows: Sequence[Row], best_on: BestOn = "accuracy") -> Figure:
     """Loss, accuracy and learning rate against the optimizer step, epochs on the upper axis.
 
-    Training figures: thin for each step, thick the means of epochs; before the second one, smoothed.
+    The validation whose weights are kept is marked. Training figures: thin for each step, thick the means of epochs;
+    before the second one, smoothed.
     """
     figure = Figure(figsize=(8, 8.5), layout="constrained")
     loss, score, rate = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1.6])
@@ -112,10 +111,11 @@ def curves_figure(rows: Sequence[Row]) -> Figure:
     steps, values = series(rows, "val/accuracy")
     title = "Accuracy"
     if steps:
-        best = int(np.argmax(values))
         score.plot(steps, values, color=ORANGE, marker="o", markersize=4)
-        score.plot(steps[best], values[best], "o", color=ORANGE, markersize=11, fillstyle="none", markeredgewidth=1.5)
-        title += f"    best validation {values[best]:.2%} at step {steps[best]}"
+    if best := best_row(rows, best_on):
+        step, value = best["step"], best["val/accuracy"]
+        score.plot(step, value, "o", color=ORANGE, markersize=11, fillstyle="none", markeredgewidth=1.5)
+        title += f"    best validation {value:.2%} at step {step}"
     elif not score.lines:
         score.text(0.5, 0.5, "no validation", transform=score.transAxes, ha="center", color=GRAY)
     plain_axes(score, title)

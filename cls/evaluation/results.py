@@ -53,7 +53,7 @@ def write_results(out: Path, splits: Splits, images: EvalSets, predictor: Predic
             text += f" (accuracy {figures['test/accuracy']:.4f})"
     from cls.evaluation.plots import write_plots  # matplotlib: 0.6 s, only at the end of a run
 
-    pictures = write_plots(out, val, read_rows(out))
+    pictures = write_plots(out, val, read_rows(out), predictor.run.train.best_on)
     text += f"; pictures: {', '.join(path.name for path in pictures.values())} in {out}"
     return Results(text, figures, pictures)
 

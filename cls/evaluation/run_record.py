@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cls.config import Run
+from cls.config import Run, flat
 from cls.evaluation.predictions import Predictions, read_parquet
 from cls.tracking import goodput
 from cls.tracking.events import read_events
@@ -40,6 +40,15 @@ class RunRecord:
     def rows(self) -> list[dict[str, Any]]:
         """metrics.jsonl."""
         return read_rows(self.path)
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The configuration by dotted name, own start weights with the start of their SHA-256: another file may have
+        been at that place for another seed."""
+        fields = flat(self.run)
+        if self.run.model.own_weights and self.weights_sha256:
+            fields["model.weights"] += f" ({self.weights_sha256[:8]})"
+        return fields
 
     @property
     def best_row(self) -> dict[str, Any] | None:

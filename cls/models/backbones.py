@@ -89,9 +89,10 @@ def stage_depths(net: nn.Module, name: str) -> dict[str, int]:
         from timm.models import group_parameters
 
         matcher: Any = getattr(net, "group_matcher", None)
-        if matcher is None:
-            raise ValueError(f"optim.stage_decay: {name} does not state its stages: leave it at 1")
-        stages = group_parameters(net, matcher(coarse=True), reverse=True)
+        try:
+            stages = group_parameters(net, matcher(coarse=True), reverse=True)
+        except (TypeError, AssertionError, KeyError):  # it has none, none of stages, or one that misses our head
+            raise ValueError(f"optim.stage_decay: {name} does not state its stages: leave it at 1") from None
     else:
         stages = {each: int(each[5]) if each.startswith("layer") else 0 for each, _ in net.named_parameters()}
     head = f"{classifier_name(name)}."

@@ -7,8 +7,7 @@ from cls.config import Run, flat
 from cls.distributed.world import World
 from cls.models.backbones import input_statistics, pretrained_size
 from cls.runtime.system import cores
-from cls.tracking.run_files import read_run_directory
-from cls.tracking.seen_images import source_of
+from cls.tracking.seen_images import earlier_runs
 
 
 def hints(run: Run, world: World) -> list[str]:
@@ -48,10 +47,9 @@ def _other_backbone(run: Run) -> str:
 
 def _other_start(run: Run) -> str:
     """Another network may have the same names and shapes, and other input the same network."""
-    source = source_of(run)
-    if source is None:
+    source, earlier = next(earlier_runs(run), (None, None))
+    if earlier is None:
         return ""
-    earlier = read_run_directory(source)
     pairs = {field: (flat(earlier)[field], flat(run)[field]) for field in ("model.backbone", "model.cbam_chained")} | {
         "the mean and deviation of the input": (input_statistics(earlier), input_statistics(run))
     }

@@ -144,7 +144,7 @@ class RunLogger:
         done = (
             f"epoch {epoch}/{epochs} done"
             if self.steps.ends_epoch(step)
-            else f"step {step}, in epoch {epoch + 1}/{epochs}"
+            else f"step {step}, in epoch {min(epoch + 1, epochs)}/{epochs}"
         )
         self.progress.line(f"{done}  {words}")
 

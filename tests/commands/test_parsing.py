@@ -26,9 +26,11 @@ def run_directory(path: Path, **sections: Any) -> Run:
     ["--start-from", "x", "--start-from=RUN"],
 ])  # fmt: skip
 def test_the_configuration_of_the_run_is_the_default(tmp_path: Path, words: list[str]) -> None:
-    stored = run_directory(tmp_path / "run", train={"epochs": 4, "precision": "fp32"}, optim={"lr": 0.5})
+    chosen = {"precision": "fp32", "channels_last": True, "max_steps": 20}  # by its device, and of a smoke run
+    stored = run_directory(tmp_path / "run", train={"epochs": 4, **chosen}, optim={"lr": 0.5}, track={"name": "short"})
     run = parse_run([word.replace("RUN", str(tmp_path / "run")) for word in words])
-    changed = {"out": "", "data.copy": "", "model.weights": str(tmp_path / "run")}
+    changed = {"out": "", "data.copy": "", "model.weights": str(tmp_path / "run"), "track.name": ""}
+    changed |= {"train.precision": "auto", "train.channels_last": "auto", "train.max_steps": 0}
     assert flat(run) == flat(stored) | changed
 
 

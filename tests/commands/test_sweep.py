@@ -28,7 +28,7 @@ from cls.commands.main import parse_command
 from cls.commands.parsing import parse_run
 from cls.commands.sweep.local import gpus_of_jobs, run_members, slots_of
 from cls.commands.sweep.members import Member, find_members
-from cls.commands.sweep.table import row_curves
+from cls.commands.sweep.table import _squared, row_curves
 from cls.config import Run, change, flat, to_yaml
 from cls.evaluation.predictions import Predictions, write_parquet
 from cls.models.backbones import plain
@@ -611,6 +611,20 @@ def test_the_rows_are_drawn_with_their_seeds(tmp_path: Path) -> None:
     assert [(group.name, [run["val/loss"] for run in group.runs]) for group in groups] == [
         (".25", [{1: 1.0}]), (".5", [{1: 2.0}]),
     ]  # fmt: skip
+
+
+def test_squared_errors_beside_log_losses_are_named(tmp_path: Path) -> None:
+    assert _squared({"a": "ce", "b": "ce"}) == _squared({"a": "mse"}) == ""
+    said = " val loss: the squared error for b, c, the log loss for the others."
+    assert _squared({"a": "ce", "b": "mse", "c": "mse"}) == said
+    members = find_members(chosen("systems"), 1, {"data.path": "photos"}, tmp_path)
+    for own in members.values():
+        out = own[0].path
+        planted(tmp_path, own[0].run.recipe, 0, 4, name=out.name)
+        (out / "metrics.jsonl").write_text('{"step": 3, "epoch": 1, "val/loss": 1.0, "val/accuracy": 0.5}\n')
+    members = find_members(chosen("systems"), 1, {"data.path": "photos", "train.micro_batch": 4}, tmp_path)
+    losses = {group.name: group.loss for group in row_curves({row: own for (_, row), own in members.items()})}
+    assert len(losses) == 5 and [name for name, loss in losses.items() if loss == "mse"] == ["attention-gate"]
 
 
 def test_a_run_is_found_by_what_it_is(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from cls.commands.arguments import Compare
 from cls.commands.compare import markdown, sheets
 from cls.config import Run, change, to_yaml
 from cls.evaluation.compare import about, compare, verdict
+from cls.evaluation.curves import read_groups
 from cls.evaluation.metrics import accuracy
 from cls.evaluation.predictions import Predictions, write_parquet
 from cls.evaluation.stats import images_needed, mcnemar, paired_difference, pooled_accuracy, wilson
@@ -97,6 +98,9 @@ def test_seeds_that_started_from_other_files_at_one_place_are_not_one_group(tmp_
     document = compare(paths)
     assert [len(group["runs"]) for group in document["groups"]] == [2, 1]
     assert document["fields"] == {"model.weights": ["./start.safetensors (11111111)", "./start.safetensors (22222222)"]}
+    for path in paths:
+        Path(path, "metrics.jsonl").write_text('{"step": 1, "epoch": 1, "val/loss": 1.0, "val/accuracy": 0.5}\n')
+    assert [len(group.runs) for group in read_groups(paths)[0]] == [2, 1]
 
 
 def test_other_files_under_the_same_names_are_noted(tmp_path: Path) -> None:

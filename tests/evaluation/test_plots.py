@@ -15,9 +15,9 @@ from PIL import Image
 
 from cls.evaluation.plots import (
     confusion_picture,
-    curves,
     curves_figure,
     epoch_ends,
+    save_figure,
     smooth,
     worst_classes,
     write_plots,
@@ -172,7 +172,7 @@ def log(epochs=15, steps=72):
 @pytest.mark.parametrize("c", [1, 100])
 def test_pictures(c, tmp_path):
     p = with_a_broken_image(drawn(max(20, 3 * c), [f"class {i}" for i in range(c)]))
-    paths = write_plots(tmp_path, p, log())
+    paths = write_plots(tmp_path, p, log(), "accuracy")
     assert {name: path.name for name, path in paths.items()} == {
         "curves": "curves.png", "confusion": "confusion.png", "worst_classes": "worst_classes.png",
     }  # fmt: skip
@@ -211,7 +211,7 @@ def test_confusion_picture_shows_the_matrix(tmp_path):
     ids=["empty", "no validation", "one validation", "nan"],
 )
 def test_curves_of_a_young_run(rows, tmp_path):
-    curves(rows, tmp_path / "c.png")
+    save_figure(curves_figure(rows), tmp_path / "c.png")
     with Image.open(tmp_path / "c.png") as image:
         assert image.size == (1200, 1275)
 
@@ -259,3 +259,12 @@ def test_pictures_without_labels(tmp_path):
     confusion_picture(p, tmp_path / "c.png")
     worst_classes(p, tmp_path / "w.png")
     assert (tmp_path / "c.png").stat().st_size > 5000 and (tmp_path / "w.png").stat().st_size > 2000
+
+
+@pytest.mark.parametrize(("best_on", "step"), [("accuracy", 30), ("loss", 20)])
+def test_the_curves_mark_the_validation_whose_weights_are_kept(best_on, step):
+    figures = [(5, 0, 0.9, 0.1), (10, 1, 0.6, 0.7), (20, 2, 0.7, 0.5), (30, 3, 0.8, 0.6)]  # the first of a smoke run
+    rows = [{"step": s, "epoch": e, "val/accuracy": a, "val/loss": v} for s, e, a, v in figures]
+    _, score, _ = curves_figure(rows, best_on).axes
+    assert f"at step {step}" in score.get_title("left")
+    assert [list(line.get_xdata()) for line in score.lines if line.get_markersize() == 11] == [[step]]

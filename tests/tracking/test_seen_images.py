@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from cls import recipes
 from cls.commands.evaluate import evaluate_images
@@ -17,7 +19,7 @@ from cls.data.sources import load, load_given
 from cls.runtime.signals import StopSignal
 from cls.tracking.run_data import keep, look
 from cls.tracking.run_files import read_run_directory
-from cls.tracking.seen_images import reject_seen, seen_by, source_of
+from cls.tracking.seen_images import earlier_runs, reject_seen, seen_by
 from tests.harness.untrained import member
 
 
@@ -42,7 +44,7 @@ def begun(out: Path, run: Run) -> Run:
     return run
 
 
-def start(root: Path, weights: str | Path = "none", seed: int = 0, **data: object) -> Run:
+def start(root: str | Path, weights: str | Path = "none", seed: int = 0, **data: object) -> Run:
     run = change(recipes.get("best-baseline"), seed=seed, data={"path": str(root), **data})
     return change(run, model={"weights": str(weights)})
 
@@ -72,10 +74,10 @@ def test_another_part_held_out(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos")
     begun(tmp_path / "run", start(root, hold_out="1/5"))
     check(start(root, tmp_path / "run", seed=3, hold_out="1/5"))  # the same part for all seeds
-    for part, advice in (("2/5", "--seed 0 --data.hold-out 1/5"), ("1/4", "--seed 0 --data.hold-out 1/5")):
+    for part, advice in (("2/5", "--data.hold-out 1/5"), ("1/4", "--data.hold-out 1/5")):
         with pytest.raises(ValueError, match=rf"was trained on \d+ of the \d+ images .* \({advice}\)"):
             check(start(root, tmp_path / "run", hold_out=part))
-    with pytest.raises(ValueError, match=r"\(--seed 0 --data.hold-out ''\), or"):
+    with pytest.raises(ValueError, match=r"\(--data.hold-out ''\), or"):
         check(start(root, begun(tmp_path / "drawn", start(root)).out, hold_out="2/5"))
     begun(tmp_path / "all", start(root, hold_out="none"))
     with pytest.raises(ValueError, match="was trained on 4 of the 4 images"):
@@ -140,7 +142,7 @@ def test_figures_of_images_that_a_run_was_trained_on(tmp_path: Path, capsys: pyt
     assert f"{first} was trained on 3 of these 3 images: figures of seen images are too good" in said
     assert f"{second} was trained on 1 of these 3 images" in said and f"cls evaluate {second})" in said
     val = load(earlier[0].data, 0).val
-    seen = None if val is None else seen_by(earlier[0], val)
+    seen = None if val is None else seen_by(earlier[0], Path(first), val)
     assert seen is not None and not seen.any()
     root.rename(tmp_path / "moved")
     found = evaluate_images([first], str(copied), options, StopSignal())
@@ -158,5 +160,57 @@ def test_what_cannot_be_read_any_more_is_a_warning(tmp_path: Path, caplog: pytes
 
 def test_weights_that_are_no_runs(tmp_path: Path) -> None:
     (tmp_path / "plain.safetensors").touch()
-    for weights in ("none", "DEFAULT", tmp_path / "plain.safetensors", tmp_path / "missing"):
-        assert source_of(start(tmp_path, weights)) is None
+    save_file({"a": torch.zeros(1)}, tmp_path / "others.safetensors", {"config": "no: [run"})
+    (tmp_path / "config.yaml").write_text("of: other software")
+    for weights in ("none", "DEFAULT", tmp_path / "plain.safetensors", tmp_path / "others.safetensors"):
+        assert list(earlier_runs(start(tmp_path, weights))) == []
+
+
+def test_weights_that_a_run_has_written_lead_to_its_images(tmp_path: Path) -> None:
+    """A soup or an export has its configuration in the file; a checkpoint lies inside of its run."""
+    root = photos(tmp_path / "photos")
+    run = begun(tmp_path / "run", start(root))
+    kept = tmp_path / "soup" / "best" / "model.safetensors"
+    kept.parent.mkdir(parents=True)
+    save_file({"a": torch.zeros(1)}, kept, {"config": to_yaml(run)})
+    saved = tmp_path / "run" / "checkpoints" / "step-0000004" / "model.safetensors"
+    saved.parent.mkdir(parents=True)
+    shutil.copy(kept, saved)
+    shutil.copy(kept, tmp_path / "model.safetensors")
+    for weights in (tmp_path / "soup", kept, saved, tmp_path / "model.safetensors"):
+        check(start(root, weights))
+        with pytest.raises(ValueError, match=r"was trained on \d of the 4 images"):
+            check(start(root, weights, seed=1))
+
+
+def test_a_relative_path_of_an_earlier_run_is_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, others = photos(tmp_path / "work" / "photos"), photos(tmp_path / "work" / "others", shift=50)
+    monkeypatch.chdir(tmp_path / "work")
+    begun(tmp_path / "work/runs/first", start("photos", seed=1))
+    begun(tmp_path / "work/runs/second", start("others", "runs/first"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"/work/runs/first was trained on"):
+        check(start(root, tmp_path / "work/runs/second"))
+    second = read_run_directory(tmp_path / "work/runs/second")
+    rows = load_given([str(root)], second.data)
+    seen = seen_by(second, tmp_path / "work/runs/second", rows)
+    assert seen is not None and seen.sum() == 36  # of the 40, those that trained the first
+    assert not np.array_equal(seen, seen_by(change(second, model={"weights": "none"}), others, rows))
+    shutil.rmtree(tmp_path / "work/runs/first")
+    assert seen_by(second, tmp_path / "work/runs/second", rows) is None
+    with caplog.at_level(logging.WARNING, "cls"):
+        check(start(root, tmp_path / "work/runs/second"))
+    assert "runs/first may have been trained on images that validate here: it does not exist any more" in caplog.text
+
+
+def test_the_advice_names_what_divides_the_images(tmp_path: Path) -> None:
+    root = photos(tmp_path / "photos")
+    begun(tmp_path / "run", start(root))
+    with pytest.raises(ValueError, match=r"as that run did \(--data.val-fraction 0.1\), or give the data a val folder"):
+        check(start(root, tmp_path / "run", val_fraction=0.3))
+    shutil.copytree(root, tmp_path / "more")
+    Image.new("RGB", (9, 90)).save(tmp_path / "more" / "ant" / "20.png")
+    with pytest.raises(ValueError, match=r"seen images: give the data a val folder$"):
+        check(start(tmp_path / "more", tmp_path / "run", val_fraction=0.1, hold_out=""))

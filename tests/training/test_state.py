@@ -10,6 +10,7 @@ from torch import nn
 from cls.config import Run, change
 from cls.distributed.world import World
 from cls.models.backbones import plain, stage_depths
+from cls.models.build import build_shapes
 from cls.training.state import State, build_state
 from cls.training.steps import Steps
 from cls.training.validation import record_validation
@@ -180,3 +181,10 @@ def test_norms_at_the_end_of_a_network_are_no_stage(name: str) -> None:
     found = stage_depths(net, name)
     last = [depth for each, depth in found.items() if each.startswith(("stages.3", "layers.3"))]
     assert last and set(last) == {0} and min(found.values()) == 0
+
+
+@pytest.mark.parametrize(("name", "head"), [("timm/rdnet_tiny", ""), ("timm/inception_v3", "500 relu")])
+def test_a_network_without_stages_is_named(name: str, head: str) -> None:
+    model = change(Run(), model={"backbone": name, "weights": "none", "head": head}).model
+    with pytest.raises(ValueError, match=f"optim.stage_decay: {name} does not state its stages: leave it at 1"):
+        stage_depths(build_shapes(model, 3), name)

@@ -85,6 +85,7 @@ def show_sweeps(sweeps: Mapping[str, Sweep], rows: Rows, folder: Path, folds: in
         records = measured(name, sweep, rows)
         cells = [_cells(record) for record in records]
         note = _note(sweep, all(member.run.data.validates for member in unique(rows)), folds)
+        note += _squared({row.name: rows[name, row.name][0].run.optim.loss for row in sweep.rows})
         lines = [f"# {name}: {sweep.what}", "", *_markdown(head, cells), "", note]
         whole = [
             {key: _text(value) for key, value in record.items() if key != "runs"}
@@ -183,6 +184,14 @@ def _note(sweep: Sweep, validates: bool, folds: int) -> str:
     return text + (f" The report says: {sweep.finding}." if sweep.finding else "")
 
 
+def _squared(losses: Mapping[str, str]) -> str:
+    """A sentence about the rows whose loss is not that of the others."""
+    squared = [row for row, loss in losses.items() if loss == "mse"]
+    if len(squared) in (0, len(losses)):
+        return ""
+    return f" val loss: the squared error for {', '.join(squared)}, the log loss for the others."
+
+
 def _print(title: str, head: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     table = Table(*map(escape, head), title=escape(title) or None, title_justify="left", box=None)
     for row in cells:
@@ -218,7 +227,7 @@ def row_curves(members: Mapping[str, Sequence[Member]]) -> list[CurveGroup]:
         done = [member for member in own if member.state == "done"]
         runs = [lines_of(RunRecord(member.path)) for member in done or own if member.state]
         if runs := [lines for lines in runs if any(lines.values())]:
-            groups.append(CurveGroup(row, runs))
+            groups.append(CurveGroup(row, runs, own[0].run.optim.loss))
     return groups
 
 
