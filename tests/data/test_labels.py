@@ -399,6 +399,33 @@ def test_layouts(tmp_path: Path, layout: str) -> None:
     assert bytes(first.read([0])[0]) == (root / first.name(0)).read_bytes()
 
 
+@pytest.mark.parametrize("head", [",filename,label", "row,file_name,label", "id,photo,label"])
+def test_numbers_beside_file_names_are_no_ids(tmp_path: Path, head: str) -> None:
+    """pandas's index names more of these images than the file names, of which some are not here."""
+    files = {**images("{:03}.jpg", *range(60)), **images("{:03}.jpg", *range(160, 200))}
+    rows = [f"{n - 80},{n:03}.jpg,{AB[n % 2]}" for n in range(100, 180)]  # numbers: 20 to 99; names: 160 to 179
+    root = tree(tmp_path / "set", files | {"train.csv": lines(head, *rows)})
+    given = {name: label for split in found(root, **CSV).values() for name, label in split.items()}
+    assert given == {f"{n}.jpg": AB[n % 2] for n in range(160, 180)}
+
+
+def test_columns_that_name_different_images_are_unclear(tmp_path: Path) -> None:
+    rows = lines(",photo,label", *(f"{n},{(n + 3) % 10:02},{AB[n % 2]}" for n in range(10)))
+    root = tree(tmp_path / "set", {**images("{:02}.jpg", *range(10)), "train.csv": rows})
+    with pytest.raises(
+        ValueError, match=r"columns #1 and photo of train\.csv name different images: .*--data.id-column"
+    ):
+        found(root, **CSV)
+    assert found(root, **CSV, id_column="photo")["train"] == {f"{(n + 3) % 10:02}.jpg": AB[n % 2] for n in range(10)}
+
+
+def test_file_names_that_name_no_image_are_not_replaced_by_numbers(tmp_path: Path) -> None:
+    rows = lines(",filepath,label", *(f"{n},raw/{AB[n % 2]}/{n:03}.jpg,{AB[n % 2]}" for n in range(10)))
+    root = tree(tmp_path / "set", {**images("images/{:03}.jpg", *range(10)), "train.csv": rows})
+    with pytest.raises(ValueError, match=r"train\.csv names no image of .*its ids look like 'raw/b/009\.jpg'"):
+        found(root, **CSV)
+
+
 def test_absolute_and_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file is looked for below data.path first, then where the shell's completion finds it."""
     root = tree(tmp_path / "photos", kaggle(lambda n: f"{n},{AB[n % 2]}"))
@@ -496,6 +523,10 @@ SPLIT_COLUMNS = {  # the column's name, its cells, and the splits they mean
     "both words": ("train/test", ["train", "test", "train"], ["train", "test", "train"]),
     "a longer name": ("train_val_split", ["train", "val", "test"], ["train", "val", "test"]),
     "images": ("is_training_img", ["1", "0", "1"], ["train", "test", "train"]),
+    "without is": ("test", ["0", "1", "0"], ["train", "test", "train"]),
+    "of a person": ("use_for_training", ["True", "False", "True"], ["train", "test", "train"]),
+    "held out": ("is_held_out", ["no", "yes", "no"], ["train", "test", "train"]),
+    "in one word": ("isvalid", ["0", "1", "0"], ["train", "val", "train"]),
     "another name": ("which", ["train", "test", "train"], ["train", "test", "train"]),
     "folds": ("fold", ["0", "1", "2"], ["train", "train", "train"]),
     "another set": ("dataset", ["vienna", "rosendahl", "vienna"], ["train", "train", "train"]),
@@ -518,6 +549,23 @@ def test_split_columns(tmp_path: Path, case: str) -> None:
     asked = {**options, "labels": ("val=labels.csv",)}
     assert found(root, **asked).keys() == {"val"}
     assert ("all rows are val, as in data.labels" in warnings(root, **asked)) != (case in ("folds", "another set"))
+
+
+def test_a_class_called_train_is_no_split(tmp_path: Path) -> None:
+    marks = {"bus": "1,0,0", "car": "0,1,0", "train": "0,0,1"}
+    rows = [f"{n},{marks[('bus', 'car', 'train')[n % 3]]}" for n in range(8)]
+    root = tree(tmp_path, FLAT | {"labels.csv": lines("id,bus,car,train", *rows)})
+    labels = found(root, labels=("labels.csv",))["train"]
+    assert list(labels.values()) == [("bus", "car", "train")[n % 3] for n in range(8)]
+    assert not warnings(root, labels=("labels.csv",))
+
+
+def test_a_column_that_may_hold_splits_is_not_passed_over(tmp_path: Path) -> None:
+    root = tree(tmp_path, splits_file("train_test", ["0", "1", "0"]))
+    assert "column train_test (0, 1, ...) holds no splits and is not used" in warnings(root, labels=("labels.csv",))
+    root = tree(tmp_path / "other", splits_file("group", ["train", "test", "unused"]))
+    with pytest.raises(ValueError, match=r"2 of 8 rows of labels\.csv say no split.* in column group: unused \(2\)"):
+        found(root, labels=("labels.csv",))
 
 
 def test_a_class_column_with_a_split_column_s_name(tmp_path: Path) -> None:

@@ -91,15 +91,55 @@ def split_ending(path: str) -> tuple[str, str]:
 
 
 def match(table: Table, images: ImageNames, wanted: int | None) -> Matched | None:
-    """The images of each row by the wanted column, else by the one that names most images; None if none does."""
-    columns = range(len(table.columns)) if wanted is None else [wanted]
+    """The images of each row by the wanted column, else by the one that names most images; None if none does.
+
+    Beside a column of file names no other one is tried but those with an id's name or with letters: the numbers that
+    pandas writes before each row are names of images, too, where these are numbered. ValueError if two columns name
+    different images.
+    """
     places = range(0, len(table), max(1, len(table) // SAMPLE))
-    for sample in (places, range(len(table))):  # all rows only if the sample names no image
-        ranked = [_rank(table, column, sample, images) for column in columns]
-        hits, _, _, place, form = max(ranked)
-        if hits:
-            return Matched(-place, [images.find(value, FORMS[-form]) for value in table.columns[-place]])
+    for columns in [[wanted]] if wanted is not None else _candidates(table):
+        for sample in (places, range(len(table))):  # all rows only if the sample names no image
+            ranked = sorted(_rank(table, column, sample, images) for column in columns)
+            hits, _, _, place, form = ranked[-1]
+            if hits:
+                found = Matched(-place, _images(table, images, -place, -form))
+                _reject_unclear(table, images, found, ranked)
+                return found
     return None
+
+
+def _candidates(table: Table) -> list[list[int]]:
+    """Columns that may hold ids; the second list is tried where no column of the first one names an image."""
+    every = [*range(len(table.columns))]
+    files = [c for c in every if sum(bool(split_ending(value)[1]) for value in table.columns[c]) * 2 > len(table)]
+    if not files:
+        return [every]
+    return [files, [c for c in every if _known(table, c) or not all(map(str.isdigit, table.columns[c]))]]
+
+
+def _images(table: Table, images: ImageNames, column: int, form: int) -> list[list[int]]:
+    return [images.find(value, FORMS[form]) for value in table.columns[column]]
+
+
+def _reject_unclear(
+    table: Table, images: ImageNames, found: Matched, ranked: list[tuple[int, int, int, int, int]]
+) -> None:
+    """ValueError if another column names at least half as many images, but different ones, no worse than the best."""
+    hits, endings, known, place, form = ranked[-1]
+    for others, other_endings, _, other, other_form in ranked[:-1]:
+        clear = known > -len(ID_NAMES) and hits >= others and form >= other_form
+        values = table.columns[-other]
+        if clear or others * 2 < hits or other_endings < endings or len(set(values)) < len(values):  # or are classes
+            continue
+        pairs = zip(found.images, _images(table, images, -other, -other_form), strict=True)
+        if any(one and two and one != two for one, two in pairs):
+            cells = {table.columns[column][0] for column in (-place, -other)}
+            names = (table if table.headed or any(map(looks_like_id, cells)) else table.with_header()).names
+            raise ValueError(
+                f"data.labels: columns {names[-place]} and {names[-other]} of {table.name} name different images: name "
+                "the right one with --data.id-column"
+            )
 
 
 def _rank(table: Table, column: int, sample: range, images: ImageNames) -> tuple[int, int, int, int, int]:
@@ -112,9 +152,14 @@ def _rank(table: Table, column: int, sample: range, images: ImageNames) -> tuple
         named = {found[0] for value in values if (found := images.find(value, form))}
         best = max(best, (len(named), -number))
     endings = sum(bool(split_ending(value)[1]) for value in values)
-    name = table.names[column].lower().replace(" ", "_")
-    known = -ID_NAMES.index(name) if table.headed and name in ID_NAMES else -len(ID_NAMES)
+    known = -ID_NAMES.index(name) if (name := _known(table, column)) else -len(ID_NAMES)
     return best[0], endings, known, -column, best[1]
+
+
+def _known(table: Table, column: int) -> str:
+    """The name of a column that is usual for ids; else empty."""
+    name = table.names[column].lower().replace(" ", "_")
+    return name if table.headed and name in ID_NAMES else ""
 
 
 def _one_folder(values: list[str]) -> bool:

@@ -16,6 +16,11 @@ SPLIT_WORDS = {"split", "splits", "partition", "usage", "set", "subset", "datase
 NOTED = (*SURE_NAMES, "set", "subset", "phase", "dataset", "data_set", "fold", "folds", "kfold")
 """Names of columns that are noted if no cell is a split."""
 FLAG = re.compile(r"(?:is|in)_([a-z]+?)(?:_?(?:set|image|img|data|sample))?")  # names of yes/no columns
+LOOSE_FLAG = re.compile(
+    r"(?:(?:is|in|for|use_for|use_in)_?)?(train|training|val|valid|validation|test|testing|holdout|held_?out|hold_out)"
+    r"(?:_?(?:set|image|img|data|sample|flag))?"
+)
+"""Names of columns that are such if all of their cells are yes or no."""
 MOST = 50  # largest number of values of a column with another name that may hold splits
 YES, NO = ("1", "1.0", "true", "yes", "y", "t"), ("0", "0.0", "false", "no", "n", "f")
 DO = (
@@ -43,13 +48,30 @@ def _holds_splits(table: Table, column: int, known: str) -> bool:
     if table.headed and plain_name(name) in SURE_NAMES and cells and not known:
         return True
     meant = {split_name(cell) for cell in cells} if len(cells) <= MOST else {""}
-    return len(meant) > 1 and "" not in meant  # whatever the column is called
+    # whatever the column is called; where some cells are no splits, that is an error to come
+    return len(meant) > 1 and ("" not in meant or {"train", "test"} <= meant or {"train", "val"} <= meant)
 
 
 def _flag(table: Table, column: int) -> str:
     """The split of the rows with yes in a yes/no column; "" for other columns."""
-    found = FLAG.fullmatch(plain_name(table.names[column])) if table.headed else None
-    return SPLITS.get(found[1], "") if found else ""
+    name = plain_name(table.names[column]) if table.headed else ""
+    if found := FLAG.fullmatch(name):
+        return SPLITS.get(found[1], "")
+    loose = LOOSE_FLAG.fullmatch(name)
+    if not loose or not _is_yes_no(table.columns[column]) or len(table.columns) < 3 or _is_one_of(table, column):
+        return ""
+    return SPLITS[re.sub(r"h[eo]ld_?out", "holdout", loose[1])]
+
+
+def _is_yes_no(cells: list[str]) -> bool:
+    return not all(map(is_missing, cells)) and all(cell.lower() in (*YES, *NO) for cell in cells)
+
+
+def _is_one_of(table: Table, column: int) -> bool:
+    """Whether a yes/no column is one class of several: cars, buses and trains, one of them in each row."""
+    binary = [c for c in range(len(table.columns)) if c == column or _is_yes_no(table.columns[c])]
+    marked = zip(*(table.columns[c] for c in binary), strict=True)
+    return len(binary) > 2 and all(sum(cell.lower() in YES for cell in row) == 1 for row in marked)
 
 
 def _is_named(table: Table, column: int) -> bool:
@@ -63,11 +85,12 @@ def is_named(table: Table, columns: Collection[int]) -> bool:
 
 
 def unused_columns(table: Table, used: Collection[int]) -> list[int]:
-    """Columns with a split column's name but no splits, such as fold numbers."""
+    """Columns with a split column's name, or a split in it, but no splits, such as fold numbers."""
     return [
         column
         for column in range(len(table.names))
-        if table.headed and column not in used and plain_name(table.names[column]) in NOTED
+        if table.headed and column not in used
+        and (plain_name(table.names[column]) in NOTED or splits_in(table.names[column]))
         and not all(map(is_missing, table.columns[column]))
     ]  # fmt: skip
 
