@@ -25,7 +25,7 @@ from cls.runtime.files import replacing
 RACY_SECONDS = 2.0
 """A folder changed this recently may get another name within the same tick of the file system's clock (2 s on FAT),
 without a new ctime."""
-VERSION = 5
+VERSION = 6
 
 
 def cache_folder() -> Path:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from cls.data.fixes import links, some, without
 from cls.data.folders import ignored
+from cls.data.folders.doubts import doubts
 from cls.data.folders.layout import arrange
 from cls.data.folders.tree import Tree
 from cls.data.split import SPLITS, RawSplits, Split, coded, dataset, normal
@@ -149,7 +150,7 @@ def read(root: Path, listing: Listing) -> RawSplits:
     _reject_empty(root, places, listing)
     parts, stray = _parts(root, places, listing.images)
     root = root.absolute()  # the notes are cached, and printed by starts in other directories
-    notes = [*_same_names(root, parts, places, tree), *_left_out(root, places, stray)]
+    notes = [*doubts(root, listing.images, parts, places, tree), *_left_out(root, places, stray)]
     notes += empty_class_folders(root, places, listing, tree)
     if places["train"] == "" and (named := sorted(name for name in parts["train"].names if name.lower() in SPLITS)):
         notes.append(f"{root}: {some(named)} beside class folders is read as a class, not as a split")
@@ -197,21 +198,6 @@ def _role(above: str, places: dict[str, str]) -> tuple[str, str | None] | None:
             if inside or split == "test":
                 return split, normal(inside.split("/")[0]) if inside else None
     return None
-
-
-def _same_names(root: Path, parts: dict[str, Split], places: dict[str, str], tree: Tree) -> list[str]:
-    """Notes on class folders whose names differ in their Unicode form only."""
-    notes = []
-    for split, place in places.items():
-        known = {*parts[split].names}
-        raw = [name for name in tree.children(place) if normal(name) in known]
-        if twice := sorted(name for name, count in Counter(map(normal, raw)).items() if count > 1):
-            where = printable(f"{root}/{place}".rstrip("/"))
-            notes.append(
-                f"{where}: {len(twice)} classes have two folders whose names differ in their Unicode form only, each "
-                f"is read as one class: {printable(some(twice))}"
-            )
-    return notes
 
 
 def _left_out(root: Path, places: dict[str, str], left: Sequence[str]) -> list[str]:

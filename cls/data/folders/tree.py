@@ -72,11 +72,11 @@ def transposed(tree: Tree, base: str) -> dict[str, str]:
 
 
 def reject_marked(tree: Tree, folder: str) -> None:
-    """ValueError for folders of annotations beside those of images inside class folders: cat/masks, cat/images."""
+    """ValueError for folders of annotations beside the images of a class: cat/masks, cat/images or cat/1.jpg."""
     found = []
     for top in tree.children(folder):
         names = tree.children(join(folder, top))
-        if any(map(is_generic, names)):
+        if join(folder, top) in tree.counts or any(map(is_generic, names)):
             found += [join(folder, f"{top}/{name}") for name in names if is_no_class(name) and not is_generic(name)]
     if found:
         raise ValueError(
