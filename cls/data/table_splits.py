@@ -3,9 +3,12 @@
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cls.data.fixes import MANY, links, path_option, some, without
 from cls.data.split import SPLITS
@@ -196,3 +199,17 @@ def origin(paths: Sequence[str]) -> str:
     """Which files, for the start's summary line."""
     names = [os.path.basename(path) for path in paths]
     return printable(names[0] if len(names) == 1 else f"{len(names):,} files, {names[0]} to {names[-1]}")
+
+
+def reject_split_column(columns: Mapping[str, pa.ChunkedArray]) -> None:
+    """ValueError for a column of a table for training by which its rows are of several splits."""
+    for name, values in columns.items():
+        if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+            continue
+        counts = {each["values"]: each["counts"] for each in pc.value_counts(values.combine_chunks()).to_pylist()}
+        if len({split for cell in counts for split in splits_in(cell or "")}) > 1:
+            shown = some(f"{cell} ({count:,})" for cell, count in counts.items())
+            raise ValueError(
+                f"data.path: column {name!r} of a table for training holds several splits, {shown}: write each into a "
+                f"table of its own, called train.parquet and so on: pandas.read_parquet(TABLE).groupby({name!r})"
+            )

@@ -23,15 +23,17 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 
 from cls import config
 from cls.data import webdataset
+from cls.data.labels.splits import SURE_NAMES
 from cls.data.readers import column as column_of
 from cls.data.split import COLUMNS, RawSplits, Split, coded, merged
-from cls.data.table_splits import Grouped, chosen, origin
+from cls.data.table_splits import Grouped, chosen, origin, reject_split_column
 
 IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp")
 DAMAGED = (OSError, pa.ArrowException)
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, UnicodeError, tarfile.TarError, pa.ArrowException)
 TARS = (".tar", ".tgz", ".tar.gz")
 _INTEGER = re.compile(r"u?int\d+")
+STRINGS = ("string", "large_string")
 _FLOAT = re.compile(r"float\d+")
 NO_LABELS = "\0"
 """In place of a label column's name: no column is read, whatever the table has."""
@@ -154,6 +156,9 @@ def _found(loaded: Any, data: config.Data, where: str, local: bool = False) -> R
 def _part(table: Dataset, split: str, data: config.Data) -> Split:
     image, label = image_column(table.features, data), label_column(table.features, data, split)
     codes, names = numbered(column_of(table, label), table.features[label], label) if label else unknown(len(table))
+    if split == "train" and data.label_column != NO_LABELS:
+        named = [name for name in table.features if name.lower() in SURE_NAMES]
+        reject_split_column({name: column_of(table, name) for name in named})
     images = table.select_columns([image])
     if image != "image":
         images = images.rename_column(image, "image")
@@ -204,6 +209,8 @@ def label_column(features: Features, data: config.Data, split: str) -> str:
         return ""
     if data.label_column and (split != "test" or data.label_column in features):
         return _named(features, data.label_column, "data.label_column")
+    if clear := next((name for name in ("label", "labels") if _is_label(features.get(name))), ""):
+        return clear
     named: list[str] = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     if len(named) == 1:
         return named[0]
@@ -224,9 +231,7 @@ def column_hint(features: Features, image: str, label: str) -> str:
 
 def _is_label(feature: Any) -> bool:
     kind = feature.dtype if isinstance(feature, Value) else ""
-    return (
-        isinstance(feature, ClassLabel) or kind in ("string", "large_string", "bool") or bool(_INTEGER.fullmatch(kind))
-    )
+    return isinstance(feature, ClassLabel) or kind in (*STRINGS, "bool") or bool(_INTEGER.fullmatch(kind))
 
 
 def _named(features: Features, column: str, field: str) -> str:
@@ -238,8 +243,8 @@ def _named(features: Features, column: str, field: str) -> str:
 def numbered(values: pa.ChunkedArray, feature: Any, column: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """Codes and class names of a label column: the names of a ClassLabel, strings themselves, integers as text.
 
-    -1, null, NaN and the empty string are unknown (code -1). Whole numbers stored as floats are integers: pandas
-    stores a column so as soon as one label is missing.
+    Spaces around strings do not count. -1, null, NaN and the empty string are unknown (code -1). Whole numbers stored
+    as floats are integers: pandas stores a column so as soon as one label is missing.
     """
     kind = feature.dtype if isinstance(feature, Value) else str(feature)
     if isinstance(feature, ClassLabel):
@@ -252,9 +257,10 @@ def numbered(values: pa.ChunkedArray, feature: Any, column: str) -> tuple[np.nda
         return merged(np.maximum(codes, -1), feature.names)
     if kind == "null":
         return unknown(len(values))
-    if kind in ("string", "large_string"):
-        texts = values.cast(pa.string())
-        return coded(pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts))
+    if kind in STRINGS:
+        texts = pc.utf8_trim_whitespace(values.cast(pa.string()))
+        unclear = pc.is_in(pc.utf8_lower(texts), value_set=pa.array(["", "-1", "nan"]))
+        return coded(pc.if_else(unclear, pa.scalar(None, pa.string()), texts))
     if _FLOAT.fullmatch(kind):
         values = values.cast(pa.float64())
         values = pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)

@@ -85,7 +85,10 @@ def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, last: str, where: str)
     if last == "json" and (not where or where.startswith("json.")):
         about = json.loads(content(tar, member))
         found = about.get(where.removeprefix("json.") or "label") if isinstance(about, dict) else None
-        return None if found is None else str(found)
+        if isinstance(found, list | dict):
+            raise ValueError(f"{member.name} holds {str(found)[:40]} as label, not one class")
+        whole = isinstance(found, float) and found.is_integer()
+        return None if found is None else str(int(found) if whole else found)
     return content(tar, member).decode().strip() if last == (where or "cls") else None
 
 

@@ -409,6 +409,41 @@ def test_numbers_beside_file_names_are_no_ids(tmp_path: Path, head: str) -> None
     assert given == {f"{n}.jpg": AB[n % 2] for n in range(160, 180)}
 
 
+def test_train_csv_does_not_train_on_images_of_test(tmp_path: Path) -> None:
+    """Its name is for train, but it is of all images."""
+    rows = lines("id,label", *(f"{n:02},{AB[n % 2]}" for n in (0, 1, *range(4, 12))))
+    root = tree(
+        tmp_path, {**images("train/{:02}.jpg", 0, 1), **images("test/{:02}.jpg", *range(4, 12)), "train.csv": rows}
+    )
+    with pytest.raises(
+        ValueError, match=r"8 of 10 rows of train\.csv name images of test, e\.g\. test/04\.jpg: remove"
+    ):
+        found(root, **CSV)
+    assert len(found(root, labels=("train=train.csv",))["train"]) == 10
+
+
+def test_a_place_in_the_picture_is_no_label(tmp_path: Path) -> None:
+    rows = lines("image,x,y,w,h,kind", *(f"{n}.jpg,{n},{n % 3},9,9,{AB[n % 2]}" for n in range(8)))
+    root = tree(tmp_path, FLAT | {"labels.csv": rows})
+    with pytest.raises(ValueError, match=r"several columns of labels\.csv may hold the classes: .*kind"):
+        found(root, labels=("labels.csv",))
+
+
+def test_a_class_of_two_words_behind_an_image(tmp_path: Path) -> None:
+    names = ("great dane", "beagle", "great pyrenees")
+    root = tree(tmp_path, FLAT | {"labels.txt": lines(*(f"{n}.jpg {names[n % 3]}" for n in range(8)))})
+    assert list(found(root, labels=("labels.txt",))["train"].values()) == [names[n % 3] for n in range(8)]
+
+
+def test_formats_that_are_not_read_are_counted_beside_label_files(tmp_path: Path) -> None:
+    root = tree(
+        tmp_path, kaggle(lambda n: f"{n:02},{AB[n % 2]}") | dict.fromkeys(images("test/{}.HEIC", 7, 8, 9), b"heic")
+    )
+    assert "3 images of kinds that are not read ignored: 3 .heic" in warnings(root, **CSV)
+    root = tree(tmp_path / "named", images("a_{}.jpg", 1, 2) | images("b_{}.jpg", 3, 4) | {"b_5.heic": b"heic"})
+    assert "1 images of kinds that are not read ignored: 1 .heic" in warnings(root, label_pattern="(.)_")
+
+
 def test_columns_that_name_different_images_are_unclear(tmp_path: Path) -> None:
     rows = lines(",photo,label", *(f"{n},{(n + 3) % 10:02},{AB[n % 2]}" for n in range(10)))
     root = tree(tmp_path / "set", {**images("{:02}.jpg", *range(10)), "train.csv": rows})

@@ -532,6 +532,53 @@ def test_labels_of_a_table_do_not_matter_for_prediction(tmp_path: Path, labels: 
         load_labelled(str(tmp_path / "new.parquet"), ("new", "b"), data(""))
 
 
+def labelled_table(path: Path, labels: list[Any], **columns: list[Any]) -> Path:
+    body = jpeg(path.parent / "x.jpg", 7).read_bytes()
+    pq.write_table(pa.table({"image": [{"bytes": body}] * len(labels), "label": labels, **columns}), path)
+    (path.parent / "x.jpg").unlink()
+    return path
+
+
+def test_a_table_of_several_splits_is_not_all_train(tmp_path: Path) -> None:
+    labels, splits = ["cat", "dog"] * 6, ["train"] * 8 + ["test"] * 4
+    table = labelled_table(tmp_path / "all.parquet", labels, split=splits)
+    rejects(table, r"column 'split' of a table for training holds several splits, train \(8\), test \(4\): write each")
+    assert len(load_images(str(table), data(""))) == 12
+    one = labelled_table(tmp_path / "one.parquet", labels, split=["train"] * 12, partition=list(range(12)))
+    assert load(data(one), 0).classes == ("cat", "dog")
+
+
+def test_a_column_called_label_is_the_label(tmp_path: Path) -> None:
+    body = jpeg(tmp_path / "x.jpg", 7).read_bytes()
+    features = Features({"image": Image(), "label": Value("string"), "source": ClassLabel(names=["web", "phone"])})
+    rows = {"image": [body] * 8, "label": ["cat", "dog"] * 4, "source": [0, 0, 1, 1] * 2}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    assert load(data(tmp_path / "train.parquet"), 0).classes == ("cat", "dog")
+
+
+def test_unknown_labels_of_a_table_of_text(tmp_path: Path) -> None:
+    table = labelled_table(tmp_path / "train.parquet", ["cat", "dog ", " cat", "dog"] * 2)
+    assert load(data(table), 0).classes == ("cat", "dog")
+    for unknown in ("", " ", "-1", "nan", None):
+        table = labelled_table(tmp_path / "train.parquet", ["cat", "dog", unknown, "dog"] * 2)
+        rejects(table, "2 of 8 train images in .* have no label")
+
+
+def test_a_label_in_json_is_one_class(tmp_path: Path) -> None:
+    def write(values: list[Any]) -> Path:
+        with tarfile.open(tmp_path / "train.tar", "w") as tar:
+            for number, value in enumerate(values):
+                for ending, content in (("jpg", body), ("json", json.dumps({"label": value}).encode())):
+                    info = tarfile.TarInfo(f"{number}.{ending}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+        return tmp_path / "train.tar"
+
+    body = jpeg(tmp_path / "x.jpg", 7).read_bytes()
+    assert load(data(write([1.0, 2.0, 1, 2] * 2)), 0).classes == ("1", "2")
+    rejects(write([[0, 1], [1]] * 3), r"0\.json holds \[0, 1\] as label, not one class")
+
+
 def test_a_fault_of_the_machine_is_no_corrupt_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another image would stand in for it: it is tried again, and then an error."""
     make(tmp_path, flat={"a": 2, "b": 2})

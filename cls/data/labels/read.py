@@ -16,6 +16,7 @@ from typing import NamedTuple
 from cls import config
 from cls.data import tables
 from cls.data.fixes import path_option
+from cls.data.folders import ignored
 from cls.data.folders.image_folder import Listing, files, natural, scan
 from cls.data.folders.tree import Tree
 from cls.data.labels.files import LabelFile, class_folder, find_file, folder_splits, without_marked
@@ -58,7 +59,8 @@ def read_labels(root: Path, listing: Listing, data: config.Data) -> RawSplits:
     if not listing.images:
         raise ValueError(f"data.path: {root} holds no images, so data.labels and data.label_pattern have no use")
     listing, text = without_marked(listing, same=not data.label_pattern)
-    notes = [f"{root}: {text}"] if text else []
+    unread = [name for name in listing.others if ignored.is_unread_image(name)]
+    notes = ([f"{root}: {text}"] if text else []) + ignored.notes(root, unread, "images")
     images = ImageFiles(root, listing, folder_splits(root, listing.images))
     given = _by_pattern(images, data.label_pattern, notes) if data.label_pattern else _by_files(images, data, notes)
     parts = {}
@@ -139,6 +141,7 @@ def read_file(images: ImageFiles, file: LabelFile, data: config.Data, notes: lis
             missing += [] if label or split == "test" else [place]
             found.append((row, Given(split, label or None, how, file.name, table.lines[place])))
     ids = table.columns[matched.column]
+    _reject_test_images(images, file, found)
     if missing:
         raise ValueError(
             f"data.labels: {len(missing)} rows of {file.name} have no label, e.g. line {table.lines[missing[0]]} (id "
@@ -153,6 +156,17 @@ def read_file(images: ImageFiles, file: LabelFile, data: config.Data, notes: lis
         example = f"line {table.lines[nowhere[0]]} ({ids[nowhere[0]][:60]!r})"
         notes.append(f"{file.name}: {len(nowhere)} of {len(table)} rows name no image, e.g. {example}: ignored")
     return found
+
+
+def _reject_test_images(images: ImageFiles, file: LabelFile, found: Sequence[tuple[int, Given]]) -> None:
+    """ValueError where a file that is for train by its name alone names images in a folder of test."""
+    wrong = [row for row, one in found if one.split == "train" and images.splits[row] == "test"]
+    if wrong and file.split == "train" and not file.asked:
+        raise ValueError(
+            f"data.labels: {len(wrong):,} of {len(found):,} rows of {file.name} name images of test, e.g. "
+            f"{images.names[wrong[0]]}: remove these rows, or, to train on them all the same: "
+            f"--data.labels train={file.name}"
+        )
 
 
 def _row_splits(table: Table, ids: int, labels: str, file: LabelFile, data: config.Data, notes: list[str]) -> list[str]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cls.transforms.decode import EXTENSIONS
+
 FILES = (".csv", ".tsv", ".txt", ".json", ".jsonl")  # endings of files that may hold labels
 MISSING = ("", "nan", "<na>")  # written by pandas for missing values; "none" and "NA" may be classes
 LONGEST = 100_000_000  # characters in one field, enough for the mask of an image
@@ -18,6 +20,7 @@ MAGIC = {
     b"PK\x03\x04": "is an Excel or zip file: save the table as CSV",
     b"\xd0\xcf\x11\xe0": "is an old Excel file: save the table as CSV",
     b"\x1f\x8b": "is compressed: unpack it first (gunzip)",
+    b"MATLAB": "is a MATLAB file: write its table as CSV",
     b"PAR1": "is a parquet file: write its table as CSV",
     b"\xff\xfe": "is UTF-16, not UTF-8: convert it with iconv -f UTF-16 -t UTF-8",
     b"\xfe\xff": "is UTF-16, not UTF-8: convert it with iconv -f UTF-16 -t UTF-8",
@@ -132,11 +135,14 @@ def _csv(text: str, delimiter: str, name: str) -> Iterator[tuple[list[str], int]
 
 
 def _words(text: str) -> Iterator[tuple[list[str], int]]:
-    """Lines of words, or of a name with spaces and one word; "#" begins a comment."""
+    """Lines of words, of an image's name and a class of several words, or of a name with spaces and one word; "#"
+    begins a comment.
+    """
     kept = [(line, number) for number, line in _lines(text) if line and not line.startswith("#")]
-    counts = {len(line.split()) for line, _ in kept}
+    even = len({len(line.split()) for line, _ in kept}) == 1
+    named = all(line.split()[0].lower().endswith(EXTENSIONS) for line, _ in kept)
     for line, number in kept:
-        yield (line.split() if len(counts) == 1 else line.rsplit(None, 1)), number
+        yield (line.split() if even else line.split(None, 1) if named else line.rsplit(None, 1)), number
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

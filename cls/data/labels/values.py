@@ -67,7 +67,7 @@ def class_values(table: Table, ids: int, wanted: str) -> Values:
     others = [column for column in range(len(table.columns)) if column not in no_class and not is_fold(table, column)]
     named = {plain_name(table.names[column]): column for column in reversed(others)} if table.headed else {}
     for name in LABEL_NAMES:
-        if name in named:
+        if name in named and not (name == "y" and "x" in named):  # a place in the picture
             return _of_column(table, named[name])
     binary = [column for column in others if table.headed and _is_binary(table.columns[column])]
     if len(binary) > 1 and (found := _one_hot(table, binary, alone=len(binary) == len(others))):
