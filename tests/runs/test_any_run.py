@@ -673,7 +673,7 @@ def test_some_configurations(sources: dict[str, str]) -> None:
 
 @pytest.mark.integration
 def test_more_configurations(sources: dict[str, str]) -> None:
-    explore(12, sources)
+    explore(8, sources)
 
 
 @pytest.mark.soak

@@ -259,7 +259,7 @@ def test_some_damage_is_one_line_that_names_the_file(whole: Whole, tmp_path_fact
     try_damage(whole, tmp_path_factory, EXAMPLES // 4)
 
 
-@pytest.mark.integration
+@pytest.mark.soak
 def test_any_damage_is_one_line_that_names_the_file(whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> None:
     try_damage(whole, tmp_path_factory, EXAMPLES)
 
