@@ -429,9 +429,10 @@ def test_a_place_in_the_picture_is_no_label(tmp_path: Path) -> None:
         found(root, labels=("labels.csv",))
 
 
-def test_a_class_of_two_words_behind_an_image(tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", [[], ["image breed"]])
+def test_a_class_of_two_words_behind_an_image(tmp_path: Path, head: list[str]) -> None:
     names = ("great dane", "beagle", "great pyrenees")
-    root = tree(tmp_path, FLAT | {"labels.txt": lines(*(f"{n}.jpg {names[n % 3]}" for n in range(8)))})
+    root = tree(tmp_path, FLAT | {"labels.txt": lines(*head, *(f"{n}.jpg {names[n % 3]}" for n in range(8)))})
     assert list(found(root, labels=("labels.txt",))["train"].values()) == [names[n % 3] for n in range(8)]
 
 
@@ -560,6 +561,7 @@ SPLIT_COLUMNS = {  # the column's name, its cells, and the splits they mean
     "images": ("is_training_img", ["1", "0", "1"], ["train", "test", "train"]),
     "without is": ("test", ["0", "1", "0"], ["train", "test", "train"]),
     "of a person": ("use_for_training", ["True", "False", "True"], ["train", "test", "train"]),
+    "three flags": ("train,val,test", ["1,0,0", "0,1,0", "0,0,1"], ["train", "val", "test"]),
     "held out": ("is_held_out", ["no", "yes", "no"], ["train", "test", "train"]),
     "in one word": ("isvalid", ["0", "1", "0"], ["train", "val", "train"]),
     "another name": ("which", ["train", "test", "train"], ["train", "test", "train"]),
@@ -586,12 +588,12 @@ def test_split_columns(tmp_path: Path, case: str) -> None:
     assert ("all rows are val, as in data.labels" in warnings(root, **asked)) != (case in ("folds", "another set"))
 
 
-def test_a_class_called_train_is_no_split(tmp_path: Path) -> None:
-    marks = {"bus": "1,0,0", "car": "0,1,0", "train": "0,0,1"}
-    rows = [f"{n},{marks[('bus', 'car', 'train')[n % 3]]}" for n in range(8)]
-    root = tree(tmp_path, FLAT | {"labels.csv": lines("id,bus,car,train", *rows)})
-    labels = found(root, labels=("labels.csv",))["train"]
-    assert list(labels.values()) == [("bus", "car", "train")[n % 3] for n in range(8)]
+@pytest.mark.parametrize("classes", [("bus", "car", "train"), ("car", "train")])
+def test_a_class_called_train_is_no_split(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    given = [classes[n % len(classes)] for n in range(8)]
+    rows = [f"{n}," + ",".join("01"[name == own] for name in classes) for n, own in enumerate(given)]
+    root = tree(tmp_path, FLAT | {"labels.csv": lines(f"id,{','.join(classes)}", *rows)})
+    assert list(found(root, labels=("labels.csv",))["train"].values()) == given
     assert not warnings(root, labels=("labels.csv",))
 
 

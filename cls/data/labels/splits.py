@@ -70,8 +70,10 @@ def _is_yes_no(cells: list[str]) -> bool:
 def _is_one_of(table: Table, column: int) -> bool:
     """Whether a yes/no column is one class of several: cars, buses and trains, one of them in each row."""
     binary = [c for c in range(len(table.columns)) if c == column or _is_yes_no(table.columns[c])]
+    if all(LOOSE_FLAG.fullmatch(plain_name(table.names[c])) for c in binary):
+        return False
     marked = zip(*(table.columns[c] for c in binary), strict=True)
-    return len(binary) > 2 and all(sum(cell.lower() in YES for cell in row) == 1 for row in marked)
+    return all(sum(cell.lower() in YES for cell in row) == 1 for row in marked)
 
 
 def _is_named(table: Table, column: int) -> bool:

@@ -140,7 +140,7 @@ def _words(text: str) -> Iterator[tuple[list[str], int]]:
     """
     kept = [(line, number) for number, line in _lines(text) if line and not line.startswith("#")]
     even = len({len(line.split()) for line, _ in kept}) == 1
-    named = all(line.split()[0].lower().endswith(EXTENSIONS) for line, _ in kept)
+    named = len(kept) > 1 and all(line.split()[0].lower().endswith(EXTENSIONS) for line, _ in kept[1:])  # or a header
     for line, number in kept:
         yield (line.split() if even else line.split(None, 1) if named else line.rsplit(None, 1)), number
 
