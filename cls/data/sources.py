@@ -169,6 +169,8 @@ def _reject_unusable(parts: dict[str, Split], data: config.Data) -> None:
         if os.path.isfile(file := os.path.expanduser(data.path)):
             name = os.path.basename(file)
             only += f"; to train on it: {links(Path(file).parent, {f'train{kind_of(file)}': name})}"
+        if len(data.labels) == 1 and "=" not in data.labels[0]:  # "valid" may mean another thing
+            only += f"; if {data.labels[0]} is for training: --data.labels train={shlex.quote(data.labels[0])}"
         raise ValueError(only)
     for split, part in parts.items():
         if len(part) == 0:

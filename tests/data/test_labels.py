@@ -422,6 +422,36 @@ def test_train_csv_does_not_train_on_images_of_test(tmp_path: Path) -> None:
     assert len(found(root, labels=("train=train.csv",))["train"]) == 10
 
 
+def test_a_list_of_paths_with_several_folders_is_unclear(tmp_path: Path) -> None:
+    names = [f"photos/{('cat', 'dog')[n % 2]}/{('indoor', 'outdoor')[n // 4]}/{n}.jpg" for n in range(8)]
+    root = tree(tmp_path, dict.fromkeys(names, "") | {"train.txt": lines(*names)})
+    with pytest.raises(ValueError, match=r"several folders that may be the classes \(cat, dog and indoor, outdoor\)"):
+        found(root, labels=("train.txt",))
+    names = [f"{('train', 'val')[n // 4]}/{('cat', 'dog')[n % 2]}/{n}.jpg" for n in range(8)]
+    root = tree(tmp_path / "split", dict.fromkeys(names, "") | {"all.txt": lines(*names)})
+    assert {*found(root, labels=("all.txt",))["val"].values()} == {"cat", "dog"}
+
+
+@pytest.mark.parametrize(("mark", "form"), [("|", "{}.jpg"), (",", "{}.0"), ("|", "{}.0")])
+def test_bars_and_ids_that_pandas_wrote_as_floats(tmp_path: Path, mark: str, form: str) -> None:
+    rows = ["id,label", *(f"{form.format(n)},{AB[n % 2]}" for n in range(8))]
+    root = tree(tmp_path, FLAT | {"labels.csv": lines(*(row.replace(",", mark) for row in rows))})
+    assert found(root, labels=("labels.csv",)) == {"train": FLAT_ANSWER}
+
+
+def test_a_file_that_is_for_another_split_by_its_name(tmp_path: Path) -> None:
+    root = tree(tmp_path, FLAT | {"valid_labels.csv": lines("id,label", *(f"{n},{AB[n % 2]}" for n in range(8)))})
+    with pytest.raises(ValueError, match=r"only val; if valid_labels\.csv is for training: --data\.labels train=val"):
+        load(config.Data(path=str(root), labels=("valid_labels.csv",)), seed=0)
+    assert len(load(config.Data(path=str(root), labels=("train=valid_labels.csv",)), seed=0).train) == 6
+
+
+def test_minus_one_is_no_class_of_its_own(tmp_path: Path) -> None:
+    root = tree(tmp_path, FLAT | {"labels.csv": lines("id,label", *(f"{n},{(1, -1)[n % 2]}" for n in range(8)))})
+    with pytest.raises(ValueError, match=r"4 rows of labels\.csv have no label.*-1 is read as unknown: give a class"):
+        found(root, labels=("labels.csv",))
+
+
 def test_a_place_in_the_picture_is_no_label(tmp_path: Path) -> None:
     rows = lines("image,x,y,w,h,kind", *(f"{n}.jpg,{n},{n % 3},9,9,{AB[n % 2]}" for n in range(8)))
     root = tree(tmp_path, FLAT | {"labels.csv": rows})

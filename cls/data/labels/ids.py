@@ -42,7 +42,8 @@ class ImageNames:
         if not path:
             return []
         if form == "by number":
-            return self._by_number().get(int(path), []) if re.fullmatch(r"[0-9]{1,18}", path) else []
+            number = re.fullmatch(r"([0-9]{1,18})(?:\.0*)?", path)  # 7.0: as pandas writes it beside missing values
+            return self._by_number().get(int(number[1]), []) if number else []
         if form == "by name":
             return self._by_end(1).get(re.sub(r"\.[A-Za-z]{1,5}$", "", path.rpartition("/")[2]), [])
         ends = self._by_end(path.count("/") + 1)

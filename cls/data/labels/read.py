@@ -146,6 +146,8 @@ def read_file(images: ImageFiles, file: LabelFile, data: config.Data, notes: lis
         raise ValueError(
             f"data.labels: {len(missing)} rows of {file.name} have no label, e.g. line {table.lines[missing[0]]} (id "
             f"{ids[missing[0]][:60]!r}, {values.what}): fill or remove them"
+            + "; -1 is read as unknown: give a class of that name another one"
+            * bool(values.negative)
         )
     if values.negative:
         notes.append(

@@ -152,13 +152,13 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _delimiter(text: str) -> str:
-    """Tab, comma or semicolon; "" for lists of words."""
+    """Tab, comma, semicolon or, if each line has as many, |; "" for lists of words."""
     sample = [line for _, line in zip(range(50), (line for _, line in _lines(text) if line), strict=False)]
-    counts = {mark: _widths(sample, mark) for mark in "\t,;"}
+    counts = {mark: _widths(sample, mark) for mark in "\t,;|"}
     even = [mark for mark in counts if len(counts[mark]) == 1 and max(counts[mark]) > 1]
     if even:
         return max(even, key=lambda mark: (mark == "\t", sample[0].count(mark)))
-    found = [mark for mark in counts if sample and mark in sample[0]]
+    found = [mark for mark in "\t,;" if sample and mark in sample[0]]
     return found[0] if found else ""
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from cls.data.labels.ids import ID_NAMES
 from cls.data.labels.splits import is_fold, split_columns
 from cls.data.labels.table import Table, is_missing, listed, plain_name
+from cls.data.split_words import split_name
 
 LABEL_NAMES = ("label", "labels", "class", "classes", "class_name", "classname", "label_name", "category",
                "category_name", "target", "species", "breed", "diagnosis", "dx", "cls", "fine_label", "y", "class_id",
@@ -137,7 +138,18 @@ def _one_hot(table: Table, columns: list[int], alone: bool) -> Values | None:
 
 
 def _folders(table: Table, ids: int) -> Values:
-    """The class is the folder before the file's name in the id: apple_pie/1005649."""
+    """The class is the folder before the file's name in the id: apple_pie/1005649.
+
+    ValueError where folders above it differ, too, which are no splits: cat/indoor/1.
+    """
+    above = {tuple(cell.replace("\\", "/").split("/")[:-1]) for cell in table.columns[ids]}
+    levels = [{*level} for level in zip(*above, strict=True)] if len({len(path) for path in above}) == 1 else []
+    if len(several := [level for level in levels if len(level) > 1 and not all(map(split_name, level))]) > 1:
+        shown = " and ".join(listed(sorted(level)[:3]) for level in several)
+        raise ValueError(
+            f"data.labels: the ids of {table.name} have several folders that may be the classes ({shown}): add a "
+            "column with the classes"
+        )
     folders = [cell.replace("\\", "/").rpartition("/")[0].rpartition("/")[2] for cell in table.columns[ids]]
     if all(folders) and len(set(folders)) > 1:
         return Values(what="the folders in the ids", classes=[unicodedata.normalize("NFC", name) for name in folders])
