@@ -120,7 +120,8 @@ def _load(kind: str, paths: list[str], label: str) -> Dataset:
         return datasets.concatenate_datasets([_arrow(path) for path in paths])
     stamps = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
     features = Features({"image": Image(decode=False), "label": Value("string"), "__key__": Value("string")})
-    return Dataset.from_generator(_samples, features=features, gen_kwargs={"stamps": stamps, "label": label})
+    given = {"stamps": stamps, "label": label, "reading": webdataset.READING}
+    return Dataset.from_generator(_samples, features=features, gen_kwargs=given)
 
 
 def _arrow(path: str) -> Dataset:
@@ -130,8 +131,8 @@ def _arrow(path: str) -> Dataset:
         return Dataset(pa.ipc.open_file(pa.memory_map(path)).read_all())
 
 
-def _samples(stamps: list[tuple[str, int, int]], label: str) -> Iterator[dict[str, Any]]:
-    """Size and mtime are unused: like this function's source, they are part of the cache's key."""
+def _samples(stamps: list[tuple[str, int, int]], label: str, reading: int) -> Iterator[dict[str, Any]]:
+    """Size, mtime and ``reading`` are unused: like this function's source, they are part of the cache's key."""
     for path, _, _ in stamps:
         for one in webdataset.samples(path, "r:*", webdataset.content, label):
             yield {"image": {"bytes": one.image, "path": one.base}, "label": one.label, "__key__": one.key}

@@ -18,6 +18,7 @@ from datasets.table import MemoryMappedTable
 
 from cls.data.fixes import unpack
 from cls.data.folders.folder_cache import cache_folder
+from cls.data.folders.ignored import is_unread_image
 from cls.data.readers import Encoded, locate, pread
 from cls.data.sampler import block_counts
 from cls.runtime.files import replacing
@@ -27,6 +28,8 @@ T = TypeVar("T")
 Mode = Literal["r:", "r:*"]
 PEEKED = 1000  # members examined for a hint
 TEXTS = ("cls", "txt", "text", "label", "class", "id")  # endings of members that may hold a label
+READING = 2
+"""Part of the names of caches: raised when the same tar is read differently."""
 SCHEMA = pa.schema({"key": pa.string(), "offset": pa.int64(), "size": pa.int64(), "label": pa.string()})
 
 
@@ -46,7 +49,8 @@ def content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def samples(
     path: str, mode: Mode, take: Callable[[tarfile.TarFile, tarfile.TarInfo], T], where: str = ""
 ) -> Iterator[Sample[T]]:
-    """One pass over a tar; ``take`` returns what is needed of an image's member. Samples without an image are skipped.
+    """One pass over a tar; ``take`` returns what is needed of an image's member. Samples without an image are skipped;
+    one whose only image is of a kind that is not read (.heic) has that: a corrupt image is counted and named.
 
     ``mode``: "r:" for uncompressed tars only, "r:*" for any. ``where`` the label is: "txt" for the text of member .txt,
     "json.KEY" for a value in .json; empty: .cls, or "label" in .json. ReadError for a tar that is damaged or cut off,
@@ -55,6 +59,7 @@ def samples(
     with tarfile.open(path, mode) as tar:
         key, label = None, None
         image: tuple[str, T] | None = None
+        unread: tuple[str, T] | None = None
         for member in tar:
             folder, base = os.path.split(member.name)
             if not member.isfile() or base.startswith("."):
@@ -62,9 +67,9 @@ def samples(
             stem, _, suffix = base.partition(".")
             own = f"{folder}/{stem}" if folder else stem
             if own != key:
-                if key is not None and image:
-                    yield Sample(key, *image, label)
-                key, label, image = own, None, None
+                if key is not None and (one := image or unread):
+                    yield Sample(key, *one, label)
+                key, label, image, unread = own, None, None, None
             last = suffix.rpartition(".")[2].lower()
             if "." + last in EXTENSIONS:
                 if image:
@@ -73,11 +78,13 @@ def samples(
                         "one image alone"
                     )
                 image = base, take(tar, member)
+            elif is_unread_image(f".{last}"):
+                unread = base, take(tar, member)
             elif (found := _label(tar, member, last, where)) is not None:
                 label = found
         _check_end(tar)
-        if key is not None and image:
-            yield Sample(key, *image, label)
+        if key is not None and (one := image or unread):
+            yield Sample(key, *one, label)
 
 
 def _label(tar: tarfile.TarFile, member: tarfile.TarInfo, last: str, where: str) -> str | None:
@@ -173,7 +180,7 @@ def index(path: str, where: str) -> MemoryMappedTable | pa.Table:
     The first pass reads headers and labels only, about 30 us a member. A cache that cannot be written is no error.
     """
     status = os.stat(path)
-    stamp = f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns} {where}".rstrip()
+    stamp = f"{os.path.abspath(path)} {status.st_size} {status.st_mtime_ns} {where} {READING}"
     file = cache_folder() / f"whole-tar-{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.arrow"
     with contextlib.suppress(OSError, ValueError):  # ArrowInvalid is a ValueError
         return _mapped(file)

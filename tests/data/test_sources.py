@@ -564,6 +564,24 @@ def test_unknown_labels_of_a_table_of_text(tmp_path: Path) -> None:
         rejects(table, "2 of 8 train images in .* have no label")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_of_a_tar_that_are_not_read_are_there_to_be_named(tmp_path: Path, streaming: bool) -> None:
+    body = jpeg(tmp_path / "x.jpg", 7).read_bytes()
+    for split in ("train", "val"):
+        with tarfile.open(tmp_path / f"{split}.tar", "w") as tar:
+            for number in range(8):
+                kinds = ("heic",) if number % 4 == 3 else ("heic", "jpg") if number % 4 == 1 else ("jpg",)
+                for ending, content in (*((kind, body if kind == "jpg" else b"heic") for kind in kinds),
+                                        ("cls", str(number % 2).encode())):  # fmt: skip
+                    info = tarfile.TarInfo(f"{number}.{ending}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    splits = load(data(tmp_path, streaming=streaming), 0)
+    images = images_of(splits.val)
+    assert len(splits.train) == len(images) == 8
+    assert [bytes(each) == body for each in images.read(range(8))] == [number % 4 != 3 for number in range(8)]
+
+
 def test_a_label_in_json_is_one_class(tmp_path: Path) -> None:
     def write(values: list[Any]) -> Path:
         with tarfile.open(tmp_path / "train.tar", "w") as tar:
