@@ -117,6 +117,8 @@ def hint(path: str, where: str) -> str:
                 values.setdefault(last, set()).add(content(tar, member).decode().strip())
     fit = sorted((len(found), name) for name, found in values.items() if name != where)
     listed = ", ".join(f"{count} .{name}" for name, count in endings.most_common(8))
+    if endings[where or "cls"] >= sum(count for name, count in endings.items() if f".{name}" in EXTENSIONS) > 0:
+        return f"; the first members are {listed}: those of one image must follow each other (tar --sort=name)"
     if fit:
         names = [name for _, name in sorted(fit, key=lambda one: (one[0] < 2, one[0]))]
         options = f"--data.label-column {shlex.quote(names[0])}" + (

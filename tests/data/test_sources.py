@@ -582,6 +582,20 @@ def test_images_of_a_tar_that_are_not_read_are_there_to_be_named(tmp_path: Path,
     assert [bytes(each) == body for each in images.read(range(8))] == [number % 4 != 3 for number in range(8)]
 
 
+def test_a_tar_whose_labels_follow_all_images_is_to_be_sorted(tmp_path: Path) -> None:
+    body = jpeg(tmp_path / "x.jpg", 7).read_bytes()
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        for ending in ("jpg", "cls"):
+            for number in range(6):
+                content = body if ending == "jpg" else str(number % 2).encode()
+                info = tarfile.TarInfo(f"{number}.{ending}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    rejects(
+        tmp_path / "train.tar", r"6 of 6 .* have no label.*6 \.jpg, 6 \.cls: .*follow each other \(tar --sort=name\)"
+    )
+
+
 def test_a_label_in_json_is_one_class(tmp_path: Path) -> None:
     def write(values: list[Any]) -> Path:
         with tarfile.open(tmp_path / "train.tar", "w") as tar:
