@@ -72,7 +72,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     xdist gives each of its three workers two files at once, so three short ones stand behind the three longest.
     """
     long = ("test_slurm", "test_scripts", "test_train", "test_fsdp", "test_any_run", "test_exact", "test_rng",
-            "test_steps", "test_workers", "test_wandb_run", "test_api", "test_check", "test_export", "test_main", "test_stopping", "test_survival", "test_disk", "test_report_page", "test_damage",
+            "test_steps", "test_workers", "test_wandb_run", "test_api", "test_check", "test_export",
+            "test_main", "test_stopping", "test_survival", "test_disk", "test_report_page", "test_damage",
             "test_memory_probe", "test_plan", "test_plan_memory", "test_doctor", "test_fetch", "test_offline",
             "test_zoo")  # fmt: skip
     order = {f"{name}.py": place for place, name in enumerate(long)}
