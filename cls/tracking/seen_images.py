@@ -61,13 +61,14 @@ def _near(path: str, directory: Path) -> Path | None:
 
 
 def _trained(place: Path) -> tuple[Path, Run | None]:
-    """The directory and configuration of the run that wrote these weights; None if no run did."""
+    """The directory and configuration of the run that wrote these weights, or the file itself; None if no run did."""
     folder, file = (place, place / "best" / "model.safetensors") if place.is_dir() else (place.parent, place)
     if file == place and folder.name == "best":
         folder = folder.parent
     if file == place and folder.parent.name == "checkpoints":
         folder = folder.parent.parent
-    if (folder / "config.yaml").is_file() and (place.is_dir() or folder != place.parent):
+    folder = place if folder == place.parent else folder
+    if (folder / "config.yaml").is_file():
         return folder, read_run_directory(folder)
     try:
         with safe_open(file, framework="pt") as opened:

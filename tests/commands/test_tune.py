@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cls import recipes
 from cls.commands.main import parse_command
@@ -280,7 +280,8 @@ def searches(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Searches:
     ended = runs.run(out, words)
     assert ended.codes == [0], ended.output
     weights = out.with_name("pretrained.safetensors")  # as from elsewhere: a run's own have seen what is held out here
-    return Searches(runs, (out / "best" / "model.safetensors").rename(weights))
+    save_file(load_file(out / "best" / "model.safetensors"), weights)
+    return Searches(runs, weights)
 
 
 def killed(searches: Searches, out: Path, **env: str) -> None:

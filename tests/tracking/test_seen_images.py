@@ -179,7 +179,8 @@ def test_weights_that_a_run_has_written_lead_to_its_images(tmp_path: Path) -> No
     shutil.copy(kept, tmp_path / "model.safetensors")
     for weights in (tmp_path / "soup", kept, saved, tmp_path / "model.safetensors"):
         check(start(root, weights))
-        with pytest.raises(ValueError, match=r"was trained on \d of the 4 images"):
+        of = {kept: tmp_path / "soup", saved: tmp_path / "run"}.get(weights, weights)
+        with pytest.raises(ValueError, match=rf"weights: {of} was trained on \d of the 4 images"):
             check(start(root, weights, seed=1))
 
 
