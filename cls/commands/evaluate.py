@@ -88,8 +88,12 @@ def _trained_on(models: Ensemble, rows: Sequence[Rows]) -> int | None:
     seen, known = np.zeros(len(rows[0]), dtype=bool), True
     for member, own in zip(models.members, rows, strict=True):
         found = seen_by(member.run, member.folder, own)
-        known = known and found is not None
-        if found is None or not found.any():
+        if found is None:
+            known = False
+            print(f"whether {member.name} has seen some of these in training is not known: its own images are not here",
+                  file=sys.stderr)  # fmt: skip
+            continue
+        if not found.any():
             continue
         seen |= found
         text = f"{member.name} was trained on {found.sum():,} of these {len(own):,} images: figures of seen images are"

@@ -22,7 +22,7 @@ from cls.commands.fields import option_of, renamed
 from cls.config import Run, change, to_yaml
 from cls.runtime.exit import CODES, ExitHandler
 from cls.runtime.paths import expand_home, expanded
-from cls.tracking.run_files import read_run_directory
+from cls.tracking.run_files import has_checkpoint, read_run_directory
 from cls.validate import check
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ def _method(run: Run, weights: str) -> Run:
 
 def _begun(out: Path, weights: str) -> Run | None:
     """The run in ``out`` if it started from these weights and has a checkpoint: it resumes without them."""
-    if not (out / "config.yaml").is_file() or not any((out / "checkpoints").glob("step-*")):
+    if not (out / "config.yaml").is_file() or not has_checkpoint(out):
         return None
     run = read_run_directory(out)
     return change(run, data={"copy": ""}) if run.model.weights == weights else None

@@ -20,7 +20,7 @@ from cls.runtime.files import ASIDE, drop_asides, new_directory, write_whole
 from cls.runtime.lock import Heartbeat, claim, mine, owner_of
 from cls.runtime.paths import command_line, writing
 from cls.tracking.events import read_events
-from cls.tracking.run_files import read_run, stored_classes
+from cls.tracking.run_files import has_checkpoint, read_run, stored_classes
 from cls.tracking.run_status import read_exit
 from cls.tracking.tracker import check_tracking
 
@@ -97,7 +97,7 @@ def open_run_dir(run: Run, world: World) -> RunDir:
     run with another configuration.
     """
     check_tracking(run.track)
-    resumes = bool(run.out) and _has_checkpoint(Path(run.out))
+    resumes = bool(run.out) and has_checkpoint(Path(run.out))
     check_model(dataclasses.replace(run.model, weights="none") if resumes else run.model, run.data)
     name = f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     with writing("out", run.out or f"runs/{name}"):
@@ -161,16 +161,12 @@ def _agree(path: Path, run: Run, world: World) -> RunDir:
         write_whole(path / "config.yaml", to_yaml(run).encode())
     world.stop.watch(path)
     starts = [event["attempt"] for event in read_events(path) if event["event"] == "start"]
-    return RunDir(path, run, finished, max(starts, default=-1) + 1, unnamed, _has_checkpoint(path))
-
-
-def _has_checkpoint(path: Path) -> bool:
-    return any((path / "checkpoints").glob("step-*"))
+    return RunDir(path, run, finished, max(starts, default=-1) + 1, unnamed, has_checkpoint(path))
 
 
 def _failed_at_start(path: Path) -> bool:
     """Whether the last attempt failed before its first step: the corrected command may then change any field."""
-    if _has_checkpoint(path):
+    if has_checkpoint(path):
         return False
     record, outcome = path / "metrics.jsonl", read_exit(path).outcome
     if outcome == "out_of_memory":  # its message suggests another micro-batch

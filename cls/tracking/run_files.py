@@ -73,6 +73,11 @@ def names_model(path: str) -> bool:
     return path.endswith(".safetensors") or any((Path(path) / name).is_file() for name in known)
 
 
+def has_checkpoint(out: Path) -> bool:
+    """Whether a run resumes from a checkpoint: it starts over only if there is none."""
+    return any((out / "checkpoints").glob("step-*"))
+
+
 def leading(paths: Sequence[str]) -> int:
     """How many of the first paths mean trained models; the first one counts in any case."""
     return min(len(paths), 1 + sum(1 for _ in takewhile(names_model, paths[1:])))

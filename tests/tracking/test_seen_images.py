@@ -187,22 +187,22 @@ def test_weights_that_a_run_has_written_lead_to_its_images(tmp_path: Path) -> No
 def test_a_relative_path_of_an_earlier_run_is_found_from_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    root, others = photos(tmp_path / "work" / "photos"), photos(tmp_path / "work" / "others", shift=50)
-    monkeypatch.chdir(tmp_path / "work")
-    begun(tmp_path / "work/runs/first", start("photos", seed=1))
-    begun(tmp_path / "work/runs/second", start("others", "runs/first"))
+    root, others = photos(tmp_path / "project" / "photos"), photos(tmp_path / "project" / "others", shift=50)
+    monkeypatch.chdir(tmp_path / "project")
+    begun(tmp_path / "project/runs/first", start("photos", seed=1))
+    begun(tmp_path / "project/runs/second", start("others", "runs/first"))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"/work/runs/first was trained on"):
-        check(start(root, tmp_path / "work/runs/second"))
-    second = read_run_directory(tmp_path / "work/runs/second")
+    with pytest.raises(ValueError, match=r"/project/runs/first was trained on"):
+        check(start(root, tmp_path / "project/runs/second"))
+    second = read_run_directory(tmp_path / "project/runs/second")
     rows = load_given([str(root)], second.data)
-    seen = seen_by(second, tmp_path / "work/runs/second", rows)
+    seen = seen_by(second, tmp_path / "project/runs/second", rows)
     assert seen is not None and seen.sum() == 36  # of the 40, those that trained the first
     assert not np.array_equal(seen, seen_by(change(second, model={"weights": "none"}), others, rows))
-    shutil.rmtree(tmp_path / "work/runs/first")
-    assert seen_by(second, tmp_path / "work/runs/second", rows) is None
+    shutil.rmtree(tmp_path / "project/runs/first")
+    assert seen_by(second, tmp_path / "project/runs/second", rows) is None
     with caplog.at_level(logging.WARNING, "cls"):
-        check(start(root, tmp_path / "work/runs/second"))
+        check(start(root, tmp_path / "project/runs/second"))
     assert "runs/first may have been trained on images that validate here: it does not exist any more" in caplog.text
 
 

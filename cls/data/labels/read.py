@@ -179,7 +179,7 @@ def _row_splits(table: Table, ids: int, labels: str, file: LabelFile, data: conf
         notes.append(f"{file.name}: all rows are {file.split}, as in data.labels: column {names} is not used")
     for column in unused_columns(table, used):
         name = table.names[column]
-        if column != ids and labels != f"column {name}" and not labels.startswith("the "):  # one of the classes
+        if column != ids and labels != f"column {name}" and not labels.endswith("one 1 in each row"):
             cells = listed(sorted(set(table.columns[column]), key=natural)[:3])
             notes.append(f"{file.name}: column {name} ({cells}, ...) holds no splits and is not used; to set them: "
                          "--data.labels train=FILE val=FILE")  # fmt: skip
